@@ -1,0 +1,112 @@
+"""The nouns every engine speaks. Imports nothing of this project.
+
+An engine sees token ids only. Each token it samples leaves it in a `Delta`; a `Delta` carries the
+new ids alone, and never a stop id: `finish="stop"` stands for the stop id that ended the answer.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Finish = Literal["stop", "length"]
+Scenario = Literal["offline", "server", "interactive"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen. Temperature 0 is greedy: the lowest id wins a tie."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt to answer."""
+
+    id: int  # LoadGen's query id, or the row of the data set; unique within a run
+    prompt_ids: tuple[int, ...]  # template applied, BOS included
+    max_new_tokens: int  # tokens
+    stop_ids: frozenset[int]  # any of these ends the answer
+    sampling: Sampling = Sampling()
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What an engine has sampled for one request since the last delta."""
+
+    token_ids: tuple[int, ...]  # new ids only, stop id excluded; may be empty with `finish`
+    finish: Finish | None  # set on the last delta of a request, and only there
+    at_ns: int  # time.monotonic_ns() when the engine had them
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A whole answer. `token_ids` may be empty: the model may stop at once."""
+
+    request_id: int
+    token_ids: tuple[int, ...]  # stop id excluded
+    finish: Finish
+    first_ns: int  # time.monotonic_ns() of the first delta
+    last_ns: int  # time.monotonic_ns() of the last delta
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """What an engine needs to start, in words all engines share."""
+
+    model: str  # local directory
+    device: str = "auto"  # auto, cpu or cuda
+    dtype: str = "bfloat16"  # of activations: bfloat16 or float32
+    max_model_len: int | None = None  # tokens of prompt and answer; None: what the model allows
+    max_running: int = 64  # sequences decoded at once
+    tensor_parallel: int = 1  # processes
+    data_parallel: int = 1  # replicas
+    expert_parallel: int = 1  # processes
+    seed: int = 0
+    coalesce: bool = False  # True where nobody reads single-token times: deltas may be long
+    options: Mapping[str, str] = field(default_factory=dict)  # the engine's own, by its own names
+
+
+class Backend(ABC):
+    """One engine. `start`, `stream` and `close` run on one event loop.
+
+    Errors: whatever stops an engine is raised from `start` or from every open `stream`.
+    """
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.config = config
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process takes requests; under torchrun only rank 0 does."""
+        return True
+
+    def follow(self) -> None:
+        """Serve the leader's requests until it closes. Only where `leads` is False."""
+        raise NotImplementedError(f"{type(self).__name__} runs in one process")
+
+    @abstractmethod
+    async def start(self) -> None:
+        """Load the model; return once requests can be answered."""
+
+    @abstractmethod
+    def stream(self, request: Request) -> AsyncIterator[Delta]:
+        """Answer one request. Closing the iterator early aborts it and frees its place."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """End every process and free every resource of the engine. Safe to call twice."""
+
+
+@dataclass(frozen=True)
+class BackendSpec:
+    """A row of the registry."""
+
+    name: str
+    target: str  # "module:Class", imported only when the backend is used
+    scenarios: tuple[Scenario, ...]
+    torchrun: bool  # started by the _mpi scripts, one process a rank
+    devices: tuple[str, ...]
+    hidden: bool = False  # a test aid, not offered in --help

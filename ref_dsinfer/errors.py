@@ -1,0 +1,136 @@
+"""Every way a user's input can end a run: one class, one exit code.
+
+The module lies in the bottom package so that every other one may raise these. `run` is the only
+place where an exception becomes an exit code; an exception that is not a `UserError` is a fault of
+ours and keeps its traceback.
+"""
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import ClassVar
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+
+class UserError(Exception):
+    """Something the user can mend. The message names the file or value and the fix, in one line."""
+
+    exit_code: ClassVar[int]
+
+
+class UsageError(UserError):
+    """An option has a value that can't be used (argparse ends with the same code)."""
+
+    exit_code = 2
+
+
+class InputFileError(UserError):
+    """An input file is missing, of another type than it should be, or not a data frame."""
+
+    exit_code = 3
+
+
+class ColumnsError(UserError):
+    """A data frame lacks columns, or a column holds values of the wrong kind."""
+
+    exit_code = 4
+
+
+class EmptyDataError(UserError):
+    """A data set or result file has no rows."""
+
+    exit_code = 5
+
+
+class ModelError(UserError):
+    """A model directory has no configuration, or one of another architecture."""
+
+    exit_code = 6
+
+
+class CheckpointError(UserError):
+    """A weight file is missing, incomplete, or made for another world size."""
+
+    exit_code = 7
+
+
+class LengthError(UserError):
+    """A prompt does not fit the model's length."""
+
+    exit_code = 8
+
+
+class ParallelError(UserError):
+    """The model can't be split over this number of processes."""
+
+    exit_code = 9
+
+
+class LaunchError(UserError):
+    """A script was started in a way it can't work, e.g. without torchrun."""
+
+    exit_code = 10
+
+
+class OutputError(UserError):
+    """Results can't be written where they were asked for."""
+
+    exit_code = 11
+
+
+class EngineError(UserError):
+    """An engine failed to start, or a request failed in it."""
+
+    exit_code = 12
+
+
+class GradingError(UserError):
+    """Answers can't be graded: problems or a sandbox are missing, or rows don't match."""
+
+    exit_code = 13
+
+
+class LoadGenError(UserError):
+    """LoadGen could not be configured, or ended the run as invalid."""
+
+    exit_code = 14
+
+
+FOLLOWER_GRACE_S = 10  # torchrun ends the other ranks well within this once rank 0 has failed
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run an entry script's `main` and end the process with the exit code of what it raised.
+
+    Ranks other than 0 hold a user's error back for a moment: where rank 0 met the same one, it is
+    said once, and torchrun ends the others; where it did not, the message still comes out.
+    """
+    rank = int(os.environ.get("RANK", "0"))
+    logging.basicConfig(
+        level=logging.INFO if rank == 0 else logging.WARNING,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        datefmt="%H:%M:%S",
+    )
+    try:
+        main()
+        code = 0
+    except UserError as error:
+        if rank != 0:
+            time.sleep(FOLLOWER_GRACE_S)
+        print(f"error: {error}", file=sys.stderr)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted: finished samples are on disk", file=sys.stderr)
+        code = INTERRUPTED
+    except Exception:
+        logging.exception("internal error, please report it with this traceback")
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code:
+        # A failed run may leave LoadGen or a collective waiting in native code for ever; only
+        # os._exit is sure to end those threads.
+        os._exit(code)
