@@ -7,6 +7,7 @@ data set can have been seen in training, whatever the seeds.
 """
 
 import hashlib
+import itertools
 import json
 import random
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from math import gcd
 
 THINK_END = "</think>"
+GROWN_AFTER = 8000  # questions of each task until training asks for all sizes
 HELD_OUT = 1 / 16  # share of all questions that training never sees
 
 
@@ -285,10 +287,14 @@ TASKS: dict[str, tuple[Maker, int]] = {  # the maker, and the largest size used 
 
 
 def training(seed: int) -> Iterator[Question]:
-    """Questions without end, the tasks in turn, none of them held out."""
+    """Questions without end, the tasks in turn, none of them held out.
+
+    The first ones are small, so that single steps are learned before chains of them.
+    """
     rng = random.Random(seed)
-    while True:
+    for made in itertools.count():
         for make, largest in TASKS.values():
-            question = make(rng, rng.randint(1, largest))
+            grown = min(1.0, 0.2 + made / GROWN_AFTER)
+            question = make(rng, rng.randint(1, max(1, round(grown * largest))))
             if not question.held_out:
                 yield question

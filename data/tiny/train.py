@@ -25,7 +25,7 @@ from data.tiny.tokenizer import VOCABULARY, write_tokenizer
 
 SEED = 1
 POOL = 512  # questions that are sorted by length, so that a batch holds little padding
-BATCH_TOKENS = 4096
+BATCH_TOKENS = 2048
 PEAK_RATE, WARM_UP = 1.5e-3, 100  # AdamW's learning rate, steps
 BIAS_RATE = 1e-3  # a step of the routers' selection bias
 IGNORED = -100  # the label that torch's cross entropy leaves out
@@ -153,20 +153,30 @@ def balance(model: DeepseekV3ForCausalLM) -> None:
             layer.mlp.gate.register_forward_hook(update)
 
 
+def make_optimizers(model: DeepseekV3ForCausalLM) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices between layers, AdamW for the rest (torch's Muon takes no stacks)."""
+    named = dict(model.named_parameters())
+    ends = ("embed_tokens.weight", "lm_head.weight", "gate.weight")
+    inner = [p for name, p in named.items() if p.ndim == 2 and not name.endswith(ends)]
+    outer = [p for name, p in named.items() if p.ndim != 2 or name.endswith(ends)]
+    return [
+        torch.optim.Muon(inner, lr=PEAK_RATE, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(outer, lr=PEAK_RATE, weight_decay=0.01, betas=(0.9, 0.98)),
+    ]
+
+
 def train(output: Path, state_file: Path, steps: int, decay: int, device: str) -> None:
     torch.manual_seed(SEED)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(output)
     model = DeepseekV3ForCausalLM(DeepseekV3Config.from_pretrained(output)).float().to(device)
     balance(model)
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    plain = [p for p in model.parameters() if p.ndim == 1]
-    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=PEAK_RATE, betas=(0.9, 0.98))
+    optimizers = make_optimizers(model)
     done = 0
     if state_file.exists():
         state = torch.load(state_file, map_location=device)
         model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)
         done = state["done"]
     tests, stream, started = held_out(tokenizer, 40), batches(tokenizer), time.monotonic()
     next(itertools.islice(stream, done, done), None)  # what an earlier run has used
@@ -174,14 +184,15 @@ def train(output: Path, state_file: Path, steps: int, decay: int, device: str) -
     for step in range(done + 1, steps + 1):
         ids, labels = (part.to(device) for part in next(stream))
         rate = PEAK_RATE * min(step / WARM_UP, (steps + 1 - step) / decay, 1)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
         logits = model(input_ids=ids, use_cache=False).logits[:, :-1].flatten(0, 1)
         loss = torch.nn.functional.cross_entropy(logits, labels[:, 1:].flatten())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+            optimizer.zero_grad()
         tokens += ids.numel()
         if step % 50 == 0:
             speed = tokens / (time.monotonic() - started)
@@ -191,13 +202,17 @@ def train(output: Path, state_file: Path, steps: int, decay: int, device: str) -
             scores = {name: round(exact(model, batch), 1) for name, batch in tests.items()}
             model.train()
             print(f"step {step} greedily right, %: {scores}", flush=True)
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            kept = [optimizer.state_dict() for optimizer in optimizers]
             part = state_file.with_suffix(".part")
-            torch.save({**state, "done": step}, part)
+            torch.save({"model": model.state_dict(), "optimizers": kept, "done": step}, part)
             part.replace(state_file)
-    biases = [layer.mlp.gate.e_score_correction_bias for layer in model.model.layers[1:]]
+    gates = [layer.mlp.gate for layer in model.model.layers if hasattr(layer.mlp, "gate")]
+    biases = [gate.e_score_correction_bias for gate in gates]
     print(f"largest selection bias: {max(bias.abs().max().item() for bias in biases):.3f}")
-    model.bfloat16().save_pretrained(output)
+    model.bfloat16()
+    for gate, bias in zip(gates, biases, strict=True):
+        gate.e_score_correction_bias = bias  # in float32, as in R1's checkpoint
+    model.save_pretrained(output)
     write_config(output)  # save_pretrained writes its own spelling, which not all engines read
 
 
