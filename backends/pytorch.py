@@ -164,7 +164,7 @@ class PyTorchBackend(Backend):
         """The engine thread of rank 0."""
         try:
             engine = self._load()
-            loop.call_soon_threadsafe(ready.set_result, engine)
+            loop.call_soon_threadsafe(self._started, ready, engine)
             _serve(
                 engine,
                 commands=lambda: engine.ranks.share(self._arrived(wait=not engine.busy) or None),
@@ -180,6 +180,9 @@ class PyTorchBackend(Backend):
         commands = [self._inbox.get()] if wait else []
         while not self._inbox.empty():
             commands.append(self._inbox.get())
+        for command in commands:
+            if isinstance(command, Abort):
+                self._held.pop(command.id, None)
         return commands
 
     def _deliver(self, loop: asyncio.AbstractEventLoop, outputs: list[Output]) -> None:
@@ -188,7 +191,7 @@ class PyTorchBackend(Backend):
         if self.config.coalesce:
             outputs = [whole for output in outputs if (whole := self._coalesced(output))]
         if outputs:
-            deltas = [(output.id, Delta(output.token_ids, output.finish, now)) for output in outputs]
+            deltas = [(out.id, Delta(out.token_ids, out.finish, now)) for out in outputs]
             loop.call_soon_threadsafe(self._hand_out, deltas)
 
     def _coalesced(self, output: Output) -> Output | None:
@@ -203,6 +206,10 @@ class PyTorchBackend(Backend):
         for request_id, delta in deltas:
             if request_id in self._open:  # else its stream was closed during the step
                 self._open[request_id].put_nowait(delta)
+
+    def _started(self, ready: "asyncio.Future[Engine]", engine: Engine) -> None:
+        if not ready.done():  # it is where `start` was cancelled
+            ready.set_result(engine)
 
     def _failed(self, ready: "asyncio.Future[Engine]", error: BaseException) -> None:
         if ready.done():

@@ -86,16 +86,19 @@ class Attention(nn.Module):
         q = torch.cat([q_THK, q_THR], dim=-1)
         # Fused kernels want values as wide as keys; the zeros are cut off again.
         v = F.pad(v, (0, max(q.shape[-1] - config.v_dim, 0)))
-        parts = [part.split(lengths) for part in (q, k, v)]
         answers = [
-            F.scaled_dot_product_attention(
-                *(part.transpose(0, 1)[None] for part in sequence),
-                is_causal=True,
-                scale=config.softmax_scale,
-            )[0].transpose(0, 1)
-            for sequence in zip(*parts, strict=True)
+            self._causal(*sequence)
+            for sequence in zip(*(part.split(lengths) for part in (q, k, v)), strict=True)
         ]
         return torch.cat(answers)[..., : config.v_dim]
+
+    def _causal(self, q_TH: Tensor, k_TH: Tensor, v_TH: Tensor) -> Tensor:
+        """Causal attention within one prompt."""
+        q, k, v = (part.transpose(0, 1)[None] for part in (q_TH, k_TH, v_TH))
+        answer = F.scaled_dot_product_attention(
+            q, k, v, is_causal=True, scale=self.config.softmax_scale
+        )
+        return answer[0].transpose(0, 1)
 
     def absorbed(self, q_NHK: Tensor, q_NHR: Tensor, context: Tensor, mask_NL: Tensor) -> Tensor:
         """Attention of one token a sequence over latents [N, L, C + R]; returns [N, H, W].

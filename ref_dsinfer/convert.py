@@ -1,6 +1,6 @@
 """Split a Hugging Face checkpoint into one file a rank, one rank and one tensor at a time.
 
-    python -m ref_dsinfer.convert --model-path HF --output-path OUT --model-parallel N
+python -m ref_dsinfer.convert --model-path HF --output-path OUT --model-parallel N
 """
 
 import argparse

@@ -45,6 +45,8 @@ class Layer(nn.Module):
 class Model(nn.Module):
     """Token ids in, logits out. Every rank returns the same."""
 
+    rotations: Tensor  # of every position, complex64 [position, rope_dim / 2]
+
     def __init__(self, config: ModelConfig, dtype: torch.dtype, ranks: Ranks) -> None:
         super().__init__()
         self.config, self.ranks = config, ranks
@@ -83,7 +85,7 @@ class Model(nn.Module):
         ):
             place = places.pop(name, None)
             if place is None:
-                raise CheckpointError(f"{model_dir} holds {name}, which {model_dir}/config.json has no place for")
+                raise CheckpointError(f"{model_dir} holds {name}, for which the model has no place")
             if place.shape != tensor.shape:
                 raise CheckpointError(
                     f"{name} is {list(tensor.shape)}, the configuration says {list(place.shape)}"
@@ -98,14 +100,14 @@ class Model(nn.Module):
                 f"{model_dir} lacks {len(places)} tensors, the first of them {min(places)}"
             )
         model.rotations = rope.table(config, length).to(ranks.device)
-        for layer in model.layers:
-            layer.self_attn.prepare()
+        for module in model.modules():
+            if isinstance(module, Attention):
+                module.prepare()
         return model
 
     def _places(self) -> dict[str, Tensor]:
         """Where each tensor of a checkpoint goes, by Hugging Face's name."""
         places: dict[str, Tensor] = {}
-        first = 0
         for name, parameter in self.named_parameters():
             full = name if name.startswith("lm_head") else f"model.{name}"
             if ".experts." in name:

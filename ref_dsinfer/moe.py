@@ -26,17 +26,12 @@ class Gate(nn.Module):
 
     def forward(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
         """Returns (weights [T, A] fp32, experts [T, A] int64), in no particular order."""
-        return route(
-            F.linear(x_TD.float(), self.weight), self.e_score_correction_bias, self.config
-        )
+        return route(F.linear(x_TD.float(), self.weight), self.e_score_correction_bias, self.config)
 
 
 def route(logits_TE: Tensor, bias_E: Tensor | None, config: ModelConfig) -> tuple[Tensor, Tensor]:
     """The bias takes part in the choice only; weights come from the plain scores."""
-    if config.scoring == "sigmoid":
-        scores_TE = logits_TE.sigmoid()
-    else:
-        scores_TE = logits_TE.softmax(dim=-1)
+    scores_TE = logits_TE.sigmoid() if config.scoring == "sigmoid" else logits_TE.softmax(dim=-1)
     choice_TE = scores_TE if bias_E is None else scores_TE + bias_E
     if config.groups > 1:
         choice_TGE = choice_TE.unflatten(-1, (config.groups, -1))

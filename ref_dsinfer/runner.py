@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ref_dsinfer.batch import Batch, Decode, Prefill
+from ref_dsinfer.batch import Decode, Prefill
 from ref_dsinfer.cache import SlotCache
 from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.model import Model
