@@ -1,0 +1,258 @@
+"""`ref_dsinfer` behind the backend interface.
+
+The engine is synchronous and runs in a thread of its own; the event loop hands it requests through
+an inbox and gets deltas back once a step. Under torchrun rank 0 leads: before each step it tells
+the followers what came in (requests, aborts, the end), and all ranks take the same step.
+"""
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from backends.types import Backend, Delta, EngineConfig, Request
+from ref_dsinfer.engine import Engine
+from ref_dsinfer.errors import EngineError, LaunchError, UsageError, UserError
+from ref_dsinfer.parallel import Place
+from ref_dsinfer.sequence import Output
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Abort:
+    """Nobody waits for this request any more."""
+
+    id: int
+
+
+@dataclass(frozen=True)
+class Stop:
+    """The run is over; open requests are dropped."""
+
+
+Command = Request | Abort | Stop
+
+
+@dataclass(frozen=True)
+class Options:
+    """What this engine takes from `--engine-arg`."""
+
+    threads: int | None = None  # of this process, on CPU; None: its share of the cores
+    gemm: str = "bf16"  # arithmetic of products: fp8 weights are dequantised (W8A16)
+
+    @classmethod
+    def parse(cls, config: EngineConfig) -> "Options":
+        """Read the options by name. Errors: UsageError, with the nearest name known."""
+        options = cls()
+        for name, value in config.options.items():
+            if name == "threads":
+                if not value.isdecimal() or int(value) < 1:
+                    raise UsageError(f"engine option threads={value}: it must be 1 or more")
+                options = cls(threads=int(value), gemm=options.gemm)
+            elif name == "gemm":
+                if value != "bf16":
+                    raise UsageError(f"engine option gemm={value}: bf16 is known")
+            else:
+                known = list(cls.__dataclass_fields__)
+                near = get_close_matches(name, known, 1)
+                hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+                raise UsageError(f"the pytorch engine has no option {name!r}; {hint}")
+        return options
+
+
+class PyTorchBackend(Backend):
+    """The project's own engine, over as many processes as torchrun started.
+
+    Errors: UsageError for options; LaunchError if the world size is not `tensor_parallel`; those of
+    `Engine` from `start`.
+    """
+
+    def __init__(self, config: EngineConfig) -> None:
+        super().__init__(config)
+        self._options = Options.parse(config)
+        self._place = Place.from_environment()
+        if config.data_parallel != 1 or config.expert_parallel != 1:
+            raise UsageError("the pytorch engine splits by tensor_parallel only")
+        if config.tensor_parallel != self._place.world:
+            raise LaunchError(
+                f"tensor_parallel {config.tensor_parallel} needs as many processes, not "
+                f"{self._place.world}: start with torchrun "
+                f"--nproc_per_node={config.tensor_parallel}"
+            )
+        self._inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
+        self._open: dict[int, asyncio.Queue[Delta | BaseException]] = {}
+        self._held: dict[int, list[int]] = {}  # coalesced tokens, by request
+        self._engine: Engine | None = None
+        self._thread: threading.Thread | None = None
+        self._failure: BaseException | None = None
+
+    @property
+    def leads(self) -> bool:
+        return self._place.rank == 0
+
+    def follow(self) -> None:
+        """Load, and take the steps rank 0 takes until it stops. Errors: those of `Engine`."""
+        engine = self._load()
+        _serve(engine, commands=engine.ranks.share, deliver=lambda outputs: None)
+        engine.close()
+
+    async def start(self) -> None:
+        """Load the model on this rank while the others do. Errors: those of `Engine`."""
+        loop = asyncio.get_running_loop()
+        ready: asyncio.Future[Engine] = loop.create_future()
+        self._thread = threading.Thread(target=self._lead, args=(loop, ready), name="engine")
+        self._thread.daemon = True  # a collective that never returns must not keep a failed run
+        self._thread.start()
+        self._engine = await ready
+
+    async def stream(self, request: Request) -> AsyncIterator[Delta]:
+        """Errors: LengthError, ModelError, UsageError for this request alone; EngineError before
+        `start`; else whatever stopped the engine."""
+        if self._engine is None:
+            raise EngineError("the pytorch engine has not been started")
+        if self._failure:
+            raise _reported(self._failure)
+        sampling = request.sampling
+        self._engine.check(
+            request.prompt_ids, request.max_new_tokens, sampling.temperature, sampling.top_p
+        )
+        if request.id in self._open:
+            raise ValueError(f"request {request.id} is open already")
+        deltas = self._open[request.id] = asyncio.Queue()
+        self._inbox.put(request)
+        finished = False
+        try:
+            while not finished:
+                delta = await deltas.get()
+                if isinstance(delta, BaseException):
+                    finished = True
+                    raise _reported(delta)
+                finished = delta.finish is not None
+                yield delta
+        finally:
+            del self._open[request.id]
+            if not finished:
+                self._inbox.put(Abort(request.id))
+
+    async def close(self) -> None:
+        """End the engine on every rank; streams still open raise EngineError."""
+        if self._thread is None:
+            return
+        self._inbox.put(Stop())
+        thread, self._thread = self._thread, None
+        await asyncio.to_thread(thread.join)
+        self._fail(self._failure or EngineError("the pytorch engine was closed"))
+
+    def _load(self) -> Engine:
+        config = self.config
+        return Engine(
+            config.model,
+            device=config.device,
+            dtype=config.dtype,
+            max_model_len=config.max_model_len,
+            max_running=config.max_running,
+            seed=config.seed,
+            threads=self._options.threads,
+        )
+
+    def _lead(self, loop: asyncio.AbstractEventLoop, ready: "asyncio.Future[Engine]") -> None:
+        """The engine thread of rank 0."""
+        try:
+            engine = self._load()
+            loop.call_soon_threadsafe(self._started, ready, engine)
+            _serve(
+                engine,
+                commands=lambda: engine.ranks.share(self._arrived(wait=not engine.busy) or None),
+                deliver=lambda outputs: self._deliver(loop, outputs),
+            )
+            engine.close()
+        except BaseException as error:
+            log.debug("the engine thread ends", exc_info=True)
+            loop.call_soon_threadsafe(self._failed, ready, error)
+
+    def _arrived(self, wait: bool) -> list[Command]:
+        """What is in the inbox; `wait` for something to be there."""
+        commands = [self._inbox.get()] if wait else []
+        while not self._inbox.empty():
+            commands.append(self._inbox.get())
+        for command in commands:
+            if isinstance(command, Abort):
+                self._held.pop(command.id, None)
+        return commands
+
+    def _deliver(self, loop: asyncio.AbstractEventLoop, outputs: list[Output]) -> None:
+        """Wake the event loop once for all deltas of a step."""
+        now = time.monotonic_ns()
+        if self.config.coalesce:
+            outputs = [whole for output in outputs if (whole := self._coalesced(output))]
+        if outputs:
+            deltas = [(out.id, Delta(out.token_ids, out.finish, now)) for out in outputs]
+            loop.call_soon_threadsafe(self._hand_out, deltas)
+
+    def _coalesced(self, output: Output) -> Output | None:
+        """The whole answer once it is complete."""
+        held = self._held.setdefault(output.id, [])
+        held += output.token_ids
+        if output.finish is None:
+            return None
+        return Output(output.id, tuple(self._held.pop(output.id)), output.finish)
+
+    def _hand_out(self, deltas: list[tuple[int, Delta]]) -> None:
+        for request_id, delta in deltas:
+            if request_id in self._open:  # else its stream was closed during the step
+                self._open[request_id].put_nowait(delta)
+
+    def _started(self, ready: "asyncio.Future[Engine]", engine: Engine) -> None:
+        if not ready.done():  # it is where `start` was cancelled
+            ready.set_result(engine)
+
+    def _failed(self, ready: "asyncio.Future[Engine]", error: BaseException) -> None:
+        if ready.done():
+            self._fail(error)
+        else:
+            ready.set_exception(_reported(error))
+
+    def _fail(self, error: BaseException) -> None:
+        self._failure = error
+        for deltas in self._open.values():
+            deltas.put_nowait(error)
+
+
+def _serve(
+    engine: Engine,
+    commands: Callable[[], list[Command] | None],
+    deliver: Callable[[list[Output]], None],
+) -> None:
+    """Take commands and steps, the same on every rank, until a Stop."""
+    while True:
+        for command in commands() or []:
+            if isinstance(command, Stop):
+                return
+            if isinstance(command, Abort):
+                engine.abort(command.id)
+            else:
+                sampling = command.sampling
+                engine.add(
+                    command.id,
+                    command.prompt_ids,
+                    command.max_new_tokens,
+                    command.stop_ids,
+                    sampling.temperature,
+                    sampling.top_p,
+                )
+        if engine.busy:
+            deliver(engine.step())
+
+
+def _reported(error: BaseException) -> BaseException:
+    """An error to raise in another thread: a user's as it is, a fault of ours with its origin."""
+    if isinstance(error, UserError):
+        return error
+    wrapped = RuntimeError("the engine stopped")
+    wrapped.__cause__ = error
+    return wrapped

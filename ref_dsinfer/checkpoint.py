@@ -1,0 +1,253 @@
+"""Weights on disk: which tensors a rank needs, how it reads them, and how such files are written.
+
+A model directory holds either a Hugging Face checkpoint or `model{rank}-mp{world}.safetensors`
+made from one by `ref_dsinfer.convert`. Both keep Hugging Face's names, and `rank_pieces` is the one
+place that says what a rank's part is, so that a converted model and one sliced while loading are
+the same, bit for bit. Routed experts go whole to ranks in contiguous ranges.
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, uint8
+
+from ref_dsinfer.config import ModelConfig
+from ref_dsinfer.errors import CheckpointError, OutputError
+
+INDEX = "model.safetensors.index.json"
+RANK_FILE = re.compile(r"model\d+-mp(\d+)\.safetensors")
+LAYER = re.compile(r"model\.layers\.(\d+)\.")
+EXPERT = re.compile(r"\.mlp\.experts\.(\d+)\.")
+ITEM_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "F8_E4M3": 1}
+
+# The dimension along which ranks share a weight; modules not named here are on every rank whole.
+SHARED_DIM = {
+    "embed_tokens": 0,
+    "lm_head": 0,
+    "q_proj": 0,
+    "q_b_proj": 0,
+    "kv_b_proj": 0,
+    "gate_proj": 0,
+    "up_proj": 0,
+    "o_proj": 1,
+    "down_proj": 1,
+}
+LINEAR = SHARED_DIM.keys() - {"embed_tokens", "lm_head"} | {"q_a_proj", "kv_a_proj_with_mqa"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor of a safetensors file, in the file's own words."""
+
+    name: str
+    dtype: str  # safetensors' name: F32, BF16, F8_E4M3, …
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Piece(Entry):
+    """A tensor, or the part of it that one rank holds; `shape` is the part's."""
+
+    file: Path
+    dim: int | None = None  # along which it is cut; None: whole
+    start: int = 0  # first index along `dim`
+
+
+def rank_file(rank: int, world: int) -> str:
+    """Name of the file that holds one rank's weights."""
+    return f"model{rank}-mp{world}.safetensors"
+
+
+def is_linear(name: str) -> bool:
+    """Whether a tensor is the weight of a linear layer, which fp8 checkpoints quantise."""
+    *_, module, kind = name.rsplit(".", 2)
+    return kind == "weight" and module in LINEAR
+
+
+def hugging_face_files(model_dir: Path) -> list[Path]:
+    """The files of a Hugging Face checkpoint; empty if there is none.
+
+    Errors: CheckpointError if a file that the index names is missing.
+    """
+    index = model_dir / INDEX
+    if not index.is_file():
+        return [path] if (path := model_dir / "model.safetensors").is_file() else []
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index} can't be read as a safetensors index: {error!r}") from error
+    files = sorted(model_dir / name for name in names)
+    for file in files:
+        if not file.is_file():
+            raise CheckpointError(f"{file} is missing: {index.name} names it")
+    return files
+
+
+def locate(model_dir: Path, world: int) -> list[Path]:
+    """The files a run of `world` ranks reads: one a rank, or all of a Hugging Face checkpoint.
+
+    Looks for the files of all ranks, so that every rank comes to the same answer.
+    Errors: CheckpointError naming the missing file, the world size, and the way to make it.
+    """
+    ranks = [model_dir / rank_file(rank, world) for rank in range(world)]
+    missing = [path for path in ranks if not path.is_file()]
+    if not missing:
+        return ranks
+    convert = (
+        "python -m ref_dsinfer.convert --model-path HF_DIRECTORY "
+        f"--output-path {model_dir} --model-parallel {world}"
+    )
+    if len(missing) < world:
+        raise CheckpointError(f"{missing[0]} is missing for a world size of {world}: run {convert}")
+    if files := hugging_face_files(model_dir):
+        return files
+    made = {int(m[1]) for path in model_dir.iterdir() if (m := RANK_FILE.fullmatch(path.name))}
+    if made:
+        sizes = ", ".join(map(str, sorted(made)))
+        raise CheckpointError(
+            f"{missing[0]} is missing: the weights were made for a world size of {sizes}, "
+            f"this run has {world}; start as many processes, or run {convert}"
+        )
+    raise CheckpointError(f"{model_dir} holds no weights (*.safetensors)")
+
+
+def whole(file: Path) -> list[Piece]:
+    """Every tensor of a file. Errors: CheckpointError if it can't be read."""
+    try:
+        with safe_open(file, "pt") as handle:
+            slices = ((name, handle.get_slice(name)) for name in handle.keys())  # noqa: SIM118
+            return [Piece(n, s.get_dtype(), tuple(s.get_shape()), file) for n, s in slices]
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{file} can't be read as safetensors: {error}") from error
+
+
+def rank_pieces(model_dir: Path, config: ModelConfig, rank: int, world: int) -> list[Piece]:
+    """What one rank of `world` loads, file by file.
+
+    Errors: CheckpointError if weights are missing or can't be split.
+    """
+    files = locate(model_dir, world)
+    if RANK_FILE.fullmatch(files[0].name):
+        return whole(files[rank])
+    parts = (part_of(p, config, rank, world) for file in files for p in whole(file))
+    return [part for part in parts if part is not None]
+
+
+def part_of(piece: Piece, config: ModelConfig, rank: int, world: int) -> Piece | None:
+    """A rank's part of a Hugging Face tensor; None if it has none.
+
+    Scales are cut like their weights. Layers beyond the model's own are MTP's and dropped.
+    """
+    if (layer := LAYER.match(piece.name)) and int(layer[1]) >= config.layers:
+        return None
+    if expert := EXPERT.search(piece.name):
+        return piece if int(expert[1]) // (config.experts // world) == rank else None
+    dim = SHARED_DIM.get(piece.name.rsplit(".", 2)[-2])
+    if dim is None or world == 1:
+        return piece
+    if dim >= len(piece.shape) or piece.shape[dim] % world:
+        raise CheckpointError(f"{piece.name} {list(piece.shape)} can't be split in {world}")
+    size = piece.shape[dim] // world
+    shape = (*piece.shape[:dim], size, *piece.shape[dim + 1 :])
+    return Piece(piece.name, piece.dtype, shape, piece.file, dim, rank * size)
+
+
+def read(pieces: Iterable[Piece]) -> Iterator[tuple[str, Tensor]]:
+    """Read pieces one by one, with one file open (and mapped) at a time.
+
+    A tensor is valid until the next one is asked for. Errors: CheckpointError.
+    """
+    for file, group in groupby(pieces, key=lambda piece: piece.file):
+        try:
+            with safe_open(file, "pt") as handle:
+                for piece in group:
+                    part = handle.get_slice(piece.name)
+                    stop = piece.start + (piece.shape[piece.dim] if piece.dim is not None else 0)
+                    if piece.dim is None:
+                        tensor = handle.get_tensor(piece.name)
+                    elif piece.dim == 0:
+                        tensor = part[piece.start : stop]
+                    else:
+                        tensor = part[:, piece.start : stop]
+                    yield piece.name, tensor
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{file} can't be read: {error}") from error
+
+
+def write(
+    path: Path, entries: Iterable[Entry], tensors: Iterable[tuple[str, Tensor]], world: int = 1
+) -> None:
+    """Write a safetensors file from tensors that come one by one, in any order.
+
+    The library's own writer wants all of them in memory at once. The file appears under its name
+    only when it is complete. Errors: OutputError if it can't be written.
+    """
+    header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    # Wide types first: readers view the bytes in place, which needs them aligned.
+    for entry in sorted(entries, key=lambda entry: -ITEM_BYTES[entry.dtype]):
+        start, end = end, end + ITEM_BYTES[entry.dtype] * _product(entry.shape)
+        header[entry.name] = {
+            "dtype": entry.dtype,
+            "shape": list(entry.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for name, tensor in tensors:
+                start, end = header[name]["data_offsets"]
+                data = tensor.contiguous().flatten().view(uint8).numpy()
+                if data.nbytes != end - start:
+                    raise CheckpointError(f"{name} is {data.nbytes} bytes, not {end - start}")
+                file.seek(8 + len(text) + start)
+                file.write(data.data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        raise OutputError(f"{path} can't be written: {error.strerror}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total
+
+
+def write_json(path: Path, value: dict) -> None:
+    """Write a JSON file as a whole or not at all. Errors: OutputError."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise OutputError(f"{path} can't be written: {error.strerror}") from error
+
+
+def copy_side_files(source: Path, target: Path) -> None:
+    """Copy what belongs to a model beside its weights: configuration, tokenizer, template.
+
+    Errors: OutputError.
+    """
+    patterns = ("*config.json", "tokenizer*", "special_tokens_map.json", "chat_template*")
+    try:
+        for file in {path for pattern in patterns for path in source.glob(pattern)}:
+            if file.is_file() and source.resolve() != target.resolve():
+                shutil.copyfile(file, target / file.name)
+    except OSError as error:
+        raise OutputError(f"{target} can't be written: {error.strerror}") from error

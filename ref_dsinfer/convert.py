@@ -1,0 +1,64 @@
+"""Split a Hugging Face checkpoint into one file a rank, one rank and one tensor at a time.
+
+python -m ref_dsinfer.convert --model-path HF --output-path OUT --model-parallel N
+"""
+
+import argparse
+import logging
+from pathlib import Path
+
+from ref_dsinfer import errors
+from ref_dsinfer.errors import CheckpointError, UsageError
+
+log = logging.getLogger(__name__)
+
+
+def convert(source: Path, target: Path, world: int) -> list[Path]:
+    """Write `model{rank}-mp{world}.safetensors` for every rank, and the files beside the weights.
+
+    Each file appears under its name when it is complete. MTP layers are dropped.
+    Errors: ModelError, CheckpointError for the source; ParallelError if the model does not divide;
+    OutputError if the target can't be written.
+    """
+    from tqdm import tqdm
+
+    from ref_dsinfer import checkpoint, parallel
+    from ref_dsinfer.config import ModelConfig
+
+    if world < 1:
+        raise UsageError(f"--model-parallel is {world}; it must be 1 or more")
+    config = ModelConfig.read(source)
+    parallel.check(config, world)
+    sources = checkpoint.hugging_face_files(source)
+    if not sources:
+        raise CheckpointError(f"{source} holds no Hugging Face weights (*.safetensors)")
+    tensors = [piece for file in sources for piece in checkpoint.whole(file)]
+    written = []
+    for rank in range(world):
+        parts = (checkpoint.part_of(piece, config, rank, world) for piece in tensors)
+        pieces = [part for part in parts if part is not None]
+        path = target / checkpoint.rank_file(rank, world)
+        # On a terminal a bar that moves, elsewhere one plain line a rank.
+        bar = tqdm(checkpoint.read(pieces), path.name, len(pieces), unit="tensor", disable=None)
+        checkpoint.write(path, pieces, bar)
+        log.info("wrote %s (%.2f GiB)", path, path.stat().st_size / 2**30)
+        written.append(path)
+    checkpoint.copy_side_files(source, target)
+    return written
+
+
+def main() -> None:
+    """Parse the command line and convert."""
+    parser = argparse.ArgumentParser(
+        prog="ref_dsinfer.convert",
+        description="Split a Hugging Face checkpoint into one file a rank.",
+    )
+    parser.add_argument("--model-path", type=Path, required=True, help="Hugging Face directory")
+    parser.add_argument("--output-path", type=Path, required=True, help="directory to write")
+    parser.add_argument("--model-parallel", type=int, required=True, help="number of ranks")
+    args = parser.parse_args()
+    convert(args.model_path, args.output_path, args.model_parallel)
+
+
+if __name__ == "__main__":
+    errors.run(main)

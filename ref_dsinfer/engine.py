@@ -1,0 +1,166 @@
+"""The engine: requests come and go at any step, and no answer waits for another to end.
+
+Synchronous, and token ids only. Under torchrun every rank has one, gets the same calls in the same
+order, and returns the same outputs.
+"""
+
+import logging
+import math
+import time
+from pathlib import Path
+
+import torch
+
+from ref_dsinfer import checkpoint, parallel
+from ref_dsinfer.config import ModelConfig
+from ref_dsinfer.errors import LengthError, ModelError, UsageError
+from ref_dsinfer.parallel import Place, Ranks
+from ref_dsinfer.runner import Runner
+from ref_dsinfer.sampler import sample
+from ref_dsinfer.scheduler import Scheduler
+from ref_dsinfer.sequence import Finish, Output, Sequence
+
+log = logging.getLogger(__name__)
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+class Engine:
+    """A model, ready to answer."""
+
+    def __init__(
+        self,
+        model_dir: Path | str,
+        *,
+        device: str = "auto",
+        dtype: str = "bfloat16",
+        max_model_len: int | None = None,
+        max_running: int = 64,
+        seed: int = 0,
+        threads: int | None = None,
+    ) -> None:
+        """Load this rank's part of the model; all ranks come here together.
+
+        `max_model_len` is in tokens of prompt and answer (None: the model's own), `max_running` in
+        sequences, `threads` per process (None: this process's share of the cores).
+        Errors: UsageError, ModelError, ParallelError, CheckpointError. What every rank can find
+        out from options and files is found before they meet, so that none waits for another.
+        """
+        model_dir = Path(model_dir)
+        place = Place.from_environment()
+        where = parallel.choose_device(device, place)
+        if dtype not in DTYPES:
+            raise UsageError(f"dtype {dtype!r} is unknown; {', '.join(DTYPES)} are known")
+        if max_running < 1:
+            raise UsageError(f"max_running is {max_running}; it must be 1 or more")
+        self.config = ModelConfig.read(model_dir)
+        self.max_model_len = max_model_len or self.config.max_positions
+        if not 0 < self.max_model_len <= self.config.max_positions:
+            raise UsageError(
+                f"max_model_len {self.max_model_len} is not between 1 and the model's "
+                f"{self.config.max_positions}"
+            )
+        parallel.check(self.config, place.world)
+        checkpoint.locate(model_dir, place.world)
+
+        torch.set_num_threads(threads or max(1, parallel.cores() // place.local_world))
+        began = time.monotonic()
+        self.ranks = Ranks(place, where)
+        self.seed = seed
+        self.scheduler = Scheduler(max_running)
+        self.runner = Runner(
+            model_dir, self.config, DTYPES[dtype], self.ranks, max_running, self.max_model_len
+        )
+        self._sequences: dict[int, Sequence] = {}
+        self.ranks.barrier()
+        log.info("loaded %s on %s in %.1f s", model_dir, where, time.monotonic() - began)
+
+    @property
+    def busy(self) -> bool:
+        """Whether `step` has anything to do."""
+        return self.scheduler.busy
+
+    def check(
+        self,
+        prompt_ids: tuple[int, ...],
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+    ) -> None:
+        """Refuse what `add` would refuse; may be called from any thread.
+
+        Errors: LengthError for a prompt that is empty or leaves no room for one token; ModelError
+        for ids the model does not know; UsageError for the other values.
+        """
+        if not 0 < len(prompt_ids) < self.max_model_len:
+            raise LengthError(
+                f"a prompt of {len(prompt_ids)} tokens does not fit a model length of "
+                f"{self.max_model_len} with room for an answer"
+            )
+        if not 0 <= min(prompt_ids) <= max(prompt_ids) < self.config.vocab_size:
+            raise ModelError(
+                f"a prompt holds ids beyond the model's {self.config.vocab_size}: the tokenizer "
+                "belongs to another model"
+            )
+        if max_new_tokens < 1:
+            raise UsageError(f"max_new_tokens is {max_new_tokens}; it must be 1 or more")
+        if not (0 <= temperature < math.inf and 0 < top_p <= 1):
+            raise UsageError(
+                f"temperature {temperature} and top_p {top_p} can't be sampled with: they must be "
+                "0 or more, and above 0 up to 1"
+            )
+
+    def add(
+        self,
+        request_id: int,
+        prompt_ids: tuple[int, ...],
+        max_new_tokens: int,
+        stop_ids: frozenset[int] = frozenset(),
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+    ) -> None:
+        """Queue a request. Errors: those of `check`; ValueError if its id is in use."""
+        self.check(prompt_ids, max_new_tokens, temperature, top_p)
+        if request_id in self._sequences:
+            raise ValueError(f"request {request_id} is open already")
+        sequence = Sequence(
+            request_id, prompt_ids, max_new_tokens, stop_ids, temperature, top_p, self.seed
+        )
+        self._sequences[request_id] = sequence
+        self.scheduler.add(sequence)
+
+    def abort(self, request_id: int) -> None:
+        """Forget a request and free its slot; nothing happens if it has ended already."""
+        if request_id in self._sequences:
+            self._remove(self._sequences[request_id])
+
+    def step(self) -> list[Output]:
+        """Run one step: prompts of new requests, or one token of each running one."""
+        sequences, prefill = self.scheduler.schedule()
+        logits = self.runner.run(sequences, prefill)
+        tokens = sample(logits, sequences, self.ranks)
+        return [self._append(*pair) for pair in zip(sequences, tokens, strict=True)]
+
+    def close(self) -> None:
+        """Part from the other ranks."""
+        self.ranks.leave()
+
+    def _append(self, sequence: Sequence, token: int) -> Output:
+        finish: Finish | None = None
+        if token in sequence.stop_ids:
+            finish = "stop"
+        else:
+            sequence.answer_ids.append(token)
+            full = sequence.length == self.max_model_len
+            if full or len(sequence.answer_ids) == sequence.max_new_tokens:
+                finish = "length"
+        if finish:
+            self._remove(sequence)
+        return Output(sequence.id, () if finish == "stop" else (token,), finish)
+
+    def _remove(self, sequence: Sequence) -> None:
+        del self._sequences[sequence.id]
+        slot = sequence.slot
+        moved = self.scheduler.remove(sequence)
+        if moved:
+            self.runner.cache.move(len(self.scheduler.running), slot, moved.length)

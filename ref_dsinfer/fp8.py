@@ -1,0 +1,133 @@
+"""Block-fp8 weights: what the format means, in plain torch, and a command that writes it.
+
+A weight W [..., rows, columns] is held as e4m3 values Q and one fp32 scale S for each block of
+128 × 128, rows and columns cut short at the edges: W ≈ Q · S. The checkpoint calls S
+`weight_scale_inv`, yet it multiplies (DeepSeek-V3 technical report, section 3.3).
+
+    python -m ref_dsinfer.fp8 --model-path IN --output-path OUT
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ref_dsinfer import checkpoint, errors
+from ref_dsinfer.config import FP8_BLOCK, ModelConfig
+from ref_dsinfer.errors import UsageError
+
+E4M3 = torch.float8_e4m3fn
+LARGEST = torch.finfo(E4M3).max  # 448
+SMALLEST_AMAX = 1e-4  # an all-zero block would otherwise have scale 0 and dequantise to NaN
+
+QUANTIZATION_CONFIG = {
+    "activation_scheme": "dynamic",
+    "fmt": "e4m3",
+    "quant_method": "fp8",
+    "weight_block_size": [FP8_BLOCK, FP8_BLOCK],
+}
+
+
+def scale_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape of the scales of a weight of this shape."""
+    rows, columns = (-(-size // FP8_BLOCK) for size in shape[-2:])
+    return (*shape[:-2], rows, columns)
+
+
+def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Round a weight to e4m3 with one scale a block; returns (values, scales)."""
+    blocks = _blocks(weight.float())
+    scale = blocks.abs().amax(dim=(-3, -1)).clamp(min=SMALLEST_AMAX) / LARGEST
+    values = blocks / scale[..., :, None, :, None]
+    return _unblocked(values, weight.shape).to(E4M3), scale
+
+
+def dequantise(values: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """Multiply e4m3 values by their blocks' scales in fp32, then round once to `dtype`."""
+    weight = _blocks(values.float()) * scale[..., :, None, :, None]
+    return _unblocked(weight, values.shape).to(dtype)
+
+
+def _blocks(weight: Tensor) -> Tensor:
+    """View [..., R, C] as [..., R/128, 128, C/128, 128], padded with zeros where it must be."""
+    rows, columns = weight.shape[-2:]
+    if rows % FP8_BLOCK or columns % FP8_BLOCK:
+        weight = F.pad(weight, (0, -columns % FP8_BLOCK, 0, -rows % FP8_BLOCK))
+    return weight.unflatten(-2, (-1, FP8_BLOCK)).unflatten(-1, (-1, FP8_BLOCK))
+
+
+def _unblocked(blocks: Tensor, shape: torch.Size) -> Tensor:
+    return blocks.flatten(-2).flatten(-3, -2)[..., : shape[-2], : shape[-1]]
+
+
+def write_twin(source: Path, target: Path) -> None:
+    """Write a block-fp8 twin of a Hugging Face checkpoint, one weight in memory at a time.
+
+    Errors: ModelError, CheckpointError for the source; UsageError if it is fp8 already or is the
+    target itself; OutputError if the target can't be written.
+    """
+    if ModelConfig.read(source).fp8:
+        raise UsageError(f"{source} is block-fp8 already")
+    if source.resolve() == target.resolve():
+        raise UsageError(f"{target} is the source itself: name another --output-path")
+    files = checkpoint.hugging_face_files(source)
+    if not files:
+        raise errors.CheckpointError(f"{source} holds no Hugging Face weights (*.safetensors)")
+    weight_map = {}
+    for file in files:
+        entries, tensors = _quantised(file)
+        checkpoint.write(target / file.name, entries, tensors)
+        weight_map.update(dict.fromkeys((entry.name for entry in entries), file.name))
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    config["quantization_config"] = QUANTIZATION_CONFIG
+    checkpoint.copy_side_files(source, target)
+    checkpoint.write_json(target / "config.json", config)
+    if len(files) > 1:
+        checkpoint.write_json(target / checkpoint.INDEX, {"metadata": {}, "weight_map": weight_map})
+
+
+def _quantised(file: Path) -> tuple[list[checkpoint.Entry], Iterator[tuple[str, Tensor]]]:
+    """What the twin of one file holds, and its tensors in that order."""
+    pieces = checkpoint.whole(file)
+    entries = []
+    for piece in pieces:
+        if checkpoint.is_linear(piece.name):
+            entries.append(checkpoint.Entry(piece.name, "F8_E4M3", piece.shape))
+            scales = checkpoint.Entry(scale_name(piece.name), "F32", scale_shape(piece.shape))
+            entries.append(scales)
+        else:
+            entries.append(checkpoint.Entry(piece.name, piece.dtype, piece.shape))
+
+    def tensors() -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in checkpoint.read(pieces):
+            if checkpoint.is_linear(name):
+                values, scale = quantise(tensor)
+                yield name, values
+                yield scale_name(name), scale
+            else:
+                yield name, tensor
+
+    return entries, tensors()
+
+
+def scale_name(weight_name: str) -> str:
+    """The checkpoint's name for a weight's scales."""
+    return f"{weight_name}_scale_inv"
+
+
+def main() -> None:
+    """Parse the command line and write the twin."""
+    parser = argparse.ArgumentParser(prog="ref_dsinfer.fp8", description=write_twin.__doc__)
+    parser.add_argument("--model-path", type=Path, required=True, help="Hugging Face directory")
+    parser.add_argument("--output-path", type=Path, required=True, help="directory to write")
+    args = parser.parse_args()
+    write_twin(args.model_path, args.output_path)
+    print(f"wrote {args.output_path}")
+
+
+if __name__ == "__main__":
+    errors.run(main)

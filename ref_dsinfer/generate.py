@@ -1,0 +1,129 @@
+"""Talk to a model on a terminal, or answer a file of prompts, one a line.
+
+The one place in this package that sees text. Start it with torchrun to use several processes.
+
+    python -m ref_dsinfer.generate --model-path DIR [--input-file PROMPTS]
+"""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ref_dsinfer import errors
+from ref_dsinfer.errors import EmptyDataError, InputFileError, ModelError
+
+if TYPE_CHECKING:
+    from ref_dsinfer.engine import Engine
+
+
+def arguments() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        prog="ref_dsinfer.generate", description="Answer prompts from a terminal or a file."
+    )
+    parser.add_argument("--model-path", type=Path, required=True, help="model directory")
+    parser.add_argument("--input-file", type=Path, help="prompts, one a line (default: ask)")
+    parser.add_argument("--max-new-tokens", type=int, default=200)
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
+    parser.add_argument("--top-p", type=float, default=1.0)
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    return parser.parse_args()
+
+
+def tokenizer(model_dir: Path) -> Any:
+    """The model's tokenizer, with its chat template. Errors: ModelError."""
+    from transformers import PreTrainedTokenizerFast
+
+    try:
+        loaded = PreTrainedTokenizerFast.from_pretrained(model_dir)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{model_dir} has no tokenizer that can be read: {error}") from error
+    if not loaded.chat_template:
+        raise ModelError(f"{model_dir} has no chat template")
+    return loaded
+
+
+def file_prompts(path: Path) -> list[str]:
+    """The lines of a file that are not blank. Errors: InputFileError, EmptyDataError."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputFileError(f"{path} can't be read: {error}") from error
+    prompts = [line for line in lines if line.strip()]
+    if not prompts:
+        raise EmptyDataError(f"{path} holds no prompts")
+    return prompts
+
+
+def asked_prompts() -> Iterator[list[str]]:
+    """What a person types, until end of file or `/exit`."""
+    while True:
+        try:
+            prompt = input(">>> ")
+        except EOFError:
+            return
+        if prompt.strip() == "/exit":
+            return
+        if prompt.strip():
+            yield [prompt]
+
+
+def answer(engine: "Engine", prompts: list[dict[str, Any]]) -> list[list[int]]:
+    """Run prompts, each given as `Engine.add`'s arguments, to their ends; every rank comes here."""
+    answers: list[list[int]] = [[] for _ in prompts]
+    for number, prompt in enumerate(prompts):
+        engine.add(number, **prompt)
+    while engine.busy:
+        for output in engine.step():
+            answers[output.id] += output.token_ids
+    return answers
+
+
+def main() -> None:
+    """Rank 0 reads and prints; all ranks run the model."""
+    args = arguments()
+    # Rank 0 alone has text, and reads it before the model, which takes longer.
+    groups: Any = iter([file_prompts(args.input_file)]) if args.input_file else asked_prompts()
+    words = tokenizer(args.model_path)
+
+    from ref_dsinfer.engine import Engine
+
+    engine = Engine(args.model_path, device=args.device, dtype=args.dtype)
+    leads = engine.ranks.rank == 0
+    while True:
+        texts = next(groups, None) if leads else None
+        prompts = [
+            {
+                "prompt_ids": ids_of(words, text),
+                "max_new_tokens": args.max_new_tokens,
+                "stop_ids": frozenset([words.eos_token_id]),
+                "temperature": args.temperature,
+                "top_p": args.top_p,
+            }
+            for text in texts or []
+        ]
+        for prompt in prompts:
+            engine.check(prompt["prompt_ids"], args.max_new_tokens)
+        shared = engine.ranks.share(prompts or None)
+        if shared is None:
+            break
+        answers = answer(engine, shared)
+        for text, ids in zip(texts or [], answers, strict=False):
+            if args.input_file:
+                print(f">>> {text}")
+            print(words.decode(ids, skip_special_tokens=True), flush=True)
+    engine.close()
+
+
+def ids_of(words: Any, text: str) -> tuple[int, ...]:
+    """A user's message in the model's template, as token ids."""
+    prompt = words.apply_chat_template(
+        [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+    )
+    return tuple(words.encode(prompt, add_special_tokens=False))
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,110 @@
+"""Building blocks. Row-parallel products return a rank's partial sum: whoever adds up several of
+them calls `Ranks.reduce` once.
+
+Shape letters: T tokens, N sequences, D hidden, H this rank's heads, I intermediate, V vocabulary.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ref_dsinfer import fp8
+from ref_dsinfer.config import ModelConfig
+from ref_dsinfer.parallel import Ranks
+
+
+class Weight(nn.Module):
+    """A matrix [out, in], or a stack of them, in the model's dtype or in block-fp8.
+
+    Sizes are this rank's. fp8 stays fp8 in memory and is dequantised in each product (W8A16).
+    """
+
+    weight_scale_inv: nn.Parameter | None
+
+    def __init__(self, *shape: int, dtype: torch.dtype, quantised: bool = False) -> None:
+        super().__init__()
+        self.dtype = dtype
+        self.weight = _parameter(shape, fp8.E4M3 if quantised else dtype)
+        scales = _parameter(fp8.scale_shape(shape), torch.float32) if quantised else None
+        self.weight_scale_inv = scales
+
+    def matrix(self, index: int | slice = slice(None)) -> Tensor:
+        """The weight, or one of the stack, in the model's dtype."""
+        if self.weight_scale_inv is None:
+            return self.weight[index]
+        return fp8.dequantise(self.weight[index], self.weight_scale_inv[index], self.dtype)
+
+
+def _parameter(shape: tuple[int, ...], dtype: torch.dtype) -> nn.Parameter:
+    return nn.Parameter(torch.empty(shape, dtype=dtype), requires_grad=False)
+
+
+class Linear(Weight):
+    """x [T, in] → [T, out]."""
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        return F.linear(x_TD, self.matrix())
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm over the last dimension, in fp32 with an fp32 weight."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = _parameter((size,), torch.float32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).to(x.dtype)
+
+
+class MLP(nn.Module):
+    """down(silu(gate x) · up x), this rank's share of `intermediate`; returns a partial sum."""
+
+    def __init__(
+        self, config: ModelConfig, intermediate: int, dtype: torch.dtype, ranks: Ranks
+    ) -> None:
+        super().__init__()
+        inner = intermediate // ranks.world
+        # Gate and up are one product, yet two matrices: fp8 blocks must not run across both.
+        self.gate_up_proj = Weight(2, inner, config.hidden, dtype=dtype, quantised=config.fp8)
+        self.down_proj = Linear(config.hidden, inner, dtype=dtype, quantised=config.fp8)
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        return self.down_proj(gated(F.linear(x_TD, self.gate_up_proj.matrix().flatten(0, 1))))
+
+
+def gated(gate_up: Tensor) -> Tensor:
+    """silu(gate) · up in fp32, of a product whose first half is the gate; back in its dtype."""
+    gate, up = gate_up.float().chunk(2, dim=-1)
+    return (F.silu(gate) * up).to(gate_up.dtype)
+
+
+class Embedding(nn.Module):
+    """Vocabulary-parallel: a rank knows its own contiguous range of ids."""
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, ranks: Ranks) -> None:
+        super().__init__()
+        self.ranks = ranks
+        self.size = config.vocab_size // ranks.world
+        self.weight = _parameter((self.size, config.hidden), dtype)
+
+    def forward(self, tokens_T: Tensor) -> Tensor:
+        if self.ranks.world == 1:
+            return F.embedding(tokens_T, self.weight)
+        local_T = tokens_T - self.ranks.rank * self.size
+        mine_T = (local_T >= 0) & (local_T < self.size)
+        part_TD = F.embedding(local_T.where(mine_T, 0), self.weight) * mine_T[:, None]
+        return self.ranks.reduce(part_TD, self.weight.dtype)
+
+
+class Head(nn.Module):
+    """Vocabulary-parallel logits. fp32: bf16 logits tie at the top far too often."""
+
+    def __init__(self, config: ModelConfig, ranks: Ranks) -> None:
+        super().__init__()
+        self.ranks = ranks
+        self.weight = _parameter((config.vocab_size // ranks.world, config.hidden), torch.float32)
+
+    def forward(self, x_ND: Tensor) -> Tensor:
+        return self.ranks.gather(F.linear(x_ND.float(), self.weight))

@@ -1,0 +1,130 @@
+"""DeepSeek-V3 as one text, and how its weights get into it.
+
+Modules carry Hugging Face's names, so that a checkpoint's tensor is found by its name; only what
+is one product here and several tensors there is mapped in `_places`.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ref_dsinfer import checkpoint, rope
+from ref_dsinfer.attention import Attention
+from ref_dsinfer.batch import Batch
+from ref_dsinfer.cache import SlotCache
+from ref_dsinfer.config import ModelConfig
+from ref_dsinfer.errors import CheckpointError
+from ref_dsinfer.layers import MLP, Embedding, Head, RMSNorm
+from ref_dsinfer.moe import MoE
+from ref_dsinfer.parallel import Ranks
+
+
+class Layer(nn.Module):
+    """Attention and MLP, each added to the residual stream after one reduction."""
+
+    def __init__(self, config: ModelConfig, layer: int, dtype: torch.dtype, ranks: Ranks) -> None:
+        super().__init__()
+        self.ranks = ranks
+        self.input_layernorm = RMSNorm(config.hidden, config.eps)
+        self.self_attn = Attention(config, layer, dtype, ranks)
+        self.post_attention_layernorm = RMSNorm(config.hidden, config.eps)
+        self.mlp = (
+            MLP(config, config.dense_intermediate, dtype, ranks)
+            if layer < config.dense_layers
+            else MoE(config, dtype, ranks)
+        )
+
+    def forward(self, x_TD: Tensor, rotations: Tensor, batch: Batch, cache: SlotCache) -> Tensor:
+        attended = self.self_attn(self.input_layernorm(x_TD), rotations, batch, cache)
+        x_TD = x_TD + self.ranks.reduce(attended, x_TD.dtype)
+        mixed = self.mlp(self.post_attention_layernorm(x_TD))
+        return x_TD + self.ranks.reduce(mixed, x_TD.dtype)
+
+
+class Model(nn.Module):
+    """Token ids in, logits out. Every rank returns the same."""
+
+    rotations: Tensor  # of every position, complex64 [position, rope_dim / 2]
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, ranks: Ranks) -> None:
+        super().__init__()
+        self.config, self.ranks = config, ranks
+        self.embed_tokens = Embedding(config, dtype, ranks)
+        self.layers = nn.ModuleList(Layer(config, i, dtype, ranks) for i in range(config.layers))
+        self.norm = RMSNorm(config.hidden, config.eps)
+        self.lm_head = Head(config, ranks)
+
+    def forward(self, batch: Batch, cache: SlotCache) -> Tensor:
+        """Hidden states [T, D] after the last norm; the cache then holds the tokens."""
+        x_TD = self.embed_tokens(batch.tokens_T)
+        rotations = self.rotations[batch.positions_T]
+        for layer in self.layers:
+            x_TD = layer(x_TD, rotations, batch, cache)
+        return self.norm(x_TD)
+
+    def logits(self, x_ND: Tensor) -> Tensor:
+        """fp32 logits [N, V] of hidden states."""
+        return self.lm_head(x_ND)
+
+    @classmethod
+    def load(
+        cls, model_dir: Path, config: ModelConfig, dtype: torch.dtype, ranks: Ranks, length: int
+    ) -> "Model":
+        """This rank's part of a checkpoint, for positions below `length`.
+
+        Tensors are copied one at a time into their final place, converted to `dtype` on the way.
+        Errors: CheckpointError if a tensor is missing, unknown, or of another shape or kind.
+        """
+        with torch.device("meta"):
+            model = cls(config, dtype, ranks)
+        model.to_empty(device=ranks.device)
+        places = model._places()
+        for name, tensor in checkpoint.read(
+            checkpoint.rank_pieces(model_dir, config, ranks.rank, ranks.world)
+        ):
+            place = places.pop(name, None)
+            if place is None:
+                raise CheckpointError(f"{model_dir} holds {name}, for which the model has no place")
+            if place.shape != tensor.shape:
+                raise CheckpointError(
+                    f"{name} is {list(tensor.shape)}, the configuration says {list(place.shape)}"
+                )
+            if (place.dtype == torch.float8_e4m3fn) != (tensor.dtype == torch.float8_e4m3fn):
+                raise CheckpointError(
+                    f"{name} is {tensor.dtype}: its quantization_config says otherwise"
+                )
+            place.copy_(tensor)
+        if places:
+            raise CheckpointError(
+                f"{model_dir} lacks {len(places)} tensors, the first of them {min(places)}"
+            )
+        model.rotations = rope.table(config, length).to(ranks.device)
+        for module in model.modules():
+            if isinstance(module, Attention):
+                module.prepare()
+        return model
+
+    def _places(self) -> dict[str, Tensor]:
+        """Where each tensor of a checkpoint goes, by Hugging Face's name."""
+        places: dict[str, Tensor] = {}
+        for name, parameter in self.named_parameters():
+            full = name if name.startswith("lm_head") else f"model.{name}"
+            if ".experts." in name:
+                for number, matrix in enumerate(parameter, self.ranks.rank * len(parameter)):
+                    expert = full.replace(".experts.", f".experts.{number}.")
+                    places.update(_unfused(expert, matrix))
+            else:
+                places.update(_unfused(full, parameter))
+        return places
+
+
+def _unfused(name: str, parameter: Tensor) -> dict[str, Tensor]:
+    """Split a fused gate and up back into the checkpoint's two."""
+    if ".gate_up_proj." not in name:
+        return {name: parameter}
+    gate, up = parameter
+    return {
+        name.replace("gate_up_proj", "gate_proj"): gate,
+        name.replace("gate_up_proj", "up_proj"): up,
+    }

@@ -1,0 +1,164 @@
+"""The processes of one run. torchrun starts them; rank 0 leads.
+
+Every rank runs the same steps on the same requests. Weights are split over ranks; hidden states
+are whole on each, and equal bit for bit, since a reduction gives all ranks the same sum.
+"""
+
+import os
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ref_dsinfer.config import FP8_BLOCK, ModelConfig
+from ref_dsinfer.errors import LaunchError, ParallelError, UsageError
+
+# Followers sit in a broadcast while rank 0 has nothing to do, however long that is.
+IDLE_TIMEOUT = timedelta(days=365)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this process stands, from torchrun's environment; a lone process is rank 0 of 1."""
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0  # on this machine: which GPU it takes
+    local_world: int = 1  # on this machine: how many share its cores
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Place":
+        """Read torchrun's variables. Errors: LaunchError if they are incomplete."""
+        if "WORLD_SIZE" not in environment:
+            return cls()
+        try:
+            return cls(
+                rank=int(environment["RANK"]),
+                world=int(environment["WORLD_SIZE"]),
+                local_rank=int(environment["LOCAL_RANK"]),
+                local_world=int(environment["LOCAL_WORLD_SIZE"]),
+            )
+        except (KeyError, ValueError) as error:
+            raise LaunchError(f"WORLD_SIZE is set but {error}: start with torchrun") from error
+
+
+def check(config: ModelConfig, world: int) -> None:
+    """Refuse to split a model that does not divide.
+
+    Needs the configuration only, so every rank finds out by itself before it meets the others.
+    Errors: ParallelError.
+    """
+    shared = config.shared_experts * config.expert_intermediate
+    sizes = {
+        "vocabulary entries": config.vocab_size,
+        "attention heads": config.heads,
+        "routed experts": config.experts,
+        "dense MLP columns": config.dense_intermediate,
+        "shared expert columns": shared,
+    }
+    for what, size in sizes.items():
+        if size % world:
+            raise ParallelError(f"{size} {what} can't be split over {world} processes")
+    if not config.fp8 or world == 1:
+        return
+    blocks = {
+        "query rows": config.heads * (config.nope_dim + config.rope_dim),
+        "key and value rows": config.heads * (config.nope_dim + config.v_dim),
+        "attention outputs": config.heads * config.v_dim,
+        "dense MLP columns": config.dense_intermediate,
+        "shared expert columns": shared,
+    }
+    for what, size in blocks.items():
+        if size // world % FP8_BLOCK:
+            raise ParallelError(
+                f"{size} {what} over {world} processes leave {size // world} each, which cuts "
+                f"fp8 blocks of {FP8_BLOCK}"
+            )
+
+
+def choose_device(name: str, place: Place) -> torch.device:
+    """The device of this process; `name` is auto, cpu or cuda. Errors: UsageError."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cpu":
+        return torch.device("cpu")
+    if name != "cuda":
+        raise UsageError(f"device {name!r} is unknown; auto, cpu and cuda are known")
+    if not torch.cuda.is_available():
+        raise UsageError("device cuda was asked for, but torch finds no GPU")
+    if place.local_rank >= torch.cuda.device_count():
+        raise UsageError(
+            f"{place.local_world} processes on a machine with {torch.cuda.device_count()} GPUs"
+        )
+    return torch.device("cuda", place.local_rank)
+
+
+def cores() -> int:
+    """CPU cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+class Ranks:
+    """This process among the others, and what they say to each other."""
+
+    def __init__(self, place: Place, device: torch.device) -> None:
+        """Meet the other ranks: all of them must come here. A lone process meets nobody."""
+        self.rank, self.world, self.device = place.rank, place.world, device
+        if self.world == 1:
+            return
+        on_gpu = device.type == "cuda"
+        if on_gpu:
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if on_gpu else "gloo", device_id=device if on_gpu else None)
+        self._control = dist.new_group(backend="gloo", timeout=IDLE_TIMEOUT)
+
+    def reduce(self, part: Tensor, dtype: torch.dtype) -> Tensor:
+        """Sum every rank's part in fp32 and round once to `dtype`; the same bits on all ranks."""
+        if self.world > 1:
+            part = part.float().contiguous()
+            dist.all_reduce(part)
+        return part.to(dtype)
+
+    def gather(self, part_NV: Tensor) -> Tensor:
+        """Put the ranks' parts [N, V / world] beside each other: [N, V] on every rank."""
+        if self.world == 1:
+            return part_NV
+        count, size = part_NV.shape
+        whole = part_NV.new_empty(self.world * count, size)
+        dist.all_gather_into_tensor(whole, part_NV.contiguous())
+        return whole.view(self.world, count, size).transpose(0, 1).reshape(count, -1)
+
+    def agree(self, numbers: list[int]) -> list[int]:
+        """Rank 0's numbers, on every rank; all must pass equally many."""
+        if self.world == 1:
+            return numbers
+        tensor = torch.tensor(numbers, dtype=torch.int64)
+        dist.broadcast(tensor, 0, group=self._control)
+        return tensor.tolist()
+
+    def share(self, value: Any = None) -> Any:
+        """Rank 0's value, on every rank; None costs one small message. Waits for rank 0."""
+        if self.world == 1:
+            return value
+        data = pickle.dumps(value) if self.rank == 0 and value is not None else b""
+        [size] = self.agree([len(data)])
+        if not size:
+            return None
+        buffer = torch.frombuffer(bytearray(data or size), dtype=torch.uint8)
+        dist.broadcast(buffer, 0, group=self._control)
+        return value if self.rank == 0 else pickle.loads(buffer.numpy().tobytes())
+
+    def barrier(self) -> None:
+        """Wait until every rank is here, however long one of them loads."""
+        if self.world > 1:
+            dist.barrier(group=self._control)
+
+    def leave(self) -> None:
+        """Part from the others; nothing of this object may be used afterwards."""
+        if self.world > 1:
+            dist.destroy_process_group()

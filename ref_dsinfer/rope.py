@@ -1,0 +1,50 @@
+"""Rotary positions with YaRN, as one table of unit complex numbers (times YaRN's magnitude)."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from ref_dsinfer.config import ModelConfig, Yarn
+
+
+def frequencies(config: ModelConfig) -> Tensor:
+    """Radians a position for each rotated pair, fp32 [rope_dim / 2].
+
+    Whether YaRN applies is decided by the configuration alone: a short run of a model is the same
+    model.
+    """
+    dim = config.rope_dim
+    exponent = torch.arange(0, dim, 2, dtype=torch.float32) / dim
+    plain = 1.0 / config.rope_theta**exponent
+    if config.yarn is None:
+        return plain
+    kept = 1.0 - _ramp(config.yarn, config.rope_theta, dim)
+    return plain / config.yarn.factor * (1.0 - kept) + plain * kept
+
+
+def _ramp(yarn: Yarn, theta: float, dim: int) -> Tensor:
+    """0 for pairs that turn often within the original length, 1 for those that hardly turn."""
+
+    def pair(turns: float) -> float:
+        length = yarn.original_length / (turns * 2 * math.pi)
+        return dim * math.log(length) / (2 * math.log(theta))
+
+    low = max(math.floor(pair(yarn.beta_fast)), 0)
+    high = min(math.ceil(pair(yarn.beta_slow)), dim - 1)
+    width = max(high - low, 0.001)
+    return ((torch.arange(dim // 2, dtype=torch.float32) - low) / width).clamp(0, 1)
+
+
+def table(config: ModelConfig, length: int) -> Tensor:
+    """Rotation of every position below `length`, complex64 [length, rope_dim / 2]."""
+    angles = torch.outer(torch.arange(length, dtype=torch.float32), frequencies(config))
+    yarn = config.yarn
+    magnitude = yarn.magnitude(yarn.mscale) / yarn.magnitude(yarn.mscale_all_dim) if yarn else 1.0
+    return torch.polar(torch.full_like(angles, magnitude), angles)
+
+
+def rotate(x: Tensor, rotations: Tensor) -> Tensor:
+    """Rotate neighbouring pairs of x [..., rope_dim] in fp32; `rotations` [..., rope_dim / 2]."""
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * rotations).flatten(-2).to(x.dtype)
