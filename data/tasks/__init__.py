@@ -7,6 +7,16 @@ TASKS = ("gpqa", "mmlu_pro", "math500", "aime", "livecodebench")  # in the order
 
 
 @dataclass(frozen=True)
+class Answer:
+    """What a model said to one sample, and what is right."""
+
+    sample_index: int
+    task: str  # one of TASKS
+    text: str  # "" where nothing was said
+    ground_truth: object  # as the data set holds it; None where it is missing
+
+
+@dataclass(frozen=True)
 class Grade:
     """What became of one answer. An `error` says why it could not be judged; it is no verdict."""
 
