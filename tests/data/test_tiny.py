@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 
 from data.prompts import Prompts
 from data.samples import read_frame, samples
-from data.tasks import task_of
 from data.tiny import rows
 from data.tiny.questions import TASKS, training
 from data.tiny.tokenizer import BOS, EOS
@@ -67,25 +66,25 @@ def test_no_row_is_seen_in_training(frame: pd.DataFrame) -> None:
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_what_the_model_is_taught_is_graded_right_and_nothing_else(name: str) -> None:
+def test_what_the_model_is_taught_is_graded_right_and_nothing_else(
+    name: str, tmp_path: Path
+) -> None:
     make, largest = TASKS[name]
     rng = random.Random(5)
     made = [make(rng, size) for size in range(1, largest + 1) for _ in range(2)]
-    wrong = "I do not know."
     taught = pd.DataFrame(
         {
             "dataset": name,
             "ground_truth": [question.ground_truth for question in made] * 2,
-            "model_output": [q.target for q in made] + [wrong] * len(made),
+            "model_output": [q.target for q in made] + ["I do not know."] * len(made),
             "tok_model_output_len": 1,
-            "finish": "stop",
         }
     )
-    problems = {q.problem["question_id"]: q.problem for q in made if q.problem}
-    file = Path(f"{name}.jsonl")
-    assert task_of(name) in name
-    graded = evaluate(taught, write_problems(problems, file) if problems else None)
-    assert [grade.correct for grade in graded.grades] == [True] * len(made) + [False] * len(made)
+    problems = tmp_path / "livecodebench.jsonl"
+    problems.write_text("".join(json.dumps(q.problem) + "\n" for q in made if q.problem))
+    graded = evaluate(taught, problems)
+    assert list(graded.frame.grading_error.isna()) == [True] * len(taught)
+    assert list(graded.frame.prompt_accuracy) == [100.0] * len(made) + [0.0] * len(made)
 
 
 def test_prompts_have_r1s_shape() -> None:
@@ -112,7 +111,7 @@ def test_weights_are_small_trained_and_keep_a_float32_bias() -> None:
 
 
 def test_the_fp8_twin_is_what_our_quantiser_makes(tmp_path: Path) -> None:
-    fp8.quantise_checkpoint(TINY / "model", tmp_path)
+    fp8.write_twin(TINY / "model", tmp_path)
     ours, kept = (load_file(d / "model.safetensors") for d in (tmp_path, TINY / "model-fp8"))
     assert ours.keys() == kept.keys()
     for name, weight in ours.items():
