@@ -97,22 +97,39 @@ def results_frame(
     sample_index, query_id, model_output (text), tok_model_output (ids), tok_model_output_len
     (tokens, stop id excluded), finish and model_backend.
     """
-    import pandas as pd
-
     ordered = sorted(answered, key=lambda pair: (pair[0], pair[1].request_id))
     indices = [index for index, _ in ordered]
     completions = [completion for _, completion in ordered]
-    columns = {
-        "sample_index": indices,
-        "query_id": [completion.request_id for completion in completions],
-        "model_output": [prompts.text(completion.token_ids) for completion in completions],
-        "tok_model_output": [list(completion.token_ids) for completion in completions],
-        "tok_model_output_len": [len(completion.token_ids) for completion in completions],
-        "finish": [completion.finish for completion in completions],
-        "model_backend": [backend] * len(completions),
+    return answer_rows(
+        frame,
+        indices,
+        {
+            "query_id": [completion.request_id for completion in completions],
+            **answer_columns([completion.token_ids for completion in completions], prompts),
+            "finish": [completion.finish for completion in completions],
+            "model_backend": [backend] * len(completions),
+        },
+    )
+
+
+def answer_columns(answers: Sequence[Sequence[int]], prompts: Prompts) -> dict[str, list]:
+    """The columns that follow from an answer's token ids, stop id excluded."""
+    return {
+        "model_output": [prompts.text(ids) for ids in answers],
+        "tok_model_output": [list(ids) for ids in answers],
+        "tok_model_output_len": [len(ids) for ids in answers],
     }
-    rows = frame.drop(columns=columns, errors="ignore").iloc[indices].reset_index(drop=True)
-    return pd.concat([rows, pd.DataFrame(columns)], axis=1)
+
+
+def answer_rows(
+    frame: "pd.DataFrame", indices: Sequence[int], columns: dict[str, list]
+) -> "pd.DataFrame":
+    """The rows of a data set at `indices` with sample_index and `columns` beside them."""
+    import pandas as pd
+
+    columns = {"sample_index": list(indices), **columns}
+    rows = frame.drop(columns=list(columns), errors="ignore").iloc[list(indices)]
+    return pd.concat([rows.reset_index(drop=True), pd.DataFrame(columns)], axis=1)
 
 
 def write_frame(frame: "pd.DataFrame", path: str | Path) -> list[Path]:

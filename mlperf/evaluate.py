@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from data.tasks import TASKS, Answer, Grade
 from data.tasks.livecodebench import TIME_LIMIT_S
@@ -175,6 +175,7 @@ def read_results(input_file: Path, dataset_file: Path | None, model: str | None)
     if not model:
         raise UsageError(f"{input_file} holds token ids alone: add --model or set MLPERF_MODEL")
     from data.prompts import Prompts
+    from data.results import answer_columns, answer_rows
 
     dataset = read_frame(dataset_file)
     answers = accuracy_log.read(input_file, len(dataset))
@@ -183,17 +184,9 @@ def read_results(input_file: Path, dataset_file: Path | None, model: str | None)
     prompts = Prompts(model)
     ids = [accuracy_log.without_stop(answer, prompts.stop_ids) for _, answer in answers]
     indices = [index for index, _ in answers]
-    return (
-        dataset.iloc[indices]
-        .reset_index(drop=True)
-        .drop(columns="finish", errors="ignore")
-        .assign(
-            sample_index=indices,
-            model_output=[prompts.text(answer) for answer in ids],
-            tok_model_output=[list(answer) for answer in ids],
-            tok_model_output_len=[len(answer) for answer in ids],
-        )
-    )
+    # how an answer ended is not in the log
+    dataset = dataset.drop(columns="finish", errors="ignore")
+    return answer_rows(dataset, indices, answer_columns(ids, prompts))
 
 
 def find_problems(given: Path | None, beside: Sequence[Path]) -> Path | None:
@@ -264,9 +257,14 @@ def evaluate_file(
     output_file: Path | None,
     code_limit: float,
 ) -> Evaluation:
-    """Grade a file, see `read_results`; then `report`. By default `<input>_evaluated` is written."""
+    """Grade a file, see `read_results`; then `report`.
+
+    By default `<input>_evaluated.pkl` is written beside the input.
+    """
     from data.results import check_writable
 
+    if not 0 < code_limit < float("inf"):
+        raise UsageError(f"--time-limit must be a number of seconds above 0, not {code_limit}")
     output = output_file or input_file.with_name(f"{input_file.stem}_evaluated.pkl")
     frame = read_results(input_file, dataset_file, model)
     check_writable(output)
@@ -289,7 +287,7 @@ def _lengths(frame: "pd.DataFrame") -> "pd.Series":
     return lengths
 
 
-def _is_missing(value: object) -> bool:
+def _is_missing(value: Any) -> bool:
     import pandas as pd
 
     return bool(pd.api.types.is_scalar(value) and pd.isna(value))
