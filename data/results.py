@@ -74,10 +74,9 @@ def read_journal(path: str | Path) -> list[tuple[int, Completion]]:
         lines = Path(path).read_bytes().split(b"\n")
     except OSError as error:
         raise InputFileError(f"{path}: can't be read: {error.strerror}") from error
-    torn = lines.pop()  # what follows the last line feed: nothing, unless the writer was killed
-    del torn
     rows = []
-    for number, line in enumerate(lines, 1):
+    # what follows the last line feed is empty, or torn because the writer was killed
+    for number, line in enumerate(lines[:-1], 1):
         try:
             rows.append(_journal_row(json.loads(line)))
         except (ValueError, RecursionError) as error:
@@ -140,13 +139,18 @@ def write_frame(frame: "pd.DataFrame", path: str | Path) -> list[Path]:
 
     Errors: OutputError.
     """
-    path = Path(path)
-    if path.suffix.lower() in (*SUFFIXES, ".pickle"):
-        path = path.with_suffix("")
-    pickled, parquet = (path.with_name(path.name + suffix) for suffix in SUFFIXES)
+    pickled, parquet = twins(path)
     write_whole(pickled, frame.to_pickle)
     write_whole(parquet, _one_type_a_column(frame).to_parquet)
     return [pickled, parquet]
+
+
+def twins(path: str | Path) -> list[Path]:
+    """The pickle and the parquet file that `write_frame` writes for `path`."""
+    path = Path(path)
+    if path.suffix.lower() in (*SUFFIXES, ".pickle"):
+        path = path.with_suffix("")
+    return [path.with_name(path.name + suffix) for suffix in SUFFIXES]
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -207,6 +211,10 @@ def _one_type_a_column(frame: "pd.DataFrame") -> "pd.DataFrame":
             continue
         try:
             pa.array(column, from_pandas=True)
-        except (pa.ArrowInvalid, pa.ArrowTypeError):
-            texts[str(name)] = column.map(str, na_action="ignore")
+        except (pa.ArrowException, OverflowError, UnicodeError):
+            texts[str(name)] = column.map(_writable_text, na_action="ignore")
     return frame.rename(columns=str).assign(**texts)
+
+
+def _writable_text(value: object) -> str:
+    return str(value).encode(errors="replace").decode()  # half a surrogate pair has no UTF-8

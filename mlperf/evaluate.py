@@ -190,13 +190,14 @@ def evaluate_file(
 
     By default `<input>_evaluated.pkl` is written beside the input.
     """
-    from data.results import check_writable
+    from data.results import check_writable, twins
 
     if not 0 < code_limit < float("inf"):
         raise UsageError(f"--time-limit must be a number of seconds above 0, not {code_limit}")
     output = output_file or input_file.with_name(f"{input_file.stem}_evaluated.pkl")
     frame = read_results(input_file, dataset_file, model)
-    check_writable(output)
+    for path in twins(output):
+        check_writable(path)
     near = [path for path in (dataset_file, input_file) if path is not None]
     evaluation = evaluate(frame, find_problems(problems, near), code_limit)
     report(evaluation, output, input_file if input_file.suffix.lower() == ".json" else None)

@@ -154,3 +154,17 @@ def test_help_needs_no_package_and_no_time():
     assert done.returncode == 0, done.stderr
     assert "--livecodebench-file" in done.stdout
     assert time.monotonic() - start < 3  # 0.3 s on a quiet machine
+
+
+def test_json_lines_with_odd_text_are_graded(tmp_path):
+    rows = [
+        {"dataset": "gpqa", "ground_truth": "B", "model_output": "\ud800 ANSWER: B"},
+        {"dataset": "math500", "ground_truth": "\ud800", "model_output": r"\boxed{\ud800 \0}"},
+        {"dataset": "aime", "ground_truth": [1], "model_output": r"\boxed{1}"},
+        {"dataset": "aime", "ground_truth": {"a": 1}, "model_output": 1.5},
+    ]
+    rows = [row | {"tok_model_output_len": 3} for row in rows]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = run("--input-file", tmp_path / "a.jsonl")
+    assert done.returncode == 0, done.stderr
+    assert "'exact_match': 25.0" in done.stdout

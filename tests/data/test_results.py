@@ -150,6 +150,15 @@ def test_both_twins_are_written_and_say_the_same(tmp_path, name):
         assert frame["model_output"].tolist() == ["", "8", "5 6 7"]
 
 
+def test_what_parquet_cannot_hold_is_text_there(tmp_path):
+    values = [["a", 1], [10**30, 1], ["\ud800", None], [{"a": 1}, "b"]]
+    for first, second in values:
+        frame = pd.DataFrame({"a": pd.Series([first, second], dtype=object), 5: [1, 2]})
+        pickled, parquet = map(read_frame, write_frame(frame, tmp_path / "out"))
+        assert pickled["a"].tolist() == [first, second]
+        assert parquet["a"].tolist()[0] == str(first).replace("\ud800", "?")
+
+
 def test_a_failed_write_leaves_the_old_file_whole(tmp_path, monkeypatch):
     write_frame(_frame(), tmp_path / "out")
     old = (tmp_path / "out.pkl").read_bytes()

@@ -29,16 +29,14 @@ CASES = Path(__file__).parents[1] / "cases" / "livecodebench.jsonl"
 FIXED_STDIO = {"hm_lines:readline_then_read", "hm_lines:buffer_readlines"}
 
 
-def test_labelled_programs_agree(tmp_path):
-    rows = [json.loads(line) for line in CASES.read_text().splitlines()]
-    rows = [row for row in rows if not row["environment_dependent"]]
+def _check(tmp_path, rows, code_limit):
     path = tmp_path / "problems.jsonl"
     path.write_text("".join(json.dumps(row["problem"]) + "\n" for row in rows))
     answers = [
         Answer(i, "livecodebench", f"```python\n{row['code']}\n```", row["problem"]["question_id"])
         for i, row in enumerate(rows)
     ]
-    grades = grade_all(answers, Problems(path), code_limit=3)
+    grades = grade_all(answers, Problems(path), code_limit)
     got = {row["id"]: grade.correct for row, grade in zip(rows, grades, strict=True)}
     wanted = {
         row["id"]: (row["expected_pass"] or row["id"] in FIXED_STDIO)
@@ -47,6 +45,23 @@ def test_labelled_programs_agree(tmp_path):
     }
     assert [grade.error for grade in grades if grade.error] == []
     assert got == wanted
+
+
+ROWS = [json.loads(line) for line in CASES.read_text().splitlines()]
+PORTABLE = [row for row in ROWS if not row["environment_dependent"]]
+
+
+def test_labelled_programs_agree(tmp_path):
+    rows = [row for row in PORTABLE if row["category"] != "time"]
+    assert len(rows) > 35
+    _check(tmp_path, rows, code_limit=20)
+
+
+@pytest.mark.slow
+def test_labelled_programs_that_take_their_time_agree(tmp_path):
+    rows = [row for row in PORTABLE if row["category"] == "time"]
+    assert len(rows) == 3
+    _check(tmp_path, rows, code_limit=4)
 
 
 def _problem(*tests, function=None):

@@ -131,12 +131,11 @@ def test_units_go_one_after_the_other():
     ("slow", "truth"),
     [
         ("ff(10^9,10^8)", "1+f"),
-        ("(111111111111111111111111111111)!", "x"),
         ("1e999999", "x"),
         ("9**9**9**9", "x"),
         ("(" * 20_000 + "x" + ")" * 20_000, "x+1"),
     ],
-    ids=range(5),
+    ids=range(4),
 )
 def test_endless_formulas_are_cut_off_and_said(slow, truth, monkeypatch):
     monkeypatch.setattr("data.tasks.grading.MATH_LIMIT_S", 1.0)
