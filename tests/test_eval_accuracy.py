@@ -2,6 +2,7 @@
 
 import ast
 import json
+import signal
 import struct
 import subprocess
 import sys
@@ -140,6 +141,29 @@ def test_bad_input_ends_in_one_line_and_its_code(a_run, arguments, code, message
     assert done.stderr.count("\n") == 1
     assert message in done.stderr
     assert sorted(a_run.iterdir()) == before
+
+
+def test_an_interrupt_ends_it_and_its_children_at_once(a_run):
+    row = {"dataset": "livecodebench", "ground_truth": "double", "tok_model_output_len": 1}
+    code = "```python\nimport time\nwhile True: time.sleep(1)\n```"
+    rows = [row | {"model_output": code}] * 4
+    (a_run / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = [sys.executable, ROOT / "eval_accuracy.py", "--input-file", a_run / "a.jsonl"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+    def children():
+        found = Path(f"/proc/{process.pid}/task").glob("*/children")
+        return [child for tasks in found for child in tasks.read_text().split()]
+
+    deadline = time.monotonic() + 30
+    while not (alive := children()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert alive
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "interrupted" in stderr
+    assert not any(Path(f"/proc/{child}").exists() for child in alive)
 
 
 def test_help_needs_no_package_and_no_time():

@@ -41,6 +41,10 @@ def handler() -> "Program":
 class Program:
     """Answers `{"code", "function"}` by loading a solution, `{}` by running it once."""
 
+    def __init__(self) -> None:
+        # a program that says open(0).read() closes the descriptor for those after it
+        self._input, self._output = os.dup(0), os.dup(1)
+
     def __call__(self, message: dict[str, Any]) -> dict[str, Any]:
         try:
             if "code" in message:
@@ -63,8 +67,9 @@ class Program:
         self._call: Callable[..., Any] = getattr(owner, function or _WRAPPER)
 
     def _run(self) -> dict[str, Any]:
-        os.lseek(0, 0, os.SEEK_SET)
-        os.lseek(1, 0, os.SEEK_SET)
+        for kept, standard in ((self._input, 0), (self._output, 1)):
+            os.dup2(kept, standard)
+            os.lseek(standard, 0, os.SEEK_SET)
         sys.stdin = open(0, encoding="utf-8", newline="\n", closefd=False)  # noqa: SIM115
         sys.stdout = printed = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
         if not self._reads_stdin:

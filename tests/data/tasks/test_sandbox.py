@@ -63,6 +63,23 @@ def test_what_programs_usually_do_is_allowed(prelude, leaders):
 
 
 @pytest.mark.parametrize(
+    "code",
+    [
+        "a, b = map(int, open(0).read().split())\nprint(a + b)",
+        "import os\nos.write(1, str(sum(map(int, os.read(0, 99).split()))).encode())",
+        "import sys\nfor line in sys.stdin: print(sum(map(int, line.split())))",
+        "import sys\nsys.stdout.write(str(sum(map(int, sys.stdin.buffer.readline().split()))))\n"
+        "sys.stdout.close()",
+        "import io, sys\nout = sys.stdout\nsys.stdout = io.StringIO()\nprint(1)\n"
+        "sys.stdout = out\nprint(sum(map(int, input().split())))\nsys.exit(1)",
+    ],
+    ids=range(5),
+)
+def test_standard_input_and_output_are_real_in_every_test(code, leaders):
+    assert passes(code, ADD, 20)
+
+
+@pytest.mark.parametrize(
     "attack",
     [
         "while True: pass",
@@ -176,8 +193,8 @@ def test_environment_and_descriptors_are_empty(monkeypatch):
         "    return ['SECRET' in os.environ, len(names), os.listdir('.')]\n"
     )
     try:
-        # 0, 1, 2, the socket, and the one that lists
-        want = json.dumps([False, 5, []])
+        # 0, 1, 2, copies of 0 and 1, the socket, and the one that lists
+        want = json.dumps([False, 7, []])
         assert passes(code, Problem("q", "f", [Case("1", want)]), 5)
     finally:
         os.close(inherited)
