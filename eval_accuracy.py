@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument(
         "--model",
         default=os.environ.get("MLPERF_MODEL"),
-        help="model directory, for its tokenizer; needed with LoadGen's log (default: $MLPERF_MODEL)",
+        help="model directory; its tokenizer is needed with LoadGen's log (default: $MLPERF_MODEL)",
     )
     parser.add_argument(
         "--livecodebench-file",
@@ -39,7 +39,7 @@ def main() -> None:
         type=float,
         default=60.0,
         metavar="SECONDS",
-        help="of a LiveCodeBench program, for loading and for each test (default: 60, the official)",
+        help="for a LiveCodeBench program to load, and for each test (default: 60, the official)",
     )
     args = parser.parse_args()
     from mlperf.evaluate import evaluate_file

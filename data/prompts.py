@@ -66,8 +66,7 @@ def _generation_stops(folder: Path) -> list[int]:
         return []
     try:
         stops = json.loads(path.read_bytes()).get("eos_token_id")
-    except (ValueError, AttributeError) as error:
-        raise ModelError(f"{path}: not a JSON object") from error
-    if stops is None:
-        return []
-    return [int(stop) for stop in (stops if isinstance(stops, list) else [stops])]
+        listed = [] if stops is None else stops if isinstance(stops, list) else [stops]
+        return [int(stop) for stop in listed]
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ModelError(f"{path}: eos_token_id can't be read: {error}") from error

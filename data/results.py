@@ -74,10 +74,9 @@ def read_journal(path: str | Path) -> list[tuple[int, Completion]]:
         lines = Path(path).read_bytes().split(b"\n")
     except OSError as error:
         raise InputFileError(f"{path}: can't be read: {error.strerror}") from error
-    torn = lines.pop()  # what follows the last line feed: nothing, unless the writer was killed
-    del torn
     rows = []
-    for number, line in enumerate(lines, 1):
+    # what follows the last line feed is empty, or torn because the writer was killed
+    for number, line in enumerate(lines[:-1], 1):
         try:
             rows.append(_journal_row(json.loads(line)))
         except (ValueError, RecursionError) as error:
@@ -97,22 +96,39 @@ def results_frame(
     sample_index, query_id, model_output (text), tok_model_output (ids), tok_model_output_len
     (tokens, stop id excluded), finish and model_backend.
     """
-    import pandas as pd
-
     ordered = sorted(answered, key=lambda pair: (pair[0], pair[1].request_id))
     indices = [index for index, _ in ordered]
     completions = [completion for _, completion in ordered]
-    columns = {
-        "sample_index": indices,
-        "query_id": [completion.request_id for completion in completions],
-        "model_output": [prompts.text(completion.token_ids) for completion in completions],
-        "tok_model_output": [list(completion.token_ids) for completion in completions],
-        "tok_model_output_len": [len(completion.token_ids) for completion in completions],
-        "finish": [completion.finish for completion in completions],
-        "model_backend": [backend] * len(completions),
+    return answer_rows(
+        frame,
+        indices,
+        {
+            "query_id": [completion.request_id for completion in completions],
+            **answer_columns([completion.token_ids for completion in completions], prompts),
+            "finish": [completion.finish for completion in completions],
+            "model_backend": [backend] * len(completions),
+        },
+    )
+
+
+def answer_columns(answers: Sequence[Sequence[int]], prompts: Prompts) -> dict[str, list]:
+    """The columns that follow from an answer's token ids, stop id excluded."""
+    return {
+        "model_output": [prompts.text(ids) for ids in answers],
+        "tok_model_output": [list(ids) for ids in answers],
+        "tok_model_output_len": [len(ids) for ids in answers],
     }
-    rows = frame.drop(columns=columns, errors="ignore").iloc[indices].reset_index(drop=True)
-    return pd.concat([rows, pd.DataFrame(columns)], axis=1)
+
+
+def answer_rows(
+    frame: "pd.DataFrame", indices: Sequence[int], columns: dict[str, list]
+) -> "pd.DataFrame":
+    """The rows of a data set at `indices` with sample_index and `columns` beside them."""
+    import pandas as pd
+
+    columns = {"sample_index": list(indices), **columns}
+    rows = frame.drop(columns=list(columns), errors="ignore").iloc[list(indices)]
+    return pd.concat([rows.reset_index(drop=True), pd.DataFrame(columns)], axis=1)
 
 
 def write_frame(frame: "pd.DataFrame", path: str | Path) -> list[Path]:
@@ -123,13 +139,18 @@ def write_frame(frame: "pd.DataFrame", path: str | Path) -> list[Path]:
 
     Errors: OutputError.
     """
-    path = Path(path)
-    if path.suffix.lower() in (*SUFFIXES, ".pickle"):
-        path = path.with_suffix("")
-    pickled, parquet = (path.with_name(path.name + suffix) for suffix in SUFFIXES)
+    pickled, parquet = twins(path)
     write_whole(pickled, frame.to_pickle)
     write_whole(parquet, _one_type_a_column(frame).to_parquet)
     return [pickled, parquet]
+
+
+def twins(path: str | Path) -> list[Path]:
+    """The pickle and the parquet file that `write_frame` writes for `path`."""
+    path = Path(path)
+    if path.suffix.lower() in (*SUFFIXES, ".pickle"):
+        path = path.with_suffix("")
+    return [path.with_name(path.name + suffix) for suffix in SUFFIXES]
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -190,6 +211,10 @@ def _one_type_a_column(frame: "pd.DataFrame") -> "pd.DataFrame":
             continue
         try:
             pa.array(column, from_pandas=True)
-        except (pa.ArrowInvalid, pa.ArrowTypeError):
-            texts[str(name)] = column.map(str, na_action="ignore")
+        except (pa.ArrowException, OverflowError, UnicodeError):
+            texts[str(name)] = column.map(_writable_text, na_action="ignore")
     return frame.rename(columns=str).assign(**texts)
+
+
+def _writable_text(value: object) -> str:
+    return str(value).encode(errors="replace").decode()  # half a surrogate pair has no UTF-8

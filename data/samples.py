@@ -19,13 +19,14 @@ PICKLES = (".pkl", ".pickle")
 # All that a pickled frame of text, numbers and lists needs, under the names pandas 1.5 to 3 and
 # numpy 1 and 2 write. Anything else, whatever a pickle could call, is refused.
 _ADMITTED: dict[str, frozenset[str]] = {
-    "builtins": frozenset({"slice"}),
+    "builtins": frozenset({"bytearray", "slice"}),
     "numpy": frozenset({"dtype", "ndarray"}),
     "numpy.core.multiarray": frozenset({"_reconstruct", "scalar"}),
     "numpy.core.numeric": frozenset({"_frombuffer"}),
-    "pandas": frozenset({"DataFrame", "Index", "RangeIndex", "StringDtype"}),
+    "pandas": frozenset({"DataFrame", "Index", "NA", "RangeIndex", "StringDtype"}),
     "pandas._libs.arrays": frozenset({"__pyx_unpickle_NDArrayBacked"}),
     "pandas._libs.internals": frozenset({"_unpickle_block"}),
+    "pandas._libs.missing": frozenset({"NA"}),
     "pandas.arrays": frozenset({"ArrowStringArray", "StringArray"}),
     "pandas.core.arrays.string_": frozenset({"StringArray", "StringDtype"}),
     "pandas.core.arrays.string_arrow": frozenset({"ArrowStringArray"}),

@@ -3,13 +3,13 @@
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from data.tasks import TASKS, Answer, Grade
 from data.tasks.livecodebench import TIME_LIMIT_S
 from mlperf import accuracy_log
+from mlperf.figures import Evaluation, Totals
 from ref_dsinfer.errors import ColumnsError, GradingError, UsageError
 
 if TYPE_CHECKING:
@@ -22,78 +22,7 @@ ACCURACY_LOG = "mlperf_log_accuracy.json"
 PROBLEMS = "livecodebench.jsonl"
 _DATA = Path(__file__).resolve().parents[1] / "data"
 
-# The rules of round v6.1 for the whole data set
-ROWS = 4388
-EXACT_MATCH_MIN = 0.99 * 81.3582  # percent
-TOKENS_MIN, TOKENS_MAX = 0.9 * 3886.2274, 1.1 * 3886.2274  # a sample
-TRUNCATED_TOKENS = 20_000
-
-
-@dataclass(frozen=True)
-class Totals:
-    """The figures of one task, or of all."""
-
-    task: str  # or "all"
-    rows: int
-    exact_match: float  # percent of all rows
-    tokens_per_sample: float
-    no_answer: int  # rows in which no answer was found
-    truncated: int  # rows cut at the length limit
-    errors: int  # rows that could not be judged; they count as wrong
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """A graded frame and its figures."""
-
-    frame: "pd.DataFrame"  # as given, with extracted_answer, prompt_accuracy and grading_error
-    tasks: Sequence[Totals]  # of the tasks that occur
-    total: Totals
-
-    @property
-    def exact_match(self) -> float:
-        """Percent of all rows that are right."""
-        return self.total.exact_match
-
-    @property
-    def tokens_per_sample(self) -> float:
-        """Mean length of an answer in tokens."""
-        return self.total.tokens_per_sample
-
-    @property
-    def result_line(self) -> str:
-        """The line the official submission checker looks for."""
-        figures: dict[str, float] = {
-            "exact_match": self.exact_match,
-            "tokens_per_sample": self.tokens_per_sample,
-            "num-samples": self.total.rows,
-        }
-        return str(figures)
-
-    @property
-    def verdict(self) -> str:
-        """How the figures stand to the official limits, which hold for the whole data set only."""
-        if self.total.rows != ROWS:
-            return f"not comparable with the official limits: {self.total.rows} of {ROWS} rows"
-        right = self.exact_match >= EXACT_MATCH_MIN
-        long = TOKENS_MIN <= self.tokens_per_sample <= TOKENS_MAX
-        return (
-            f"{'valid' if right and long else 'NOT VALID'}:"
-            f" exact_match {'reaches' if right else 'is below'} {EXACT_MATCH_MIN:.4f},"
-            f" tokens_per_sample is {'within' if long else 'outside'}"
-            f" {TOKENS_MIN:.1f} to {TOKENS_MAX:.1f}"
-        )
-
-    def table(self) -> str:
-        """The figures as aligned text, one line a task."""
-        head = ("task", "rows", "exact_match", "tokens/sample", "no answer", "truncated", "errors")
-        lines = [("{:<14}{:>6}{:>13}{:>15}{:>11}{:>11}{:>8}").format(*head)]
-        lines += [
-            f"{row.task:<14}{row.rows:>6}{row.exact_match:>13.2f}{row.tokens_per_sample:>15.1f}"
-            f"{row.no_answer:>11}{row.truncated:>11}{row.errors:>8}"
-            for row in (*self.tasks, self.total)
-        ]
-        return "\n".join(lines)
+TRUNCATED_TOKENS = 20_000  # the length limit of the rules
 
 
 def evaluate(
@@ -175,6 +104,7 @@ def read_results(input_file: Path, dataset_file: Path | None, model: str | None)
     if not model:
         raise UsageError(f"{input_file} holds token ids alone: add --model or set MLPERF_MODEL")
     from data.prompts import Prompts
+    from data.results import answer_columns, answer_rows
 
     dataset = read_frame(dataset_file)
     answers = accuracy_log.read(input_file, len(dataset))
@@ -183,17 +113,9 @@ def read_results(input_file: Path, dataset_file: Path | None, model: str | None)
     prompts = Prompts(model)
     ids = [accuracy_log.without_stop(answer, prompts.stop_ids) for _, answer in answers]
     indices = [index for index, _ in answers]
-    return (
-        dataset.iloc[indices]
-        .reset_index(drop=True)
-        .drop(columns="finish", errors="ignore")
-        .assign(
-            sample_index=indices,
-            model_output=[prompts.text(answer) for answer in ids],
-            tok_model_output=[list(answer) for answer in ids],
-            tok_model_output_len=[len(answer) for answer in ids],
-        )
-    )
+    # how an answer ended is not in the log
+    dataset = dataset.drop(columns="finish", errors="ignore")
+    return answer_rows(dataset, indices, answer_columns(ids, prompts))
 
 
 def find_problems(given: Path | None, beside: Sequence[Path]) -> Path | None:
@@ -264,12 +186,18 @@ def evaluate_file(
     output_file: Path | None,
     code_limit: float,
 ) -> Evaluation:
-    """Grade a file, see `read_results`; then `report`. By default `<input>_evaluated` is written."""
-    from data.results import check_writable
+    """Grade a file, see `read_results`; then `report`.
 
+    By default `<input>_evaluated.pkl` is written beside the input.
+    """
+    from data.results import check_writable, twins
+
+    if not 0 < code_limit < float("inf"):
+        raise UsageError(f"--time-limit must be a number of seconds above 0, not {code_limit}")
     output = output_file or input_file.with_name(f"{input_file.stem}_evaluated.pkl")
     frame = read_results(input_file, dataset_file, model)
-    check_writable(output)
+    for path in twins(output):
+        check_writable(path)
     near = [path for path in (dataset_file, input_file) if path is not None]
     evaluation = evaluate(frame, find_problems(problems, near), code_limit)
     report(evaluation, output, input_file if input_file.suffix.lower() == ".json" else None)
@@ -289,7 +217,7 @@ def _lengths(frame: "pd.DataFrame") -> "pd.Series":
     return lengths
 
 
-def _is_missing(value: object) -> bool:
+def _is_missing(value: Any) -> bool:
     import pandas as pd
 
     return bool(pd.api.types.is_scalar(value) and pd.isna(value))

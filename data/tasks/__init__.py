@@ -10,7 +10,7 @@ TASKS = ("gpqa", "mmlu_pro", "math500", "aime", "livecodebench")  # in the order
 class Answer:
     """What a model said to one sample, and what is right."""
 
-    sample_index: int
+    sample_index: int  # row in the frame that is graded
     task: str  # one of TASKS
     text: str  # "" where nothing was said
     ground_truth: object  # as the data set holds it; None where it is missing
@@ -20,7 +20,7 @@ class Answer:
 class Grade:
     """What became of one answer. An `error` says why it could not be judged; it is no verdict."""
 
-    sample_index: int
+    sample_index: int  # row in the frame that is graded
     extracted: str | int | None  # None: no answer was found in the text
     correct: bool
     error: str | None = None

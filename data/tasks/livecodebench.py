@@ -26,7 +26,7 @@ _TESTS_BYTES = 1 << 30  # of one problem, unpacked
 
 
 @dataclass(frozen=True)
-class Test:
+class Case:
     """One test of a problem."""
 
     input: str  # standard input, or JSON arguments one a line
@@ -39,7 +39,7 @@ class Problem:
 
     id: str
     function: str | None  # what to call; None: the program reads standard input
-    tests: Sequence[Test]
+    tests: Sequence[Case]
 
 
 class Problems:
@@ -76,7 +76,7 @@ class Problems:
             return Problem(
                 question_id,
                 json.loads(row.get("metadata") or "{}").get("func_name"),
-                [Test(test["input"], test["output"]) for test in tests],
+                [Case(test["input"], test["output"]) for test in tests],
             )
         except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
             raise GradingError(
@@ -112,7 +112,7 @@ def passes(code: str, problem: Problem, time_limit: float = TIME_LIMIT_S) -> boo
             return False
 
 
-def _passes_test(process: Confined, test: Test, problem: Problem, time_limit: float) -> bool:
+def _passes_test(process: Confined, test: Case, problem: Problem, time_limit: float) -> bool:
     process.give(test.input.encode(errors="surrogatepass"))
     reply = process.ask({}, time_limit)
     if reply.get("ok") is not True:
@@ -144,7 +144,7 @@ def same_value(tagged: Any, expected: Any) -> bool:
         return False
 
 
-def _expected(test: Test, problem: Problem) -> Any:
+def _expected(test: Case, problem: Problem) -> Any:
     try:
         return json.loads(test.output)
     except ValueError as error:

@@ -8,6 +8,7 @@ evaluate what the model wrote, so it runs in a confined worker only (see `sandbo
 """
 
 import re
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
@@ -243,7 +244,7 @@ def _may_evaluate(expression: str) -> bool:
 # --- the worker's side
 
 
-def handler() -> Any:
+def handler() -> Callable[[dict[str, Any]], dict[str, Any]]:
     """What a confined worker answers with: `{"given", "truth"}` by `{"equal"}`."""
     for library in ("pylatexenc.latex2text", "sympy.parsing.sympy_parser"):
         import_module(library)  # loaded before the clock of a row starts

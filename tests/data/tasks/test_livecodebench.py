@@ -1,0 +1,223 @@
+"""LiveCodeBench: labelled programs, the comparison of outputs, and the reading of problems."""
+
+import base64
+import json
+import pickle
+import zlib
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.tasks import Answer
+from data.tasks.grading import grade_all
+from data.tasks.livecodebench import (
+    Case,
+    Problem,
+    Problems,
+    extract,
+    passes,
+    same_output,
+    same_value,
+)
+from ref_dsinfer.errors import GradingError
+
+CASES = Path(__file__).parents[1] / "cases" / "livecodebench.jsonl"
+# The public runner's stand-in for standard input breaks these two correct programs. Ours reads.
+FIXED_STDIO = {"hm_lines:readline_then_read", "hm_lines:buffer_readlines"}
+
+
+def _check(tmp_path, rows, code_limit):
+    path = tmp_path / "problems.jsonl"
+    path.write_text("".join(json.dumps(row["problem"]) + "\n" for row in rows))
+    answers = [
+        Answer(i, "livecodebench", f"```python\n{row['code']}\n```", row["problem"]["question_id"])
+        for i, row in enumerate(rows)
+    ]
+    grades = grade_all(answers, Problems(path), code_limit)
+    got = {row["id"]: grade.correct for row, grade in zip(rows, grades, strict=True)}
+    wanted = {
+        row["id"]: (row["expected_pass"] or row["id"] in FIXED_STDIO)
+        and row["category"] != "exploit"
+        for row in rows
+    }
+    assert [grade.error for grade in grades if grade.error] == []
+    assert got == wanted
+
+
+ROWS = [json.loads(line) for line in CASES.read_text().splitlines()]
+PORTABLE = [row for row in ROWS if not row["environment_dependent"]]
+
+
+def test_labelled_programs_agree(tmp_path):
+    rows = [row for row in PORTABLE if row["category"] != "time"]
+    assert len(rows) > 35
+    _check(tmp_path, rows, code_limit=20)
+
+
+@pytest.mark.slow
+def test_labelled_programs_that_take_their_time_agree(tmp_path):
+    rows = [row for row in PORTABLE if row["category"] == "time"]
+    assert len(rows) == 3
+    _check(tmp_path, rows, code_limit=4)
+
+
+def _problem(*tests, function=None):
+    return Problem("q", function, [Case(*test) for test in tests])
+
+
+@pytest.mark.parametrize(
+    ("returned", "expected", "right"),
+    [
+        ("(1, 2)", "[1, 2]", True),  # a tuple returned is a list
+        ("[(1, 2)]", "[[1, 2]]", False),
+        ("{1: 2}", '{"1": 2}', False),
+        ("{'1': 2}", '{"1": 2}', True),
+        ("True", "1", True),
+        ("1.0", "1", True),
+        ("{1, 2}", "[1, 2]", False),
+        ("float('nan')", "NaN", False),
+        ("None", "null", True),
+        ("type('Yes', (), {'__eq__': lambda a, b: True})()", "1", False),
+        ("type('Yes', (int,), {'__eq__': lambda a, b: True})(2)", "1", False),
+        ("{'dict': []}", "{}", False),
+        ("{'other': 'x'}", '{"other": "x"}', True),
+        ("a", "7", True),
+        ("10**5000", "1", False),
+    ],
+)
+def test_returned_values(returned, expected, right):
+    code = f"class Solution:\n    def f(self, a):\n        return {returned}"
+    assert passes(code, _problem(("7", expected), function="f"), 5) is right
+
+
+def test_a_recursive_value_is_wrong():
+    code = "def f(a):\n    x = []\n    x.append(x)\n    return x"
+    assert not passes(code, _problem(("7", "[]"), function="f"), 5)
+
+
+@pytest.mark.parametrize(
+    ("printed", "expected", "right"),
+    [
+        ("3.0 003\n", "3 3", True),
+        (" a \nb\r\n\n", "a\nb", True),
+        ("a\n\nb", "a\nb", False),
+        ("Yes", "YES", False),
+        ("1e2", "100", True),
+        ("0.30000000000000004", "0.3", False),
+        ("nan", "NaN", False),
+        ("snan", "1", False),
+        ("1 x", "1 X", False),
+        ("", "", True),
+        ("1 2", "1", False),
+    ],
+)
+def test_same_output(printed, expected, right):
+    assert same_output(printed, expected) is right
+
+
+@given(st.lists(st.decimals(allow_nan=False, allow_infinity=False), max_size=4))
+def test_numbers_equal_in_any_spelling(numbers):
+    plain = " ".join(str(number) for number in numbers)
+    assert same_output(" ".join(f"{Decimal(number):E}" for number in numbers), plain)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=8,
+)
+
+
+@given(JSON, JSON)
+@settings(deadline=None)
+def test_hostile_values_are_never_an_exception(tagged, expected):
+    assert same_value(tagged, expected) in (True, False)
+
+
+def _pack(value):
+    return base64.b64encode(zlib.compress(pickle.dumps(value))).decode()
+
+
+def _row(**changes):
+    row = {
+        "question_id": "q1",
+        "public_test_cases": '[{"input": "1", "output": "1", "testtype": "stdin"}]',
+        "private_test_cases": "[]",
+        "metadata": "{}",
+    }
+    return row | changes
+
+
+def _read(tmp_path, **changes):
+    path = tmp_path / "p.jsonl"
+    path.write_text(
+        json.dumps(_row(question_id="q0")) + "\n\n" + json.dumps(_row(**changes)) + "\n"
+    )
+    return Problems(path).read("q1")
+
+
+class Attack:
+    def __reduce__(self):
+        import os
+
+        return os.system, ("touch attacked",)
+
+
+def test_private_tests_in_both_spellings(tmp_path):
+    tests = json.dumps([{"input": "2", "output": "4", "testtype": "stdin"}])
+    plain = _read(tmp_path, private_test_cases=tests)
+    packed = _read(tmp_path, private_test_cases=_pack(tests), metadata='{"func_name": "f"}')
+    assert plain.tests == packed.tests == [Case("1", "1"), Case("2", "4")]
+    assert (plain.function, packed.function) == (None, "f")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"private_test_cases": _pack(Attack())},
+        {"private_test_cases": _pack(["a list"])},
+        {"private_test_cases": "!!"},
+        {"private_test_cases": base64.b64encode(b"no zlib").decode()},
+        {"private_test_cases": base64.b64encode(zlib.compress(b"\x80\x05no")).decode()},
+        {"private_test_cases": "{}"},
+        {"private_test_cases": None},
+        {"public_test_cases": "[{}]"},
+        {"public_test_cases": "[" * 100_000},
+        {"metadata": "[]"},
+    ],
+    ids=range(10),
+)
+def test_a_problem_that_cannot_be_read_says_so(tmp_path, monkeypatch, changes):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(GradingError, match="problem q1 can't be read"):
+        _read(tmp_path, **changes)
+    assert not (tmp_path / "attacked").exists()
+
+
+@pytest.mark.parametrize("line", ["{}", "[1]", "{", "[" * 100_000, '"x"'], ids=range(5))
+def test_a_file_that_holds_no_problems_says_so(tmp_path, line):
+    path = tmp_path / "p.jsonl"
+    path.write_text(line)
+    with pytest.raises(GradingError, match="line 1"):
+        Problems(path)
+    with pytest.raises(GradingError, match="can't be read"):
+        Problems(tmp_path / "none.jsonl")
+
+
+def test_an_unknown_problem_is_the_error_of_its_row(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text(json.dumps(_row()) + "\n")
+    code = "```python\nprint(input())\n```"
+    answers = [Answer(i, "livecodebench", code, truth) for i, truth in enumerate(["q1", "q2"])]
+    first, second = grade_all(answers, Problems(path), 5)
+    assert (first.correct, first.error) == (True, None)
+    assert not second.correct
+    assert "no problem q2" in str(second.error)
+
+
+def test_the_first_closed_fence_counts():
+    assert extract("```python\na\n```\n```python\nb\n```") == "a"
+    assert extract("```python\na") is None

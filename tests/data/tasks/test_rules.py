@@ -1,0 +1,184 @@
+"""Every labelled case, and wild texts, through each task's extractor and comparer."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.tasks import TASKS, Answer, Grade, aime, choice, livecodebench, math500, task_of
+from data.tasks.grading import MathWorker, grade_all
+from ref_dsinfer.errors import GradingError
+
+CASES = Path(__file__).parents[1] / "cases"
+
+
+def _rows():
+    return [json.loads(line) for line in (CASES / "grading.jsonl").read_text().splitlines()]
+
+
+def test_every_labelled_case_agrees():
+    rows = _rows()
+    judged = [row for row in rows if row["dataset"] != "livecodebench"]
+    grades = grade_all(
+        [
+            Answer(i, task_of(row["dataset"]), row["model_output"], row["ground_truth"])
+            for i, row in enumerate(judged)
+        ],
+        problems=None,
+        workers=2,
+    )
+    wanted = [
+        Grade(i, row["expected_extracted"], row["expected_correct"]) for i, row in enumerate(judged)
+    ]
+    assert len(judged) > 300
+    assert [g for g in grades if g != wanted[g.sample_index]] == []
+
+
+@pytest.mark.parametrize(
+    "row", [row for row in _rows() if row["dataset"] == "livecodebench"], ids=lambda row: row["id"]
+)
+def test_code_is_extracted_as_labelled(row):
+    assert livecodebench.extract(row["model_output"].strip()) == row["expected_extracted"]
+
+
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [
+        ("gpqa", "gpqa"),
+        ("GPQA_diamond", "gpqa"),
+        ("mmlu_pro", "mmlu_pro"),
+        ("MMLU-Pro", "mmlu_pro"),
+        ("math-500", "math500"),
+        ("MATH 500", "math500"),
+        ("aime1983", "aime"),
+        ("LiveCodeBench_v1", "livecodebench"),
+        ("gpqa_from_aime", "gpqa"),
+    ],
+)
+def test_task_of(name, task):
+    assert task_of(name) == task
+
+
+@pytest.mark.parametrize("name", ["mmlu", "", None, 3, float("nan")])
+def test_task_of_unknown_names_the_known(name):
+    with pytest.raises(ValueError, match=r"unknown data set.*gpqa.*livecodebench"):
+        task_of(name)
+
+
+# Pieces that the rules look for, so that wild texts reach them
+PIECES = st.sampled_from([
+    r"\boxed{", "}", "{", "Answer:", "FINAL ANSWER", "(", ")", "B", "j", "42", " ", "\n", "/", "^",
+    "```python", "```", r"\frac", r"\sqrt", r"\text{", ",", "=", "0.5", "\\", "%", "million",
+    "inf", "1e999", "nan", "٤", "[", "]", "|", "_", "cm", r"\left", "-", "!", "\0", "\ud800",
+])  # fmt: skip
+WILD = st.lists(PIECES | st.text(max_size=4), max_size=12).map("".join)
+
+
+@given(WILD)
+@settings(max_examples=300, deadline=None)
+def test_extractors_never_raise(text):
+    assert choice.extract(text, "gpqa") in (None, *"ABCD")
+    assert choice.extract(text, "mmlu_pro") in (None, *"ABCDEFGHIJ")
+    number = aime.extract(text)
+    assert number is None or 0 <= number <= 999
+    for found in (math500.extract(text), livecodebench.extract(text)):
+        assert found is None or found in text
+
+
+@given(WILD, WILD)
+@settings(max_examples=300, deadline=None)
+def test_normalising_never_raises(given_text, truth):
+    math500._as_math(given_text)
+    math500._elements(math500._as_prm(truth))
+
+
+@given(WILD, st.none() | st.integers() | st.floats() | WILD)
+@settings(max_examples=200, deadline=None)
+def test_comparers_never_raise(text, truth):
+    assert aime.equal(7, truth) in (True, False)
+    assert choice.equal("A", truth) in (True, False)
+    assert livecodebench.same_output(text, str(truth)) in (True, False)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "answer" + " " * 200_000 + "?",
+        "Answer:" * 40_000,
+        "final " * 50_000,
+        r"\boxed{" * 40_000,
+        r"\boxed{" + "9" * 200_000 + "x",
+        r"\boxed{" + "9" * 5000 + "}",
+        "{" * 300_000,
+    ],
+    ids=range(7),
+)
+@pytest.mark.timeout(5)
+def test_long_texts_are_read_in_linear_time(text):
+    for task in ("gpqa", "mmlu_pro"):
+        choice.extract(text, task)
+    aime.extract(text)
+    math500.extract(text)
+
+
+def test_units_go_one_after_the_other():
+    assert math500._as_prm("5 minuteseconds") == "5"
+
+
+@pytest.mark.parametrize(
+    ("slow", "truth"),
+    [
+        ("ff(10^9,10^8)", "1+f"),
+        ("1e999999", "x"),
+        ("9**9**9**9", "x"),
+        ("(" * 20_000 + "x" + ")" * 20_000, "x+1"),
+    ],
+    ids=range(4),
+)
+def test_endless_formulas_are_cut_off_and_said(slow, truth, monkeypatch):
+    monkeypatch.setattr("data.tasks.grading.MATH_LIMIT_S", 1.0)
+    worker = MathWorker()
+    assert worker.equal("x+1", "1+x")
+    with pytest.raises(GradingError, match=r"timeout|memory"):
+        worker.equal(slow, truth)
+    assert worker.equal("x+1", "1+x")  # the next row has a worker again
+    worker.close()
+
+
+@pytest.mark.parametrize("given_text", ["2023^2023^2023", "1/0", "(", "x**", ")" * 50])
+def test_what_cannot_be_evaluated_is_wrong_not_an_error(given_text):
+    worker = MathWorker()
+    assert not worker.equal(given_text, "x")
+    worker.close()
+
+
+def test_a_memory_hog_is_an_error_not_a_verdict():
+    worker = MathWorker()
+    with pytest.raises(GradingError, match="memory"):
+        worker.equal("[0]*(10**10)", "x")
+    worker.close()
+
+
+def test_every_task_is_graded_and_missing_truths_are_wrong():
+    texts = {
+        "gpqa": "ANSWER: B",
+        "mmlu_pro": "ANSWER: J",
+        "math500": r"\boxed{2x}",
+        "aime": r"\boxed{42}",
+    }
+    truths = {"gpqa": "B", "mmlu_pro": "j", "math500": "x*2", "aime": "042"}
+    answers = [Answer(i, task, texts[task], truths[task]) for i, task in enumerate(texts)]
+    answers += [Answer(4, "aime", r"\boxed{42}", None), Answer(5, "gpqa", "", "B")]
+    answers.append(Answer(6, "math500", r"\boxed{0}", 0))
+    grades = grade_all(answers, None)
+    assert [grade.correct for grade in grades] == [True] * 4 + [False] * 3
+    assert [grade.extracted for grade in grades] == ["B", "J", "2x", 42, 42, None, "0"]
+    assert {grade.error for grade in grades} == {None}
+    assert set(texts) | {"livecodebench"} == set(TASKS)
+
+
+def test_programs_without_problems_are_refused_before_anything_is_graded():
+    with pytest.raises(GradingError, match="without their problems"):
+        grade_all([Answer(0, "livecodebench", "```python\n1\n```", "q")], None)

