@@ -79,7 +79,7 @@ def test_only_these_know_the_tokenizer() -> None:
         )
     }
     # generate is the command that tries the engine by hand, which itself sees token ids only
-    assert found == {"data/prompts.py", "ref_dsinfer/generate.py"}
+    assert found <= {"data/prompts.py", "ref_dsinfer/generate.py"}
 
 
 @pytest.mark.parametrize(
