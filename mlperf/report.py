@@ -1,6 +1,7 @@
 """What a run has come to: figures, LoadGen's judgement, what speaks against submitting it."""
 
 import json
+import math
 import platform
 import re
 import shlex
@@ -167,7 +168,10 @@ def record(outcome: Outcome) -> dict[str, Any]:
         "submittable": not outcome.reasons,
         "not_submittable_because": outcome.reasons,
         "loadgen_validity": outcome.validity,
-        "figures": outcome.figures,
+        # JSON has no infinity; LoadGen's rates of a single sample are such
+        "figures": {
+            name: value if math.isfinite(value) else None for name, value in outcome.figures.items()
+        },
         "settings": effective,
         "versions": versions() | {"loadgen": outcome.log.values.get("loadgen_version")},
     }

@@ -79,15 +79,15 @@ def test_an_unknown_mode_is_refused() -> None:
     assert "interactive" in done.stderr
 
 
-@pytest.mark.parametrize("script", ["run_eval.py", "run_mlperf.py"])
 @pytest.mark.parametrize(
-    ("name", "content", "code"),
+    ("script", "name", "content", "code"),
     [
-        ("missing.pkl", None, 3),
-        ("rows.csv", b"a,b\n1,2\n", 3),
-        ("rows.pkl", b"not a pickle", 3),
-        ("rows.jsonl", b"", 5),
-        ("rows.jsonl", b'{"question": "why"}\n', 4),
+        ("run_mlperf.py", "missing.pkl", None, 3),
+        ("run_eval.py", "missing.pkl", None, 3),
+        ("run_eval.py", "rows.csv", b"a,b\n1,2\n", 3),
+        ("run_eval.py", "rows.pkl", b"not a pickle", 3),
+        ("run_eval.py", "rows.jsonl", b"", 5),
+        ("run_mlperf.py", "rows.jsonl", b'{"question": "why"}\n', 4),
     ],
 )
 def test_a_bad_data_set_is_one_line(

@@ -94,3 +94,11 @@ def test_the_table_says_why_not(tmp_path: Path) -> None:
     good = report.Outcome("offline", False, tmp_path, figures, [], log)
     assert "nothing in this run speaks against it" in report.table(good)
     assert report.record(good)["submittable"] is True
+
+
+def test_the_record_is_json_whatever_the_figures(tmp_path: Path) -> None:
+    figures = {"samples_per_second": float("nan"), "tokens_per_second": float("inf")}
+    log = report.DetailLog({}, [])
+    record = report.record(report.Outcome("server", False, tmp_path, figures, [], log))
+    json.dumps(record, allow_nan=False)
+    assert record["figures"] == {"samples_per_second": None, "tokens_per_second": None}
