@@ -107,12 +107,13 @@ async def _answer(
         workload.request(index, index) for index in range(len(workload)) if index not in done
     ]
     journal_path, run_path = _beside(output)
-    write_whole(run_path, lambda path: path.write_text(json.dumps(origin, indent=2) + "\n"))
-    # the old journal stays whole until the new one holds all that was in it
+    # the old journal stays whole until the new one holds all that is kept of it, and its origin is
+    # replaced last: a run that is killed here leaves nothing that could be resumed wrongly
     with Journal(journal_path.with_name(journal_path.name + ".new")) as journal:
         for index, completion in earlier:
             journal.add(index, completion)
         journal.path.replace(journal_path)
+        write_whole(run_path, lambda path: path.write_text(json.dumps(origin, indent=2) + "\n"))
 
         def on_done(completion: Completion) -> None:
             journal.add(completion.request_id, completion)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from data.prompts import Prompts
+    from data.samples import Sample
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +23,7 @@ class Workload:
     """Every request of a run, before it starts."""
 
     frame: "pd.DataFrame"  # the data set's rows, in order
+    samples: "tuple[Sample, ...]"  # of each row
     prompts: "Prompts"
     prompt_ids: tuple[tuple[int, ...], ...]  # of each row
     max_new_tokens: int  # tokens, as asked for
@@ -54,7 +56,10 @@ def build(
     from data.samples import read_frame, samples
 
     frame = read_frame(input_file)
-    rows = samples(frame if num_samples is None else frame.head(num_samples))
+    total = len(frame)
+    if num_samples is not None:
+        frame = frame.head(num_samples)
+    rows = tuple(samples(frame))
     max_len = model_length(config)
     prompts = Prompts(config.model)
     prompt_ids = tuple(prompts.ids(row.prompt_text) for row in rows)
@@ -64,8 +69,8 @@ def build(
                 f"{input_file}: row {index}: the prompt of {len(ids)} tokens leaves no room for an"
                 f" answer in the model's length of {max_len}"
             )
-    workload = Workload(frame.head(len(rows)), prompts, prompt_ids, max_new_tokens, max_len)
-    log.info("%s: %d of %d rows", input_file, len(rows), len(frame))
+    workload = Workload(frame, rows, prompts, prompt_ids, max_new_tokens, max_len)
+    log.info("%s: %d of %d rows", input_file, len(rows), total)
     if workload.shortest_limit < max_new_tokens:
         log.warning(
             "the model's length of %d tokens holds some answers to fewer than %d tokens",

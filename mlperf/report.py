@@ -1,18 +1,20 @@
 """What a run has come to: figures, LoadGen's judgement, what speaks against submitting it."""
 
 import json
+import math
 import platform
 import re
 import shlex
 import sys
-from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from backends.types import Completion
 from ref_dsinfer.errors import LoadGenError
+
+if TYPE_CHECKING:
+    from mlperf.evaluate import Evaluation
 
 DETAIL_LOG = "mlperf_log_detail.txt"
 MARK = ":::MLLOG "
@@ -97,16 +99,7 @@ def performance_figures(log: DetailLog) -> dict[str, float]:
     return found | latencies
 
 
-def accuracy_figures(completions: Iterable[Completion], seconds: float) -> dict[str, float]:
-    """Throughput of an accuracy run, which LoadGen does not measure."""
-    lengths = [len(completion.token_ids) for completion in completions]
-    return {
-        "samples_per_second": len(lengths) / seconds,
-        "tokens_per_second": sum(lengths) / seconds,
-    }
-
-
-def invalid_reasons(log: DetailLog) -> list[str]:
+def performance_reasons(log: DetailLog) -> list[str]:
     """Why LoadGen calls a performance run invalid, in its own words; empty where it doesn't."""
     if log.values.get("result_validity") == "VALID":
         return []
@@ -114,13 +107,27 @@ def invalid_reasons(log: DetailLog) -> list[str]:
     if not log.values.get("early_stopping_met", True):
         said += [log.values.get(f"early_stopping_{name}_result") for name in ("ttft", "tpot")]
     told = [" ".join(text.replace("*", " ").split()) for text in said if text and text.strip()]
-    return told or ["LoadGen's log names no reason"]
+    return [f"INVALID: {text}" for text in told or ["LoadGen's log does not say why"]]
 
 
-def reasons(stamps: list[str], log: DetailLog, accuracy: bool) -> list[str]:
-    """Everything that keeps a run from being submitted."""
-    invalid = [] if accuracy else [f"INVALID: {reason}" for reason in invalid_reasons(log)]
-    return [*stamps, *invalid, *(f"LoadGen logged an error: {error}" for error in log.errors)]
+def accuracy_figures(evaluation: "Evaluation", seconds: float) -> dict[str, float]:
+    """Score of an accuracy run, and its throughput, which LoadGen does not measure."""
+    rate = evaluation.total.rows / seconds
+    return {
+        "samples_per_second": rate,
+        "tokens_per_second": rate * evaluation.tokens_per_sample,
+        "exact_match": evaluation.exact_match,
+        "tokens_per_sample": evaluation.tokens_per_sample,
+    }
+
+
+def accuracy_reasons(evaluation: "Evaluation") -> list[str]:
+    """Which of the official limits, that hold for the whole data set only, a score misses."""
+    from mlperf.evaluate import EXACT_MATCH_MIN, ROWS, TOKENS_MAX, TOKENS_MIN
+
+    reached = evaluation.exact_match >= EXACT_MATCH_MIN
+    within = TOKENS_MIN <= evaluation.tokens_per_sample <= TOKENS_MAX
+    return [] if evaluation.total.rows != ROWS or (reached and within) else [evaluation.verdict]
 
 
 def table(outcome: Outcome) -> str:
@@ -161,7 +168,10 @@ def record(outcome: Outcome) -> dict[str, Any]:
         "submittable": not outcome.reasons,
         "not_submittable_because": outcome.reasons,
         "loadgen_validity": outcome.validity,
-        "figures": outcome.figures,
+        # JSON has no infinity; LoadGen's rates of a single sample are such
+        "figures": {
+            name: value if math.isfinite(value) else None for name, value in outcome.figures.items()
+        },
         "settings": effective,
         "versions": versions() | {"loadgen": outcome.log.values.get("loadgen_version")},
     }

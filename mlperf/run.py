@@ -14,11 +14,9 @@ from backends.options import add_engine_options, choose_backend, engine_config
 from backends.types import Backend
 from data.inference import add_data_options
 from mlperf import report, settings
-from ref_dsinfer.errors import LoadGenError, UsageError
+from ref_dsinfer.errors import GradingError, LoadGenError, UsageError
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from data.workload import Workload
 
 log = logging.getLogger(__name__)
@@ -70,6 +68,7 @@ def run(args: argparse.Namespace, torchrun: bool = False) -> None:
     """
     from data.results import check_writable, read_journal, results_frame, write_frame, write_whole
     from data.workload import build
+    from mlperf.evaluate import evaluate_and_report
 
     spec, world = choose_backend(args, torchrun)
     if args.mode not in spec.scenarios:
@@ -81,6 +80,7 @@ def run(args: argparse.Namespace, torchrun: bool = False) -> None:
     test_settings = settings.test_settings(args)
     config = engine_config(args, tensor_parallel=world, coalesce=not mode.reads_tokens)
     workload = build(args.input_file, args.num_samples, config, args.max_new_tokens)
+    problems = _problems(args, workload) if args.accuracy else None
     backend = registry.load(spec)(config)
     if not backend.leads:
         backend.follow()
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace, torchrun: bool = False) -> None:
         log.warning("this run can't be submitted: %s", stamp)
     for name in LEFT:
         (folder / name).unlink(missing_ok=True)
-    # the engine is freed by the end of this: grading may take long
+    # the engine is freed at the end of this: grading may take long
     seconds = asyncio.run(_measure(backend, workload, test_settings, mode, folder))
 
     answered = read_journal(folder / JOURNAL)
@@ -99,17 +99,32 @@ def run(args: argparse.Namespace, torchrun: bool = False) -> None:
     write_frame(results, folder / RESULTS)
     detail = report.read_detail(folder / report.DETAIL_LOG)
     if args.accuracy:
-        figures = report.accuracy_figures([completion for _, completion in answered], seconds)
-        figures |= _grade(results, args, folder)
+        evaluation = evaluate_and_report(results, args.input_file, problems, folder)
+        figures = report.accuracy_figures(evaluation, seconds)
+        reasons = report.accuracy_reasons(evaluation)
     else:
         figures = report.performance_figures(detail)
-    reasons = report.reasons(stamps, detail, args.accuracy)
+        reasons = report.performance_reasons(detail)
+    reasons = [*stamps, *reasons, *(f"LoadGen logged an error: {error}" for error in detail.errors)]
     outcome = report.Outcome(args.mode, args.accuracy, folder, figures, reasons, detail)
     record = report.record(outcome) | {"backend": spec.name, "engine": asdict(config)}
     write_whole(folder / RECORD, lambda path: path.write_text(json.dumps(record, indent=2) + "\n"))
     print(report.table(outcome))
-    if outcome.validity == "INVALID" and not stamps:
-        raise LoadGenError(f"INVALID: {'; '.join(report.invalid_reasons(detail))}")
+    if not args.accuracy and outcome.validity != "VALID" and not stamps:
+        raise LoadGenError("; ".join(report.performance_reasons(detail)))
+
+
+def _problems(args: argparse.Namespace, workload: "Workload") -> Path | None:
+    """LiveCodeBench's problems, looked for before the run and not hours later.
+
+    Errors: GradingError where rows need them and they are not there.
+    """
+    from mlperf.evaluate import PROBLEMS, find_problems
+
+    problems = find_problems(args.livecodebench_file, [args.input_file])
+    if problems is None and any(sample.task == "livecodebench" for sample in workload.samples):
+        raise GradingError(f"no {PROBLEMS} was found: name it with --livecodebench-file")
+    return problems
 
 
 async def _measure(
@@ -148,10 +163,3 @@ async def _measure(
     if not sut.issued:
         raise LoadGenError(f"{folder}: LoadGen has issued no sample; its logs may say why")
     return seconds
-
-
-def _grade(results: "pd.DataFrame", args: argparse.Namespace, folder: Path) -> dict[str, float]:
-    from mlperf.evaluate import evaluate_and_report
-
-    evaluation = evaluate_and_report(results, args.input_file, args.livecodebench_file, folder)
-    return {"exact_match": evaluation.exact_match}

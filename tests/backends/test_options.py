@@ -1,0 +1,121 @@
+import argparse
+from pathlib import Path
+
+import pytest
+
+from backends import options
+from backends.types import EngineConfig
+from ref_dsinfer.errors import LaunchError, ModelError, UsageError
+
+
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MLPERF_BACKEND", "MLPERF_MODEL", "RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def parse(*given: object, torchrun: bool = False) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    options.add_engine_options(parser, torchrun)
+    return parser.parse_args([str(one) for one in given])
+
+
+def test_options_become_a_configuration(tmp_path: Path) -> None:
+    args = parse(
+        *("--backend", "echo", "--model", tmp_path, "--device", "cpu", "--dtype", "float32"),
+        *("--max-model-len", 512, "--max-running", 3, "--seed", 9),
+        *("--engine-arg", "a=1", "--engine-arg", "b=x=y"),
+    )
+    assert options.engine_config(args, tensor_parallel=2, coalesce=True) == EngineConfig(
+        *(str(tmp_path), "cpu", "float32", 512, 3),
+        tensor_parallel=2,
+        seed=9,
+        coalesce=True,
+        options={"a": "1", "b": "x=y"},
+    )
+
+
+def test_defaults_are_those_of_the_configuration(tmp_path: Path) -> None:
+    args = parse("--backend", "echo", "--model", tmp_path)
+    assert options.engine_config(args) == EngineConfig(str(tmp_path))
+    assert args.max_new_tokens == 20_000
+
+
+def test_the_environment_chooses_where_options_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit):
+        parse()
+    assert parse(torchrun=True).backend == "pytorch"
+    monkeypatch.setenv("MLPERF_BACKEND", "echo")
+    monkeypatch.setenv("MLPERF_MODEL", "/models/r1")
+    assert parse().backend == "echo"
+    assert parse().model == "/models/r1"
+    assert parse("--backend", "pytorch").backend == "pytorch"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("--engine-arg", "alone"),
+        ("--engine-arg", "=1"),
+        ("--max-running", "0"),
+        ("--max-new-tokens", "-1"),
+        ("--dtype", "int4"),
+    ],
+)
+def test_bad_values_are_refused(given: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse("--backend", "echo", *given)
+    assert caught.value.code == 2
+    assert given[0] in capsys.readouterr().err
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty Hugging Face cache."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def snapshot(cache: Path, name: str, revision: str) -> Path:
+    folder = cache / f"models--{name.replace('/', '--')}"
+    (folder / "snapshots" / revision).mkdir(parents=True)
+    (folder / "refs").mkdir(exist_ok=True)
+    (folder / "refs" / "main").write_text(revision)
+    return folder / "snapshots" / revision
+
+
+def test_a_model_in_the_cache_is_found_by_name_and_revision(cache: Path) -> None:
+    other = snapshot(cache, options.DEFAULT_MODEL, "f" * 40)
+    with pytest.raises(ModelError, match=options.DEFAULT_REVISION):  # main is another revision
+        options.find_model(options.DEFAULT_MODEL)
+    assert options.find_model(options.DEFAULT_MODEL, "f" * 40) == str(other)
+    pinned = snapshot(cache, options.DEFAULT_MODEL, options.DEFAULT_REVISION)
+    assert options.find_model(options.DEFAULT_MODEL) == str(pinned)
+
+
+def test_a_model_that_is_not_here_is_named_with_the_way_to_get_it(cache: Path) -> None:
+    with pytest.raises(ModelError, match="hf download some/model"):
+        options.find_model("some/model")
+
+
+@pytest.mark.parametrize("name", ["/no/such", "nowhere", "./a/b", "a/b/c"])
+def test_a_missing_directory_is_not_looked_up(name: str) -> None:
+    with pytest.raises(ModelError, match="no such model directory"):
+        options.find_model(name)
+
+
+def test_each_script_is_held_to_its_way_of_starting(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytorch, echo = parse("--backend", "pytorch"), parse("--backend", "echo")
+    assert options.choose_backend(pytorch, torchrun=False)[1] == 1
+    with pytest.raises(LaunchError, match="torchrun"):
+        options.choose_backend(pytorch, torchrun=True)
+
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert options.choose_backend(pytorch, torchrun=True)[1] == 4
+    with pytest.raises(LaunchError, match="_mpi"):
+        options.choose_backend(pytorch, torchrun=False)
+    with pytest.raises(UsageError, match="echo"):
+        options.choose_backend(echo, torchrun=True)

@@ -1,0 +1,104 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from mlperf import report
+from ref_dsinfer.errors import LoadGenError
+
+
+def line(key: str, value: str, is_error: bool = False) -> str:
+    error = json.dumps(is_error)
+    return f':::MLLOG {{"key": "{key}", "value": {value}, "metadata": {{"is_error": {error}}}}}\n'
+
+
+def detail(folder: Path, *lines: str) -> report.DetailLog:
+    path = folder / "mlperf_log_detail.txt"
+    path.write_text("".join(lines))
+    return report.read_detail(path)
+
+
+def test_values_and_errors_are_read(tmp_path: Path) -> None:
+    log = detail(
+        tmp_path,
+        "not LoadGen's\n",
+        line("a", "1"),
+        line("a", "2"),
+        line("error_runtime", '"it broke"', is_error=True),
+        line("error_runtime", '"it broke"', is_error=True),
+    )
+    assert log.values == {"a": 1, "error_runtime": "it broke"}
+    assert log.errors == ["it broke"]
+
+
+@pytest.mark.parametrize(("written", "read"), [("inf", "inf"), ("-inf", "-inf"), ("-nan", "nan")])
+def test_numbers_that_json_has_not_are_read(tmp_path: Path, written: str, read: str) -> None:
+    log = detail(tmp_path, line("rate", written), line("text", '"nan, inf"'))
+    assert str(log.values["rate"]) == read
+    assert log.values["text"] == "nan, inf"
+
+
+def test_a_torn_last_line_is_skipped_and_a_torn_other_one_not(tmp_path: Path) -> None:
+    assert detail(tmp_path, line("a", "1"), line("b", "2")[:40]).values == {"a": 1}
+    with pytest.raises(LoadGenError, match="line 1 is damaged"):
+        detail(tmp_path, line("b", "2")[:40] + "\n", line("a", "1"))
+    with pytest.raises(LoadGenError, match="can't be read"):
+        report.read_detail(tmp_path / "missing.txt")
+
+
+def test_figures_come_from_either_scenario(tmp_path: Path) -> None:
+    offline = detail(
+        tmp_path, line("result_samples_per_second", "2.5"), line("result_tokens_per_second", "90")
+    )
+    assert report.performance_figures(offline) == {
+        "samples_per_second": 2.5,
+        "tokens_per_second": 90,
+    }
+    server = detail(
+        tmp_path,
+        line("result_completed_samples_per_sec", "2.5"),
+        line("result_completed_tokens_per_second", "90"),
+        line("result_first_token_99.00_percentile_latency_ns", "1500000"),
+    )
+    assert report.performance_figures(server) == {
+        "samples_per_second": 2.5,
+        "tokens_per_second": 90,
+        "ttft_p99_ms": 1.5,
+    }
+
+
+def test_reasons_are_loadgen_s(tmp_path: Path) -> None:
+    valid = detail(tmp_path, line("result_validity", '"VALID"'))
+    assert report.performance_reasons(valid) == []
+    early = detail(
+        tmp_path,
+        line("result_validity", '"INVALID"'),
+        line("result_invalid_reason", '""'),
+        line("early_stopping_met", "false"),
+        line("early_stopping_ttft_result", '" * Run unsuccessful.  * Processed 9 queries."'),
+    )
+    assert report.performance_reasons(early) == ["INVALID: Run unsuccessful. Processed 9 queries."]
+    unknown = detail(tmp_path, line("result_validity", '"INVALID"'))
+    assert report.performance_reasons(unknown) == ["INVALID: LoadGen's log does not say why"]
+    assert report.performance_reasons(detail(tmp_path, line("a", "1")))  # cut off before its end
+
+
+def test_the_table_says_why_not(tmp_path: Path) -> None:
+    log = report.DetailLog({"result_validity": "VALID"}, [])
+    figures = {"samples_per_second": 2.5, "tokens_per_second": 90.0}
+    outcome = report.Outcome("offline", False, tmp_path, figures, ["one", "two"], log)
+    text = report.table(outcome)
+    assert "no, because one\n" in text
+    assert "and two\n" in text
+    assert report.record(outcome)["not_submittable_because"] == ["one", "two"]
+    good = report.Outcome("offline", False, tmp_path, figures, [], log)
+    assert "nothing in this run speaks against it" in report.table(good)
+    assert report.record(good)["submittable"] is True
+
+
+def test_the_record_is_json_whatever_the_figures(tmp_path: Path) -> None:
+    figures = {"samples_per_second": float("nan"), "tokens_per_second": float("inf")}
+    log = report.DetailLog({}, [])
+    record = report.record(report.Outcome("server", False, tmp_path, figures, [], log))
+    json.dumps(record, allow_nan=False)
+    assert record["figures"] == {"samples_per_second": None, "tokens_per_second": None}

@@ -1,0 +1,277 @@
+"""Whole runs, each in a process of its own as users start them."""
+
+import json
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import pytest
+
+from data.results import read_journal
+from mlperf.report import read_detail
+from mlperf.run import JOURNAL
+from mlperf.settings import BENCHMARK_CONF
+
+if TYPE_CHECKING:
+    from tests.conftest import Script
+
+ROWS = 4388
+MS = 1_000_000  # nanoseconds
+RULES = {  # round v6.1
+    "effective_qsl_rng_seed": 2085463073848966840,
+    "effective_sample_index_rng_seed": 2747215439041700203,
+    "effective_schedule_rng_seed": 16159082839903944936,
+    "effective_performance_sample_count": ROWS,
+    "effective_sample_concatenate_permutation": True,
+    "effective_min_duration_ms": 600_000,
+    "effective_max_duration_ms": 0,
+    "effective_max_query_count": 0,
+    "requested_use_token_latencies": True,
+}
+MODES: dict[str, dict[str, Any]] = {
+    "offline": RULES
+    | {
+        "effective_scenario": "Offline",
+        "requested_min_query_count": ROWS,
+        "effective_samples_per_query": ROWS,
+    },
+    "server": RULES
+    | {
+        "effective_scenario": "Server",
+        "effective_target_latency_ns": 0,
+        "effective_target_latency_percentile": 0.99,
+        "requested_server_ttft_latency": 2000 * MS,
+        "requested_server_tpot_latency": 80 * MS,
+    },
+    "interactive": RULES
+    | {
+        "effective_scenario": "Server",
+        "effective_target_latency_ns": 0,
+        "effective_target_latency_percentile": 0.99,
+        "requested_server_ttft_latency": 1500 * MS,
+        "requested_server_tpot_latency": 15 * MS,
+    },
+}
+
+
+def until(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
+    """Wait until something is so, at most half a minute, while a process runs."""
+    end = time.monotonic() + 30
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end, "it has not come to this"
+        time.sleep(0.05)
+
+
+def interrupt(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Ctrl-C; the process must end soon. Returns exit code and stderr."""
+    process.send_signal(signal.SIGINT)
+    try:
+        _, err = process.communicate(timeout=10)
+    finally:
+        process.kill()
+    return process.returncode, err
+
+
+def folder(script: "Script", mode: str, test: str = "performance") -> Path:
+    return script.folder / "mlperf_results" / mode / test
+
+
+def settings_of(run_folder: Path, mode: str) -> dict[str, Any]:
+    found = read_detail(run_folder / "mlperf_log_detail.txt").values
+    return {key: found.get(key) for key in MODES[mode]}
+
+
+def test_a_full_offline_run_has_the_rules_settings_and_fails_as_invalid(
+    script: "Script", data_set: Callable[[int], Path]
+) -> None:
+    # the echo engine is done long before the 600 s that a valid run takes
+    code, out, err = script.run("run_mlperf.py", "--input-file", data_set(ROWS))
+    assert code == 14, err
+    assert "error: INVALID: Increase expected QPS" in err
+    assert "no, because INVALID" in out
+    results = folder(script, "offline")
+    assert settings_of(results, "offline") == MODES["offline"]
+    record = json.loads((results / "run.json").read_text())
+    assert len(record["not_submittable_because"]) == 1
+    assert len(pd.read_parquet(results / "results.parquet")) == ROWS
+
+
+@pytest.mark.parametrize("mode", ["server", "interactive"])
+def test_a_full_run_has_the_rules_settings_and_ends_by_an_interrupt(
+    script: "Script", data_set: Callable[[int], Path], mode: str
+) -> None:
+    process = script.start("run_mlperf.py", "--mode", mode, "--input-file", data_set(ROWS))
+    results = folder(script, mode)
+    log, journal = results / "mlperf_log_detail.txt", results / JOURNAL
+    until(lambda: log.exists() and "generated_query_count" in log.read_text(), process)
+    until(lambda: journal.exists() and journal.stat().st_size, process)
+    code, err = interrupt(process)
+    assert code == 130
+    assert "can't be submitted" not in err
+    assert settings_of(results, mode) == MODES[mode]
+    assert read_journal(journal)
+
+
+def test_the_benchmark_s_file_says_what_the_rules_say() -> None:
+    text = BENCHMARK_CONF.read_text()
+    values = dict(re.findall(r"^(deepseek-r1\S*) = (\d+)$", text, re.MULTILINE))
+    prefixes = {
+        "offline": "deepseek-r1.Offline",
+        "server": "deepseek-r1.Server",
+        "interactive": "deepseek-r1-interactive.Server",
+    }
+    for mode, prefix in prefixes.items():
+        rules = MODES[mode]
+        for key in ("qsl_rng_seed", "sample_index_rng_seed", "schedule_rng_seed"):
+            assert int(values[f"{prefix}.{key}"]) == rules[f"effective_{key}"]
+        assert int(values[f"{prefix}.min_duration"]) == rules["effective_min_duration_ms"]
+        assert int(values[f"{prefix}.performance_sample_count_override"]) == ROWS
+        for key in ("ttft", "tpot"):
+            limit = rules.get(f"requested_server_{key}_latency")
+            found = values.get(f"{prefix}.{key}_latency")
+            assert (found and int(found) * MS) == limit
+    assert values["deepseek-r1.Offline.min_query_count"] == str(ROWS)
+
+
+SHORT = ("--num-samples", 8, "--target-qps", 100)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_short_run_succeeds_and_is_stamped(
+    script: "Script", data_set: Callable[[int], Path], mode: str
+) -> None:
+    code, out, err = script.run(
+        "run_mlperf.py", "--mode", mode, "--input-file", data_set(20), *SHORT
+    )
+    assert code == 0, err
+    assert ("TTFT" in out) == ("TPOT" in out) == (mode != "offline")
+    assert "8 rows, not the benchmark's 4388" in out
+    assert "this run can't be submitted: 8 rows" in err
+    results = folder(script, mode)
+    record = json.loads((results / "run.json").read_text())
+    assert record["submittable"] is False
+    assert {reason.split()[0] for reason in record["not_submittable_because"]} >= {
+        *("8", "--target-qps", "min_duration", "min_query_count")
+    }
+    assert record["figures"]["tokens_per_second"] > 0
+    assert record["settings"]["min_duration_ms"] == 0
+    assert record["versions"]["loadgen"]
+    frame = pd.read_parquet(results / "results.parquet")
+    assert list(frame["sample_index"]) == list(range(8))
+    assert frame["query_id"].is_unique
+
+
+def test_an_accuracy_run_is_graded_and_its_log_holds_the_answers(
+    script: "Script", data_set: Callable[[int], Path]
+) -> None:
+    code, out, err = script.run("run_mlperf.py", "--accuracy", "--input-file", data_set(12))
+    assert code == 0, err
+    results = folder(script, "offline", "accuracy")
+    assert re.search(r"^\{'exact_match': [\d.]+, 'tokens_per_sample': [\d.]+, ", out, re.MULTILINE)
+    assert "'exact_match': " in (results / "accuracy.txt").read_text()
+    frame = pd.read_parquet(results / "results.parquet").set_index("sample_index")
+    logged = json.loads((results / "mlperf_log_accuracy.json").read_text())
+    assert len(logged) == 12
+    for entry in logged:
+        data = bytes.fromhex(entry["data"])
+        ids = [int.from_bytes(data[at : at + 4], "little") for at in range(0, len(data), 4)]
+        assert ids == list(frame.loc[entry["qsl_idx"], "tok_model_output"])
+
+
+def test_a_failing_request_ends_the_run_and_leaves_the_others(
+    script: "Script", data_set: Callable[[int], Path]
+) -> None:
+    start = time.monotonic()
+    code, _, err = script.run(
+        *("run_mlperf.py", "--mode", "server", "--input-file", data_set(20), *SHORT),
+        *("--min-query-count", 200, "--engine-arg", "fail_at=7"),
+    )
+    assert time.monotonic() - start < 20
+    assert code == 12
+    assert err.splitlines()[-1] == "error: echo: told to fail at request 7"
+    assert "Traceback" not in err
+    assert len(read_journal(folder(script, "server") / JOURNAL)) == 6
+
+
+def test_an_engine_that_does_not_start_ends_the_run(
+    script: "Script", data_set: Callable[[int], Path]
+) -> None:
+    code, _, err = script.run(
+        "run_mlperf.py", "--input-file", data_set(5), "--engine-arg", "fail_start=1"
+    )
+    assert code == 12
+    assert "Traceback" not in err
+
+
+def test_an_interrupt_ends_a_run_that_waits_and_leaves_what_is_finished(
+    script: "Script", data_set: Callable[[int], Path]
+) -> None:
+    process = script.start(
+        "run_mlperf.py", "--input-file", data_set(20), *SHORT, "--engine-arg", "hang_at=3"
+    )
+    journal = folder(script, "offline") / JOURNAL
+    until(lambda: journal.exists() and journal.read_bytes().count(b"\n") == 7, process)
+    code, err = interrupt(process)
+    assert code == 130
+    assert "Traceback" not in err
+    assert len(read_journal(journal)) == 7
+
+
+@pytest.fixture
+def bad_inputs(
+    script: "Script", data_set: Callable[[int], Path], tmp_path: Path
+) -> Iterator[tuple["Script", Path]]:
+    (tmp_path / "a_file").write_text("")
+    yield script, data_set(3)
+    assert not list(tmp_path.rglob("mlperf_log_*"))  # found before anything started
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        (("--output-dir", "a_file"), 11, "a_file"),
+        (("--user-conf", "missing.conf"), 14, "missing.conf"),
+        (("--engine-arg", "speed=9"), 2, "'speed'"),
+        (("--max-model-len", "13"), 8, "row 0"),
+        (("--max-model-len", "999999"), 8, "999999"),
+        (("--accuracy", "--livecodebench-file", "none.jsonl"), 13, "none.jsonl"),
+    ],
+)
+def test_bad_input_is_one_line_before_anything_starts(
+    bad_inputs: tuple["Script", Path], options: tuple[str, ...], code: int, said: str
+) -> None:
+    script, rows = bad_inputs
+    found, out, err = script.run("run_mlperf.py", "--input-file", rows, *options)
+    assert (found, out) == (code, ""), err
+    last = err.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert said in last
+    assert "Traceback" not in err
+
+
+def test_an_audit_config_in_the_folder_stops_the_run(bad_inputs: tuple["Script", Path]) -> None:
+    script, rows = bad_inputs
+    (script.folder / "audit.config").write_text("*.*.mode = 2\n")
+    code, _, err = script.run("run_mlperf.py", "--input-file", rows)
+    assert code == 14
+    assert "audit.config" in err.splitlines()[-1]
+
+
+def test_a_run_replaces_what_an_earlier_one_has_left(
+    script: "Script", data_set: Callable[[int], Path]
+) -> None:
+    results = folder(script, "offline")
+    results.mkdir(parents=True)
+    for name in ("results.pkl", "results_evaluated.pkl", "run.json"):
+        (results / name).write_text("old")
+    code, _, _ = script.run(
+        "run_mlperf.py", "--input-file", data_set(5), "--engine-arg", "fail_at=1"
+    )
+    assert code == 12
+    assert not [path.name for path in results.iterdir() if path.read_bytes() == b"old"]

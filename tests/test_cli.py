@@ -1,0 +1,116 @@
+"""What entry scripts say before they do anything."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = (
+    "run_eval.py",
+    "run_eval_mpi.py",
+    "run_mlperf.py",
+    "run_mlperf_mpi.py",
+    "eval_accuracy.py",
+)
+HELP_S = 0.3
+# neither the site's packages nor the environment's: what the standard library alone can import
+BARE = (sys.executable, "-S", "-E", "-s")
+
+
+def call(python: Sequence[str], script: str, *options: str) -> subprocess.CompletedProcess[str]:
+    names = ("MLPERF_BACKEND", "MLPERF_MODEL", "RANK", "WORLD_SIZE")
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    return subprocess.run(
+        [*python, ROOT / script, *options],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_answers_at_once_without_any_package(script: str) -> None:
+    times = []
+    for _ in range(5):
+        start = time.monotonic()
+        done = call(BARE, script, "--help")
+        times.append(time.monotonic() - start)
+        assert done.returncode == 0, done.stderr
+        assert "usage:" in done.stdout
+    assert min(times) < HELP_S  # the best of five: the machine may be busy with other things
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_scripts_are_thin(script: str) -> None:
+    assert len((ROOT / script).read_text().splitlines()) < 60
+
+
+@pytest.mark.parametrize("script", ["run_eval.py", "run_mlperf.py"])
+def test_the_backend_has_to_be_named(script: str) -> None:
+    done = call(BARE, script)
+    assert done.returncode == 2
+    assert "--backend" in done.stderr
+
+
+@pytest.mark.parametrize("script", ["run_eval.py", "run_mlperf.py"])
+def test_an_unknown_backend_is_refused_with_the_known_ones(script: str) -> None:
+    done = call(BARE, script, "--backend", "tensorflow")
+    assert done.returncode == 2
+    assert done.stderr == "error: unknown backend 'tensorflow' (known: pytorch)\n"
+
+
+@pytest.mark.parametrize("script", ["run_eval_mpi.py", "run_mlperf_mpi.py"])
+def test_torchrun_is_asked_for(script: str) -> None:
+    done = call(BARE, script)
+    assert done.returncode == 10
+    assert done.stderr.startswith("error: start this script by torchrun")
+    assert done.stderr.count("\n") == 1
+
+
+def test_an_unknown_mode_is_refused() -> None:
+    done = call(BARE, "run_mlperf.py", "--backend", "pytorch", "--mode", "Offline")
+    assert done.returncode == 2
+    assert "interactive" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("script", "name", "content", "code"),
+    [
+        ("run_mlperf.py", "missing.pkl", None, 3),
+        ("run_eval.py", "missing.pkl", None, 3),
+        ("run_eval.py", "rows.csv", b"a,b\n1,2\n", 3),
+        ("run_eval.py", "rows.pkl", b"not a pickle", 3),
+        ("run_eval.py", "rows.jsonl", b"", 5),
+        ("run_mlperf.py", "rows.jsonl", b'{"question": "why"}\n', 4),
+    ],
+)
+def test_a_bad_data_set_is_one_line(
+    script: str, name: str, content: bytes | None, code: int, echo_model: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    done = call(
+        *((sys.executable,), script, "--backend", "echo", "--model", str(echo_model)),
+        *("--input-file", str(path), "--output-dir", str(tmp_path / "out")),
+    )
+    assert done.returncode == code, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert not [found for found in (tmp_path / "out").rglob("*") if found.is_file()]
+
+
+@pytest.mark.parametrize("script", ["run_eval.py", "run_mlperf.py"])
+def test_a_missing_model_is_one_line(script: str, tmp_path: Path) -> None:
+    done = call(
+        *((sys.executable,), script, "--backend", "echo", "--model", str(tmp_path / "none")),
+        *("--output-dir", str(tmp_path)),
+    )
+    assert done.returncode == 6
+    assert done.stderr == f"error: {tmp_path / 'none'}: no such model directory\n"

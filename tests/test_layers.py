@@ -1,0 +1,103 @@
+"""Imports run one way, and heavy packages are imported only where they are used."""
+
+import ast
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LAYERS = ("ref_dsinfer", "backends", "data", "mlperf")  # each may import those before it
+SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
+# Entry scripts reach these before they know what to do, so at import time they need nothing but
+# the standard library. The engine in ref_dsinfer may import torch; whoever imports it, may too.
+HEAVY_AT_IMPORT = {"ref_dsinfer": {"torch", "safetensors", "triton", "numpy"}}
+ENGINES = {"backends/pytorch.py"}
+STANDARD = sys.stdlib_module_names
+# these make the bundled model and data, and are nobody's import
+TOOLS = ROOT / "data" / "tiny"
+
+
+def modules() -> list[Path]:
+    found = [path for layer in LAYERS for path in (ROOT / layer).rglob("*.py")]
+    return sorted(path for path in found if TOOLS not in path.parents)
+
+
+def imports(nodes: Iterable[ast.AST], at_import_only: bool) -> Iterator[str]:
+    """Names of imported modules, in order; types for the checker alone are not imported."""
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide the layer"
+            yield node.module or ""
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            yield from imports(node.orelse, at_import_only)
+        elif not (at_import_only and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)):
+            yield from imports(ast.iter_child_nodes(node), at_import_only)
+
+
+def parsed(path: Path) -> list[ast.stmt]:
+    return ast.parse(path.read_text(), str(path)).body
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_module_imports_its_own_layer_and_those_below(path: Path) -> None:
+    layer = path.relative_to(ROOT).parts[0]
+    above = {*LAYERS[LAYERS.index(layer) + 1 :], *(Path(name).stem for name in SCRIPTS)}
+    assert not {name for name in imports(parsed(path), False) if name.split(".")[0] in above}
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_heavy_packages_are_imported_where_they_are_used(path: Path) -> None:
+    relative = path.relative_to(ROOT)
+    allowed = {*STANDARD, *LAYERS} | HEAVY_AT_IMPORT.get(relative.parts[0], set())
+    if str(relative) in ENGINES:
+        allowed |= HEAVY_AT_IMPORT["ref_dsinfer"]
+    assert not {name for name in imports(parsed(path), True) if name.split(".")[0] not in allowed}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_imports_nothing_heavy(script: str) -> None:
+    found = {name.split(".")[0] for name in imports(parsed(ROOT / script), False)}
+    assert found <= {*STANDARD, *LAYERS}
+
+
+def test_the_nouns_import_nothing_of_ours() -> None:
+    found = imports(parsed(ROOT / "backends" / "types.py"), False)
+    assert not {name for name in found if name.split(".")[0] in LAYERS}
+
+
+def test_only_these_know_the_tokenizer() -> None:
+    found = {
+        str(path.relative_to(ROOT))
+        for path in modules()
+        if any(
+            name.split(".")[0] in ("transformers", "tokenizers")
+            for name in imports(parsed(path), False)
+        )
+    }
+    # generate is the command that tries the engine by hand, which itself sees token ids only
+    assert found <= {"data/prompts.py", "ref_dsinfer/generate.py"}
+
+
+@pytest.mark.parametrize(
+    ("code", "at_import", "anywhere"),
+    [
+        ("import a.b, c", ["a.b", "c"], None),
+        ("from a import b", ["a"], None),
+        ("def f():\n import a", [], ["a"]),
+        ("class C:\n import a\n def f(self):\n  import b", ["a"], ["a", "b"]),
+        ("try:\n import a\nexcept E:\n import b\nfinally:\n import c", ["a", "b", "c"], None),
+        ("if TYPE_CHECKING:\n import a\nelse:\n import b", ["b"], None),
+        ("with x:\n for y in z:\n  while w:\n   import a", ["a"], None),
+        ("match x:\n case 1:\n  import a", ["a"], None),
+    ],
+)
+def test_the_walk_finds_imports(
+    code: str, at_import: list[str], anywhere: list[str] | None
+) -> None:
+    body = ast.parse(code).body
+    assert list(imports(body, True)) == at_import
+    assert list(imports(body, False)) == (anywhere or at_import)
