@@ -63,7 +63,7 @@ _mlperf_demo() { # DEVICE
     --device "$1" --input-file "$rows" --output-dir "$out")
   "${run[@]}" --accuracy
   "${run[@]}"
-  python -m mlperf.report "$out"
+  python -m mlperf.summary "$out"
 }
 
 _mlperf_test() {

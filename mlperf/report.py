@@ -123,7 +123,7 @@ def accuracy_figures(evaluation: "Evaluation", seconds: float) -> dict[str, floa
 
 def accuracy_reasons(evaluation: "Evaluation") -> list[str]:
     """Which of the official limits, that hold for the whole data set only, a score misses."""
-    from mlperf.evaluate import EXACT_MATCH_MIN, ROWS, TOKENS_MAX, TOKENS_MIN
+    from mlperf.figures import EXACT_MATCH_MIN, ROWS, TOKENS_MAX, TOKENS_MIN
 
     reached = evaluation.exact_match >= EXACT_MATCH_MIN
     within = TOKENS_MIN <= evaluation.tokens_per_sample <= TOKENS_MAX

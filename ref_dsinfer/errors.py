@@ -99,6 +99,7 @@ class LoadGenError(UserError):
     exit_code = 14
 
 
+OURS = ("backends", "data", "mlperf", "ref_dsinfer")
 FOLLOWER_GRACE_S = 10  # torchrun ends the other ranks well within this once rank 0 has failed
 
 
@@ -115,7 +116,7 @@ def run(main: Callable[[], None]) -> None:
         datefmt="%H:%M:%S",
     )
     try:
-        main()
+        _with_packages(main)
         code = 0
     except UserError as error:
         if rank != 0:
@@ -134,3 +135,17 @@ def run(main: Callable[[], None]) -> None:
         # A failed run may leave LoadGen or a collective waiting in native code for ever; only
         # os._exit is sure to end those threads.
         os._exit(code)
+
+
+def _with_packages(main: Callable[[], None]) -> None:
+    """Run `main`; a package that is missing is a matter of the environment, not a fault of ours."""
+    try:
+        main()
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in OURS:
+            raise
+        raise LaunchError(
+            f"the Python package {package} is not installed: make and activate the environment"
+            " with: source setup.sh"
+        ) from error

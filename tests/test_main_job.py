@@ -118,7 +118,7 @@ def test_a_killed_rank_ends_the_run_and_keeps_what_was_finished(tmp_path: Path) 
         follower = next(p for p in ranks if p.environ()["RANK"] == "1")
         os.kill(follower.pid, signal.SIGKILL)
         assert agent.wait(timeout=30) != 0
-    gone, alive = psutil.wait_procs(ranks, timeout=5)
+    _, alive = psutil.wait_procs(ranks, timeout=5)
     assert not alive
     first = json.loads(journal.read_text().splitlines()[0])
     assert first["token_ids"]

@@ -80,7 +80,7 @@ def test_sourcing_activates_and_leaves_the_shell_as_it_was(stub_venv: Path) -> N
     script = (
         f"cd /; before=$(set +o; compgen -v | grep -c .); source '{SETUP}' --device cpu "
         f"--venv '{stub_venv}' || exit 1; [ \"$VIRTUAL_ENV\" = '{stub_venv}' ] || exit 2; "
-        "false; [ \"$PWD\" = / ] || exit 3; [ -z \"${backend+x}${device+x}${venv+x}\" ] || exit 4; "
+        'false; [ "$PWD" = / ] || exit 3; [ -z "${backend+x}${device+x}${venv+x}" ] || exit 4; '
         f"source '{SETUP}' --bogus; [ $? = 2 ] || exit 5; echo survived"
     )
     ended = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)

@@ -125,7 +125,9 @@ def math500(rng: random.Random, size: int) -> Question:
     return _boxed("math500", question, steps, str(value))
 
 
-def _choice(dataset: str, question: str, options: list[str], right: int, steps: list[str]) -> Question:
+def _choice(
+    dataset: str, question: str, options: list[str], right: int, steps: list[str]
+) -> Question:
     letters = "ABCDEFGHIJ"[: len(options)]
     listed = "\n".join(f"{a}) {b}" for a, b in zip(letters, options, strict=True))
     return Question(

@@ -3,10 +3,11 @@
     python -m data.tiny.train --output data/tiny/model
 
 Runs on a CPU in about two hours (two cores) or on a GPU in minutes, seeded. transformers' own
-DeepseekV3ForCausalLM is trained, in float32, on the answers alone; the routers' selection bias
-follows DeepSeek-V3's balancing rule (section 2.1.2 of its report), so that it ends up different
-from zero and a run that loses it scores lower. The learning rate is constant and falls to zero over
-the last steps, so an interrupted run goes on where it stopped, with more steps if asked for.
+DeepseekV3ForCausalLM is trained on the answers alone, with products in bfloat16 and the rest in
+float32. The routers' selection bias follows DeepSeek-V3's balancing rule (section 2.1.2 of its
+report), so that it ends up different from zero and a run that loses it scores lower. The learning
+rate is constant and falls to zero over the last steps, so an interrupted run goes on where it
+stopped, with more steps if asked for.
 """
 
 import argparse
@@ -144,13 +145,17 @@ def balance(model: DeepseekV3ForCausalLM) -> None:
 
     def update(router: torch.nn.Module, _: object, output: tuple[torch.Tensor, ...]) -> None:
         if router.training:
-            bias = router.e_score_correction_bias
+            bias = router.get_buffer("e_score_correction_bias")
             load = torch.bincount(output[2].flatten(), minlength=len(bias)).float()
             bias += BIAS_RATE * torch.sign(load.mean() - load)
 
-    for layer in model.model.layers:
-        if hasattr(layer.mlp, "gate"):
-            layer.mlp.gate.register_forward_hook(update)
+    for gate in gates(model):
+        gate.register_forward_hook(update)
+
+
+def gates(model: DeepseekV3ForCausalLM) -> list[torch.nn.Module]:
+    """The routers of the layers that have experts."""
+    return [layer.mlp.gate for layer in model.model.layers if hasattr(layer.mlp, "gate")]
 
 
 def make_optimizers(model: DeepseekV3ForCausalLM) -> list[torch.optim.Optimizer]:
@@ -184,8 +189,9 @@ def train(output: Path, state_file: Path, steps: int, decay: int, device: str) -
     for step in range(done + 1, steps + 1):
         ids, labels = (part.to(device) for part in next(stream))
         rate = PEAK_RATE * min(step / WARM_UP, (steps + 1 - step) / decay, 1)
-        logits = model(input_ids=ids, use_cache=False).logits[:, :-1].flatten(0, 1)
-        loss = torch.nn.functional.cross_entropy(logits, labels[:, 1:].flatten())
+        with torch.autocast(device, torch.bfloat16):
+            logits = model(input_ids=ids, use_cache=False).logits[:, :-1].flatten(0, 1)
+        loss = torch.nn.functional.cross_entropy(logits.float(), labels[:, 1:].flatten())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
@@ -206,11 +212,10 @@ def train(output: Path, state_file: Path, steps: int, decay: int, device: str) -
             part = state_file.with_suffix(".part")
             torch.save({"model": model.state_dict(), "optimizers": kept, "done": step}, part)
             part.replace(state_file)
-    gates = [layer.mlp.gate for layer in model.model.layers if hasattr(layer.mlp, "gate")]
-    biases = [gate.e_score_correction_bias for gate in gates]
+    biases = [gate.get_buffer("e_score_correction_bias") for gate in gates(model)]
     print(f"largest selection bias: {max(bias.abs().max().item() for bias in biases):.3f}")
     model.bfloat16()
-    for gate, bias in zip(gates, biases, strict=True):
+    for gate, bias in zip(gates(model), biases, strict=True):
         gate.e_score_correction_bias = bias  # in float32, as in R1's checkpoint
     model.save_pretrained(output)
     write_config(output)  # save_pretrained writes its own spelling, which not all engines read

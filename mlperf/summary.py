@@ -1,0 +1,70 @@
+"""Finished runs side by side: python -m mlperf.summary DIR
+
+Reads what the runs below a folder have left (`run.json` and, of accuracy runs, the graded results).
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from mlperf.run import RECORD, RESULTS
+from ref_dsinfer import errors
+from ref_dsinfer.errors import InputFileError
+
+COLUMNS = (
+    ("samples/s", "samples_per_second", "{:.2f}"),
+    ("tokens/s", "tokens_per_second", "{:.0f}"),
+    ("TTFT p99 ms", "ttft_p99_ms", "{:.1f}"),
+    ("TPOT p99 ms", "tpot_p99_ms", "{:.2f}"),
+    ("exact_match", "exact_match", "{:.2f}"),
+    ("tokens/sample", "tokens_per_sample", "{:.1f}"),
+)
+
+
+def summary(folder: Path) -> str:
+    """One line a run, one line a task of each accuracy run, and where the files lie.
+
+    Errors: InputFileError where there is no finished run.
+    """
+    records = sorted(folder.rglob(RECORD))
+    if not records:
+        raise InputFileError(f"{folder}: no finished run below it (no {RECORD})")
+    runs = [(path, json.loads(path.read_bytes())) for path in records]
+    lines = [_row("run", [name for name, _, _ in COLUMNS])]
+    lines += [_row(f"{run['mode']}, {run['test']}", _cells(run["figures"])) for _, run in runs]
+    for path, run in runs:
+        if run["test"] == "accuracy":
+            lines += ["", f"exact_match per task ({run['mode']}):"]
+            lines += [f"  {task:<16}{score:>8.2f}" for task, score in _tasks(path.parent)]
+    return "\n".join([*lines, "", "files:", *(f"  {path.parent}" for path, _ in runs)])
+
+
+def _cells(figures: dict[str, Any]) -> list[str]:
+    """A figure that a run does not have is a dash: LoadGen takes no latencies in Offline."""
+    return [
+        form.format(figures[key]) if figures.get(key) is not None else "-"
+        for _, key, form in COLUMNS
+    ]
+
+
+def _row(name: str, cells: list[str]) -> str:
+    return f"{name:<26}" + "".join(f"{cell:>14}" for cell in cells)
+
+
+def _tasks(folder: Path) -> list[tuple[str, float]]:
+    import pandas as pd
+
+    graded = pd.read_parquet(folder / f"{RESULTS}_evaluated.parquet")
+    means = graded.groupby("dataset")["prompt_accuracy"].mean()
+    return [(str(task), float(score)) for task, score in means.items()]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("mlperf_results"))
+    print(summary(parser.parse_args().folder))
+
+
+if __name__ == "__main__":
+    errors.run(main)
