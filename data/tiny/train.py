@@ -15,12 +15,14 @@ import itertools
 import json
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, PreTrainedTokenizerFast
+from tokenizers import Tokenizer
+from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
+from data.prompts import Prompts
 from data.tiny.questions import TASKS, Question, training
 from data.tiny.tokenizer import VOCABULARY, write_tokenizer
 
@@ -86,14 +88,21 @@ CONFIG = {
 GENERATION = {"bos_token_id": 0, "eos_token_id": 1, "do_sample": False}
 
 Row = tuple[list[int], int]  # ids of prompt and answer, length of the prompt
+Encode = Callable[[Question], Row]
 Batch = tuple[torch.Tensor, torch.Tensor]  # ids [B, T], labels [B, T]
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, question: Question) -> Row:
-    messages = [{"role": "user", "content": question.text_input}]
-    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
-    answer = tokenizer.encode(question.target, add_special_tokens=False)
-    return [*prompt, *answer, tokenizer.eos_token_id], len(prompt)
+def encoder(model_dir: Path) -> Encode:
+    """What turns a question into ids, by the tokenizer and template in `model_dir`."""
+    prompts = Prompts(model_dir)
+    tokenizer = Tokenizer.from_file(str(model_dir / "tokenizer.json"))
+
+    def encode(question: Question) -> Row:
+        prompt = prompts.ids(question.text_input)
+        answer = tokenizer.encode(question.target, add_special_tokens=False).ids
+        return [*prompt, *answer, prompts.eos_id], len(prompt)
+
+    return encode
 
 
 def collate(rows: list[Row]) -> Batch:
@@ -106,11 +115,11 @@ def collate(rows: list[Row]) -> Batch:
     return ids, labels
 
 
-def batches(tokenizer: PreTrainedTokenizerFast) -> Iterator[Batch]:
+def batches(encode: Encode) -> Iterator[Batch]:
     """Training batches without end; the n-th is the same in every run."""
     questions, rng = training(SEED), random.Random(SEED)
     while True:
-        rows = [encode(tokenizer, question) for question in itertools.islice(questions, POOL)]
+        rows = list(map(encode, itertools.islice(questions, POOL)))
         rows.sort(key=lambda row: len(row[0]))
         cut: list[list[Row]] = [[]]
         for row in rows:
@@ -121,13 +130,13 @@ def batches(tokenizer: PreTrainedTokenizerFast) -> Iterator[Batch]:
         yield from map(collate, cut)
 
 
-def held_out(tokenizer: PreTrainedTokenizerFast, each: int) -> dict[str, Batch]:
+def held_out(encode: Encode, each: int) -> dict[str, Batch]:
     """Questions of every task that training never sees."""
     rng, found = random.Random(SEED), {}
     for name, (make, largest) in TASKS.items():
         made = (make(rng, rng.randint(1, largest)) for _ in itertools.count())
         kept = itertools.islice((question for question in made if question.held_out), each)
-        found[name] = collate([encode(tokenizer, question) for question in kept])
+        found[name] = collate(list(map(encode, kept)))
     return found
 
 
@@ -172,7 +181,7 @@ def make_optimizers(model: DeepseekV3ForCausalLM) -> list[torch.optim.Optimizer]
 
 def train(output: Path, state_file: Path, steps: int, decay: int, device: str) -> None:
     torch.manual_seed(SEED)
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(output)
+    encode = encoder(output)
     model = DeepseekV3ForCausalLM(DeepseekV3Config.from_pretrained(output)).float().to(device)
     balance(model)
     optimizers = make_optimizers(model)
@@ -183,7 +192,7 @@ def train(output: Path, state_file: Path, steps: int, decay: int, device: str) -
         for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(kept)
         done = state["done"]
-    tests, stream, started = held_out(tokenizer, 40), batches(tokenizer), time.monotonic()
+    tests, stream, started = held_out(encode, 40), batches(encode), time.monotonic()
     next(itertools.islice(stream, done, done), None)  # what an earlier run has used
     tokens = 0
     for step in range(done + 1, steps + 1):
