@@ -1,0 +1,86 @@
+"""An engine without a model: the answer is the prompt. For tests and for measuring all the rest.
+
+Its options (`--engine-arg`), all numbers:
+
+- `first_token_ms`, `token_ms`: time to the first token and between tokens; with neither, an answer
+  comes at once, in two deltas (one where the configuration coalesces).
+- `answer_tokens`: longest answer. `empty_every`: every n-th request is answered by nothing.
+- `fail_start`: not 0: the engine does not start.
+- `fail_at`, `hang_at`: the n-th request, counted from 1, fails or is never answered.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from itertools import takewhile
+
+from backends.types import Backend, Delta, EngineConfig, Finish, Request
+from ref_dsinfer.errors import EngineError, UsageError
+
+DEFAULTS: dict[str, float] = {
+    "first_token_ms": 0,
+    "token_ms": 0,
+    "answer_tokens": float("inf"),
+    "empty_every": 0,
+    "fail_start": 0,
+    "fail_at": 0,
+    "hang_at": 0,
+}
+
+
+class EchoEngine(Backend):
+    """Answers each prompt by itself, up to the first stop id in it or the request's limit."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        """Errors: UsageError for an unknown option or one that is not a number."""
+        super().__init__(config)
+        self._options = DEFAULTS | {
+            key: _number(key, value) for key, value in config.options.items()
+        }
+        self._requests = 0
+
+    async def start(self) -> None:
+        if self._options["fail_start"]:
+            raise EngineError("echo: told to fail at the start")
+
+    async def stream(self, request: Request) -> AsyncIterator[Delta]:
+        self._requests += 1
+        number = self._requests
+        if number == self._options["fail_at"]:
+            raise EngineError(f"echo: told to fail at request {number}")
+        if number == self._options["hang_at"]:
+            await asyncio.Event().wait()
+
+        ids = tuple(takewhile(lambda id_: id_ not in request.stop_ids, request.prompt_ids))
+        every = self._options["empty_every"]
+        if every and number % every == 0:
+            ids = ()
+        limit = int(min(len(ids), request.max_new_tokens, self._options["answer_tokens"]))
+        finish: Finish = "stop" if limit < request.max_new_tokens else "length"
+
+        deltas = self._split(ids[:limit])
+        for position, new in enumerate(deltas, 1):
+            wait_ms = self._options["first_token_ms" if position == 1 else "token_ms"]
+            await asyncio.sleep(wait_ms / 1e3)  # at 0 too it gives way: requests interleave
+            last = position == len(deltas)
+            yield Delta(new, finish if last else None, time.monotonic_ns())
+
+    async def close(self) -> None:
+        pass
+
+    def _split(self, ids: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """One delta where nobody reads tokens, one a token where these take time, else two."""
+        if self.config.coalesce or len(ids) < 2:
+            return [ids]
+        if self._options["token_ms"]:
+            return [(id_,) for id_ in ids]
+        return [ids[:1], ids[1:]]
+
+
+def _number(key: str, value: str) -> float:
+    if key not in DEFAULTS:
+        raise UsageError(f"echo has no option {key!r} (known: {', '.join(DEFAULTS)})")
+    try:
+        return float(value)
+    except ValueError:
+        raise UsageError(f"echo: {key}={value} is not a number") from None

@@ -1,0 +1,168 @@
+"""Answer every row of a data set once, without LoadGen: what run_eval does.
+
+Beside the output file lie `<name>.journal.jsonl`, every answer as it was finished, and
+`<name>.run.json`, what they were made from; from these two an interrupted run can be resumed.
+"""
+
+import argparse
+import asyncio
+import hashlib
+import json
+import logging
+from pathlib import Path
+
+from backends import registry
+from backends.options import add_engine_options, choose_backend, engine_config, positive_int
+from backends.types import Backend, Completion, EngineConfig
+from data.workload import Workload, build
+from ref_dsinfer.errors import InputFileError
+
+log = logging.getLogger(__name__)
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """Options that say which samples are answered."""
+    parser.add_argument(
+        "--input-file",
+        type=Path,
+        default=Path("data/final_output.pkl"),
+        metavar="FILE",
+        help="data set: .pkl, .parquet or .jsonl (default: data/final_output.pkl)",
+    )
+    parser.add_argument(
+        "--num-samples",
+        type=positive_int,
+        metavar="N",
+        help="answer the first N rows only",
+    )
+
+
+def add_options(parser: argparse.ArgumentParser, torchrun: bool = False) -> None:
+    """The options of run_eval and, with `torchrun`, of its twin."""
+    add_data_options(parser)
+    parser.add_argument(
+        "--output-file",
+        type=Path,
+        metavar="FILE",
+        help="written as .pkl and .parquet, with the journal of finished answers beside them"
+        " (default: <backend>_output.pkl in --output-dir)",
+    )
+    parser.add_argument(
+        "--output-dir", type=Path, default=Path(), metavar="DIR", help="default: where you are"
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="keep the answers that an interrupted run with the same inputs has left, and go on",
+    )
+    parser.add_argument(
+        "--async",
+        action="store_true",
+        dest="in_flight",
+        help="accepted for older command lines: all samples are always in flight at once",
+    )
+    add_engine_options(parser, torchrun)
+
+
+def run(args: argparse.Namespace, torchrun: bool = False) -> None:
+    """Answer the data set and write the results. Under torchrun, every rank calls this.
+
+    Errors: any UserError. All that the inputs can get wrong is raised on every rank alike, before
+    the engine starts; a failure later leaves the finished answers in the journal.
+    """
+    from data.results import check_writable, results_frame, write_frame
+
+    spec, world = choose_backend(args, torchrun)
+    output = args.output_dir / (args.output_file or f"{spec.name}_output.pkl")
+    check_writable(output)
+    config = engine_config(args, tensor_parallel=world, coalesce=True)
+    workload = build(args.input_file, args.num_samples, config, args.max_new_tokens)
+    backend = registry.load(spec)(config)
+    if not backend.leads:
+        backend.follow()
+        return
+
+    origin = _origin(workload, spec.name, config)
+    earlier = _earlier(output, origin) if args.resume else []
+    answered = asyncio.run(_answer(backend, workload, output, origin, earlier))
+    results = results_frame(workload.frame, answered, workload.prompts, spec.name)
+    for path in write_frame(results, output):
+        log.info("wrote %s", path)
+
+
+async def _answer(
+    backend: Backend,
+    workload: Workload,
+    output: Path,
+    origin: dict,
+    earlier: list[tuple[int, Completion]],
+) -> list[tuple[int, Completion]]:
+    """Answer the rows that `earlier` lacks; every answer is in the journal at once."""
+    from backends.drive import run_all, running
+    from data.progress import Progress
+    from data.results import Journal, write_whole
+
+    done = {index for index, _ in earlier}
+    requests = [
+        workload.request(index, index) for index in range(len(workload)) if index not in done
+    ]
+    journal_path, run_path = _beside(output)
+    write_whole(run_path, lambda path: path.write_text(json.dumps(origin, indent=2) + "\n"))
+    # the old journal stays whole until the new one holds all that was in it
+    with Journal(journal_path.with_name(journal_path.name + ".new")) as journal:
+        for index, completion in earlier:
+            journal.add(index, completion)
+        journal.path.replace(journal_path)
+
+        def on_done(completion: Completion) -> None:
+            journal.add(completion.request_id, completion)
+            progress.add(len(completion.token_ids))
+
+        async with running(backend):
+            with Progress(len(requests)) as progress:
+                fresh = await run_all(backend, requests, on_done)
+    return earlier + [(completion.request_id, completion) for completion in fresh]
+
+
+def _earlier(output: Path, origin: dict) -> list[tuple[int, Completion]]:
+    """The answers of an interrupted run. Errors: InputFileError where its inputs were others."""
+    from data.results import read_journal
+
+    journal_path, run_path = _beside(output)
+    if not journal_path.exists():
+        log.warning("%s: nothing to resume, starting anew", journal_path)
+        return []
+    try:
+        before = json.loads(run_path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise InputFileError(
+            f"{run_path}: can't be read, so the journal's origin is unknown: run without --resume"
+        ) from error
+    changed = [
+        key for key in origin if not isinstance(before, dict) or before.get(key) != origin[key]
+    ]
+    if changed:
+        raise InputFileError(
+            f"{journal_path}: made with another {', '.join(changed)}: run without --resume"
+        )
+    earlier = read_journal(journal_path)
+    log.info("%s: %d answers kept", journal_path, len(earlier))
+    return earlier
+
+
+def _origin(workload: Workload, backend: str, config: EngineConfig) -> dict:
+    """What the answers depend on; not the device or how many run at once, which may change."""
+    return {
+        "prompts": hashlib.sha256(repr(workload.prompt_ids).encode()).hexdigest(),
+        "max_new_tokens": workload.max_new_tokens,
+        "model_length": workload.max_len,
+        "backend": backend,
+        "model": config.model,
+        "dtype": config.dtype,
+        "seed": config.seed,
+    }
+
+
+def _beside(output: Path) -> tuple[Path, Path]:
+    stem = output.with_suffix("") if output.suffix in (".pkl", ".pickle", ".parquet") else output
+    return stem.with_name(stem.name + ".journal.jsonl"), stem.with_name(stem.name + ".run.json")

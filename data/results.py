@@ -1,0 +1,195 @@
+"""Answers out: a journal that survives a crash, and the results frame with its twin files."""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from backends.types import Completion
+from data.prompts import Prompts
+from ref_dsinfer.errors import InputFileError, OutputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SUFFIXES = (".pkl", ".parquet")
+_FIELDS = {"sample_index", "request_id", "token_ids", "finish", "first_ns", "last_ns"}
+
+
+class Journal:
+    """Finished answers, one JSON line each, handed to the operating system at once.
+
+    A run begins its own journal: one of an earlier run under the same name is replaced.
+
+    Errors: OutputError where the file can't be written.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        try:
+            # unbuffered: a line is one system call, so a killed process tears the last one at most
+            self._file = self.path.open("wb", buffering=0)
+        except OSError as error:
+            raise OutputError(f"{self.path}: can't be written: {error.strerror}") from error
+
+    def add(self, sample_index: int, completion: Completion) -> None:
+        """Append one answer. `sample_index` is its row in the data set."""
+        row = {
+            "sample_index": sample_index,
+            "request_id": completion.request_id,
+            "finish": completion.finish,
+            "first_ns": completion.first_ns,
+            "last_ns": completion.last_ns,
+            "token_ids": completion.token_ids,
+        }
+        line = json.dumps(row, separators=(",", ":")).encode() + b"\n"
+        try:
+            written = self._file.write(line)
+        except OSError as error:
+            raise OutputError(f"{self.path}: can't be written: {error.strerror}") from error
+        if written != len(line):
+            raise OutputError(f"{self.path}: can't be written: the disk is full")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+
+def read_journal(path: str | Path) -> list[tuple[int, Completion]]:
+    """Sample index and completion of each line; a torn last line, left by a crash, is skipped.
+
+    Errors: InputFileError where the file is missing, or a whole line is not a completion.
+    """
+    try:
+        lines = Path(path).read_bytes().split(b"\n")
+    except OSError as error:
+        raise InputFileError(f"{path}: can't be read: {error.strerror}") from error
+    torn = lines.pop()  # what follows the last line feed: nothing, unless the writer was killed
+    del torn
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(_journal_row(json.loads(line)))
+        except (ValueError, RecursionError) as error:
+            raise InputFileError(f"{path}: line {number} is not a finished answer") from error
+    return rows
+
+
+def results_frame(
+    frame: "pd.DataFrame",
+    answered: Sequence[tuple[int, Completion]],
+    prompts: Prompts,
+    backend: str,
+) -> "pd.DataFrame":
+    """One row an answer, by sample index, then request id: the data set's columns and the answer's.
+
+    `answered` pairs a row number of `frame` with an answer; a row may have several. Added columns:
+    sample_index, query_id, model_output (text), tok_model_output (ids), tok_model_output_len
+    (tokens, stop id excluded), finish and model_backend.
+    """
+    import pandas as pd
+
+    ordered = sorted(answered, key=lambda pair: (pair[0], pair[1].request_id))
+    indices = [index for index, _ in ordered]
+    completions = [completion for _, completion in ordered]
+    columns = {
+        "sample_index": indices,
+        "query_id": [completion.request_id for completion in completions],
+        "model_output": [prompts.text(completion.token_ids) for completion in completions],
+        "tok_model_output": [list(completion.token_ids) for completion in completions],
+        "tok_model_output_len": [len(completion.token_ids) for completion in completions],
+        "finish": [completion.finish for completion in completions],
+        "model_backend": [backend] * len(completions),
+    }
+    rows = frame.drop(columns=columns, errors="ignore").iloc[indices].reset_index(drop=True)
+    return pd.concat([rows, pd.DataFrame(columns)], axis=1)
+
+
+def write_frame(frame: "pd.DataFrame", path: str | Path) -> list[Path]:
+    """Write a frame as a pickle and as a parquet file of the same name; each is whole or absent.
+
+    `path` may end in .pkl, .pickle or .parquet, or in neither. A column that mixes types (AIME's
+    answers are numbers, other tasks' are text) is text in parquet, which has one type a column.
+
+    Errors: OutputError.
+    """
+    path = Path(path)
+    if path.suffix.lower() in (*SUFFIXES, ".pickle"):
+        path = path.with_suffix("")
+    pickled, parquet = (path.with_name(path.name + suffix) for suffix in SUFFIXES)
+    write_whole(pickled, frame.to_pickle)
+    write_whole(parquet, _one_type_a_column(frame).to_parquet)
+    return [pickled, parquet]
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file beside `path`, then put it in place in one step.
+
+    Errors: OutputError; `path` is then as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        try:
+            write(temporary)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path}: can't be written: {error.strerror or error}") from error
+
+
+def check_writable(path: str | Path) -> None:
+    """Make sure, before a long run, that results can be written to `path`.
+
+    `path` is a folder, which is made if need be, or a file with one of the suffixes of results.
+
+    Errors: OutputError.
+    """
+    path = Path(path)
+    is_file = path.suffix.lower() in (*SUFFIXES, ".pickle", ".json", ".jsonl", ".txt")
+    folder = path.parent if is_file and not path.is_dir() else path
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OutputError(f"{folder}: can't be written: {error.strerror}") from error
+    if is_file and path.is_dir():
+        raise OutputError(f"{path}: is a folder, not a file")
+
+
+def _journal_row(row: object) -> tuple[int, Completion]:
+    if not isinstance(row, dict) or set(row) != _FIELDS:
+        raise ValueError("not the fields of a completion")
+    ids = row["token_ids"]
+    numbers = [row[name] for name in ("sample_index", "request_id", "first_ns", "last_ns")]
+    if not isinstance(ids, list) or not all(type(number) is int for number in [*ids, *numbers]):
+        raise ValueError("not whole numbers")
+    if row["finish"] not in ("stop", "length"):
+        raise ValueError("unknown finish")
+    index = row.pop("sample_index")
+    return index, Completion(**{**row, "token_ids": tuple(ids)})
+
+
+def _one_type_a_column(frame: "pd.DataFrame") -> "pd.DataFrame":
+    import pyarrow as pa
+
+    texts = {}
+    for name, column in frame.items():
+        if column.dtype.kind != "O":
+            continue
+        try:
+            pa.array(column, from_pandas=True)
+        except (pa.ArrowInvalid, pa.ArrowTypeError):
+            texts[str(name)] = column.map(str, na_action="ignore")
+    return frame.rename(columns=str).assign(**texts)

@@ -1,0 +1,207 @@
+"""LiveCodeBench: Python programs, right when they pass every test of their problem.
+
+Format: the prompt asks for a ```` ```python ```` fence. Rules: LiveCodeBench's own runner, as the
+MLPerf DeepSeek-R1 reference uses it. Programs run in a confined process (`program`), one a problem;
+a test's input goes in, its expected output stays here.
+"""
+
+import base64
+import binascii
+import io
+import json
+import pickle
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import Any
+
+from data.tasks.sandbox import Confined, Ended, Limits
+from ref_dsinfer.errors import GradingError
+
+TIME_LIMIT_S = 60.0  # what the MLPerf reference sets; LiveCodeBench's own default is 6
+_FENCE = "```python"
+_TESTS_BYTES = 1 << 30  # of one problem, unpacked
+
+
+@dataclass(frozen=True)
+class Test:
+    """One test of a problem."""
+
+    input: str  # standard input, or JSON arguments one a line
+    output: str  # expected: printed text, or a JSON value
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A problem and its tests."""
+
+    id: str
+    function: str | None  # what to call; None: the program reads standard input
+    tests: Sequence[Test]
+
+
+class Problems:
+    """A JSON-lines file of problems in LiveCodeBench's own schema, read one problem at a time.
+
+    Errors: GradingError where the file can't be read or a line is no problem.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._offsets: dict[str, int] = {}  # bytes; the tests of all problems would not fit memory
+        try:
+            with self.path.open("rb") as file:
+                offset = 0
+                for number, line in enumerate(file, 1):
+                    if line.strip():
+                        self._offsets[_question_id(line, f"{path}: line {number}")] = offset
+                    offset += len(line)
+        except OSError as error:
+            raise GradingError(f"{path}: can't be read: {error.strerror}") from error
+
+    def __contains__(self, question_id: str) -> bool:
+        return question_id in self._offsets
+
+    def read(self, question_id: str) -> Problem:
+        """Errors: GradingError where there is no such problem, or its tests can't be unpacked."""
+        if question_id not in self:
+            raise GradingError(f"{self.path.name} has no problem {question_id}")
+        with self.path.open("rb") as file:
+            file.seek(self._offsets[question_id])
+            row = json.loads(file.readline())
+        try:
+            tests = json.loads(row["public_test_cases"]) + _private(row["private_test_cases"])
+            return Problem(
+                question_id,
+                json.loads(row.get("metadata") or "{}").get("func_name"),
+                [Test(test["input"], test["output"]) for test in tests],
+            )
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+            raise GradingError(
+                f"problem {question_id} can't be read: {type(error).__name__}: {error}"
+            ) from error
+
+
+def extract(text: str) -> str | None:
+    """The inside of the first fence that opens with ```` ```python ````, if it is ever closed.
+
+    A fence of `python3` counts, and leaves its 3 in the code, which is a statement without effect.
+    """
+    _, opened, rest = text.partition(_FENCE)
+    code, closed, _ = rest.partition("```")
+    return code.strip() if opened and closed else None
+
+
+def passes(code: str, problem: Problem, time_limit: float = TIME_LIMIT_S) -> bool:
+    """Whether `code` loads and passes every test, each within `time_limit` seconds.
+
+    A program that takes too long, dies or breaks a limit does not pass, like one that is wrong.
+
+    Errors: SandboxError; GradingError where a test's expected value can't be read.
+    """
+    limits = Limits(cpu=int(time_limit * (len(problem.tests) + 1)) + 5)
+    with Confined("data.tasks.program", limits) as process:
+        try:
+            loaded = process.ask({"code": code, "function": problem.function}, time_limit)
+            return loaded.get("ok") is True and all(
+                _passes_test(process, test, problem, time_limit) for test in problem.tests
+            )
+        except Ended:
+            return False
+
+
+def _passes_test(process: Confined, test: Test, problem: Problem, time_limit: float) -> bool:
+    process.give(test.input.encode(errors="surrogatepass"))
+    reply = process.ask({}, time_limit)
+    if reply.get("ok") is not True:
+        return False
+    if problem.function is None:
+        return same_output(process.printed().decode(errors="replace"), test.output)
+    return same_value(reply.get("value"), _expected(test, problem))
+
+
+def same_output(printed: str, expected: str) -> bool:
+    """Line by line without outer blanks: the same text, or the same exact decimal numbers."""
+    given_lines, true_lines = printed.strip().split("\n"), expected.strip().split("\n")
+    return len(given_lines) == len(true_lines) and all(
+        given.strip() == true.strip() or _same_numbers(given, true)
+        for given, true in zip(given_lines, true_lines, strict=True)
+    )
+
+
+def same_value(tagged: Any, expected: Any) -> bool:
+    """Whether a returned value, as `program` tags it, equals the expected one.
+
+    A tuple returned is a list; one deeper inside is not.
+    """
+    if isinstance(tagged, dict) and isinstance(tagged.get("tuple"), list):
+        tagged = tagged["tuple"]
+    try:
+        return bool(_untagged(tagged) == expected)
+    except (ValueError, TypeError, RecursionError):
+        return False
+
+
+def _expected(test: Test, problem: Problem) -> Any:
+    try:
+        return json.loads(test.output)
+    except ValueError as error:
+        raise GradingError(f"problem {problem.id}: expected output is not JSON") from error
+
+
+def _same_numbers(given: str, true: str) -> bool:
+    try:
+        return [Decimal(word) for word in given.split()] == [Decimal(word) for word in true.split()]
+    except InvalidOperation:
+        return False
+
+
+def _untagged(value: Any) -> Any:
+    """The plain value behind the tags. ValueError: it holds what no expected value can equal."""
+    if isinstance(value, list):
+        return [_untagged(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if isinstance(value.get("tuple"), list):
+        return tuple(_untagged(item) for item in value["tuple"])
+    if isinstance(value.get("dict"), list):
+        return {_untagged(key): _untagged(item) for key, item in value["dict"]}
+    raise ValueError("not a plain value")
+
+
+def _question_id(line: bytes, where: str) -> str:
+    try:
+        return str(json.loads(line)["question_id"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise GradingError(f"{where} is no LiveCodeBench problem with a question_id") from error
+
+
+def _private(packed: str) -> list[Any]:
+    """Private tests: JSON, or base64 of a zlib-compressed pickle of JSON text."""
+    try:
+        tests = json.loads(packed)
+    except ValueError:
+        tests = json.loads(_unpacked(packed))
+    if not isinstance(tests, list):
+        raise ValueError("private tests are not a list")
+    return tests
+
+
+def _unpacked(packed: str) -> str:
+    class TextUnpickler(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> Any:
+            raise pickle.UnpicklingError(f"it names {module}.{name}")
+
+    try:
+        inflate = zlib.decompressobj()
+        data = inflate.decompress(base64.b64decode(packed, validate=True), _TESTS_BYTES)
+        text = TextUnpickler(io.BytesIO(data)).load()
+    except (binascii.Error, zlib.error) as error:
+        raise ValueError(f"private tests are not packed as expected: {error}") from error
+    except Exception as error:  # a damaged pickle raises nearly anything
+        raise ValueError(f"private tests hold no plain text: {error}") from error
+    if not isinstance(text, str):
+        raise ValueError("private tests hold no text")
+    return text

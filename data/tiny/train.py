@@ -1,0 +1,241 @@
+"""Train the tiny DeepSeek-V3 that this project is tested with.
+
+    python -m data.tiny.train --output data/tiny/model
+
+Runs on a CPU in about two hours (two cores) or on a GPU in minutes, seeded. transformers' own
+DeepseekV3ForCausalLM is trained, in float32, on the answers alone; the routers' selection bias
+follows DeepSeek-V3's balancing rule (section 2.1.2 of its report), so that it ends up different
+from zero and a run that loses it scores lower. The learning rate is constant and falls to zero over
+the last steps, so an interrupted run goes on where it stopped, with more steps if asked for.
+"""
+
+import argparse
+import itertools
+import json
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, PreTrainedTokenizerFast
+
+from data.tiny.questions import TASKS, Question, training
+from data.tiny.tokenizer import VOCABULARY, write_tokenizer
+
+SEED = 1
+POOL = 512  # questions that are sorted by length, so that a batch holds little padding
+BATCH_TOKENS = 2048
+PEAK_RATE, WARM_UP = 1.5e-3, 100  # AdamW's learning rate, steps
+BIAS_RATE = 1e-3  # a step of the routers' selection bias
+IGNORED = -100  # the label that torch's cross entropy leaves out
+
+# What all engines need to load it (heads of 512 + 64 for the MLA kernels, widths in whole blocks of
+# 128 for fp8 over two ranks). YaRN stretches 256 positions to 4096, so most answers cross it.
+CONFIG = {
+    "architectures": ["DeepseekV3ForCausalLM"],
+    "model_type": "deepseek_v3",
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "ep_size": 1,
+    "first_k_dense_replace": 1,
+    "hidden_act": "silu",
+    "hidden_size": 256,
+    "initializer_range": 0.02,
+    "intermediate_size": 256,
+    "kv_lora_rank": 512,
+    "max_position_embeddings": 4096,
+    "moe_intermediate_size": 128,
+    "moe_layer_freq": 1,
+    "n_group": 4,
+    "n_routed_experts": 8,
+    "n_shared_experts": 2,
+    "norm_topk_prob": True,
+    "num_attention_heads": 4,
+    "num_experts_per_tok": 2,
+    "num_hidden_layers": 4,
+    "num_key_value_heads": 4,
+    "num_nextn_predict_layers": 0,
+    "q_lora_rank": 128,
+    "qk_nope_head_dim": 64,
+    "qk_rope_head_dim": 64,
+    "rms_norm_eps": 1e-6,
+    "rope_scaling": {
+        "type": "yarn",
+        "factor": 16,
+        "original_max_position_embeddings": 256,
+        "beta_fast": 32,
+        "beta_slow": 1,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+    },
+    "rope_theta": 10000,
+    "routed_scaling_factor": 2.5,
+    "scoring_func": "sigmoid",
+    "tie_word_embeddings": False,
+    "topk_group": 2,
+    "topk_method": "noaux_tc",
+    "torch_dtype": "bfloat16",
+    "use_cache": True,
+    "v_head_dim": 64,
+    "vocab_size": VOCABULARY,
+}
+GENERATION = {"bos_token_id": 0, "eos_token_id": 1, "do_sample": False}
+
+Row = tuple[list[int], int]  # ids of prompt and answer, length of the prompt
+Batch = tuple[torch.Tensor, torch.Tensor]  # ids [B, T], labels [B, T]
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, question: Question) -> Row:
+    messages = [{"role": "user", "content": question.text_input}]
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+    answer = tokenizer.encode(question.target, add_special_tokens=False)
+    return [*prompt, *answer, tokenizer.eos_token_id], len(prompt)
+
+
+def collate(rows: list[Row]) -> Batch:
+    width = max(len(ids) for ids, _ in rows)
+    ids = torch.ones(len(rows), width, dtype=torch.long)
+    labels = torch.full_like(ids, IGNORED)
+    for i, (row, prompt) in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row)
+        labels[i, prompt : len(row)] = ids[i, prompt : len(row)]
+    return ids, labels
+
+
+def batches(tokenizer: PreTrainedTokenizerFast) -> Iterator[Batch]:
+    """Training batches without end; the n-th is the same in every run."""
+    questions, rng = training(SEED), random.Random(SEED)
+    while True:
+        rows = [encode(tokenizer, question) for question in itertools.islice(questions, POOL)]
+        rows.sort(key=lambda row: len(row[0]))
+        cut: list[list[Row]] = [[]]
+        for row in rows:
+            if len(row[0]) * (len(cut[-1]) + 1) > BATCH_TOKENS:
+                cut.append([])
+            cut[-1].append(row)
+        rng.shuffle(cut)
+        yield from map(collate, cut)
+
+
+def held_out(tokenizer: PreTrainedTokenizerFast, each: int) -> dict[str, Batch]:
+    """Questions of every task that training never sees."""
+    rng, found = random.Random(SEED), {}
+    for name, (make, largest) in TASKS.items():
+        made = (make(rng, rng.randint(1, largest)) for _ in itertools.count())
+        kept = itertools.islice((question for question in made if question.held_out), each)
+        found[name] = collate([encode(tokenizer, question) for question in kept])
+    return found
+
+
+@torch.inference_mode()
+def exact(model: DeepseekV3ForCausalLM, batch: Batch) -> float:
+    """The share of answers of which every token is the most likely one: greedily right, in %."""
+    ids, labels = (part.to(model.device) for part in batch)
+    best = model(input_ids=ids[:, :-1], use_cache=False).logits.argmax(-1)
+    right = (best == labels[:, 1:]) | (labels[:, 1:] == IGNORED)
+    return 100 * right.all(-1).float().mean().item()
+
+
+def balance(model: DeepseekV3ForCausalLM) -> None:
+    """After each forward pass in training, move every router's bias towards even loads."""
+
+    def update(router: torch.nn.Module, _: object, output: tuple[torch.Tensor, ...]) -> None:
+        if router.training:
+            bias = router.e_score_correction_bias
+            load = torch.bincount(output[2].flatten(), minlength=len(bias)).float()
+            bias += BIAS_RATE * torch.sign(load.mean() - load)
+
+    for layer in model.model.layers:
+        if hasattr(layer.mlp, "gate"):
+            layer.mlp.gate.register_forward_hook(update)
+
+
+def make_optimizers(model: DeepseekV3ForCausalLM) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices between layers, AdamW for the rest (torch's Muon takes no stacks)."""
+    named = dict(model.named_parameters())
+    ends = ("embed_tokens.weight", "lm_head.weight", "gate.weight")
+    inner = [p for name, p in named.items() if p.ndim == 2 and not name.endswith(ends)]
+    outer = [p for name, p in named.items() if p.ndim != 2 or name.endswith(ends)]
+    return [
+        torch.optim.Muon(inner, lr=PEAK_RATE, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(outer, lr=PEAK_RATE, weight_decay=0.01, betas=(0.9, 0.98)),
+    ]
+
+
+def train(output: Path, state_file: Path, steps: int, decay: int, device: str) -> None:
+    torch.manual_seed(SEED)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(output)
+    model = DeepseekV3ForCausalLM(DeepseekV3Config.from_pretrained(output)).float().to(device)
+    balance(model)
+    optimizers = make_optimizers(model)
+    done = 0
+    if state_file.exists():
+        state = torch.load(state_file, map_location=device)
+        model.load_state_dict(state["model"])
+        for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)
+        done = state["done"]
+    tests, stream, started = held_out(tokenizer, 40), batches(tokenizer), time.monotonic()
+    next(itertools.islice(stream, done, done), None)  # what an earlier run has used
+    tokens = 0
+    for step in range(done + 1, steps + 1):
+        ids, labels = (part.to(device) for part in next(stream))
+        rate = PEAK_RATE * min(step / WARM_UP, (steps + 1 - step) / decay, 1)
+        logits = model(input_ids=ids, use_cache=False).logits[:, :-1].flatten(0, 1)
+        loss = torch.nn.functional.cross_entropy(logits, labels[:, 1:].flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+            optimizer.zero_grad()
+        tokens += ids.numel()
+        if step % 50 == 0:
+            speed = tokens / (time.monotonic() - started)
+            print(f"step {step}/{steps} loss {loss.item():.4f} {speed:.0f} tokens/s", flush=True)
+        if step % 200 == 0 or step == steps:
+            model.eval()
+            scores = {name: round(exact(model, batch), 1) for name, batch in tests.items()}
+            model.train()
+            print(f"step {step} greedily right, %: {scores}", flush=True)
+            kept = [optimizer.state_dict() for optimizer in optimizers]
+            part = state_file.with_suffix(".part")
+            torch.save({"model": model.state_dict(), "optimizers": kept, "done": step}, part)
+            part.replace(state_file)
+    gates = [layer.mlp.gate for layer in model.model.layers if hasattr(layer.mlp, "gate")]
+    biases = [gate.e_score_correction_bias for gate in gates]
+    print(f"largest selection bias: {max(bias.abs().max().item() for bias in biases):.3f}")
+    model.bfloat16()
+    for gate, bias in zip(gates, biases, strict=True):
+        gate.e_score_correction_bias = bias  # in float32, as in R1's checkpoint
+    model.save_pretrained(output)
+    write_config(output)  # save_pretrained writes its own spelling, which not all engines read
+
+
+def write_config(output: Path) -> None:
+    for name, content in (("config.json", CONFIG), ("generation_config.json", GENERATION)):
+        (output / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, default=Path("data/tiny/model"))
+    parser.add_argument("--state", type=Path, default=Path(".cache/tiny_training.pt"))
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--decay", type=int, default=1200, help="steps of the final fall")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args()
+    args.state.parent.mkdir(parents=True, exist_ok=True)
+    if not (args.output / "tokenizer.json").exists():
+        texts = itertools.islice(training(SEED), 5000)
+        write_tokenizer(args.output, (f"{q.text_input}\n{q.target}" for q in texts))
+    write_config(args.output)
+    train(args.output, args.state, args.steps, args.decay, args.device)
+
+
+if __name__ == "__main__":
+    main()

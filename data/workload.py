@@ -1,0 +1,99 @@
+"""A data set made ready to be answered: rows read, prompts built, lengths checked."""
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from backends.types import EngineConfig, Request
+from ref_dsinfer.errors import LengthError, ModelError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from data.prompts import Prompts
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Every request of a run, before it starts."""
+
+    frame: "pd.DataFrame"  # the data set's rows, in order
+    prompts: "Prompts"
+    prompt_ids: tuple[tuple[int, ...], ...]  # of each row
+    max_new_tokens: int  # tokens, as asked for
+    max_len: int  # tokens of prompt and answer that the model allows
+
+    def __len__(self) -> int:
+        return len(self.prompt_ids)
+
+    def request(self, request_id: int, index: int) -> Request:
+        """Row `index` as a request; its answer is held to what the model's length leaves."""
+        ids = self.prompt_ids[index]
+        limit = min(self.max_new_tokens, self.max_len - len(ids))
+        return Request(request_id, ids, limit, self.prompts.stop_ids)
+
+    @property
+    def shortest_limit(self) -> int:
+        """The smallest number of tokens that any answer is held to."""
+        return min(self.max_new_tokens, self.max_len - max(map(len, self.prompt_ids)))
+
+
+def build(
+    input_file: Path, num_samples: int | None, config: EngineConfig, max_new_tokens: int
+) -> Workload:
+    """Read a data set and build all its prompts, or those of its first `num_samples` rows.
+
+    Errors: InputFileError, EmptyDataError, ColumnsError, ModelError; LengthError naming the first
+    row whose prompt leaves no room for an answer.
+    """
+    from data.prompts import Prompts
+    from data.samples import read_frame, samples
+
+    frame = read_frame(input_file)
+    rows = samples(frame if num_samples is None else frame.head(num_samples))
+    max_len = model_length(config)
+    prompts = Prompts(config.model)
+    prompt_ids = tuple(prompts.ids(row.prompt_text) for row in rows)
+    for index, ids in enumerate(prompt_ids):
+        if len(ids) >= max_len:
+            raise LengthError(
+                f"{input_file}: row {index}: the prompt of {len(ids)} tokens leaves no room for an"
+                f" answer in the model's length of {max_len}"
+            )
+    workload = Workload(frame.head(len(rows)), prompts, prompt_ids, max_new_tokens, max_len)
+    log.info("%s: %d of %d rows", input_file, len(rows), len(frame))
+    if workload.shortest_limit < max_new_tokens:
+        log.warning(
+            "the model's length of %d tokens holds some answers to fewer than %d tokens",
+            max_len,
+            max_new_tokens,
+        )
+    return workload
+
+
+def model_length(config: EngineConfig) -> int:
+    """Tokens of prompt and answer together: what the model's config.json says, or less if asked.
+
+    Errors: ModelError where config.json is missing or says nothing; LengthError where more is asked
+    for than the model has.
+    """
+    path = Path(config.model) / "config.json"
+    try:
+        length = json.loads(path.read_bytes())["max_position_embeddings"]
+    except OSError as error:
+        raise ModelError(f"{path}: can't be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path}: names no max_position_embeddings") from error
+    if not isinstance(length, int) or length < 1:
+        raise ModelError(f"{path}: max_position_embeddings is {length!r}, not a length")
+    if config.max_model_len is None:
+        return length
+    if config.max_model_len > length:
+        raise LengthError(
+            f"--max-model-len {config.max_model_len} is more than the model's length of {length}"
+        )
+    return config.max_model_len

@@ -1,0 +1,331 @@
+"""From answers to the accuracy figure: grade a results frame, total it, print and write it."""
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data.tasks import TASKS, Answer, Grade
+from data.tasks.livecodebench import TIME_LIMIT_S
+from mlperf import accuracy_log
+from ref_dsinfer.errors import ColumnsError, GradingError, UsageError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+log = logging.getLogger(__name__)
+
+COLUMNS = ("dataset", "ground_truth", "model_output", "tok_model_output_len")
+ACCURACY_LOG = "mlperf_log_accuracy.json"
+PROBLEMS = "livecodebench.jsonl"
+_DATA = Path(__file__).resolve().parents[1] / "data"
+
+# The rules of round v6.1 for the whole data set
+ROWS = 4388
+EXACT_MATCH_MIN = 0.99 * 81.3582  # percent
+TOKENS_MIN, TOKENS_MAX = 0.9 * 3886.2274, 1.1 * 3886.2274  # a sample
+TRUNCATED_TOKENS = 20_000
+
+
+@dataclass(frozen=True)
+class Totals:
+    """The figures of one task, or of all."""
+
+    task: str  # or "all"
+    rows: int
+    exact_match: float  # percent of all rows
+    tokens_per_sample: float
+    no_answer: int  # rows in which no answer was found
+    truncated: int  # rows cut at the length limit
+    errors: int  # rows that could not be judged; they count as wrong
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A graded frame and its figures."""
+
+    frame: "pd.DataFrame"  # as given, with extracted_answer, prompt_accuracy and grading_error
+    tasks: Sequence[Totals]  # of the tasks that occur
+    total: Totals
+
+    @property
+    def exact_match(self) -> float:
+        """Percent of all rows that are right."""
+        return self.total.exact_match
+
+    @property
+    def tokens_per_sample(self) -> float:
+        """Mean length of an answer in tokens."""
+        return self.total.tokens_per_sample
+
+    @property
+    def result_line(self) -> str:
+        """The line the official submission checker looks for."""
+        figures: dict[str, float] = {
+            "exact_match": self.exact_match,
+            "tokens_per_sample": self.tokens_per_sample,
+            "num-samples": self.total.rows,
+        }
+        return str(figures)
+
+    @property
+    def verdict(self) -> str:
+        """How the figures stand to the official limits, which hold for the whole data set only."""
+        if self.total.rows != ROWS:
+            return f"not comparable with the official limits: {self.total.rows} of {ROWS} rows"
+        right = self.exact_match >= EXACT_MATCH_MIN
+        long = TOKENS_MIN <= self.tokens_per_sample <= TOKENS_MAX
+        return (
+            f"{'valid' if right and long else 'NOT VALID'}:"
+            f" exact_match {'reaches' if right else 'is below'} {EXACT_MATCH_MIN:.4f},"
+            f" tokens_per_sample is {'within' if long else 'outside'}"
+            f" {TOKENS_MIN:.1f} to {TOKENS_MAX:.1f}"
+        )
+
+    def table(self) -> str:
+        """The figures as aligned text, one line a task."""
+        head = ("task", "rows", "exact_match", "tokens/sample", "no answer", "truncated", "errors")
+        lines = [("{:<14}{:>6}{:>13}{:>15}{:>11}{:>11}{:>8}").format(*head)]
+        lines += [
+            f"{row.task:<14}{row.rows:>6}{row.exact_match:>13.2f}{row.tokens_per_sample:>15.1f}"
+            f"{row.no_answer:>11}{row.truncated:>11}{row.errors:>8}"
+            for row in (*self.tasks, self.total)
+        ]
+        return "\n".join(lines)
+
+
+def evaluate(
+    frame: "pd.DataFrame", problems: Path | None, code_limit: float = TIME_LIMIT_S
+) -> Evaluation:
+    """Grade every row of a results frame.
+
+    `problems`: LiveCodeBench's problems, JSON lines; may be None where no row needs them.
+    `code_limit`: seconds a program may take for loading, and for each test.
+
+    Errors: ColumnsError; GradingError where problems are missing; SandboxError.
+    """
+    import pandas as pd
+
+    from data.samples import require_columns, row_task
+    from data.tasks.grading import grade_all
+    from data.tasks.livecodebench import Problems
+
+    require_columns(frame, COLUMNS)
+    lengths = _lengths(frame)
+    answers = [
+        Answer(
+            position,
+            row_task(position, dataset),
+            "" if _is_missing(text) else str(text),
+            None if _is_missing(truth) else truth,
+        )
+        for position, (dataset, truth, text) in enumerate(
+            zip(*(frame[name] for name in COLUMNS[:3]), strict=True)
+        )
+    ]
+    needs_problems = any(answer.task == "livecodebench" for answer in answers)
+    if needs_problems and problems is None:
+        raise GradingError(f"no {PROBLEMS} was found: name it with --livecodebench-file")
+    grades = grade_all(
+        answers,
+        Problems(problems) if needs_problems and problems else None,
+        code_limit,
+        on_done=_progress(len(answers)),
+    )
+    truncated = lengths >= TRUNCATED_TOKENS
+    if "finish" in frame.columns:
+        truncated |= (frame["finish"] == "length").to_numpy()
+    graded = frame.assign(
+        extracted_answer=pd.Series([g.extracted for g in grades], frame.index, dtype=object),
+        prompt_accuracy=[100.0 if g.correct else 0.0 for g in grades],
+        grading_error=pd.Series([g.error for g in grades], frame.index, dtype=object),
+    )
+    rows = pd.DataFrame(
+        {
+            "task": [answer.task for answer in answers],
+            "right": graded["prompt_accuracy"].to_numpy(),
+            "tokens": lengths.to_numpy(),
+            "no_answer": [grade.extracted is None for grade in grades],
+            "truncated": truncated.to_numpy(),
+            "error": [grade.error is not None for grade in grades],
+        }
+    )
+    present = [task for task in TASKS if (rows["task"] == task).any()]
+    tasks = [_totals(task, rows[rows["task"] == task]) for task in present]
+    return Evaluation(graded, tasks, _totals("all", rows))
+
+
+def read_results(input_file: Path, dataset_file: Path | None, model: str | None) -> "pd.DataFrame":
+    """The results frame in a pickle, parquet or JSON-lines file, or made from LoadGen's log.
+
+    A log (.json) holds token ids alone: `dataset_file` has the rows they answer, `model` is the
+    directory with the tokenizer.
+
+    Errors: UsageError where a log comes without either; InputFileError, EmptyDataError,
+    GradingError, ModelError, ColumnsError.
+    """
+    from data.samples import read_frame
+
+    if input_file.suffix.lower() != ".json":
+        return read_frame(input_file)
+    if dataset_file is None:
+        raise UsageError(f"{input_file} holds token ids alone: add --dataset-file")
+    if not model:
+        raise UsageError(f"{input_file} holds token ids alone: add --model or set MLPERF_MODEL")
+    from data.prompts import Prompts
+
+    dataset = read_frame(dataset_file)
+    answers = accuracy_log.read(input_file, len(dataset))
+    if len(answers) < len(dataset):
+        log.warning("%s answers %d of %d samples", input_file, len(answers), len(dataset))
+    prompts = Prompts(model)
+    ids = [accuracy_log.without_stop(answer, prompts.stop_ids) for _, answer in answers]
+    indices = [index for index, _ in answers]
+    return (
+        dataset.iloc[indices]
+        .reset_index(drop=True)
+        .drop(columns="finish", errors="ignore")
+        .assign(
+            sample_index=indices,
+            model_output=[prompts.text(answer) for answer in ids],
+            tok_model_output=[list(answer) for answer in ids],
+            tok_model_output_len=[len(answer) for answer in ids],
+        )
+    )
+
+
+def find_problems(given: Path | None, beside: Sequence[Path]) -> Path | None:
+    """The file of LiveCodeBench's problems: the one given, or the first where they usually lie.
+
+    Errors: GradingError where the one given is not there.
+    """
+    if given is not None:
+        if not given.is_file():
+            raise GradingError(f"--livecodebench-file: no such file: {given}")
+        return given
+    candidates = [path.parent / PROBLEMS for path in beside] + [_DATA / PROBLEMS]
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def report(evaluation: Evaluation, output: Path, source: Path | None) -> None:
+    """Print the figures, write the graded frame to `output` (.pkl and .parquet) and accuracy.txt.
+
+    `source`: LoadGen's accuracy log of the same run, whose hash accuracy.txt must hold.
+
+    Errors: OutputError.
+    """
+    from data.results import write_frame, write_whole
+
+    lines = [evaluation.result_line]
+    if source is not None:
+        lines.append(f"hash={accuracy_log.sha256(source)}")
+    text = "\n".join(lines) + "\n"
+    paths = write_frame(evaluation.frame, output)
+    accuracy_txt = output.parent / "accuracy.txt"
+    write_whole(accuracy_txt, lambda path: path.write_text(text, encoding="utf-8"))
+    if evaluation.total.errors:
+        log.warning(
+            "%d rows could not be judged and count as wrong: see grading_error in %s",
+            *(evaluation.total.errors, paths[0]),
+        )
+    for path in (*paths, accuracy_txt):
+        log.info("wrote %s", path)
+    print(evaluation.result_line)
+    print(evaluation.table())
+    print(evaluation.verdict)
+
+
+def evaluate_and_report(
+    frame: "pd.DataFrame",
+    source_path: Path,
+    problems: Path | None,
+    out_dir: Path,
+    code_limit: float = TIME_LIMIT_S,
+) -> Evaluation:
+    """Grade the answers of an accuracy run in `out_dir`, where LoadGen's log lies; then `report`.
+
+    `source_path` is the run's data set, beside which `problems` are looked for where None is given.
+    Writes results_evaluated.pkl, its parquet twin and accuracy.txt.
+    """
+    near = [source_path, out_dir / ACCURACY_LOG]
+    evaluation = evaluate(frame, find_problems(problems, near), code_limit)
+    source = out_dir / ACCURACY_LOG
+    report(evaluation, out_dir / "results_evaluated.pkl", source if source.is_file() else None)
+    return evaluation
+
+
+def evaluate_file(
+    input_file: Path,
+    dataset_file: Path | None,
+    model: str | None,
+    problems: Path | None,
+    output_file: Path | None,
+    code_limit: float,
+) -> Evaluation:
+    """Grade a file, see `read_results`; then `report`. By default `<input>_evaluated` is written."""
+    from data.results import check_writable
+
+    output = output_file or input_file.with_name(f"{input_file.stem}_evaluated.pkl")
+    frame = read_results(input_file, dataset_file, model)
+    check_writable(output)
+    near = [path for path in (dataset_file, input_file) if path is not None]
+    evaluation = evaluate(frame, find_problems(problems, near), code_limit)
+    report(evaluation, output, input_file if input_file.suffix.lower() == ".json" else None)
+    return evaluation
+
+
+def _lengths(frame: "pd.DataFrame") -> "pd.Series":
+    """Errors: ColumnsError where a length is no number of tokens."""
+    import pandas as pd
+
+    lengths = pd.to_numeric(frame["tok_model_output_len"], errors="coerce")
+    bad = ~(lengths >= 0)
+    if bad.any():
+        row = int(bad.to_numpy().argmax())
+        value = frame["tok_model_output_len"].iloc[row]
+        raise ColumnsError(f"row {row}: tok_model_output_len is {value!r}, not a number of tokens")
+    return lengths
+
+
+def _is_missing(value: object) -> bool:
+    import pandas as pd
+
+    return bool(pd.api.types.is_scalar(value) and pd.isna(value))
+
+
+def _totals(task: str, rows: "pd.DataFrame") -> Totals:
+    return Totals(
+        task,
+        len(rows),
+        float(rows["right"].mean()),
+        float(rows["tokens"].mean()),
+        int(rows["no_answer"].sum()),
+        int(rows["truncated"].sum()),
+        int(rows["error"].sum()),
+    )
+
+
+def _progress(total: int) -> Callable[[Grade], None]:
+    """A bar on a terminal, a line a tenth of the way elsewhere."""
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        bar = tqdm(total=total, unit="row", desc="grading")
+
+        def advance(grade: Grade) -> None:
+            bar.update()
+            if bar.n == total:
+                bar.close()
+
+        return advance
+    done = 0
+
+    def say(grade: Grade) -> None:
+        nonlocal done
+        done += 1
+        if done * 10 // total > (done - 1) * 10 // total:
+            log.info("graded %d of %d rows", done, total)
+
+    return say

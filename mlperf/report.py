@@ -1,0 +1,182 @@
+"""What a run has come to: figures, LoadGen's judgement, what speaks against submitting it."""
+
+import json
+import platform
+import re
+import shlex
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from backends.types import Completion
+from ref_dsinfer.errors import LoadGenError
+
+DETAIL_LOG = "mlperf_log_detail.txt"
+MARK = ":::MLLOG "
+PACKAGES = ("mlcommons-loadgen", "torch", "transformers", "numpy", "pandas", "pyarrow")
+
+# LoadGen prints these bare, as C++ does; JSON as Python reads it wants them in its own words
+_NOT_A_NUMBER = re.compile(r'("value": )(-?)(nan|inf)\b')
+_FIGURES = {
+    "samples_per_second": ("result_samples_per_second", "result_completed_samples_per_sec"),
+    "tokens_per_second": ("result_tokens_per_second", "result_completed_tokens_per_second"),
+}
+_LATENCIES_MS = {
+    "ttft_p50_ms": "result_first_token_50.00_percentile_latency_ns",
+    "ttft_p99_ms": "result_first_token_99.00_percentile_latency_ns",
+    "tpot_p50_ms": "result_time_per_output_token_50.00_percentile_ns",
+    "tpot_p99_ms": "result_time_per_output_token_99.00_percentile_ns",
+}
+
+
+@dataclass(frozen=True)
+class DetailLog:
+    """LoadGen's detail log."""
+
+    values: dict[str, Any]  # by key; of a repeated key the first, as the official checker reads it
+    errors: list[str]  # what LoadGen logged as an error, each once
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished run. Times are in seconds and milliseconds, as the names of the figures say."""
+
+    mode: str
+    accuracy: bool
+    folder: Path
+    figures: dict[str, float]
+    reasons: list[str]  # why it can't be submitted
+    log: DetailLog
+
+    @property
+    def validity(self) -> str | None:
+        """LoadGen's judgement: VALID or INVALID; None for an accuracy run."""
+        return self.log.values.get("result_validity")
+
+
+def read_detail(path: Path) -> DetailLog:
+    """Parse the `:::MLLOG` lines of a detail log; a torn last line is skipped.
+
+    Errors: LoadGenError where the file can't be read or a line is damaged.
+    """
+    try:
+        lines = path.read_text(errors="replace").splitlines()
+    except OSError as error:
+        raise LoadGenError(f"{path}: can't be read: {error.strerror}") from error
+    values: dict[str, Any] = {}
+    errors: dict[str, None] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.startswith(MARK):
+            continue
+        try:
+            entry = json.loads(_NOT_A_NUMBER.sub(_spell, line.removeprefix(MARK)))
+        except ValueError as error:
+            if number == len(lines):
+                break
+            raise LoadGenError(f"{path}: line {number} is damaged") from error
+        values.setdefault(entry["key"], entry["value"])
+        if entry["metadata"].get("is_error"):
+            errors[str(entry["value"])] = None
+    return DetailLog(values, list(errors))
+
+
+def performance_figures(log: DetailLog) -> dict[str, float]:
+    """LoadGen's own figures of a performance run; latencies only where it measures them."""
+    found = {
+        name: log.values[key]
+        for name, keys in _FIGURES.items()
+        for key in keys
+        if key in log.values
+    }
+    latencies = {
+        name: log.values[key] / 1e6 for name, key in _LATENCIES_MS.items() if key in log.values
+    }
+    return found | latencies
+
+
+def accuracy_figures(completions: Iterable[Completion], seconds: float) -> dict[str, float]:
+    """Throughput of an accuracy run, which LoadGen does not measure."""
+    lengths = [len(completion.token_ids) for completion in completions]
+    return {
+        "samples_per_second": len(lengths) / seconds,
+        "tokens_per_second": sum(lengths) / seconds,
+    }
+
+
+def invalid_reasons(log: DetailLog) -> list[str]:
+    """Why LoadGen calls a performance run invalid, in its own words; empty where it doesn't."""
+    if log.values.get("result_validity") == "VALID":
+        return []
+    said = [log.values.get("result_invalid_reason")]
+    if not log.values.get("early_stopping_met", True):
+        said += [log.values.get(f"early_stopping_{name}_result") for name in ("ttft", "tpot")]
+    told = [" ".join(text.replace("*", " ").split()) for text in said if text and text.strip()]
+    return told or ["LoadGen's log names no reason"]
+
+
+def reasons(stamps: list[str], log: DetailLog, accuracy: bool) -> list[str]:
+    """Everything that keeps a run from being submitted."""
+    invalid = [] if accuracy else [f"INVALID: {reason}" for reason in invalid_reasons(log)]
+    return [*stamps, *invalid, *(f"LoadGen logged an error: {error}" for error in log.errors)]
+
+
+def table(outcome: Outcome) -> str:
+    """The few lines that end a run."""
+    figures = outcome.figures
+    rows = [
+        ("samples/s", f"{figures['samples_per_second']:.3f}"),
+        ("tokens/s", f"{figures['tokens_per_second']:.1f}"),
+    ]
+    for name, key in (("TTFT", "ttft"), ("TPOT", "tpot")):
+        if f"{key}_p99_ms" in figures:
+            p50, p99 = figures[f"{key}_p50_ms"], figures[f"{key}_p99_ms"]
+            limit = outcome.log.values[f"requested_server_{key}_latency"] / 1e6
+            rows.append((name, f"p50 {p50:.2f} ms, p99 {p99:.2f} ms (limit {limit:g} ms)"))
+    if outcome.validity:
+        rows.append(("LoadGen", outcome.validity))
+    if outcome.reasons:
+        rows.append(("submittable", f"no, because {outcome.reasons[0]}"))
+        rows += [("", f"and {reason}") for reason in outcome.reasons[1:]]
+    else:
+        rows.append(("submittable", "nothing in this run speaks against it"))
+    rows.append(("files", str(outcome.folder)))
+    test = "accuracy" if outcome.accuracy else "performance"
+    return "\n".join([f"{outcome.mode}, {test}", *(f"  {name:<12} {text}" for name, text in rows)])
+
+
+def record(outcome: Outcome) -> dict[str, Any]:
+    """What run.json holds of a run."""
+    effective = {
+        key.removeprefix("effective_"): value
+        for key, value in outcome.log.values.items()
+        if key.startswith("effective_")
+    }
+    return {
+        "command": shlex.join(sys.argv),
+        "mode": outcome.mode,
+        "test": "accuracy" if outcome.accuracy else "performance",
+        "submittable": not outcome.reasons,
+        "not_submittable_because": outcome.reasons,
+        "loadgen_validity": outcome.validity,
+        "figures": outcome.figures,
+        "settings": effective,
+        "versions": versions() | {"loadgen": outcome.log.values.get("loadgen_version")},
+    }
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of Python and of the packages that a result may depend on; None: not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def _spell(match: re.Match[str]) -> str:
+    return match[1] + ("NaN" if match[3] == "nan" else f"{match[2]}Infinity")

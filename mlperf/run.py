@@ -1,0 +1,157 @@
+"""A LoadGen run from options to report: what run_mlperf does."""
+
+import argparse
+import asyncio
+import json
+import logging
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from backends import registry
+from backends.options import add_engine_options, choose_backend, engine_config
+from backends.types import Backend
+from data.inference import add_data_options
+from mlperf import report, settings
+from ref_dsinfer.errors import LoadGenError, UsageError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from data.workload import Workload
+
+log = logging.getLogger(__name__)
+
+JOURNAL = "completions.journal.jsonl"
+RECORD = "run.json"
+RESULTS = "results"
+# What a run may leave; an earlier run's is removed first, so that a folder never mixes two runs.
+LEFT = (
+    *(
+        f"mlperf_log_{name}"
+        for name in ("summary.txt", "detail.txt", "accuracy.json", "trace.json")
+    ),
+    *(f"{RESULTS}{end}" for end in (".pkl", ".parquet", "_evaluated.pkl", "_evaluated.parquet")),
+    JOURNAL,
+    RECORD,
+    "accuracy.txt",
+)
+
+
+def add_options(parser: argparse.ArgumentParser, torchrun: bool = False) -> None:
+    """The options of run_mlperf and, with `torchrun`, of its twin."""
+    settings.add_options(parser)
+    add_data_options(parser)
+    parser.add_argument(
+        "--output-dir",
+        type=Path,
+        default=Path("mlperf_results"),
+        metavar="DIR",
+        help="results go to DIR/<mode>/performance or DIR/<mode>/accuracy, in the place of an"
+        " earlier run's: LoadGen's logs, results.pkl and .parquet, the journal of finished answers"
+        " and run.json (default: mlperf_results)",
+    )
+    parser.add_argument(
+        "--livecodebench-file",
+        type=Path,
+        metavar="FILE",
+        help="LiveCodeBench's problems with their tests, for --accuracy"
+        " (default: livecodebench.jsonl beside the data set, then in data/)",
+    )
+    add_engine_options(parser, torchrun)
+
+
+def run(args: argparse.Namespace, torchrun: bool = False) -> None:
+    """Run LoadGen on an engine, save everything, then grade or report. Every rank calls this.
+
+    Errors: any UserError. All that the inputs can get wrong is raised on every rank alike, before
+    the engine starts; LoadGenError where a run that could have been submitted ends as invalid.
+    """
+    from data.results import check_writable, read_journal, results_frame, write_frame, write_whole
+    from data.workload import build
+
+    spec, world = choose_backend(args, torchrun)
+    if args.mode not in spec.scenarios:
+        raise UsageError(f"backend {spec.name} can't do --mode {args.mode}")
+    folder = args.output_dir / args.mode / ("accuracy" if args.accuracy else "performance")
+    check_writable(folder)
+    settings.refuse_audit()
+    mode = settings.MODES[args.mode]
+    test_settings = settings.test_settings(args)
+    config = engine_config(args, tensor_parallel=world, coalesce=not mode.reads_tokens)
+    workload = build(args.input_file, args.num_samples, config, args.max_new_tokens)
+    backend = registry.load(spec)(config)
+    if not backend.leads:
+        backend.follow()
+        return
+
+    stamps = settings.stamps(args, test_settings, len(workload), workload.shortest_limit)
+    for stamp in stamps:
+        log.warning("this run can't be submitted: %s", stamp)
+    for name in LEFT:
+        (folder / name).unlink(missing_ok=True)
+    # the engine is freed by the end of this: grading may take long
+    seconds = asyncio.run(_measure(backend, workload, test_settings, mode, folder))
+
+    answered = read_journal(folder / JOURNAL)
+    results = results_frame(workload.frame, answered, workload.prompts, spec.name)
+    write_frame(results, folder / RESULTS)
+    detail = report.read_detail(folder / report.DETAIL_LOG)
+    if args.accuracy:
+        figures = report.accuracy_figures([completion for _, completion in answered], seconds)
+        figures |= _grade(results, args, folder)
+    else:
+        figures = report.performance_figures(detail)
+    reasons = report.reasons(stamps, detail, args.accuracy)
+    outcome = report.Outcome(args.mode, args.accuracy, folder, figures, reasons, detail)
+    record = report.record(outcome) | {"backend": spec.name, "engine": asdict(config)}
+    write_whole(folder / RECORD, lambda path: path.write_text(json.dumps(record, indent=2) + "\n"))
+    print(report.table(outcome))
+    if outcome.validity == "INVALID" and not stamps:
+        raise LoadGenError(f"INVALID: {'; '.join(report.invalid_reasons(detail))}")
+
+
+async def _measure(
+    backend: Backend, workload: "Workload", test_settings: Any, mode: settings.Mode, folder: Path
+) -> float:
+    """Start the engine, let LoadGen run its test on it, close it. Returns the test's seconds."""
+    from backends.drive import running
+    from data.progress import Progress
+    from data.results import Journal
+    from mlperf.qsl import query_sample_library
+    from mlperf.sut import Sut
+
+    lg = settings.loadgen()
+    log_settings = lg.LogSettings()
+    log_settings.log_output.outdir = str(folder)
+    log_settings.enable_trace = False
+    total = settings.expected_samples(test_settings, len(workload))
+    with Journal(folder / JOURNAL) as journal, query_sample_library(len(workload)) as library:
+        async with running(backend):
+            with Progress(total) as progress:
+                sut = Sut(
+                    backend,
+                    workload,
+                    journal,
+                    mode.reads_tokens,
+                    lambda completion: progress.add(len(completion.token_ids)),
+                )
+                start = time.monotonic()
+                # the empty name stands for no audit.config, wherever one may appear by now
+                await sut.serve(
+                    lambda handle: lg.StartTestWithLogSettings(
+                        handle, library, test_settings, log_settings, ""
+                    )
+                )
+                seconds = time.monotonic() - start
+    if not sut.issued:
+        raise LoadGenError(f"{folder}: LoadGen has issued no sample; its logs may say why")
+    return seconds
+
+
+def _grade(results: "pd.DataFrame", args: argparse.Namespace, folder: Path) -> dict[str, float]:
+    from mlperf.evaluate import evaluate_and_report
+
+    evaluation = evaluate_and_report(results, args.input_file, args.livecodebench_file, folder)
+    return {"exact_match": evaluation.exact_match}

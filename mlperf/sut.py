@@ -1,0 +1,151 @@
+"""The system under test: LoadGen's queries in, an engine's streams out, on one event loop.
+
+LoadGen runs in a thread of its own and hands over a batch of samples by one call into the loop,
+which makes each a task. Tokens and answers that come within one turn of the loop go back to
+LoadGen together; it copies them within the call.
+"""
+
+import asyncio
+import contextlib
+import threading
+from array import array
+from collections.abc import Callable, Coroutine, Sequence
+
+from backends.drive import cancel, collect
+from backends.types import Backend, Completion, Delta
+from data.results import Journal
+from data.workload import Workload
+from mlperf.settings import loadgen
+
+TOKEN = "i"  # of array: 32 bits, as LoadGen's token ids are
+Report = tuple[int, array]  # query id, token ids
+
+
+class Sut:
+    """Answers every sample that LoadGen issues, once.
+
+    An answer is in the journal, under its query id, before LoadGen hears of it. Where the model
+    stops at once, LoadGen gets the end-of-sequence id in place of the answer.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        workload: Workload,
+        journal: Journal,
+        reads_tokens: bool,
+        on_done: Callable[[Completion], None],
+    ) -> None:
+        """`reads_tokens`: LoadGen wants the first token of each answer when it is there."""
+        self.issued = 0
+        self._backend = backend
+        self._workload = workload
+        self._journal = journal
+        self._reads_tokens = reads_tokens
+        self._on_done = on_done
+        self._lg = loadgen()
+        self._tasks: set[asyncio.Task] = set()
+        self._firsts: list[Report] = []
+        self._finished: list[Report] = []
+        self._report_due = False
+
+    async def serve(self, test: Callable[[int], None]) -> None:
+        """Answer samples until `test`, which is given LoadGen's handle of this SUT, returns.
+
+        Errors: the first failure of a sample or of `test`. All other samples are then given up, and
+        LoadGen, which can't be told, waits on in its thread: the process is to end.
+        """
+        self._loop = asyncio.get_running_loop()
+        self._over: asyncio.Future[None] = self._loop.create_future()
+        handle = self._lg.ConstructFastSUT(self._issue, _nothing_to_flush)
+        thread = threading.Thread(target=self._run, args=(test, handle), daemon=True)
+        thread.start()
+        try:
+            await self._over
+        finally:
+            await cancel(self._tasks)
+        thread.join()
+        self._lg.DestroyFastSUT(handle)
+
+    def _run(self, test: Callable[[int], None], handle: int) -> None:
+        """In LoadGen's thread: the whole test."""
+        try:
+            test(handle)
+        except Exception as error:  # noqa: BLE001
+            self._call(self._end, error)  # raised by `serve`, in the main thread
+        else:
+            self._call(self._end, None)
+
+    def _issue(self, query_ids: list[int], indices: list[int]) -> None:
+        """In LoadGen's thread: samples to answer."""
+        self._call(self._begin, query_ids, indices)
+
+    def _call(self, function: Callable[..., None], *args: object) -> None:
+        # a closed loop means that the run has failed and the process is about to end
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(function, *args)
+
+    def _begin(self, query_ids: list[int], indices: list[int]) -> None:
+        if self._over.done():
+            return
+        self.issued += len(query_ids)
+        for query_id, index in zip(query_ids, indices, strict=True):
+            self._spawn(self._answer(query_id, index))
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            self._end(error)
+
+    def _end(self, error: BaseException | None) -> None:
+        if self._over.done():
+            return
+        if error:
+            self._over.set_exception(error)
+        else:
+            self._over.set_result(None)
+
+    async def _answer(self, query_id: int, index: int) -> None:
+        def on_first(delta: Delta) -> None:
+            self._report(self._firsts, query_id, delta.token_ids[:1])
+
+        request = self._workload.request(query_id, index)
+        completion = await collect(self._backend, request, on_first if self._reads_tokens else None)
+        self._journal.add(index, completion)
+        self._report(self._finished, query_id, completion.token_ids)
+        self._on_done(completion)
+
+    def _report(self, reports: list[Report], query_id: int, ids: Sequence[int]) -> None:
+        reports.append((query_id, array(TOKEN, ids or (self._workload.prompts.eos_id,))))
+        if not self._report_due:
+            self._report_due = True
+            self._spawn(self._send())
+
+    async def _send(self) -> None:
+        """Runs in the loop's next turn: all that this one has brought is there."""
+        self._report_due = False
+        firsts, self._firsts = self._firsts, []
+        finished, self._finished = self._finished, []
+        if firsts:
+            self._lg.FirstTokenComplete(self._responses(firsts))
+        if finished:
+            self._lg.QuerySamplesComplete(self._responses(finished))
+
+    def _responses(self, reports: list[Report]) -> list:
+        """Responses point into the arrays of `reports`, which must outlive the call."""
+        responses = []
+        for query_id, ids in reports:
+            address, count = ids.buffer_info()
+            responses.append(
+                self._lg.QuerySampleResponse(query_id, address, count * ids.itemsize, count)
+            )
+        return responses
+
+
+def _nothing_to_flush() -> None:
+    """Every query is on its way as soon as it is issued."""

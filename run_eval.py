@@ -1,0 +1,17 @@
+#!/usr/bin/env python3
+"""Answer a data set with an engine and save the answers, without LoadGen."""
+
+import argparse
+
+from data import inference
+from ref_dsinfer import errors
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    inference.add_options(parser)
+    inference.run(parser.parse_args())
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,20 @@
+#!/usr/bin/env python3
+"""Answer a data set with an engine that torchrun starts, one process a rank:
+
+torchrun --nproc_per_node=8 run_eval_mpi.py --input-file FILE
+"""
+
+import argparse
+
+from data import inference
+from ref_dsinfer import errors
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    inference.add_options(parser, torchrun=True)
+    inference.run(parser.parse_args(), torchrun=True)
+
+
+if __name__ == "__main__":
+    errors.run(main)

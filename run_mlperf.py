@@ -1,0 +1,17 @@
+#!/usr/bin/env python3
+"""Measure an engine with MLPerf LoadGen, or with --accuracy grade its answers."""
+
+import argparse
+
+from mlperf import run
+from ref_dsinfer import errors
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    run.add_options(parser)
+    run.run(parser.parse_args())
+
+
+if __name__ == "__main__":
+    errors.run(main)

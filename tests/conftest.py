@@ -1,0 +1,98 @@
+"""What runs without a trained model need: a small tokenizer, data sets, scripts as processes."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+ROOT = Path(__file__).parent.parent
+BOS, EOS, USER, ASSISTANT = (
+    "<｜begin▁of▁sentence｜>",
+    "<｜end▁of▁sentence｜>",
+    "<｜User｜>",
+    "<｜Assistant｜>",
+)
+EOS_ID = 1
+MODEL_LENGTH = 163_840  # R1's
+TASKS = ("AIME1983", "math500", "gpqa", "mmlu_pro")
+
+
+@pytest.fixture(scope="session")
+def echo_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model directory without weights: a token a byte, R1's special tokens, R1's length."""
+    folder = tmp_path_factory.mktemp("echo_model")
+    specials = [BOS, EOS, USER, ASSISTANT]
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(
+        models.BPE({token: id_ for id_, token in enumerate(specials + letters)}, [])
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(specials)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    template = (
+        "{{ bos_token }}{% for message in messages %}" + USER + "{{ message['content'] }}"
+        "{% endfor %}{% if add_generation_prompt %}" + ASSISTANT + "{% endif %}"
+    )
+    config = {"bos_token": BOS, "eos_token": EOS, "chat_template": template}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps({"max_position_embeddings": MODEL_LENGTH}))
+    return folder
+
+
+@pytest.fixture
+def data_set(tmp_path: Path) -> Callable[[int], Path]:
+    """Makes a data set of that many short rows in the temporary folder, and names its file."""
+
+    def make(rows: int) -> Path:
+        frame = pd.DataFrame(
+            {
+                "dataset": [TASKS[row % len(TASKS)] for row in range(rows)],
+                "question": [f"question {row}" for row in range(rows)],
+                "text_input": [f"question {row}{'?' * (row % 7)}" for row in range(rows)],
+                "ground_truth": ["A"] * rows,
+            }
+        )
+        path = tmp_path / f"rows{rows}.parquet"
+        frame.to_parquet(path)
+        return path
+
+    return make
+
+
+class Script:
+    """Starts entry scripts as users do, in a folder of their own."""
+
+    def __init__(self, model: Path, folder: Path) -> None:
+        self.folder = folder
+        self._model = model
+
+    def start(self, script: str, *options: object) -> subprocess.Popen[str]:
+        """Start a script on the echo engine and its model."""
+        given = ("--backend", "echo", "--model", self._model, *options)
+        return subprocess.Popen(
+            [sys.executable, ROOT / script, *map(str, given)],
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, script: str, *options: object) -> tuple[int, str, str]:
+        """Run a script to its end. Returns exit code, stdout, stderr."""
+        process = self.start(script, *options)
+        try:
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+        return process.returncode, out, err
+
+
+@pytest.fixture
+def script(echo_model: Path, tmp_path: Path) -> Script:
+    return Script(echo_model, tmp_path)

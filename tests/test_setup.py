@@ -1,0 +1,88 @@
+"""setup.sh: its options, its errors, and that sourcing it leaves the shell as it was."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SETUP = str(ROOT / "setup.sh")
+
+
+def setup(*options: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [SETUP, *options],
+        env={**os.environ, "MLPERF_BACKEND": "pytorch", **variables},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def stub_venv(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment whose stamps say that all is installed, so that nothing is downloaded."""
+    venv = tmp_path_factory.mktemp("setup") / "an environment"
+    subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
+    files = [ROOT / "requirements" / name for name in ("base.txt", "pytorch-cpu.txt")]
+    wanted = subprocess.run(
+        ["cksum"], input=b"".join(f.read_bytes() for f in files), capture_output=True, check=True
+    )
+    (venv / ".complete-run").write_bytes(wanted.stdout)
+    return venv
+
+
+def test_help_names_every_option() -> None:
+    shown = setup("--help")
+    assert shown.returncode == 0
+    for option in ("--backend", "--device", "--venv", "--index", "--force", "--demo", "--test"):
+        assert option in shown.stdout + shown.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--bogus"], "unknown option --bogus"),
+        (["--backend"], "--backend needs a value"),
+        (["--backend", "nosuch", "--device", "cpu"], "pytorch-cpu"),
+        (["--device", "tpu"], "no environment for --backend pytorch --device tpu"),
+        (["--python", "/bin/false", "--venv", "/nonexistent"], "not a Python 3.11"),
+    ],
+)
+def test_bad_options_end_in_one_line(options: list[str], said: str) -> None:
+    ended = setup(*options)
+    assert ended.returncode == 2
+    assert said in ended.stderr
+    assert len(ended.stderr.strip().splitlines()) == 1
+
+
+def test_a_complete_environment_is_left_alone(stub_venv: Path) -> None:
+    ended = setup("--device", "cpu", "--venv", str(stub_venv))
+    assert ended.returncode == 0, ended.stderr
+    assert f"source {stub_venv}/bin/activate" in ended.stdout
+    assert "installing" not in ended.stderr
+
+
+def test_an_interrupted_environment_is_made_anew(tmp_path: Path) -> None:
+    venv = tmp_path / "half"
+    venv.mkdir()
+    (venv / ".complete-run").touch()  # a stamp, but no interpreter
+    ended = setup("--device", "cpu", "--venv", str(venv), PIP_NO_INDEX="1", PIP_FIND_LINKS="")
+    assert f"making {venv}" in ended.stderr
+    assert "installing" in ended.stderr
+    assert ended.returncode != 0  # there is nowhere to install from, ...
+    assert not (venv / ".complete-run").exists()  # ... so the next run tries again
+
+
+def test_sourcing_activates_and_leaves_the_shell_as_it_was(stub_venv: Path) -> None:
+    script = (
+        f"cd /; before=$(set +o; compgen -v | grep -c .); source '{SETUP}' --device cpu "
+        f"--venv '{stub_venv}' || exit 1; [ \"$VIRTUAL_ENV\" = '{stub_venv}' ] || exit 2; "
+        "false; [ \"$PWD\" = / ] || exit 3; [ -z \"${backend+x}${device+x}${venv+x}\" ] || exit 4; "
+        f"source '{SETUP}' --bogus; [ $? = 2 ] || exit 5; echo survived"
+    )
+    ended = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert "survived" in ended.stdout
