@@ -1,4 +1,4 @@
-"""Peak memory of `ref_dsinfer.convert` beside the largest file it writes, on a synthetic checkpoint.
+"""Peak memory of `ref_dsinfer.convert` beside the largest file it writes, on a made checkpoint.
 
 The checkpoint is made in a temporary directory and removed again. The peak is the kernel's
 high-water mark of the converting process, mapped pages of the source included.

@@ -8,6 +8,7 @@ that were asked for count.
 """
 
 import argparse
+import os
 import random
 import time
 from pathlib import Path
@@ -29,11 +30,11 @@ def workload(vocabulary: int) -> tuple[list[list[int]], list[int]]:
     return prompts, [low, high, *answers]
 
 
-def engine_seconds(model: Path, dtype: str) -> tuple[float, list[list[int]]]:
+def engine_seconds(model: Path, dtype: str, threads: int) -> tuple[float, list[list[int]]]:
     """Time of this engine for the workload, the model loaded and warm; and the answers."""
     from ref_dsinfer.engine import Engine
 
-    engine = Engine(model, device="cpu", dtype=dtype, max_running=PROMPTS)
+    engine = Engine(model, device="cpu", dtype=dtype, max_running=PROMPTS, threads=threads)
     prompts, lengths = workload(engine.config.vocab_size)
 
     def run(limit: int) -> list[list[int]]:
@@ -51,11 +52,12 @@ def engine_seconds(model: Path, dtype: str) -> tuple[float, list[list[int]]]:
     return time.perf_counter() - began, answers
 
 
-def transformers_seconds(model: Path, dtype: str) -> tuple[float, list[list[int]]]:
+def transformers_seconds(model: Path, dtype: str, threads: int) -> tuple[float, list[list[int]]]:
     """Time of transformers' `generate` for the same, and the answers cut to the asked lengths."""
     import torch
     from transformers import DeepseekV3ForCausalLM
 
+    torch.set_num_threads(threads)
     loaded = DeepseekV3ForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype))
     prompts, lengths = workload(loaded.config.vocab_size)
     width = max(map(len, prompts))
@@ -82,18 +84,17 @@ def transformers_seconds(model: Path, dtype: str) -> tuple[float, list[list[int]
 
 def main() -> None:
     """Measure both and print a line each: name, tokens a second, ratio."""
-    import torch
-
     parser = argparse.ArgumentParser(description="tokens/s of this engine beside transformers'")
     parser.add_argument("--model", type=Path, default=Path("data/tiny/model"))
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     args = parser.parse_args()
-    theirs, their_answers = transformers_seconds(args.model, args.dtype)
-    ours, our_answers = engine_seconds(args.model, args.dtype)
+    theirs, their_answers = transformers_seconds(args.model, args.dtype, args.threads)
+    ours, our_answers = engine_seconds(args.model, args.dtype, args.threads)
     tokens = sum(map(len, our_answers))
     assert tokens == sum(map(len, their_answers)), "both must do the same work"
     same = sum(a == b for a, b in zip(our_answers, their_answers, strict=True))
-    print(f"{PROMPTS} prompts, {tokens} tokens, {args.dtype}, {torch.get_num_threads()} threads")
+    print(f"{PROMPTS} prompts, {tokens} tokens, {args.dtype}, {args.threads} threads")
     print(f"answers equal to transformers': {same} of {PROMPTS}")
     print(f"{'transformers generate':24} {tokens / theirs:10.0f} tokens/s {1:8.2f}x")
     print(f"{'ref_dsinfer':24} {tokens / ours:10.0f} tokens/s {theirs / ours:8.2f}x")

@@ -1,7 +1,6 @@
 """The engine behind the backend interface: one process here, several under torchrun."""
 
 import asyncio
-import contextlib
 import json
 import os
 import signal
@@ -136,24 +135,23 @@ def test_coalesced_streams_have_one_delta_with_the_same_tokens(model: Path) -> N
     serve(backend, body)
 
 
-def test_closing_a_stream_early_frees_its_place(model: Path) -> None:
-    backend = PyTorchBackend(config(model, max_running=1))
+def test_closing_a_stream_early_ends_its_request_in_the_engine(model: Path) -> None:
+    backend = PyTorchBackend(config(model, max_running=2))
 
     async def body() -> None:
-        endless = backend.stream(request(0, limit=500))
-        await anext(endless)
-        second = asyncio.create_task(collect(backend, request(1, limit=4)))
-        await asyncio.sleep(0.02)
-        assert not second.done()
-        await endless.aclose()
-        assert len(await asyncio.wait_for(second, 5)) == 4
-
-        waiting = asyncio.create_task(collect(backend, request(2, limit=500)))
-        await asyncio.sleep(0.02)
+        scheduler = backend._engine.scheduler
+        endless = [backend.stream(request(number, limit=400)) for number in range(2)]
+        for stream in endless:
+            await anext(stream)
+        waiting = asyncio.create_task(collect(backend, request(2, limit=400)))
+        while not scheduler.waiting:
+            await asyncio.sleep(0)
         waiting.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await waiting
-        assert len(await asyncio.wait_for(collect(backend, request(3, limit=4)), 5)) == 4
+        await endless[0].aclose()
+        assert len(await collect(backend, request(3, limit=4))) == 4
+        assert [sequence.id for sequence in scheduler.running] == [1]
+        assert not scheduler.waiting
+        await endless[1].aclose()
 
     serve(backend, body)
 

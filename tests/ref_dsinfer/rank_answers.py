@@ -1,6 +1,6 @@
 """What each rank of test_parallel runs under torchrun: the answers of an engine, written as JSON.
 
-    rank_answers.py MODEL OUTPUT DTYPE TEMPERATURE
+rank_answers.py MODEL OUTPUT DTYPE TEMPERATURE
 """
 
 import json

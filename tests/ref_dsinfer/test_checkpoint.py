@@ -52,7 +52,9 @@ def test_converted_and_direct_loads_are_the_same_bits(
     random_model: Path, tmp_path: Path, world: int
 ) -> None:
     files = convert(random_model, tmp_path, world)
-    assert [file.name for file in files] == [f"model{r}-mp{world}.safetensors" for r in range(world)]
+    assert [file.name for file in files] == [
+        f"model{r}-mp{world}.safetensors" for r in range(world)
+    ]
     assert not list(tmp_path.glob(".*"))
     for rank in range(world):
         same_bits(load(random_model, rank, world), load(tmp_path, rank, world))
@@ -161,7 +163,7 @@ def test_a_directory_without_weights_is_refused(random_model: Path, tmp_path: Pa
 def test_an_index_that_names_a_missing_file_is_refused(copied: Path) -> None:
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
     (copied / checkpoint.INDEX).write_text(json.dumps(index))
-    with pytest.raises(CheckpointError, match="00001-of-00002.*missing"):
+    with pytest.raises(CheckpointError, match=r"00001-of-00002.*missing"):
         checkpoint.locate(copied, 1)
     (copied / checkpoint.INDEX).write_text("[]")
     with pytest.raises(CheckpointError, match="index"):
@@ -192,7 +194,7 @@ def test_tensors_that_do_not_fit_are_named(
 def test_a_torn_file_is_refused(copied: Path) -> None:
     file = copied / "model.safetensors"
     file.write_bytes(file.read_bytes()[:5000])
-    with pytest.raises(CheckpointError, match="model.safetensors"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
         load(copied)
 
 

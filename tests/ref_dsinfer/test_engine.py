@@ -19,7 +19,9 @@ VOCABULARY = 96
 
 @pytest.fixture(scope="module")
 def engine(random_model: Path) -> Engine:
-    return Engine(random_model, device="cpu", dtype="float32", max_running=3, max_model_len=300, threads=1)
+    return Engine(
+        random_model, device="cpu", dtype="float32", max_running=3, max_model_len=300, threads=1
+    )
 
 
 def prompt(number: int, length: int) -> tuple[int, ...]:

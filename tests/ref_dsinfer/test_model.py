@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ref_dsinfer.cache import GROWTH
 from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.parallel import Place, Ranks
 from ref_dsinfer.runner import Runner
@@ -113,6 +114,25 @@ def test_every_position_of_a_prompt_is_right(model_dir: Path) -> None:
         ours = runner.model.logits(hidden).split([len(prompt) for prompt in prompts])
     for prompt, logits in zip(prompts, ours, strict=True):
         torch.testing.assert_close(logits, theirs(peer, prompt), rtol=0, atol=TOLERANCE)
+
+
+def test_a_cache_that_grows_keeps_what_it_holds(random_model: Path) -> None:
+    config = ModelConfig.read(random_model)
+    ranks = Ranks(Place(), CPU)
+    runner = Runner(random_model, config, torch.float32, ranks, slots=2, max_length=2 * GROWTH)
+    chance = random.Random(0)
+    ids = tuple(chance.randrange(config.vocab_size) for _ in range(GROWTH + 5))
+    sequences = [Sequence(0, ids[:3], 9, slot=0), Sequence(1, ids[: GROWTH - 3], 9, slot=1)]
+    runner.run(sequences, prefill=True)
+    assert runner.cache.capacity == GROWTH
+    for step in range(8):
+        for sequence in sequences:
+            sequence.answer_ids.append(ids[len(sequence.prompt_ids) + step])
+        logits = runner.run(sequences, prefill=False)
+    assert runner.cache.capacity == 2 * GROWTH
+    fresh = Runner(random_model, config, torch.float32, ranks, slots=2, max_length=2 * GROWTH)
+    expected = fresh.run(sequences, prefill=True)
+    torch.testing.assert_close(logits, expected, rtol=0, atol=2e-5)
 
 
 def test_absorbed_attention_agrees_with_unabsorbed(random_model: Path) -> None:
