@@ -6,6 +6,7 @@ place that says what a rank's part is, so that a converted model and one sliced 
 the same, bit for bit. Routed experts go whole to ranks in contiguous ranges.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -219,7 +220,8 @@ def write(
     except OSError as error:
         raise OutputError(f"{path} can't be written: {error.strerror}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it may be gone, or never have been
+            partial.unlink()
 
 
 def _product(shape: tuple[int, ...]) -> int:

@@ -54,8 +54,9 @@ class Engine:
         if max_running < 1:
             raise UsageError(f"max_running is {max_running}; it must be 1 or more")
         self.config = ModelConfig.read(model_dir)
-        self.max_model_len = max_model_len or self.config.max_positions
-        if not 0 < self.max_model_len <= self.config.max_positions:
+        limit = self.config.max_positions
+        self.max_model_len = limit if max_model_len is None else max_model_len
+        if not 0 < self.max_model_len <= limit:
             raise UsageError(
                 f"max_model_len {self.max_model_len} is not between 1 and the model's "
                 f"{self.config.max_positions}"

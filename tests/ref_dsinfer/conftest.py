@@ -1,6 +1,7 @@
 """Random checkpoints of the architecture, written by transformers, large enough to disagree on."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,7 @@ SHAPE = {
 }
 
 
-def write_model(path: Path, seed: int = 0, hub_keys: bool = False, **changes: object) -> Path:
+def written(path: Path, seed: int = 0, hub_keys: bool = False, **changes: object) -> Path:
     """Write a random model; `hub_keys` gives its config.json the keys R1's has."""
     from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
@@ -64,7 +65,13 @@ def write_model(path: Path, seed: int = 0, hub_keys: bool = False, **changes: ob
     return path
 
 
+@pytest.fixture(scope="session", name="write_model")
+def write_model_fixture() -> Callable[..., Path]:
+    """`write_model(path, seed, hub_keys, **changes)` writes a random model and returns its path."""
+    return written
+
+
 @pytest.fixture(scope="session")
 def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One model for every test that needs just any; its sizes divide by 4."""
-    return write_model(tmp_path_factory.mktemp("model") / "hf", hub_keys=True)
+    return written(tmp_path_factory.mktemp("model") / "hf", hub_keys=True)

@@ -1,0 +1,286 @@
+"""The engine behind the backend interface: one process here, several under torchrun."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from backends.pytorch import PyTorchBackend
+from backends.types import Delta, EngineConfig, Request, Sampling
+from ref_dsinfer.engine import Engine
+from ref_dsinfer.errors import (
+    EngineError,
+    LaunchError,
+    LengthError,
+    ModelError,
+    UsageError,
+)
+
+ROOT = Path(__file__).parents[2]
+WORKER = Path(__file__).with_name("serve_ranks.py")
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model of the smallest useful size."""
+    from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
+
+    torch.manual_seed(0)
+    shape = DeepseekV3Config(
+        vocab_size=96,
+        hidden_size=64,
+        intermediate_size=96,
+        moe_intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        n_shared_experts=1,
+        n_routed_experts=8,
+        num_experts_per_tok=2,
+        n_group=4,
+        topk_group=2,
+        first_k_dense_replace=1,
+        q_lora_rank=None,
+        kv_lora_rank=32,
+        qk_nope_head_dim=16,
+        qk_rope_head_dim=16,
+        v_head_dim=16,
+        max_position_embeddings=512,
+        initializer_range=0.1,
+    )
+    path = tmp_path_factory.mktemp("model")
+    DeepseekV3ForCausalLM(shape).save_pretrained(path)
+    return path
+
+
+def config(model: Path, **changes: object) -> EngineConfig:
+    fixed = {"device": "cpu", "dtype": "float32", "options": {"threads": "1"}}
+    return EngineConfig(str(model), **(fixed | changes))
+
+
+def request(number: int, limit: int = 10, **changes: object) -> Request:
+    fixed = {"prompt_ids": tuple(range(number + 1)), "stop_ids": frozenset()}
+    return Request(id=number, max_new_tokens=limit, **(fixed | changes))
+
+
+def expected(model: Path, requests: list[Request]) -> dict[int, list[int]]:
+    """What the bare engine answers, one request after the other."""
+    engine = Engine(model, device="cpu", dtype="float32", threads=1)
+    answers: dict[int, list[int]] = {}
+    for one in requests:
+        engine.add(one.id, one.prompt_ids, one.max_new_tokens, one.stop_ids)
+        answers[one.id] = []
+        while engine.busy:
+            answers[one.id] += [i for output in engine.step() for i in output.token_ids]
+    return answers
+
+
+def serve(backend: PyTorchBackend, body: Callable[[], Awaitable[None]]) -> None:
+    """Run `body` on an event loop between start and close."""
+
+    async def whole() -> None:
+        await backend.start()
+        try:
+            await body()
+        finally:
+            await asyncio.wait_for(backend.close(), 20)
+
+    asyncio.run(asyncio.wait_for(whole(), 60))
+
+
+async def collect(backend: PyTorchBackend, one: Request) -> list[Delta]:
+    return [delta async for delta in backend.stream(one)]
+
+
+def test_streams_carry_one_delta_a_step_and_end_once(model: Path) -> None:
+    requests = [request(number, limit=3 + 2 * number) for number in range(20)]
+    answers = expected(model, requests)
+    stop = answers[19][6]
+    requests[19] = request(19, limit=41, stop_ids=frozenset([stop]))
+    answers[19] = answers[19][: answers[19].index(stop)]
+    backend = PyTorchBackend(config(model, max_running=7))
+
+    async def body() -> None:
+        began = time.monotonic_ns()
+        streams = await asyncio.gather(*(collect(backend, one) for one in requests))
+        for one, deltas in zip(requests, streams, strict=True):
+            assert [i for delta in deltas for i in delta.token_ids] == answers[one.id]
+            assert all(delta.finish is None for delta in deltas[:-1])
+            assert deltas[-1].finish == ("stop" if one.id == 19 else "length")
+            times = [began, *(delta.at_ns for delta in deltas), time.monotonic_ns()]
+            assert times == sorted(times)
+            assert len(deltas) == len(answers[one.id]) + (one.id == 19)
+
+    serve(backend, body)
+
+
+def test_coalesced_streams_have_one_delta_with_the_same_tokens(model: Path) -> None:
+    requests = [request(number, limit=5 + number) for number in range(5)]
+    backend = PyTorchBackend(config(model, coalesce=True))
+
+    async def body() -> None:
+        streams = await asyncio.gather(*(collect(backend, one) for one in requests))
+        assert [len(deltas) for deltas in streams] == [1] * 5
+        found = {one.id: list(d[0].token_ids) for one, d in zip(requests, streams, strict=True)}
+        assert found == expected(model, requests)
+
+    serve(backend, body)
+
+
+def test_closing_a_stream_early_ends_its_request_in_the_engine(model: Path) -> None:
+    backend = PyTorchBackend(config(model, max_running=2))
+
+    async def body() -> None:
+        scheduler = backend._engine.scheduler
+        endless = [backend.stream(request(number, limit=400)) for number in range(2)]
+        for stream in endless:
+            await anext(stream)
+        waiting = asyncio.create_task(collect(backend, request(2, limit=400)))
+        while not scheduler.waiting:
+            await asyncio.sleep(0)
+        waiting.cancel()
+        await endless[0].aclose()
+        assert len(await collect(backend, request(3, limit=4))) == 4
+        assert [sequence.id for sequence in scheduler.running] == [1]
+        assert not scheduler.waiting
+        await endless[1].aclose()
+
+    serve(backend, body)
+
+
+def test_sampling_reaches_the_engine(model: Path) -> None:
+    backend = PyTorchBackend(config(model))
+
+    async def body() -> None:
+        drawn = request(3, limit=30, sampling=Sampling(temperature=1.5))
+        greedy, first = await asyncio.gather(
+            collect(backend, request(4, 30)), collect(backend, drawn)
+        )
+        assert [d.token_ids for d in await collect(backend, drawn)] == [d.token_ids for d in first]
+        greedy = await collect(backend, request(3, 30))
+        assert [d.token_ids for d in greedy] != [d.token_ids for d in first]
+
+    serve(backend, body)
+
+
+def test_a_bad_request_ends_its_own_stream_only(model: Path) -> None:
+    backend = PyTorchBackend(config(model, max_model_len=20))
+
+    async def body() -> None:
+        good = asyncio.create_task(collect(backend, request(1, limit=15)))
+        with pytest.raises(LengthError, match="20 tokens"):
+            await collect(backend, request(2, prompt_ids=(1,) * 20))
+        with pytest.raises(UsageError, match="temperature"):
+            await collect(backend, request(2, sampling=Sampling(temperature=-1.0)))
+        assert len(await good) == 15
+
+    serve(backend, body)
+
+
+def test_a_fault_in_the_engine_reaches_every_open_stream_with_its_origin(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fault is a cache made too short by hand."""
+    backend = PyTorchBackend(config(model))
+
+    async def body() -> None:
+        streams = [asyncio.create_task(collect(backend, request(n, 400))) for n in range(3)]
+        await asyncio.sleep(0.1)
+        backend._engine.runner.cache._layers.clear()
+        for stream in streams:
+            with pytest.raises(RuntimeError, match="engine stopped") as caught:
+                await asyncio.wait_for(stream, 10)
+            assert isinstance(caught.value.__cause__, IndexError)
+        with pytest.raises(RuntimeError, match="engine stopped"):
+            await collect(backend, request(9))
+
+    serve(backend, body)
+
+
+def test_close_ends_open_streams_and_may_come_twice_or_before_start(model: Path) -> None:
+    backend = PyTorchBackend(config(model))
+
+    async def body() -> None:
+        await backend.close()
+        with pytest.raises(EngineError, match="not been started"):
+            await collect(backend, request(0))
+        await backend.start()
+        stream = asyncio.create_task(collect(backend, request(0, 500)))
+        await asyncio.sleep(0.05)
+        await backend.close()
+        with pytest.raises(EngineError, match="closed"):
+            await stream
+        await backend.close()
+        with pytest.raises(EngineError, match="closed"):
+            await collect(backend, request(0))
+
+    asyncio.run(asyncio.wait_for(body(), 30))
+
+
+def test_what_stops_the_start_is_raised_from_it(tmp_path: Path) -> None:
+    backend = PyTorchBackend(config(tmp_path))
+    with pytest.raises(ModelError, match=r"config\.json"):
+        asyncio.run(backend.start())
+    asyncio.run(asyncio.wait_for(backend.close(), 5))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "said"),
+    [
+        ({"options": {"thread": "1"}}, UsageError, "did you mean threads"),
+        ({"options": {"zzz": "1"}}, UsageError, "known: threads, gemm"),
+        ({"options": {"threads": "two"}}, UsageError, "threads=two"),
+        ({"options": {"gemm": "fp8"}}, UsageError, "gemm=fp8"),
+        ({"expert_parallel": 2}, UsageError, "tensor_parallel only"),
+        ({"tensor_parallel": 2}, LaunchError, "--nproc_per_node=2"),
+    ],
+)
+def test_a_configuration_that_cannot_be_used_is_refused_at_once(
+    tmp_path: Path, changes: dict[str, object], error: type, said: str
+) -> None:
+    with pytest.raises(error, match=said):
+        PyTorchBackend(config(tmp_path, **changes))
+
+
+def start_ranks(model: Path, folder: Path, mode: str) -> subprocess.Popen[str]:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = [*torchrun, "--nproc_per_node=2", str(WORKER), str(model), str(folder), mode]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def test_two_ranks_answer_as_one_and_end_together(model: Path, tmp_path: Path) -> None:
+    with start_ranks(model, tmp_path, "answer") as ranks:
+        _, stderr = ranks.communicate(timeout=60)
+    assert ranks.returncode == 0, stderr
+    requests = [
+        request(number, limit=9 + number, prompt_ids=tuple(range(number + 2)))
+        for number in range(6)
+    ]
+    assert json.loads((tmp_path / "answers").read_text()) == [*expected(model, requests).values()]
+
+
+@pytest.mark.parametrize(("victim", "mode"), [(0, "busy"), (1, "busy"), (1, "wait")])
+def test_a_rank_that_dies_ends_all(model: Path, tmp_path: Path, victim: int, mode: str) -> None:
+    with start_ranks(model, tmp_path, mode) as ranks:
+        files = [tmp_path / f"pid.{rank}" for rank in range(2)]
+        until = time.monotonic() + 60
+        while not all(file.exists() for file in files) and time.monotonic() < until:
+            time.sleep(0.05)
+        pids = [int(file.read_text()) for file in files]
+        time.sleep(0.2)
+        os.kill(pids[victim], signal.SIGKILL)
+        _, stderr = ranks.communicate(timeout=30)
+    assert ranks.returncode != 0
+    assert "Signal 9" in stderr
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)

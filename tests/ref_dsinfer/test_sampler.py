@@ -1,0 +1,53 @@
+from collections import Counter
+
+import pytest
+import torch
+
+from ref_dsinfer.parallel import Place, Ranks
+from ref_dsinfer.sampler import sample
+from ref_dsinfer.sequence import Sequence
+
+ALONE = Ranks(Place(), torch.device("cpu"))
+LOGITS = torch.tensor([0.5, 0.1, 0.3, 0.1]).log()
+
+
+def sequence(number: int = 0, seed: int = 0, **sampling: float) -> Sequence:
+    return Sequence(number, (1,), 1, seed=seed, **sampling)
+
+
+def test_greedy_takes_the_lowest_of_equals() -> None:
+    logits = torch.full((2, 5000), 1.0)
+    logits[0, 3000:] = 2.0
+    assert sample(logits, [sequence(), sequence()], ALONE) == [3000, 0]
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_p", "expected"),
+    [
+        (1.0, 1.0, [0.5, 0.1, 0.3, 0.1]),
+        (0.5, 1.0, [25 / 36, 1 / 36, 9 / 36, 1 / 36]),
+        (1.0, 0.8, [0.625, 0, 0.375, 0]),
+        (1.0, 0.81, [5 / 9, 1 / 9, 3 / 9, 0]),
+        (1.0, 0.01, [1, 0, 0, 0]),
+    ],
+)
+def test_draws_follow_temperature_and_top_p(
+    temperature: float, top_p: float, expected: list[float]
+) -> None:
+    count = 4000
+    sequences = [sequence(n, temperature=temperature, top_p=top_p) for n in range(count)]
+    drawn = Counter(sample(LOGITS.expand(count, -1), sequences, ALONE))
+    for token, share in enumerate(expected):
+        assert drawn[token] / count == pytest.approx(share, abs=0.03 if share else 0)
+
+
+def test_a_draw_depends_on_seed_and_id_and_on_nothing_else_in_the_batch() -> None:
+    def draws(number: int, seed: int, others: int) -> list[int]:
+        one = sequence(number, seed, temperature=1.0)
+        rest = [sequence(900 + n, temperature=float(n % 2)) for n in range(others)]
+        batch = LOGITS.expand(others + 1, -1)
+        return [sample(batch, [*rest, one], ALONE)[-1] for _ in range(40)]
+
+    assert draws(7, 0, others=0) == draws(7, 0, others=5)
+    assert draws(7, 0, others=0) != draws(8, 0, others=0)
+    assert draws(7, 0, others=0) != draws(7, 1, others=0)
