@@ -130,7 +130,7 @@ class Ranks:
             return part_NV
         count, size = part_NV.shape
         whole = part_NV.new_empty(self.world * count, size)
-        dist.all_gather_into_tensor(whole, part_NV.contiguous())
+        dist.all_gather_single(whole, part_NV.contiguous())
         return whole.view(self.world, count, size).transpose(0, 1).reshape(count, -1)
 
     def agree(self, numbers: list[int]) -> list[int]:

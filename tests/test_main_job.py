@@ -86,6 +86,20 @@ def test_run_eval_gives_the_answers_of_loadgen(accuracy_run, tmp_path: Path) -> 
     assert same >= 20  # bfloat16 there, float32 here
 
 
+@pytest.mark.parametrize(("model", "dtype"), [("model", "float32"), ("model-fp8", "bfloat16")])
+def test_every_precision_keeps_the_score(
+    model: str, dtype: str, accuracy_run, tmp_path: Path
+) -> None:
+    output = tmp_path / "answers.pkl"
+    options = ["--model", str(TINY / model), "--dtype", dtype, "--output-file", str(output)]
+    answered = call(sys.executable, "run_eval.py", "--backend", "pytorch", *DATA, *options)
+    assert answered.returncode == 0, answered.stderr
+    problems = ["--livecodebench-file", str(TINY / "livecodebench.jsonl")]
+    graded = call(sys.executable, "eval_accuracy.py", "--input-file", str(output), *problems)
+    assert graded.returncode == 0, graded.stderr
+    assert abs(figures(graded.stdout)[0] - figures(accuracy_run[1])[0]) <= 2.0
+
+
 @pytest.mark.parametrize("mode", ["offline", "server", "interactive"])
 def test_performance_run_in_each_mode(mode: str, tmp_path: Path) -> None:
     short = ["--target-qps", "4", "--min-duration", "2000", "--min-query-count", "8"]

@@ -1,0 +1,13 @@
+"""The bundled model and data set, and the scripts that made them.
+
+From nothing, in this order:
+
+    python -m data.tiny.train                               weights and tokenizer
+    python -m ref_dsinfer.fp8 --model-path data/tiny/model --output-path data/tiny/model-fp8
+    python -m data.tiny.rows                                data set and programs' tests
+    python run_eval.py --backend pytorch --model data/tiny/model \\
+        --input-file data/tiny/final_output.pkl --output-file /tmp/answers.pkl
+    python eval_accuracy.py --input-file /tmp/answers.pkl \\
+        --livecodebench-file data/tiny/livecodebench.jsonl
+    python -m data.tiny.scores /tmp/answers_evaluated.pkl   scores.json
+"""

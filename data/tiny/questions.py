@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from math import gcd
 
 THINK_END = "</think>"
-GROWN_AFTER = 8000  # questions of each task until training asks for all sizes
+LETTERS = "ABCDEFGHIJ"
+GROWN_AFTER = 4000  # questions of each task until training asks for all sizes
 HELD_OUT = 1 / 16  # share of all questions that training never sees
 
 
@@ -57,27 +58,38 @@ def _boxed(dataset: str, question: str, steps: list[str], truth: str) -> Questio
 
 
 def aime(rng: random.Random, size: int) -> Question:
-    """A chain of additions and subtractions, or a remainder by long division. 0 to 999."""
+    """A chain of additions and subtractions, or a remainder by long division. 0 to 99.
+
+    Each line of the reasoning rewrites what is left, so that the next one needs this one only.
+    """
     if rng.random() < 0.6:
-        total = rng.randint(1, 99)
-        text, steps = str(total), []
+        value = rng.randint(1, 20)
+        terms = []
+        total = value
         for _ in range(size):
-            term = rng.randint(1, 99)
-            add = total < term or (total + term <= 999 and rng.random() < 0.65)
-            sign, result = ("+", total + term) if add else ("-", total - term)
-            text += f" {sign} {term}"
-            steps.append(f"{total}{sign}{term}={result}")
-            total = result
-        return _boxed("aime1983", f"Find {text}.", steps, str(total))
-    divisor = rng.randint(3, 12)
+            term = rng.randint(1, 9)
+            term = -term if total > 80 or (total >= term and rng.random() < 0.4) else term
+            total += term
+            terms.append(term)
+        steps = [_chain(value, terms)]
+        while terms:
+            value += terms.pop(0)
+            steps.append(_chain(value, terms))
+        return _boxed("aime1983", f"Find {steps[0]}.", steps[1:], str(value))
+    divisor = rng.randint(2, 9)
     digits = str(rng.randint(10**size, 10 ** (size + 1) - 1))
-    rest, steps = 0, []
-    for digit in digits:
-        part = 10 * rest + int(digit)
-        rest = part % divisor
-        steps.append(f"{part}={divisor}*{part // divisor}+{rest}")
+    left, steps = digits, []
+    while len(left) > 1:
+        part = int(left[:2])
+        steps.append(f"{left}: {part}={divisor}*{part // divisor}+{part % divisor}")
+        left = str(part % divisor) + left[2:]
+    rest = int(left) % divisor
     question = f"Find the remainder when {digits} is divided by {divisor}."
-    return _boxed("aime1983", question, steps, str(rest))
+    return _boxed("aime1983", question, [*steps, str(rest)], str(rest))
+
+
+def _chain(value: int, terms: list[int]) -> str:
+    return str(value) + "".join(f"{term:+d}" for term in terms)
 
 
 def _fraction(top: int, bottom: int) -> str:
@@ -85,14 +97,11 @@ def _fraction(top: int, bottom: int) -> str:
 
 
 def _reduce(top: int, bottom: int) -> tuple[list[str], str]:
-    """Euclid's steps for a positive fraction, and the fraction in lowest terms."""
-    steps, a, b = [], max(top, bottom), min(top, bottom)
-    while b:
-        steps.append(f"{a}={b}*{a // b}+{a % b}")
-        a, b = b, a % b
-    top, bottom = top // a, bottom // a
-    truth = str(top) if bottom == 1 else _fraction(top, bottom)
-    return [*steps, f"/{a}: {truth}"], truth
+    """How a positive fraction is cut down, and what it comes to."""
+    factor = gcd(top, bottom)
+    low, high = top // factor, bottom // factor
+    steps = [f"{top}/{factor}={low}", f"{bottom}/{factor}={high}"]
+    return steps, str(low) if high == 1 else _fraction(low, high)
 
 
 def math500(rng: random.Random, size: int) -> Question:
@@ -100,41 +109,34 @@ def math500(rng: random.Random, size: int) -> Question:
     kind = rng.randrange(3)
     if kind == 0:
         factor = rng.randint(2, 3 + size)
-        top, bottom = rng.sample(range(1, 6 + size), 2)
-        if gcd(top, bottom) != 1:
-            top, bottom = top // gcd(top, bottom), bottom // gcd(top, bottom)
-        top, bottom = factor * top, factor * bottom
-        steps, truth = _reduce(top, bottom)
-        return _boxed("math500", f"Simplify {_fraction(top, bottom)}.", steps, truth)
+        top, bottom = rng.sample(range(1, 4 + size), 2)
+        steps, truth = _reduce(factor * top, factor * bottom)
+        question = f"Simplify {_fraction(factor * top, factor * bottom)}."
+        return _boxed("math500", question, steps, truth)
     if kind == 1:
-        a, b, right = rng.randint(2, 5 + size), rng.randint(1, 9 * size), rng.randint(1, 9 * size)
-        steps = [f"{a}x={right + b}-{b}={right}"]
-        more, truth = _reduce(right, a)
-        return _boxed("math500", f"Solve {a}x + {b} = {right + b} for x.", [*steps, *more], truth)
-    x = rng.randint(2, 9)
-    coefficients = [rng.randint(1, 9) for _ in range(2 + size // 3)]
-    names = ["", "x", *(f"x^{power}" for power in range(2, len(coefficients)))]
-    pairs = list(zip(coefficients, names, strict=True))
-    terms = [f"{c if c > 1 or not name else ''}{name}" for c, name in reversed(pairs)]
-    value, steps = coefficients[-1], []
-    for coefficient in reversed(coefficients[:-1]):  # Horner's rule
-        product = value * x
-        steps += [f"{value}*{x}={product}", f"{product}+{coefficient}={product + coefficient}"]
-        value = product + coefficient
-    question = f"Evaluate {' + '.join(terms)} at x = {x}."
-    return _boxed("math500", question, steps, str(value))
+        a, b, right = rng.randint(2, 3 + size), rng.randint(1, 9), rng.randint(1, 8 * size)
+        steps, truth = _reduce(right, a)
+        moved = f"{a}x={right + b}-{b}={right}"
+        return _boxed("math500", f"Solve {a}x + {b} = {right + b} for x.", [moved, *steps], truth)
+    x = rng.randint(2, 3 + size)
+    a, b, c = (rng.randint(1, 9) for _ in range(3))
+    inner = a * x + b
+    steps = [f"{a}*{x}={a * x}", f"{a * x}+{b}={inner}"]
+    steps += [f"{inner}*{x}={inner * x}", f"{inner * x}+{c}={inner * x + c}"]
+    question = f"Evaluate {a}x^2 + {b}x + {c} at x = {x}."
+    return _boxed("math500", question, steps, str(inner * x + c))
 
 
 def _choice(
     dataset: str, question: str, options: list[str], right: int, steps: list[str]
 ) -> Question:
-    letters = "ABCDEFGHIJ"[: len(options)]
+    letters = LETTERS[: len(options)]
     listed = "\n".join(f"{a}) {b}" for a, b in zip(letters, options, strict=True))
     return Question(
         dataset=dataset,
         question=question,
         text_input=f"{question}\n{listed}\nEnd with ANSWER: and the letter.",
-        reasoning="\n".join([*steps, f"{letters[right]}) {options[right]}"]),
+        reasoning="\n".join(steps),
         answer=f"ANSWER: {letters[right]}",
         ground_truth=letters[right],
         metric="exact_match",
@@ -150,6 +152,13 @@ def _options(rng: random.Random, value: int, count: int) -> tuple[list[int], int
     return options, right
 
 
+def _search(options: list[int], value: int) -> list[str]:
+    """Option by option until the one that is `value`."""
+    right = options.index(value)
+    lines = [f"{letter}) {option} no" for letter, option in zip(LETTERS, options, strict=False)]
+    return [*lines[:right], f"{LETTERS[right]}) {value} yes"]
+
+
 PHYSICS = (
     ("A cart rolls at {a} m/s for {b} s. How far does it go?", "m"),
     ("A mass of {a} kg is accelerated at {b} m/s^2. What is the force?", "N"),
@@ -163,14 +172,14 @@ def gpqa(rng: random.Random, size: int) -> Question:
     """A product with a unit, worked out digit by digit; four options."""
     text, unit = rng.choice(PHYSICS)
     a, b = rng.randint(2, 10 + 30 * size), rng.randint(2, 9)
-    value = a * b
     parts = [int(d) * 10**i for i, d in enumerate(reversed(str(a))) if d != "0"][::-1]
     steps = [f"{part}*{b}={part * b}" for part in parts]
     total = parts[0] * b
     for part in parts[1:]:
         steps.append(f"{total}+{part * b}={total + part * b}")
         total += part * b
-    options, right = _options(rng, value, 4)
+    options, right = _options(rng, total, 4)
+    steps += _search(options, total)
     return _choice("gpqa", text.format(a=a, b=b), [f"{o} {unit}" for o in options], right, steps)
 
 
@@ -178,26 +187,28 @@ def mmlu_pro(rng: random.Random, size: int) -> Question:
     """A sum, the largest or smallest number, or a count; ten options."""
     kind = rng.randrange(3)
     if kind == 0:
-        a, b = rng.randint(1, 99 * size), rng.randint(1, 99)
+        a, b = rng.randint(1, 30 * size), rng.randint(1, 99)
         options, right = _options(rng, a + b, 10)
-        steps = [f"{a}+{b}={a + b}"]
+        steps = [f"{a}+{b}={a + b}", *_search(options, a + b)]
         return _choice("mmlu_pro", f"What is {a} + {b}?", [str(o) for o in options], right, steps)
     if kind == 1:
         name, pick = rng.choice((("largest", max), ("smallest", min)))
-        options = rng.sample(range(1, 1000), 10)
-        steps = [f"{value}: {pick(options[: i + 1])}" for i, value in enumerate(options)]
+        options = rng.sample(range(10, 100), 10)
+        steps = []
+        for i, option in enumerate(options):
+            best = pick(options[: i + 1])
+            steps.append(f"{LETTERS[i]}) {option} best {LETTERS[options.index(best)]}) {best}")
         right = options.index(pick(options))
         return _choice("mmlu_pro", f"Which is {name}?", [str(o) for o in options], right, steps)
     digit = rng.randint(1, 9)
-    row = [digit if rng.random() < 0.4 else rng.randint(0, 9) for _ in range(3 * size)]
-    row = row if row.count(digit) < 10 else row[:9]
-    steps, seen = [], 0
-    for value in row:
-        seen += value == digit
-        steps.append(f"{value}: {seen}")
-    options = list(range(10))
-    rng.shuffle(options)
+    row = [digit if rng.random() < 0.4 else rng.randint(0, 9) for _ in range(2 * size)]
     question = f"How often does {digit} occur in {' '.join(map(str, row))}?"
+    steps, seen = [], 0
+    while row:
+        seen += row.pop(0) == digit
+        steps.append(f"{seen}: {' '.join(map(str, row))}".rstrip())
+    options = rng.sample(range(10), 10)
+    steps += _search(options, seen)
     return _choice("mmlu_pro", question, [str(o) for o in options], options.index(seen), steps)
 
 
@@ -280,11 +291,11 @@ def livecodebench(rng: random.Random, size: int) -> Question:
 
 Maker = Callable[[random.Random, int], Question]
 TASKS: dict[str, tuple[Maker, int]] = {  # the maker, and the largest size used in training
-    "aime1983": (aime, 14),
+    "aime1983": (aime, 9),
     "gpqa": (gpqa, 6),
     "livecodebench": (livecodebench, 6),
     "math500": (math500, 6),
-    "mmlu_pro": (mmlu_pro, 5),
+    "mmlu_pro": (mmlu_pro, 4),
 }
 
 

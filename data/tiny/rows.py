@@ -19,7 +19,7 @@ from data.tiny.questions import TASKS, Question
 
 SEED = 20261123
 ROWS = {"aime1983": 52, "gpqa": 40, "livecodebench": 36, "math500": 52, "mmlu_pro": 60}
-LARGEST = {"aime1983": 16, "gpqa": 8, "livecodebench": 8, "math500": 8, "mmlu_pro": 6}
+LARGEST = {"aime1983": 10, "gpqa": 8, "livecodebench": 8, "math500": 8, "mmlu_pro": 4}
 
 
 def questions() -> list[Question]:

@@ -1,0 +1,35 @@
+"""The engine on a GPU gives the tokens it gives on a CPU. Skipped where there is no GPU."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from data.prompts import Prompts
+from data.samples import read_frame
+from ref_dsinfer.engine import Engine
+
+TINY = Path(__file__).parents[2] / "data" / "tiny"
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+def answers(device: str) -> dict[int, list[int]]:
+    engine = Engine(TINY / "model", device=device, dtype="float32", max_running=8)
+    prompts = Prompts(TINY / "model")
+    found: dict[int, list[int]] = {}
+    for number, text in enumerate(read_frame(TINY / "final_output.pkl").text_input[::12]):
+        found[number] = []
+        engine.add(number, prompts.ids(text), 200, prompts.stop_ids)
+    while engine.busy:
+        for output in engine.step():
+            found[output.id] += output.token_ids
+    engine.close()
+    return found
+
+
+def test_a_gpu_gives_the_tokens_of_a_cpu() -> None:
+    assert answers("cuda") == answers("cpu")
