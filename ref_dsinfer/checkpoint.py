@@ -68,8 +68,12 @@ def rank_file(rank: int, world: int) -> str:
 
 def is_linear(name: str) -> bool:
     """Whether a tensor is the weight of a linear layer, which fp8 checkpoints quantise."""
-    *_, module, kind = name.rsplit(".", 2)
-    return kind == "weight" and module in LINEAR
+    return name.endswith(".weight") and module_of(name) in LINEAR
+
+
+def module_of(name: str) -> str:
+    """The module a tensor belongs to, by its own name: `q_b_proj` of `….q_b_proj.weight`."""
+    return name.rpartition(".")[0].rpartition(".")[2]
 
 
 def hugging_face_files(model_dir: Path) -> list[Path]:
@@ -124,9 +128,13 @@ def whole(file: Path) -> list[Piece]:
     try:
         with safe_open(file, "pt") as handle:
             slices = ((name, handle.get_slice(name)) for name in handle.keys())  # noqa: SIM118
-            return [Piece(n, s.get_dtype(), tuple(s.get_shape()), file) for n, s in slices]
+            pieces = [Piece(n, s.get_dtype(), tuple(s.get_shape()), file) for n, s in slices]
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{file} can't be read as safetensors: {error}") from error
+    for piece in pieces:
+        if piece.dtype not in ITEM_BYTES:
+            raise CheckpointError(f"{file} holds {piece.name} as {piece.dtype}, an unknown type")
+    return pieces
 
 
 def rank_pieces(model_dir: Path, config: ModelConfig, rank: int, world: int) -> list[Piece]:
@@ -150,7 +158,7 @@ def part_of(piece: Piece, config: ModelConfig, rank: int, world: int) -> Piece |
         return None
     if expert := EXPERT.search(piece.name):
         return piece if int(expert[1]) // (config.experts // world) == rank else None
-    dim = SHARED_DIM.get(piece.name.rsplit(".", 2)[-2])
+    dim = SHARED_DIM.get(module_of(piece.name))
     if dim is None or world == 1:
         return piece
     if dim >= len(piece.shape) or piece.shape[dim] % world:
@@ -163,28 +171,23 @@ def part_of(piece: Piece, config: ModelConfig, rank: int, world: int) -> Piece |
 def read(pieces: Iterable[Piece]) -> Iterator[tuple[str, Tensor]]:
     """Read pieces one by one, with one file open (and mapped) at a time.
 
-    A tensor is valid until the next one is asked for. Errors: CheckpointError.
+    Errors: CheckpointError.
     """
     for file, group in groupby(pieces, key=lambda piece: piece.file):
         try:
             with safe_open(file, "pt") as handle:
                 for piece in group:
-                    part = handle.get_slice(piece.name)
-                    stop = piece.start + (piece.shape[piece.dim] if piece.dim is not None else 0)
                     if piece.dim is None:
-                        tensor = handle.get_tensor(piece.name)
-                    elif piece.dim == 0:
-                        tensor = part[piece.start : stop]
+                        yield piece.name, handle.get_tensor(piece.name)
                     else:
-                        tensor = part[:, piece.start : stop]
-                    yield piece.name, tensor
+                        cut = slice(piece.start, piece.start + piece.shape[piece.dim])
+                        part = handle.get_slice(piece.name)
+                        yield piece.name, part[cut] if piece.dim == 0 else part[:, cut]
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{file} can't be read: {error}") from error
 
 
-def write(
-    path: Path, entries: Iterable[Entry], tensors: Iterable[tuple[str, Tensor]], world: int = 1
-) -> None:
+def write(path: Path, entries: Iterable[Entry], tensors: Iterable[tuple[str, Tensor]]) -> None:
     """Write a safetensors file from tensors that come one by one, in any order.
 
     The library's own writer wants all of them in memory at once. The file appears under its name

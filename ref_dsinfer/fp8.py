@@ -121,7 +121,10 @@ def scale_name(weight_name: str) -> str:
 
 def main() -> None:
     """Parse the command line and write the twin."""
-    parser = argparse.ArgumentParser(prog="ref_dsinfer.fp8", description=write_twin.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="ref_dsinfer.fp8",
+        description="Write a block-fp8 twin of a Hugging Face checkpoint.",
+    )
     parser.add_argument("--model-path", type=Path, required=True, help="Hugging Face directory")
     parser.add_argument("--output-path", type=Path, required=True, help="directory to write")
     args = parser.parse_args()

@@ -84,7 +84,7 @@ def answer(engine: "Engine", prompts: list[dict[str, Any]]) -> list[list[int]]:
 def main() -> None:
     """Rank 0 reads and prints; all ranks run the model."""
     args = arguments()
-    # Rank 0 alone has text, and reads it before the model, which takes longer.
+    # Before the model, which takes longer: a file that can't be read ends all ranks at once.
     groups: Any = iter([file_prompts(args.input_file)]) if args.input_file else asked_prompts()
     words = tokenizer(args.model_path)
 
@@ -105,7 +105,7 @@ def main() -> None:
             for text in texts or []
         ]
         for prompt in prompts:
-            engine.check(prompt["prompt_ids"], args.max_new_tokens)
+            engine.check(prompt["prompt_ids"], args.max_new_tokens, args.temperature, args.top_p)
         shared = engine.ranks.share(prompts or None)
         if shared is None:
             break

@@ -24,8 +24,8 @@ class Weight(nn.Module):
     def __init__(self, *shape: int, dtype: torch.dtype, quantised: bool = False) -> None:
         super().__init__()
         self.dtype = dtype
-        self.weight = _parameter(shape, fp8.E4M3 if quantised else dtype)
-        scales = _parameter(fp8.scale_shape(shape), torch.float32) if quantised else None
+        self.weight = parameter(shape, fp8.E4M3 if quantised else dtype)
+        scales = parameter(fp8.scale_shape(shape), torch.float32) if quantised else None
         self.weight_scale_inv = scales
 
     def matrix(self, index: int | slice = slice(None)) -> Tensor:
@@ -35,7 +35,8 @@ class Weight(nn.Module):
         return fp8.dequantise(self.weight[index], self.weight_scale_inv[index], self.dtype)
 
 
-def _parameter(shape: tuple[int, ...], dtype: torch.dtype) -> nn.Parameter:
+def parameter(shape: tuple[int, ...], dtype: torch.dtype) -> nn.Parameter:
+    """An empty parameter, to be loaded; it takes no gradient."""
     return nn.Parameter(torch.empty(shape, dtype=dtype), requires_grad=False)
 
 
@@ -52,7 +53,7 @@ class RMSNorm(nn.Module):
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
         self.eps = eps
-        self.weight = _parameter((size,), torch.float32)
+        self.weight = parameter((size,), torch.float32)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).to(x.dtype)
@@ -87,7 +88,7 @@ class Embedding(nn.Module):
         super().__init__()
         self.ranks = ranks
         self.size = config.vocab_size // ranks.world
-        self.weight = _parameter((self.size, config.hidden), dtype)
+        self.weight = parameter((self.size, config.hidden), dtype)
 
     def forward(self, tokens_T: Tensor) -> Tensor:
         if self.ranks.world == 1:
@@ -104,7 +105,7 @@ class Head(nn.Module):
     def __init__(self, config: ModelConfig, ranks: Ranks) -> None:
         super().__init__()
         self.ranks = ranks
-        self.weight = _parameter((config.vocab_size // ranks.world, config.hidden), torch.float32)
+        self.weight = parameter((config.vocab_size // ranks.world, config.hidden), torch.float32)
 
     def forward(self, x_ND: Tensor) -> Tensor:
         return self.ranks.gather(F.linear(x_ND.float(), self.weight))

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ref_dsinfer.config import ModelConfig
-from ref_dsinfer.layers import MLP, Weight, _parameter, gated
+from ref_dsinfer.layers import MLP, Weight, gated, parameter
 from ref_dsinfer.parallel import Ranks
 
 
@@ -19,9 +19,9 @@ class Gate(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.weight = _parameter((config.experts, config.hidden), torch.float32)
+        self.weight = parameter((config.experts, config.hidden), torch.float32)
         self.e_score_correction_bias = (
-            _parameter((config.experts,), torch.float32) if config.routing_bias else None
+            parameter((config.experts,), torch.float32) if config.routing_bias else None
         )
 
     def forward(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
