@@ -1,9 +1,13 @@
 """What runs without a trained model need: a small tokenizer, data sets, scripts as processes."""
 
 import json
+import os
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -20,6 +24,51 @@ BOS, EOS, USER, ASSISTANT = (
 EOS_ID = 1
 MODEL_LENGTH = 163_840  # R1's
 TASKS = ("AIME1983", "math500", "gpqa", "mmlu_pro")
+
+
+OURSELVES = "./setup.sh --test\n"  # runs these tests
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block of the README's commands, and what became of it."""
+
+    script: str
+    ended: subprocess.CompletedProcess[str]
+
+
+@pytest.fixture(scope="session")
+def readme(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Block]]:
+    """A copy of the tree in which every command of the README has been run, in order.
+
+    The copy has what a clone has, and this environment in the place of a new one.
+    """
+    copy = tmp_path_factory.mktemp("readme") / "clone"
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for name in filter(None, listed.stdout.split("\0")):
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, copy / name)
+    (copy / ".venv-pytorch-cpu").symlink_to(sys.prefix)
+    text = (copy / "README.md").read_text(encoding="utf-8")
+    blocks = []
+    for script in re.findall(r"```bash\n(.*?)```", text, re.S):
+        ended = subprocess.run(
+            ["bash", "-ec", script.replace(OURSELVES, "")],
+            cwd=copy,
+            env={**os.environ, "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        blocks.append(Block(script, ended))
+    return copy, blocks
 
 
 @pytest.fixture(scope="session")
