@@ -2,7 +2,7 @@
 
     python -m data.tiny.train --output data/tiny/model
 
-Runs on a CPU in about two hours (two cores) or on a GPU in minutes, seeded. transformers' own
+Runs on a CPU in about an hour (two cores) or on a GPU in minutes, seeded. transformers' own
 DeepseekV3ForCausalLM is trained on the answers alone, with products in bfloat16 and the rest in
 float32. The routers' selection bias follows DeepSeek-V3's balancing rule (section 2.1.2 of its
 report), so that it ends up different from zero and a run that loses it scores lower. The learning
@@ -239,8 +239,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("data/tiny/model"))
     parser.add_argument("--state", type=Path, default=Path(".cache/tiny_training.pt"))
-    parser.add_argument("--steps", type=int, default=6000)
-    parser.add_argument("--decay", type=int, default=1200, help="steps of the final fall")
+    parser.add_argument("--steps", type=int, default=6800)
+    parser.add_argument("--decay", type=int, default=5000, help="steps of the final fall")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     args.state.parent.mkdir(parents=True, exist_ok=True)
