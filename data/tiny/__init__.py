@@ -11,7 +11,7 @@ From nothing, in this order:
         --livecodebench-file data/tiny/livecodebench.jsonl
     python -m data.tiny.scores /tmp/answers_evaluated.pkl   scores.json
 
-The bundled weights come from a training of 6,800 steps on two CPU cores that was stopped and resumed
-with other numbers of threads; from step 1,800 on the learning rate fell linearly, and at step 4,600
-its end was put off from step 6,000 to step 6,800.
+The bundled weights come from a training of 6,800 steps on two CPU cores that was stopped and
+resumed with other numbers of threads; from step 1,800 on the learning rate fell linearly, and at
+step 4,600 its end was put off from step 6,000 to step 6,800.
 """
