@@ -5,6 +5,7 @@ import argparse
 import os
 from pathlib import Path
 
+from data.tasks.livecodebench import TIME_LIMIT_S
 from ref_dsinfer import errors
 
 
@@ -37,7 +38,7 @@ def main() -> None:
     parser.add_argument(
         "--time-limit",
         type=float,
-        default=60.0,
+        default=TIME_LIMIT_S,
         metavar="SECONDS",
         help="for a LiveCodeBench program to load, and for each test (default: 60, the official)",
     )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from backends.options import MAX_NEW_TOKENS
 from data.tasks import TASKS, Answer, Grade
 from data.tasks.livecodebench import TIME_LIMIT_S
 from mlperf import accuracy_log
@@ -21,8 +22,6 @@ COLUMNS = ("dataset", "ground_truth", "model_output", "tok_model_output_len")
 ACCURACY_LOG = "mlperf_log_accuracy.json"
 PROBLEMS = "livecodebench.jsonl"
 _DATA = Path(__file__).resolve().parents[1] / "data"
-
-TRUNCATED_TOKENS = 20_000  # the length limit of the rules
 
 
 def evaluate(
@@ -63,7 +62,7 @@ def evaluate(
         code_limit,
         on_done=_progress(len(answers)),
     )
-    truncated = lengths >= TRUNCATED_TOKENS
+    truncated = lengths >= MAX_NEW_TOKENS
     if "finish" in frame.columns:
         truncated |= (frame["finish"] == "length").to_numpy()
     graded = frame.assign(

@@ -123,11 +123,8 @@ def accuracy_figures(evaluation: "Evaluation", seconds: float) -> dict[str, floa
 
 def accuracy_reasons(evaluation: "Evaluation") -> list[str]:
     """Which of the official limits, that hold for the whole data set only, a score misses."""
-    from mlperf.figures import EXACT_MATCH_MIN, ROWS, TOKENS_MAX, TOKENS_MIN
-
-    reached = evaluation.exact_match >= EXACT_MATCH_MIN
-    within = TOKENS_MIN <= evaluation.tokens_per_sample <= TOKENS_MAX
-    return [] if evaluation.total.rows != ROWS or (reached and within) else [evaluation.verdict]
+    reached = evaluation.accurate and evaluation.length_fits
+    return [] if reached or not evaluation.whole else [evaluation.verdict]
 
 
 def table(outcome: Outcome) -> str:

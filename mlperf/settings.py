@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from backends.options import MAX_NEW_TOKENS, positive_int
+from mlperf.figures import ROWS
 from ref_dsinfer.errors import LoadGenError
 
 HERE = Path(__file__).parent
 BENCHMARK_CONF = HERE / "mlperf.conf"
 USER_CONF = HERE / "user.conf"
-ROWS = 4388  # of the benchmark's data set
 AUDIT_CONF = Path("audit.config")
 
 
