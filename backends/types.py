@@ -7,7 +7,8 @@ new ids alone, and never a stop id: `finish="stop"` stands for the stop id that 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 Finish = Literal["stop", "length"]
 Scenario = Literal["offline", "server", "interactive"]
@@ -54,19 +55,30 @@ class Completion:
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """What an engine needs to start, in words all engines share."""
+    """What an engine needs to start, in words all engines share; None leaves it to the engine."""
 
-    model: str  # local directory
+    model: str  # local directory; of a server that runs already, its tokenizer's
     device: str = "auto"  # auto, cpu or cuda
     dtype: str = "bfloat16"  # of activations: bfloat16 or float32
     max_model_len: int | None = None  # tokens of prompt and answer; None: what the model allows
-    max_running: int = 64  # sequences decoded at once
+    max_running: int | None = None  # sequences decoded at once
     tensor_parallel: int = 1  # processes
+    pipeline_parallel: int = 1  # processes
     data_parallel: int = 1  # replicas
-    expert_parallel: int = 1  # processes
+    expert_parallel: bool = False  # whole experts to each process, not a slice of each
+    memory_share: float | None = None  # of the device's memory, for weights and cache together
+    kv_dtype: str | None = None  # of the cache, by the engine's own name
+    quantization: str | None = None  # of the weights, by the engine's own name
+    eager: bool = False  # neither compiled nor captured
+    compile: bool = False  # with torch.compile, also where that is not the engine's default
+    speculative: bool = False  # R1's own MTP head, three steps, one candidate each
     seed: int = 0
     coalesce: bool = False  # True where nobody reads single-token times: deltas may be long
     options: Mapping[str, str] = field(default_factory=dict)  # the engine's own, by its own names
+    endpoints: tuple[str, ...] = ()  # URLs of servers that run already, to use instead of starting
+    served_model: str | None = None  # what these servers call the model; None: as `model` is called
+    log: Path | None = None  # file for what the engine's own processes say; None: not kept
+    start_timeout: float = 3600.0  # seconds until it must be able to answer
 
 
 class Backend(ABC):
@@ -91,6 +103,10 @@ class Backend(ABC):
     async def start(self) -> None:
         """Load the model; return once requests can be answered."""
 
+    def effective(self) -> Mapping[str, Any]:
+        """What the started engine runs with, in its own words, as JSON has it."""
+        return {}
+
     @abstractmethod
     def stream(self, request: Request) -> AsyncIterator[Delta]:
         """Answer one request. Closing the iterator early aborts it and frees its place."""
@@ -109,4 +125,6 @@ class BackendSpec:
     scenarios: tuple[Scenario, ...]
     torchrun: bool  # started by the _mpi scripts, one process a rank
     devices: tuple[str, ...]
+    takes: frozenset[str] = frozenset()  # fields of EngineConfig that not every engine knows
+    attached: str | None = None  # the class that uses servers which run already
     hidden: bool = False  # a test aid, not offered in --help
