@@ -1,6 +1,7 @@
 """From one engine's streams to whole answers."""
 
 import asyncio
+import json
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -15,9 +16,15 @@ CLOSE_S = 20.0  # an engine that takes longer to close is left to the end of the
 
 @asynccontextmanager
 async def running(backend: Backend) -> AsyncIterator[None]:
-    """Start an engine, and close it whatever happens. Errors: what its `start` raises."""
+    """Start an engine, and close it whatever happens. Errors: what its `start` raises.
+
+    Beside the engine's log is then a `.json` of what it runs with.
+    """
     try:
         await backend.start()
+        if path := backend.config.log:
+            told = json.dumps(dict(backend.effective()), indent=2)
+            path.with_suffix(".json").write_text(told + "\n")
         yield
     finally:
         try:

@@ -2,6 +2,8 @@
 
 import argparse
 import os
+from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,23 @@ DEFAULT_MODEL = "deepseek-ai/DeepSeek-R1"
 DEFAULT_REVISION = "56d4cbbb4d29f4355bab4b9a39ccb717a14ad5ad"  # not R1-0528, which scores otherwise
 MAX_NEW_TOKENS = 20_000  # the benchmark's
 
+# What not every engine knows, and the flag that asks for it.
+FLAGS = {
+    "tensor_parallel": "--tensor-parallel",
+    "pipeline_parallel": "--pipeline-parallel",
+    "data_parallel": "--data-parallel",
+    "expert_parallel": "--expert-parallel",
+    "memory_share": "--memory-share",
+    "kv_dtype": "--kv-dtype",
+    "quantization": "--quantization",
+    "eager": "--eager",
+    "compile": "--compile",
+    "speculative": "--speculative",
+    "endpoints": "--endpoint",
+    "served_model": "--served-model",
+    "start_timeout": "--start-timeout",
+}
+
 
 def positive_int(text: str) -> int:
     """An argparse type: a whole number above 0."""
@@ -23,7 +42,8 @@ def positive_int(text: str) -> int:
 
 
 def add_engine_options(parser: argparse.ArgumentParser, torchrun: bool = False) -> None:
-    """Add the options of an engine. Under torchrun the backend has a default."""
+    """Add the options of an engine. Under torchrun the backend has a default, and the processes
+    are torchrun's."""
     group = parser.add_argument_group("engine")
     chosen = os.environ.get("MLPERF_BACKEND") or ("pytorch" if torchrun else None)
     group.add_argument(
@@ -67,9 +87,8 @@ def add_engine_options(parser: argparse.ArgumentParser, torchrun: bool = False) 
     group.add_argument(
         "--max-running",
         type=positive_int,
-        default=EngineConfig.max_running,
         metavar="N",
-        help=f"sequences decoded at once (default: {EngineConfig.max_running})",
+        help="sequences decoded at once, by each server (default: the engine's own)",
     )
     group.add_argument("--seed", type=int, default=EngineConfig.seed, help="default: 0")
     group.add_argument(
@@ -87,13 +106,93 @@ def add_engine_options(parser: argparse.ArgumentParser, torchrun: bool = False) 
         metavar="TOKENS",
         help=f"longest answer (default: {MAX_NEW_TOKENS}, the benchmark's)",
     )
+    if not torchrun:
+        _add_own_process_options(parser)
 
 
-def engine_config(args: argparse.Namespace, **fixed: Any) -> EngineConfig:
-    """The engine's configuration from the options; `fixed` fields are the script's own.
+def _add_own_process_options(parser: argparse.ArgumentParser) -> None:
+    """Options of engines that make processes of their own, or run already."""
+    group = parser.add_argument_group("engine with processes of its own (vllm)")
+    for flag, what in (
+        ("--tensor-parallel", "processes that share each layer"),
+        ("--pipeline-parallel", "processes that share the layers among them"),
+        ("--data-parallel", "replicas of the model, or of its attention"),
+    ):
+        group.add_argument(
+            flag, type=positive_int, default=1, metavar="N", help=f"{what} (default: 1)"
+        )
+    group.add_argument(
+        "--expert-parallel",
+        action="store_true",
+        help="give each process whole experts, not a slice of each",
+    )
+    group.add_argument(
+        "--memory-share",
+        type=_share,
+        metavar="SHARE",
+        help="of a device's memory, for weights and cache together (default: the engine's own)",
+    )
+    group.add_argument(
+        "--kv-dtype", metavar="TYPE", help="of the cache, e.g. fp8 (default: the engine's own)"
+    )
+    group.add_argument(
+        "--quantization",
+        metavar="NAME",
+        help="of the weights, e.g. fp8 (default: what the model's config.json says)",
+    )
+    speed = group.add_mutually_exclusive_group()
+    speed.add_argument(
+        "--eager", action="store_true", help="no compilation and no CUDA graphs: starts sooner"
+    )
+    speed.add_argument(
+        "--compile", action="store_true", help="torch.compile, also where it is not the default"
+    )
+    group.add_argument(
+        "--start-timeout",
+        type=positive_int,
+        default=EngineConfig.start_timeout,
+        metavar="SECONDS",
+        help=f"for loading and warming up (default: {EngineConfig.start_timeout:g})",
+    )
+    servers = parser.add_argument_group("servers that run already")
+    servers.add_argument(
+        "--endpoint",
+        dest="endpoints",
+        type=_urls,
+        default=(),
+        metavar="URL[,URL...]",
+        help="use these, all of them as one system, instead of starting an engine; a key goes into"
+        " $MLPERF_ENDPOINT_KEY. --model then names the tokenizer's directory",
+    )
+    servers.add_argument(
+        "--served-model",
+        metavar="NAME",
+        help="what the servers call the model (default: the name of --model)",
+    )
 
-    Errors: ModelError where the model can't be found.
+
+def engine_config(
+    args: argparse.Namespace, spec: BackendSpec, world: int = 1, **fixed: Any
+) -> EngineConfig:
+    """The engine's configuration from the options; `world` is the number of processes torchrun has
+    started, `fixed` fields are the script's own.
+
+    Errors: UsageError for an option that this engine does not know; ModelError where the model
+    can't be found.
     """
+    asked = {
+        name: getattr(args, name) for name in FLAGS if hasattr(args, name)
+    }  # no flag: torchrun
+    changed = {name for name, value in asked.items() if value != getattr(EngineConfig, name)}
+    if "endpoints" in changed and spec.attached:
+        if args.engine_arg or changed - {"endpoints", "served_model"}:
+            given = [FLAGS[name] for name in changed - {"endpoints", "served_model"}]
+            given += ["--engine-arg"] * bool(args.engine_arg)
+            raise UsageError(f"{', '.join(sorted(given))}: with --endpoint the server decides this")
+    elif foreign := sorted(FLAGS[name] for name in changed - spec.takes):
+        raise UsageError(f"backend {spec.name} does not know {', '.join(foreign)}")
+    if world > 1:
+        asked["tensor_parallel"] = world
     return EngineConfig(
         model=find_model(args.model, args.revision),
         device=args.device,
@@ -102,8 +201,19 @@ def engine_config(args: argparse.Namespace, **fixed: Any) -> EngineConfig:
         max_running=args.max_running,
         seed=args.seed,
         options=dict(args.engine_arg),
-        **fixed,
+        **(asked | fixed),
     )
+
+
+def refuse_unknown(backend: str, options: Iterable[str], known: Iterable[str]) -> None:
+    """Errors: UsageError for the first of `options` that an engine does not know, naming the
+    nearest that it does."""
+    known = sorted(known)
+    for name in options:
+        if name not in known:
+            near = get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+            raise UsageError(f"the {backend} engine has no option {name!r}; {hint}")
 
 
 def find_model(name: str, revision: str | None = None) -> str:
@@ -156,6 +266,17 @@ def choose_backend(args: argparse.Namespace, torchrun: bool) -> tuple[BackendSpe
     if not spec.torchrun:
         raise UsageError(f"backend {spec.name} is not started by torchrun: use the script's twin")
     return spec, world
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"must be above 0 and at most 1, not {text}")
+    return value
+
+
+def _urls(text: str) -> tuple[str, ...]:
+    return tuple(url.strip() for url in text.split(","))
 
 
 def _pair(text: str) -> tuple[str, str]:

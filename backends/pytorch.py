@@ -10,10 +10,11 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
-from difflib import get_close_matches
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
+from backends.options import refuse_unknown
 from backends.types import Backend, Delta, EngineConfig, Request
 from ref_dsinfer.engine import Engine
 from ref_dsinfer.errors import EngineError, LaunchError, UsageError, UserError
@@ -21,6 +22,8 @@ from ref_dsinfer.parallel import Place
 from ref_dsinfer.sequence import Output
 
 log = logging.getLogger(__name__)
+
+MAX_RUNNING = 64  # sequences, where none is asked for
 
 
 @dataclass(frozen=True)
@@ -48,21 +51,14 @@ class Options:
     @classmethod
     def parse(cls, config: EngineConfig) -> "Options":
         """Read the options by name. Errors: UsageError, with the nearest name known."""
-        options = cls()
-        for name, value in config.options.items():
-            if name == "threads":
-                if not value.isdecimal() or int(value) < 1:
-                    raise UsageError(f"engine option threads={value}: it must be 1 or more")
-                options = cls(threads=int(value), gemm=options.gemm)
-            elif name == "gemm":
-                if value != "bf16":
-                    raise UsageError(f"engine option gemm={value}: bf16 is known")
-            else:
-                known = list(cls.__dataclass_fields__)
-                near = get_close_matches(name, known, 1)
-                hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-                raise UsageError(f"the pytorch engine has no option {name!r}; {hint}")
-        return options
+        refuse_unknown("pytorch", config.options, cls.__dataclass_fields__)
+        threads = config.options.get("threads")
+        if threads is not None and (not threads.isdecimal() or int(threads) < 1):
+            raise UsageError(f"engine option threads={threads}: it must be 1 or more")
+        gemm = config.options.get("gemm", cls.gemm)
+        if gemm != "bf16":
+            raise UsageError(f"engine option gemm={gemm}: bf16 is known")
+        return cls(threads=None if threads is None else int(threads), gemm=gemm)
 
 
 class PyTorchBackend(Backend):
@@ -76,8 +72,6 @@ class PyTorchBackend(Backend):
         super().__init__(config)
         self._options = Options.parse(config)
         self._place = Place.from_environment()
-        if config.data_parallel != 1 or config.expert_parallel != 1:
-            raise UsageError("the pytorch engine splits by tensor_parallel only")
         if config.tensor_parallel != self._place.world:
             raise LaunchError(
                 f"tensor_parallel {config.tensor_parallel} needs as many processes, not "
@@ -109,6 +103,17 @@ class PyTorchBackend(Backend):
         self._thread.daemon = True  # a collective that never returns must not keep a failed run
         self._thread.start()
         self._engine = await ready
+
+    def effective(self) -> Mapping[str, Any]:
+        assert self._engine
+        return {
+            "processes": self._place.world,
+            "device": str(self._engine.ranks.device),
+            "dtype": self.config.dtype,
+            "max_model_len": self._engine.max_model_len,
+            "max_running": self._engine.scheduler.max_running,
+            **asdict(self._options),
+        }
 
     async def stream(self, request: Request) -> AsyncIterator[Delta]:
         """Errors: LengthError, ModelError, UsageError for this request alone; EngineError before
@@ -155,7 +160,7 @@ class PyTorchBackend(Backend):
             device=config.device,
             dtype=config.dtype,
             max_model_len=config.max_model_len,
-            max_running=config.max_running,
+            max_running=config.max_running or MAX_RUNNING,
             seed=config.seed,
             threads=self._options.threads,
         )

@@ -2,7 +2,7 @@
 
 from importlib import import_module
 
-from backends.types import Backend, BackendSpec, Scenario
+from backends.types import Backend, BackendSpec, EngineConfig, Scenario
 from ref_dsinfer.errors import EngineError, UsageError
 
 SCENARIOS: tuple[Scenario, ...] = ("offline", "server", "interactive")
@@ -14,6 +14,29 @@ _TABLE = (
         scenarios=SCENARIOS,
         torchrun=True,
         devices=("cpu", "cuda"),
+    ),
+    BackendSpec(
+        name="vllm",
+        target="backends.vllm:VllmBackend",
+        scenarios=SCENARIOS,
+        torchrun=False,
+        devices=("cpu", "cuda"),
+        takes=frozenset(
+            {
+                "tensor_parallel",
+                "pipeline_parallel",
+                "data_parallel",
+                "expert_parallel",
+                "memory_share",
+                "kv_dtype",
+                "quantization",
+                "eager",
+                "compile",
+                "speculative",
+                "start_timeout",
+            }
+        ),
+        attached="backends.vllm_server:VllmServer",
     ),
     BackendSpec(
         name="echo",
@@ -39,14 +62,19 @@ def lookup(name: str) -> BackendSpec:
     raise UsageError(f"unknown backend {name!r} (known: {', '.join(names())})")
 
 
-def load(spec: BackendSpec) -> type[Backend]:
-    """Import an engine's class. Errors: EngineError where a package it needs is not installed."""
-    module, _, name = spec.target.partition(":")
+def load(spec: BackendSpec, config: EngineConfig) -> Backend:
+    """An engine, not started, or the client of servers that run already.
+
+    Errors: EngineError where a package it needs is not installed; what its class raises.
+    """
+    module, _, name = (spec.attached or spec.target if config.endpoints else spec.target).partition(
+        ":"
+    )
     try:
-        found: type[Backend] = getattr(import_module(module), name)
+        made: Backend = getattr(import_module(module), name)(config)
     except ModuleNotFoundError as error:
         raise EngineError(
             f"backend {spec.name} needs the Python package {error.name}, which is not installed"
             f" (./setup.sh --backend {spec.name})"
         ) from error
-    return found
+    return made

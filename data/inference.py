@@ -2,6 +2,7 @@
 
 Beside the output file lie `<name>.journal.jsonl`, every answer as it was finished, and
 `<name>.run.json`, what they were made from; from these two an interrupted run can be resumed.
+`<name>.engine.log` and `.engine.json` tell what the engine said, and what it ran with.
 """
 
 import argparse
@@ -18,6 +19,8 @@ from data.workload import Workload, build
 from ref_dsinfer.errors import InputFileError
 
 log = logging.getLogger(__name__)
+
+JOURNAL, RECORD, ENGINE_LOG = ".journal.jsonl", ".run.json", ".engine.log"
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
@@ -75,9 +78,9 @@ def run(args: argparse.Namespace, torchrun: bool = False) -> None:
     spec, world = choose_backend(args, torchrun)
     output = args.output_dir / (args.output_file or f"{spec.name}_output.pkl")
     check_writable(output)
-    config = engine_config(args, tensor_parallel=world, coalesce=True)
+    config = engine_config(args, spec, world, coalesce=True, log=_beside(output, ENGINE_LOG))
     workload = build(args.input_file, args.num_samples, config, args.max_new_tokens)
-    backend = registry.load(spec)(config)
+    backend = registry.load(spec, config)
     if not backend.leads:
         backend.follow()
         return
@@ -106,7 +109,7 @@ async def _answer(
     requests = [
         workload.request(index, index) for index in range(len(workload)) if index not in done
     ]
-    journal_path, run_path = _beside(output)
+    journal_path, run_path = _beside(output, JOURNAL), _beside(output, RECORD)
     # the old journal stays whole until the new one holds all that is kept of it, and its origin is
     # replaced last: a run that is killed here leaves nothing that could be resumed wrongly
     with Journal(journal_path.with_name(journal_path.name + ".new")) as journal:
@@ -129,7 +132,7 @@ def _earlier(output: Path, origin: dict) -> list[tuple[int, Completion]]:
     """The answers of an interrupted run. Errors: InputFileError where its inputs were others."""
     from data.results import read_journal
 
-    journal_path, run_path = _beside(output)
+    journal_path, run_path = _beside(output, JOURNAL), _beside(output, RECORD)
     if not journal_path.exists():
         log.warning("%s: nothing to resume, starting anew", journal_path)
         return []
@@ -164,6 +167,6 @@ def _origin(workload: Workload, backend: str, config: EngineConfig) -> dict:
     }
 
 
-def _beside(output: Path) -> tuple[Path, Path]:
+def _beside(output: Path, ending: str) -> Path:
     stem = output.with_suffix("") if output.suffix in (".pkl", ".pickle", ".parquet") else output
-    return stem.with_name(stem.name + ".journal.jsonl"), stem.with_name(stem.name + ".run.json")
+    return stem.with_name(stem.name + ending)

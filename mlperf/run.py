@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 JOURNAL = "completions.journal.jsonl"
 RECORD = "run.json"
+ENGINE_LOG = "engine.log"
 RESULTS = "results"
 # What a run may leave; an earlier run's is removed first, so that a folder never mixes two runs.
 LEFT = (
@@ -33,6 +34,8 @@ LEFT = (
     *(f"{RESULTS}{end}" for end in (".pkl", ".parquet", "_evaluated.pkl", "_evaluated.parquet")),
     JOURNAL,
     RECORD,
+    ENGINE_LOG,
+    "engine.json",
     "accuracy.txt",
 )
 
@@ -58,6 +61,13 @@ def add_options(parser: argparse.ArgumentParser, torchrun: bool = False) -> None
         " (default: livecodebench.jsonl beside the data set, then in data/)",
     )
     add_engine_options(parser, torchrun)
+    if not torchrun:
+        parser.add_argument(
+            "--speculative",
+            action="store_true",
+            help="decode with the model's own MTP head, three steps; the rules allow it in"
+            " --mode interactive only",
+        )
 
 
 def run(args: argparse.Namespace, torchrun: bool = False) -> None:
@@ -73,15 +83,19 @@ def run(args: argparse.Namespace, torchrun: bool = False) -> None:
     spec, world = choose_backend(args, torchrun)
     if args.mode not in spec.scenarios:
         raise UsageError(f"backend {spec.name} can't do --mode {args.mode}")
+    if getattr(args, "speculative", False) and args.mode != "interactive":
+        raise UsageError("--speculative is allowed in --mode interactive only")
     folder = args.output_dir / args.mode / ("accuracy" if args.accuracy else "performance")
     check_writable(folder)
     settings.refuse_audit()
     mode = settings.MODES[args.mode]
     test_settings = settings.test_settings(args)
-    config = engine_config(args, tensor_parallel=world, coalesce=not mode.reads_tokens)
+    config = engine_config(
+        args, spec, world, coalesce=not mode.reads_tokens, log=folder / ENGINE_LOG
+    )
     workload = build(args.input_file, args.num_samples, config, args.max_new_tokens)
     problems = _problems(args, workload) if args.accuracy else None
-    backend = registry.load(spec)(config)
+    backend = registry.load(spec, config)
     if not backend.leads:
         backend.follow()
         return
@@ -108,7 +122,8 @@ def run(args: argparse.Namespace, torchrun: bool = False) -> None:
     reasons = [*stamps, *reasons, *(f"LoadGen logged an error: {error}" for error in detail.errors)]
     outcome = report.Outcome(args.mode, args.accuracy, folder, figures, reasons, detail)
     record = report.record(outcome) | {"backend": spec.name, "engine": asdict(config)}
-    write_whole(folder / RECORD, lambda path: path.write_text(json.dumps(record, indent=2) + "\n"))
+    told = json.dumps(record, indent=2, default=str)  # paths as text
+    write_whole(folder / RECORD, lambda path: path.write_text(told + "\n"))
     print(report.table(outcome))
     if not args.accuracy and outcome.validity != "VALID" and not stamps:
         raise LoadGenError("; ".join(report.performance_reasons(detail)))

@@ -111,10 +111,13 @@ def run(main: Callable[[], None]) -> None:
     """
     rank = int(os.environ.get("RANK", "0"))
     logging.basicConfig(
-        level=logging.INFO if rank == 0 else logging.ERROR,  # what all ranks say is said once
+        level=logging.WARNING if rank == 0 else logging.ERROR,  # what all ranks say is said once
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         datefmt="%H:%M:%S",
     )
+    if rank == 0:
+        for package in OURS:
+            logging.getLogger(package).setLevel(logging.INFO)
     try:
         _with_packages(main)
         code = 0

@@ -1,0 +1,279 @@
+"""vLLM's asynchronous engine: token ids in, a stream of the ids that vLLM sampled out.
+
+The engine runs in processes that vLLM makes; this one keeps its client, on our event loop.
+"""
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import psutil
+import vllm
+from vllm import SamplingParams
+from vllm.config.logging import LoggingConfig
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.exceptions import VLLMError
+from vllm.inputs.engine import tokens_input
+from vllm.logger import configure_logging
+from vllm.outputs import RequestOutput
+from vllm.platforms import current_platform
+from vllm.sampling_params import RequestOutputKind
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
+
+from backends.children import Children
+from backends.options import refuse_unknown
+from backends.types import Backend, Delta, EngineConfig, Finish, Request
+from ref_dsinfer.errors import EngineError, ModelError, UsageError
+
+LOG_LINE = "%(asctime)s %(levelname)s %(processName)s %(filename)s:%(lineno)d] %(message)s"
+SPECULATIVE = {"method": "mtp", "num_speculative_tokens": 3}  # what the benchmark's rules allow
+SHUTDOWN_S = 10.0  # for it to end its processes by itself; what is left then is killed
+CPU_CACHE_BYTES = 4 << 30  # at most, where nobody asks for more: vLLM would take nearly all memory
+# vLLM's names of what our own flags say.
+OWN_FLAGS = {
+    "model": "--model",
+    "tokenizer": "--model",
+    "revision": "--revision",
+    "seed": "--seed",
+    "dtype": "--dtype",
+    "max_model_len": "--max-model-len",
+    "max_num_seqs": "--max-running",
+    "tensor_parallel_size": "--tensor-parallel",
+    "pipeline_parallel_size": "--pipeline-parallel",
+    "data_parallel_size": "--data-parallel",
+    "enable_expert_parallel": "--expert-parallel",
+    "gpu_memory_utilization": "--memory-share",
+    "kv_cache_dtype": "--kv-dtype",
+    "quantization": "--quantization",
+    "enforce_eager": "--eager",
+}
+
+
+class VllmBackend(Backend):
+    """vLLM, started here and ended here.
+
+    Errors: UsageError for options, ModelError for a model that vLLM does not know; EngineError from
+    `start` and `stream`, with the end of vLLM's own log.
+    """
+
+    def __init__(self, config: EngineConfig) -> None:
+        super().__init__(config)
+        device = current_platform.device_type
+        if config.device not in ("auto", device):
+            raise UsageError(
+                f"--device {config.device}: the installed vLLM runs on {device or 'no device here'}"
+                f" (./setup.sh --backend vllm --device {config.device})"
+            )
+        _check_model(Path(config.model), config.speculative)
+        self._args = engine_args(config)
+        self._children: Children | None = None
+        self._engine: AsyncLLM | None = None
+
+    async def start(self) -> None:
+        self._children = children = Children(self.config.log)
+        loading = asyncio.create_task(asyncio.to_thread(self._launch, children))
+        async with children.starting("vLLM"):
+            done, _ = await asyncio.wait({loading}, timeout=self.config.start_timeout)
+        if not done:
+            seconds = self.config.start_timeout
+            raise children.failure(f"vLLM was not ready within {seconds:g} s (--start-timeout)")
+        if error := loading.exception():
+            raise children.failure("vLLM did not start") from error
+        self._engine = loading.result()
+        children.settled()
+
+    async def stream(self, request: Request) -> AsyncIterator[Delta]:
+        if self._engine is None:
+            raise EngineError("vLLM has not been started")
+        prompt = tokens_input(list(request.prompt_ids))
+        outputs = self._engine.generate(prompt, self._params(request), str(request.id))
+        try:
+            async with aclosing(outputs):
+                async for output in outputs:
+                    if delta := _delta(output, request):
+                        yield delta
+        except VLLMError as error:
+            self._fail(request, error)
+
+    def effective(self) -> Mapping[str, Any]:
+        assert self._engine
+        config = self._engine.vllm_config
+        parts = ("model", "cache", "parallel", "scheduler", "compilation", "speculative")
+        told = {part: _plain(getattr(config, f"{part}_config")) for part in parts}
+        return {"version": vllm.__version__, "arguments": _plain(self._args), **told}
+
+    async def close(self) -> None:
+        """End vLLM's processes: first as it would, then by force."""
+        engine, self._engine = self._engine, None
+        if engine:
+            await asyncio.to_thread(engine.shutdown, SHUTDOWN_S)
+        if self._children:
+            await asyncio.to_thread(self._children.close)
+
+    def _launch(self, children: Children) -> AsyncLLM:
+        """In a thread: start vLLM, which blocks until it is ready or has failed."""
+        self._args.logging_config = _logging(children.log, children.folder)
+        configure_logging(self._args.logging_config)
+        os.environ["VLLM_RPC_BASE_PATH"] = str(children.folder)  # its sockets go with its processes
+        try:
+            with children.spawning():
+                return AsyncLLM.from_engine_args(self._args)
+        except BaseException:
+            logging.getLogger("vllm").exception("vLLM did not start")
+            raise
+
+    def _params(self, request: Request) -> SamplingParams:
+        whole = self.config.coalesce
+        return SamplingParams(
+            temperature=request.sampling.temperature,
+            top_p=request.sampling.top_p,
+            max_tokens=request.max_new_tokens,
+            stop_token_ids=sorted(request.stop_ids),
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY if whole else RequestOutputKind.DELTA,
+        )
+
+    def _fail(self, request: Request, error: Exception) -> NoReturn:
+        if isinstance(error, EngineDeadError) and self._children:
+            raise self._children.failure("vLLM's engine has died") from error
+        raise EngineError(f"request {request.id}: vLLM: {error}") from error
+
+
+def engine_args(config: EngineConfig) -> AsyncEngineArgs:
+    """vLLM's own arguments, read by its own parser. Errors: UsageError."""
+    known = {field.name for field in fields(AsyncEngineArgs)}
+    options = {key.replace("-", "_"): value for key, value in config.options.items()}
+    for key in options:
+        if key in OWN_FLAGS:
+            raise UsageError(f"engine option {key}: use {OWN_FLAGS[key]}")
+    refuse_unknown("vllm", options, known)
+
+    parser = _Parser(add_help=False)
+    AsyncEngineArgs.add_cli_args(parser)
+    args = AsyncEngineArgs.from_cli_args(parser.parse_args(_words(parser, options)))
+    args.model = config.model
+    args.skip_tokenizer_init = True
+    args.seed = config.seed
+    args.dtype = config.dtype
+    args.max_num_seqs = config.max_running
+    args.tensor_parallel_size = config.tensor_parallel
+    args.pipeline_parallel_size = config.pipeline_parallel
+    args.data_parallel_size = config.data_parallel
+    args.enable_expert_parallel = config.expert_parallel
+    args.quantization = config.quantization
+    args.enforce_eager = config.eager
+    if config.max_model_len:
+        args.max_model_len = config.max_model_len
+    if config.kv_dtype:
+        args.kv_cache_dtype = config.kv_dtype
+    if config.memory_share:
+        args.gpu_memory_utilization = config.memory_share
+    elif current_platform.is_cpu() and "kv_cache_memory_bytes" not in options:
+        args.kv_cache_memory_bytes = min(CPU_CACHE_BYTES, psutil.virtual_memory().available // 4)
+    if config.compile:
+        args.compilation_config.mode = 3
+    if config.speculative:
+        args.speculative_config = dict(SPECULATIVE)
+    # the benchmark's rules: no query may use what another has left
+    if "enable_prefix_caching" not in options:
+        args.enable_prefix_caching = False
+    if "disable_log_stats" not in options:
+        args.disable_log_stats = True
+    return args
+
+
+class _Parser(FlexibleArgumentParser):
+    """Raises where argparse would end the process."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"vLLM: {message} (--engine-arg)")
+
+
+def _words(parser: argparse.ArgumentParser, options: Mapping[str, str]) -> list[str]:
+    """Options as a command line."""
+    words = []
+    for key, value in options.items():
+        flag = "--" + key.replace("_", "-")
+        action = parser._option_string_actions.get(flag)
+        if action is None:
+            raise UsageError(f"vLLM can't be given {key} as a text")
+        if not isinstance(action, argparse.BooleanOptionalAction):
+            words.append(f"{flag}={value}")
+        elif value.lower() in ("true", "false"):
+            words.append(flag if value.lower() == "true" else "--no-" + flag[2:])
+        else:
+            raise UsageError(f"engine option {key}={value}: it must be true or false")
+    return words
+
+
+def _check_model(folder: Path, speculative: bool) -> None:
+    """Errors: ModelError for what vLLM would find out after a while, in other words."""
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_bytes())
+        names = config["architectures"]
+    except OSError as error:
+        raise ModelError(f"{path}: can't be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path}: names no architectures") from error
+    if not any(name in vllm.ModelRegistry.get_supported_archs() for name in names):
+        raise ModelError(f"{path}: vLLM {vllm.__version__} does not know {', '.join(names)}")
+    if speculative and not config.get("num_nextn_predict_layers"):
+        raise ModelError(f"{path}: this model has no MTP layer for --speculative")
+
+
+def _delta(output: RequestOutput, request: Request) -> Delta | None:
+    """What is new in an output; None if nothing is. Errors: EngineError if vLLM gave the request
+    up."""
+    now = time.monotonic_ns()
+    (answer,) = output.outputs
+    ids = tuple(answer.token_ids)
+    finish: Finish | None = None
+    if answer.finish_reason == "stop":
+        finish = "stop"
+        if ids and ids[-1] in request.stop_ids:
+            ids = ids[:-1]
+    elif answer.finish_reason == "length":
+        finish = "length"
+    elif answer.finish_reason:
+        raise EngineError(f"request {request.id}: vLLM gave it up ({answer.finish_reason})")
+    return Delta(ids, finish, now) if ids or finish else None
+
+
+def _logging(log_file: Path, folder: Path) -> LoggingConfig:
+    """All of vLLM's processes log into `log_file`; a file in `folder` tells them so."""
+    described = {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"line": {"format": LOG_LINE}},
+        "handlers": {
+            "file": {"class": "logging.FileHandler", "filename": str(log_file), "formatter": "line"}
+        },
+        "loggers": {"vllm": {"handlers": ["file"], "level": "INFO", "propagate": False}},
+    }
+    path = folder / "logging.json"
+    path.write_text(json.dumps(described))
+    return LoggingConfig(pylogging_config_file=str(path))
+
+
+def _plain(value: Any) -> Any:
+    """A configuration as JSON has it: what JSON has no word for, in Python's."""
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    if is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    return str(value)
