@@ -139,6 +139,7 @@ class VllmBackend(Backend):
             top_p=request.sampling.top_p,
             max_tokens=request.max_new_tokens,
             stop_token_ids=sorted(request.stop_ids),
+            ignore_eos=True,  # the request names all that stop it
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY if whole else RequestOutputKind.DELTA,
         )
@@ -221,7 +222,7 @@ def _check_model(folder: Path, speculative: bool) -> None:
     path = folder / "config.json"
     try:
         config = json.loads(path.read_bytes())
-        names = config["architectures"]
+        names = list(config["architectures"])
     except OSError as error:
         raise ModelError(f"{path}: can't be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:

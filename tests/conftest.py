@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import pandas as pd
@@ -24,6 +25,13 @@ BOS, EOS, USER, ASSISTANT = (
 EOS_ID = 1
 MODEL_LENGTH = 163_840  # R1's
 TASKS = ("AIME1983", "math500", "gpqa", "mmlu_pro")
+
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests of an engine run in that engine's environment."""
+    if item.get_closest_marker("vllm") and find_spec("vllm") is None:
+        pytest.skip("vllm is not installed here: ./setup.sh --backend vllm")
 
 
 OURSELVES = "./setup.sh --test\n"  # runs these tests
