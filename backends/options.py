@@ -14,6 +14,7 @@ from ref_dsinfer.errors import LaunchError, ModelError, UsageError
 DEFAULT_MODEL = "deepseek-ai/DeepSeek-R1"
 DEFAULT_REVISION = "56d4cbbb4d29f4355bab4b9a39ccb717a14ad5ad"  # not R1-0528, which scores otherwise
 MAX_NEW_TOKENS = 20_000  # the benchmark's
+MANY_OPTIONS = 20  # of an engine: too many to name them all
 
 # What not every engine knows, and the flag that asks for it.
 FLAGS = {
@@ -211,9 +212,11 @@ def refuse_unknown(backend: str, options: Iterable[str], known: Iterable[str]) -
     known = sorted(known)
     for name in options:
         if name not in known:
-            near = get_close_matches(name, known, 1)
-            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-            raise UsageError(f"the {backend} engine has no option {name!r}; {hint}")
+            if near := get_close_matches(name, known, 1):
+                hint = f"; did you mean {near[0]}?"
+            else:
+                hint = f"; known: {', '.join(known)}" if len(known) < MANY_OPTIONS else ""
+            raise UsageError(f"the {backend} engine has no option {name!r}{hint}")
 
 
 def find_model(name: str, revision: str | None = None) -> str:

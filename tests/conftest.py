@@ -45,38 +45,61 @@ class Block:
     ended: subprocess.CompletedProcess[str]
 
 
-@pytest.fixture(scope="session")
-def readme(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Block]]:
-    """A copy of the tree in which every command of the README has been run, in order.
+class Readme:
+    """A copy of the tree in which the README's commands are run, in order, once.
 
     The copy has what a clone has, and this environment in the place of a new one.
     """
-    copy = tmp_path_factory.mktemp("readme") / "clone"
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    for name in filter(None, listed.stdout.split("\0")):
-        (copy / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(ROOT / name, copy / name)
-    (copy / ".venv-pytorch-cpu").symlink_to(sys.prefix)
-    text = (copy / "README.md").read_text(encoding="utf-8")
-    blocks = []
-    for script in re.findall(r"```bash\n(.*?)```", text, re.S):
-        ended = subprocess.run(
-            ["bash", "-ec", script.replace(OURSELVES, "")],
-            cwd=copy,
+
+    def __init__(self, copy: Path) -> None:
+        self.copy = copy
+        self._ran: dict[str, list[Block]] = {}
+        listed = subprocess.run(
+            ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        for name in filter(None, listed.stdout.split("\0")):
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, copy / name)
+
+    def scripts(self) -> dict[str, list[str]]:
+        """The blocks of commands for each engine's environment."""
+        text = (self.copy / "README.md").read_text(encoding="utf-8")
+        found: dict[str, list[str]] = {}
+        engine = "pytorch"
+        for script in re.findall(r"```bash\n(.*?)```", text, re.S):
+            if entered := re.match(r"source setup\.sh --backend (\w+)", script):
+                engine = entered[1]
+            found.setdefault(engine, []).append(script.replace(OURSELVES, ""))
+        return found
+
+    def run(self, engine: str) -> list[Block]:
+        """Run the blocks of the engine whose environment this is."""
+        if engine not in self._ran:
+            (self.copy / f".venv-{engine}-cpu").symlink_to(sys.prefix)
+            self._ran[engine] = [
+                Block(script, self._run(script)) for script in self.scripts()[engine]
+            ]
+        return self._ran[engine]
+
+    def _run(self, script: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["bash", "-ec", script],
+            cwd=self.copy,
             env={**os.environ, "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}"},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             check=False,
         )
-        blocks.append(Block(script, ended))
-    return copy, blocks
+
+
+@pytest.fixture(scope="session")
+def readme(tmp_path_factory: pytest.TempPathFactory) -> Readme:
+    return Readme(tmp_path_factory.mktemp("readme") / "clone")
 
 
 @pytest.fixture(scope="session")

@@ -11,9 +11,14 @@ ROOT = Path(__file__).parent.parent
 LAYERS = ("ref_dsinfer", "backends", "data", "mlperf")  # each may import those before it
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
 # Entry scripts reach these before they know what to do, so at import time they need nothing but
-# the standard library. The engine in ref_dsinfer may import torch; whoever imports it, may too.
-HEAVY_AT_IMPORT = {"ref_dsinfer": {"torch", "safetensors", "triton", "numpy"}}
-ENGINES = {"backends/pytorch.py"}
+# the standard library. The engine in ref_dsinfer may import torch, and the others theirs: nobody
+# imports these modules before an engine is chosen.
+OF_THE_ENGINE = {"torch", "safetensors", "triton", "numpy"}
+HEAVY_AT_IMPORT = {
+    "backends/pytorch.py": OF_THE_ENGINE,
+    "backends/vllm.py": {"vllm", "psutil"},
+    "backends/keeper.py": {"psutil"},
+}
 STANDARD = sys.stdlib_module_names
 # these make the bundled model and data, and are nobody's import
 TOOLS = ROOT / "data" / "tiny"
@@ -52,9 +57,8 @@ def test_a_module_imports_its_own_layer_and_those_below(path: Path) -> None:
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_heavy_packages_are_imported_where_they_are_used(path: Path) -> None:
     relative = path.relative_to(ROOT)
-    allowed = {*STANDARD, *LAYERS} | HEAVY_AT_IMPORT.get(relative.parts[0], set())
-    if str(relative) in ENGINES:
-        allowed |= HEAVY_AT_IMPORT["ref_dsinfer"]
+    own = OF_THE_ENGINE if relative.parts[0] == "ref_dsinfer" else set()
+    allowed = {*STANDARD, *LAYERS} | HEAVY_AT_IMPORT.get(str(relative), own)
     assert not {name for name in imports(parsed(path), True) if name.split(".")[0] not in allowed}
 
 

@@ -37,7 +37,8 @@ def figures(printed: str) -> tuple[float, float]:
 @pytest.fixture(scope="module")
 def clone(readme) -> Path:
     """The folder in which the README's commands have been run."""
-    return readme[0]
+    readme.run("pytorch")
+    return readme.copy
 
 
 @pytest.fixture(scope="module")

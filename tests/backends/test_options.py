@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from backends import options
+from backends.registry import lookup
 from backends.types import EngineConfig
 from ref_dsinfer.errors import LaunchError, ModelError, UsageError
 
@@ -26,7 +27,7 @@ def test_options_become_a_configuration(tmp_path: Path) -> None:
         *("--max-model-len", 512, "--max-running", 3, "--seed", 9),
         *("--engine-arg", "a=1", "--engine-arg", "b=x=y"),
     )
-    assert options.engine_config(args, tensor_parallel=2, coalesce=True) == EngineConfig(
+    assert options.engine_config(args, lookup("echo"), 2, coalesce=True) == EngineConfig(
         *(str(tmp_path), "cpu", "float32", 512, 3),
         tensor_parallel=2,
         seed=9,
@@ -37,7 +38,7 @@ def test_options_become_a_configuration(tmp_path: Path) -> None:
 
 def test_defaults_are_those_of_the_configuration(tmp_path: Path) -> None:
     args = parse("--backend", "echo", "--model", tmp_path)
-    assert options.engine_config(args) == EngineConfig(str(tmp_path))
+    assert options.engine_config(args, lookup("echo")) == EngineConfig(str(tmp_path))
     assert args.max_new_tokens == 20_000
 
 
@@ -58,6 +59,8 @@ def test_the_environment_chooses_where_options_do_not(monkeypatch: pytest.Monkey
         ("--engine-arg", "alone"),
         ("--engine-arg", "=1"),
         ("--max-running", "0"),
+        ("--memory-share", "1.5"),
+        ("--eager", "--compile"),
         ("--max-new-tokens", "-1"),
         ("--dtype", "int4"),
     ],
@@ -119,3 +122,55 @@ def test_each_script_is_held_to_its_way_of_starting(monkeypatch: pytest.MonkeyPa
         options.choose_backend(pytorch, torchrun=False)
     with pytest.raises(UsageError, match="echo"):
         options.choose_backend(echo, torchrun=True)
+
+
+@pytest.mark.parametrize(
+    ("engine", "given", "said"),
+    [
+        ("pytorch", ("--tensor-parallel", 2), "pytorch does not know --tensor-parallel"),
+        ("pytorch", ("--eager", "--kv-dtype", "fp8"), "does not know --eager, --kv-dtype"),
+        ("pytorch", ("--endpoint", "http://localhost:1"), "does not know --endpoint"),
+        ("vllm", ("--served-model", "r1"), "does not know --served-model"),
+        (
+            "vllm",
+            ("--endpoint", "http://localhost:1", "--eager", "--engine-arg", "a=1"),
+            "--eager, --engine-arg: with --endpoint the server decides",
+        ),
+    ],
+)
+def test_an_option_that_the_engine_does_not_know(
+    engine: str, given: tuple[object, ...], said: str, tmp_path: Path
+) -> None:
+    args = parse("--backend", engine, "--model", tmp_path, *given)
+    with pytest.raises(UsageError, match=said):
+        options.engine_config(args, lookup(engine))
+
+
+def test_options_of_an_engine_with_its_own_processes(tmp_path: Path) -> None:
+    args = parse(
+        *("--backend", "vllm", "--model", tmp_path, "--tensor-parallel", 2, "--data-parallel", 4),
+        *("--pipeline-parallel", 3, "--expert-parallel", "--memory-share", 0.5, "--compile"),
+        *("--kv-dtype", "fp8", "--quantization", "fp8", "--start-timeout", 60),
+    )
+    assert options.engine_config(args, lookup("vllm")) == EngineConfig(
+        str(tmp_path),
+        tensor_parallel=2,
+        pipeline_parallel=3,
+        data_parallel=4,
+        expert_parallel=True,
+        memory_share=0.5,
+        kv_dtype="fp8",
+        quantization="fp8",
+        compile=True,
+        start_timeout=60,
+    )
+
+
+def test_endpoints_of_servers(tmp_path: Path) -> None:
+    urls = ("http://a:1", "http://b:2")
+    args = parse(
+        *("--backend", "vllm", "--model", tmp_path, "--endpoint", ", ".join(urls)),
+        *("--served-model", "r1", "--max-running", 9),
+    )
+    config = options.engine_config(args, lookup("vllm"))
+    assert (config.endpoints, config.served_model, config.max_running) == (urls, "r1", 9)

@@ -2,14 +2,14 @@ import pytest
 
 from backends import registry
 from backends.echo import EchoEngine
-from backends.types import BackendSpec
+from backends.types import BackendSpec, EngineConfig
 from ref_dsinfer.errors import EngineError, UsageError
 
 
 def test_a_known_engine_is_found_and_loaded() -> None:
     spec = registry.lookup("echo")
     assert spec.name == "echo"
-    assert registry.load(spec) is EchoEngine
+    assert isinstance(registry.load(spec, EngineConfig("none")), EchoEngine)
 
 
 def test_an_unknown_engine_is_refused_with_the_known_ones() -> None:
@@ -27,4 +27,4 @@ def test_test_aids_are_not_offered() -> None:
 def test_a_missing_package_is_named_with_the_way_to_get_it() -> None:
     spec = BackendSpec("other", "no_such_package.engine:Engine", ("offline",), False, ("cpu",))
     with pytest.raises(EngineError, match=r"no_such_package.*setup\.sh --backend other"):
-        registry.load(spec)
+        registry.load(spec, EngineConfig("none"))
