@@ -27,7 +27,6 @@ MODEL_LENGTH = 163_840  # R1's
 TASKS = ("AIME1983", "math500", "gpqa", "mmlu_pro")
 
 
-
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Tests of an engine run in that engine's environment."""
     if item.get_closest_marker("vllm") and find_spec("vllm") is None:

@@ -126,9 +126,7 @@ def assert_gone(processes: list[psutil.Process], memory: set[str]) -> None:
     while alive and time.monotonic() < until:
         time.sleep(0.2)
         # nobody may be there to collect a process whose parent was killed
-        alive = [
-            one for one in alive if one.is_running() and one.status() != psutil.STATUS_ZOMBIE
-        ]
+        alive = [one for one in alive if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
     assert not alive
     assert shared_memory() <= memory
 

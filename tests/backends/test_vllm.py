@@ -163,12 +163,12 @@ def test_it_has_to_be_started() -> None:
 
 def fails_to_start(config: EngineConfig) -> str:
     """The message of a start that fails; nothing is left of it."""
+
+    async def start() -> None:
+        async with drive.running(backend(config)):
+            pass
+
     with pytest.raises(EngineError) as caught:
-
-        async def start() -> None:
-            async with drive.running(backend(config)):
-                pytest.fail("it has started")
-
         asyncio.run(start())
     assert not engine_processes()
     return str(caught.value)
@@ -178,9 +178,7 @@ def fails_to_start(config: EngineConfig) -> str:
 @pytest.mark.engine
 def test_too_little_memory(tmp_path: Path) -> None:
     log = tmp_path / "engine.log"
-    said = fails_to_start(
-        replace(CONFIG, log=log, options={"kv_cache_memory_bytes": str(1 << 20)})
-    )
+    said = fails_to_start(replace(CONFIG, log=log, options={"kv_cache_memory_bytes": str(1 << 20)}))
     assert said.startswith("vLLM did not start: ")
     assert "KV cache" in said
     assert str(log) in said

@@ -1,0 +1,232 @@
+"""What LoadGen and our backend add to an engine: the same requests through them and without them.
+
+Offline: tokens a second through LoadGen, our SUT and the backend, beside the engine's own offline
+call, each in a process of its own, in turns. Server: time to first token at the same arrival times,
+by LoadGen's clock through all of ours, and by a bare reader of the same engine's own stream.
+
+    python -m benchmarks.backend_overhead [--backend vllm] [--requests 240] [--rounds 2]
+"""
+
+import argparse
+import asyncio
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from backends import registry
+from backends.drive import running
+from backends.types import Backend, Delta, EngineConfig, Request
+from data.results import Journal
+from data.workload import Workload, build
+from mlperf.qsl import query_sample_library
+from mlperf.report import read_detail
+from mlperf.settings import loadgen
+from mlperf.sut import Sut
+
+TINY = Path("data/tiny")
+WARM = 16  # requests before the clock runs
+
+
+def workload(args: argparse.Namespace) -> Workload:
+    """The first rows of the data set."""
+    config = EngineConfig(str(args.model))
+    return build(args.input_file, args.requests, config, args.max_new_tokens)
+
+
+class Timed(Backend):
+    """Another backend, and when each request came, in monotonic seconds."""
+
+    def __init__(self, inner: Backend) -> None:
+        super().__init__(inner.config)
+        self.inner = inner
+        self.arrivals: list[tuple[float, Request]] = []
+
+    async def start(self) -> None:
+        await self.inner.start()
+
+    async def close(self) -> None:
+        await self.inner.close()
+
+    def stream(self, request: Request) -> AsyncIterator[Delta]:
+        self.arrivals.append((time.monotonic(), request))
+        return self.inner.stream(request)
+
+
+async def through_loadgen(backend: Backend, rows: Workload, qps: float | None) -> dict[str, Any]:
+    """One LoadGen test on a started engine: Offline, or Server at `qps`. Its detail log."""
+    lg = loadgen()
+    settings = lg.TestSettings()
+    settings.mode = lg.TestMode.PerformanceOnly
+    settings.scenario = lg.TestScenario.Server if qps else lg.TestScenario.Offline
+    settings.use_token_latencies = True
+    settings.min_duration_ms = 0
+    settings.min_query_count = len(rows)
+    if qps:
+        settings.server_target_qps = qps
+    with tempfile.TemporaryDirectory() as name, query_sample_library(len(rows)) as library:
+        logs = lg.LogSettings()
+        logs.log_output.outdir = name
+        logs.enable_trace = False
+        with Journal(Path(name) / "journal.jsonl") as journal:
+            sut = Sut(backend, rows, journal, bool(qps), lambda completion: None)
+            await sut.serve(
+                lambda handle: lg.StartTestWithLogSettings(handle, library, settings, logs, "")
+            )
+        return read_detail(Path(name) / "mlperf_log_detail.txt").values
+
+
+async def ours(args: argparse.Namespace, coalesce: bool) -> list[float]:
+    """Tokens a second of each round, through LoadGen."""
+    rows = workload(args)
+    backend = registry.load(registry.lookup(args.backend), config(args, coalesce))
+    async with running(backend):
+        await through_loadgen(backend, rows, None)  # warm
+        found = []
+        for _ in range(args.rounds):
+            log = await through_loadgen(backend, rows, None)
+            found.append(log["result_tokens_per_second"])
+        return found
+
+
+def vllm_generate(args: argparse.Namespace) -> list[float]:
+    """Tokens a second of each round, of vLLM's own `LLM.generate`."""
+    from vllm import LLM, SamplingParams
+    from vllm.inputs import TokensPrompt
+
+    from backends.vllm import engine_args
+
+    rows = workload(args)
+    given = engine_args(config(args, coalesce=True))
+    names = ("model", "dtype", "max_num_seqs", "enforce_eager", "kv_cache_memory_bytes")
+    names += ("enable_prefix_caching", "skip_tokenizer_init", "disable_log_stats", "seed")
+    engine = LLM(**{name: getattr(given, name) for name in names})
+    requests = [rows.request(index, index) for index in range(len(rows))]
+    prompts = [TokensPrompt(prompt_token_ids=list(one.prompt_ids)) for one in requests]
+    params = [
+        SamplingParams(
+            temperature=0.0,
+            max_tokens=one.max_new_tokens,
+            stop_token_ids=sorted(one.stop_ids),
+            ignore_eos=True,
+            detokenize=False,
+        )
+        for one in requests
+    ]
+    engine.generate(prompts, params, use_tqdm=False)  # warm
+    found = []
+    for _ in range(args.rounds):
+        began = time.monotonic()
+        answers = engine.generate(prompts, params, use_tqdm=False)
+        # as LoadGen is told: without the stop id
+        tokens = sum(
+            len(one.outputs[0].token_ids) - (one.outputs[0].finish_reason == "stop")
+            for one in answers
+        )
+        found.append(tokens / (time.monotonic() - began))
+    return found
+
+
+async def first_tokens(args: argparse.Namespace) -> dict[str, list[float]]:
+    """Milliseconds to the first token: p50 and p99 of each round, through all of ours and bare."""
+    rows = workload(args)
+    backend = Timed(registry.load(registry.lookup(args.backend), config(args, coalesce=False)))
+    found: dict[str, list[float]] = {name: [] for name in ("ours p50", "ours p99")}
+    found |= {name: [] for name in ("bare p50", "bare p99")}
+
+    async def bare(request: Request, due: float, times: list[float]) -> None:
+        await asyncio.sleep(due - time.monotonic())
+        first = True
+        async for _ in backend.inner.stream(request):
+            if first:
+                times.append((time.monotonic() - due) * 1e3)
+                first = False
+
+    async with running(backend):
+        await through_loadgen(backend, rows, args.qps)  # warm
+        for _ in range(args.rounds):
+            backend.arrivals.clear()
+            log = await through_loadgen(backend, rows, args.qps)
+            for share in ("50", "99"):
+                key = f"result_first_token_{share}.00_percentile_latency_ns"
+                found[f"ours p{share}"].append(log[key] / 1e6)
+            start = time.monotonic() + 0.1 - backend.arrivals[0][0]
+            times: list[float] = []
+            await asyncio.gather(
+                *(bare(one, start + came, times) for came, one in backend.arrivals)
+            )
+            found["bare p50"].append(statistics.median(times))
+            found["bare p99"].append(statistics.quantiles(times, n=100)[98])
+    return found
+
+
+def config(args: argparse.Namespace, coalesce: bool) -> EngineConfig:
+    return EngineConfig(
+        str(args.model),
+        device=args.device,
+        dtype=args.dtype,
+        max_running=args.max_running,
+        eager=True,
+        coalesce=coalesce,
+    )
+
+
+def apart(part: str) -> Any:
+    """What one part of this program finds, in a process of its own."""
+    words = [sys.executable, "-m", "benchmarks.backend_overhead", *sys.argv[1:], "--part", part]
+    ended = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(ended.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--backend", choices=("vllm",), default="vllm")
+    parser.add_argument("--model", type=Path, default=TINY / "model")
+    parser.add_argument("--input-file", type=Path, default=TINY / "final_output.pkl")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--requests", type=int, default=240)
+    parser.add_argument("--max-new-tokens", type=int, default=4000)
+    parser.add_argument("--max-running", type=int, default=64)
+    parser.add_argument("--qps", type=float, default=8.0, help="server's; default: 8")
+    parser.add_argument("--rounds", type=int, default=3, help="of each, in each turn; default: 3")
+    parser.add_argument("--turns", type=int, default=2, help="default: 2")
+    parser.add_argument("--part", choices=("ours", "theirs", "first"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.part == "ours":
+        print(json.dumps(asyncio.run(ours(args, coalesce=True))))
+    elif args.part == "theirs":
+        print(json.dumps(vllm_generate(args)))
+    elif args.part == "first":
+        print(json.dumps(asyncio.run(first_tokens(args))))
+    else:
+        report(args)
+
+
+def report(args: argparse.Namespace) -> None:
+    """Every part in turns, and a line for each figure."""
+    speeds: dict[str, list[float]] = {"theirs": [], "ours": []}
+    for _ in range(args.turns):
+        for part, found in speeds.items():
+            found += apart(part)
+    print(f"{args.backend}, {args.requests} requests, {args.dtype}, tokens/s: median (min - max)")
+    theirs = statistics.median(speeds["theirs"])
+    for part, name in (("theirs", "LLM.generate"), ("ours", "LoadGen and our backend")):
+        middle, low, high = statistics.median(speeds[part]), min(speeds[part]), max(speeds[part])
+        print(f"{name:26} {middle:8.0f} ({low:.0f} - {high:.0f}) {middle / theirs:6.3f}x")
+    first = apart("first")
+    print(f"first token at {args.qps:g} requests/s, ms: median of {args.rounds} rounds")
+    for share in ("p50", "p99"):
+        bare, mine = (statistics.median(first[f"{who} {share}"]) for who in ("bare", "ours"))
+        print(f"{share}: bare stream {bare:.2f}, ours {mine:.2f}, added {mine - bare:+.2f}")
+
+
+if __name__ == "__main__":
+    main()
