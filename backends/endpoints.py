@@ -12,8 +12,16 @@ import os
 import resource
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Mapping,
+    Sequence,
+)
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, ClassVar
@@ -161,9 +169,7 @@ class Endpoints(Backend):
             await asyncio.gather(*checks)
         finally:
             await cancel(checks)
-        self._watches = [
-            asyncio.create_task(self._watch(endpoint)) for endpoint in self._endpoints
-        ]
+        self._watches = [asyncio.create_task(self._watch(endpoint)) for endpoint in self._endpoints]
 
     def effective(self) -> Mapping[str, Any]:
         return {
@@ -183,14 +189,15 @@ class Endpoints(Backend):
                 await held.enter_async_context(self._places)
             # the second key shares requests out that come one at a time
             endpoint = min(self._endpoints, key=lambda each: (each.outstanding, each.sent))
-            async for delta in self._ask(endpoint, request):
+            deltas = await held.enter_async_context(aclosing(self._ask(endpoint, request)))
+            async for delta in deltas:
                 yield delta
 
     async def close(self) -> None:
         await cancel(self._watches)
         self._fail(EngineError("the connections to the servers were closed"))
 
-    async def _ask(self, endpoint: Endpoint, request: Request) -> AsyncIterator[Delta]:
+    async def _ask(self, endpoint: Endpoint, request: Request) -> AsyncGenerator[Delta, None]:
         """One server's answer. Closed early, its connection is, and the server stops."""
         if self._failure:
             raise self._failure
@@ -284,10 +291,10 @@ class Endpoints(Backend):
             if asked == served.name or (asked is None and _same(names, theirs)):
                 return served
         offers = ", ".join(served.name for served in offered) or "no model"
+        wanted = asked or " or ".join(sorted(names))
         raise endpoint.error(
-            f"it serves {offers}, not {asked or min(names)}; if that is the same model, name it by"
-            " --served-model"
-            + (f" {offered[0].name}" if offered else "")
+            f"it serves {offers}, not {wanted}; if that is the same model: --served-model"
+            f" {offered[0].name if offered else 'NAME'}"
         )
 
     async def _watch(self, endpoint: Endpoint) -> None:

@@ -121,6 +121,9 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.at_ns = time.monotonic_ns()
+        if self._complete:
+            self.fail(ExchangeError("the server answers what nobody asked"))
+            return
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
@@ -168,7 +171,7 @@ class Client:
             raise UsageError("an endpoint's URL holds a name or key; keys come by their variable")
         if (
             parts.scheme not in ("http", "https")
-            or not (parts.hostname or "")
+            or not parts.hostname
             or port == 0
             or (parts.query or parts.fragment)
             or not (url.isascii() and url.isprintable() and " " not in url)
@@ -179,7 +182,7 @@ class Client:
         tls = parts.scheme == "https"
         self.url = f"{parts.scheme}://{parts.netloc.lower()}{parts.path.rstrip('/')}"
         self.connections: set[Connection] = set()
-        self.address = (parts.hostname, port or (443 if tls else 80), parts.path.rstrip("/"))
+        self.address = (parts.hostname or "", port or (443 if tls else 80), parts.path.rstrip("/"))
         self._tls = ssl.create_default_context() if tls else None
         self._headers = (
             f"host: {parts.netloc}\r\ncontent-type: application/json\r\n"

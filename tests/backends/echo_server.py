@@ -37,7 +37,8 @@ class EchoServer:
         self.status = 200  # of a generation request
         self.says: bytes | None = None  # instead of the token after the second
         self.dies_after: int | None = None  # tokens of a stream; its connection is then dropped
-        self.stops_after: int | None = None  # tokens of a stream; nothing comes after them
+        self.stops_after: int | None = None  # tokens of a stream; none come after them
+        self.end_streams = True  # else one that stops is left open
         self.requests: list[dict] = []  # bodies of generation requests
         self.aborted = 0  # streams whose client has gone
         self.open: dict[Exchange, Iterator[bytes]] = {}
@@ -83,6 +84,8 @@ class EchoServer:
                 exchange.transport.abort()
                 yield b""
             if self.stops_after is not None and count > self.stops_after:
+                while not self.end_streams:
+                    yield b""
                 break
             yield self.says if self.says and count == 3 else EVENT % (finish, id_)
         yield b"data: [DONE]\n\n"

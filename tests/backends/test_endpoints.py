@@ -1,0 +1,605 @@
+import asyncio
+import json
+import re
+import resource
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backends import drive, endpoints, http_client
+from backends.endpoints import Events, refusal
+from backends.types import Completion, EngineConfig, Request
+from backends.vllm_server import VllmServer
+from ref_dsinfer.errors import EngineError, ModelError, UsageError, UserError
+from tests.backends.echo_server import EchoServer
+
+LENGTH = 1000  # tokens
+STOP = 9
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A model directory as far as a client of servers needs it."""
+    folder = tmp_path / "echo"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"max_position_embeddings": LENGTH}))
+    return folder
+
+
+def request(id_: int, tokens: int = 20, prompt: tuple[int, ...] = (3, 4, 5)) -> Request:
+    return Request(id_, prompt, tokens, frozenset({STOP}))
+
+
+@asynccontextmanager
+async def servers(count: int) -> AsyncIterator[tuple[list[EchoServer], tuple[str, ...]]]:
+    """Servers in this loop, and their URLs."""
+    async with AsyncExitStack() as held:
+        found = [EchoServer() for _ in range(count)]
+        urls = []
+        for server in found:
+            urls.append(await server.start())
+            held.push_async_callback(server.stop)
+        yield found, tuple(urls)
+
+
+def with_servers(
+    model: Path,
+    test: Callable[[SimpleNamespace], Awaitable[Any]],
+    count: int = 1,
+    started: bool = True,
+    **fields: Any,
+) -> Any:
+    """Run `test` on that many servers and one backend over them, started or not."""
+
+    async def run() -> Any:
+        async with servers(count) as (found, urls), AsyncExitStack() as held:
+            config = EngineConfig(str(model), endpoints=urls, **fields)
+            backend = VllmServer(config)
+            held.push_async_callback(backend.close)
+            if started:
+                await backend.start()
+                for server in found:
+                    server.requests.clear()
+            parts = SimpleNamespace(backend=backend, servers=found, server=found[0], urls=urls)
+            return await asyncio.wait_for(test(parts), 20)
+
+    return asyncio.run(run())
+
+
+def refused(
+    model: Path, change: Callable[[EchoServer], None] = lambda server: None, **fields: Any
+) -> str:
+    """What `start` raises on a server that was changed, and that it names the server's URL."""
+
+    async def test(parts: SimpleNamespace) -> str:
+        change(parts.server)
+        with pytest.raises(UserError) as caught:
+            await parts.backend.start()
+        assert parts.urls[0] in str(caught.value)
+        assert "\n" not in str(caught.value)
+        return f"{type(caught.value).__name__}: {caught.value}"
+
+    found: str = with_servers(model, test, started=False, **fields)
+    return found
+
+
+def failed(model: Path, change: Callable[[EchoServer], None], **fields: Any) -> str:
+    """What a request raises on a server that was changed after the start."""
+
+    async def test(parts: SimpleNamespace) -> str:
+        change(parts.server)
+        with pytest.raises(EngineError) as caught:
+            await drive.collect(parts.backend, request(77))
+        assert parts.urls[0] in str(caught.value)
+        assert "request 77" in str(caught.value)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    found: str = with_servers(model, test, **fields)
+    return found
+
+
+@pytest.mark.parametrize("coalesce", [False, True])
+def test_answers_are_the_ids_without_the_stop_id(model: Path, coalesce: bool) -> None:
+    async def test(parts: SimpleNamespace) -> list[Completion]:
+        return await drive.run_all(
+            parts.backend,
+            [request(0, 7), request(1, 7, (3, 4, 5, STOP)), request(2, 7, (STOP,)), request(3, 1)],
+        )
+
+    long, stopped, empty, one = with_servers(model, test, coalesce=coalesce)
+    assert (long.token_ids, long.finish) == ((3, 4, 5, 3, 4, 5, 3), "length")
+    assert (stopped.token_ids, stopped.finish) == ((3, 4, 5), "stop")
+    assert (empty.token_ids, empty.finish) == ((), "stop")
+    assert (one.token_ids, one.finish) == ((3,), "length")
+
+
+@pytest.mark.parametrize("coalesce", [False, True])
+def test_a_request_says_all_that_decides_the_answer(model: Path, coalesce: bool) -> None:
+    async def test(parts: SimpleNamespace) -> dict:
+        await drive.collect(parts.backend, request(5, 6))
+        return parts.server.requests[0]
+
+    body = with_servers(model, test, coalesce=coalesce)
+    assert (body["prompt"], body["max_tokens"]) == ([3, 4, 5], 6)
+    assert (body["temperature"], body["top_p"], body["repetition_penalty"]) == (0, 1, 1)
+    assert (body["stop_token_ids"], body["ignore_eos"]) == ([STOP], True)
+    assert body["stream"] is not coalesce
+
+
+def test_a_connection_serves_one_request_after_another(model: Path) -> None:
+    async def test(parts: SimpleNamespace) -> int:
+        for id_ in range(20):
+            await drive.collect(parts.backend, request(id_))
+            await asyncio.sleep(0.01)  # the mark of the stream's end is still on its way
+        return len(parts.server.peers)
+
+    assert with_servers(model, test) == 1
+
+
+def test_a_connection_that_was_idle_for_long_is_not_used_again(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_client, "KEEP_S", 0.02)
+
+    async def test(parts: SimpleNamespace) -> bool:
+        await drive.collect(parts.backend, request(0))
+        await asyncio.sleep(0.01)
+        before = set(parts.server.peers)
+        await asyncio.sleep(0.05)
+        await drive.collect(parts.backend, request(1))
+        return before.isdisjoint(parts.server.peers)
+
+    assert with_servers(model, test)
+
+
+@pytest.mark.parametrize("in_flight", [1, 40])
+def test_two_servers_share_the_load(model: Path, in_flight: int) -> None:
+    async def test(parts: SimpleNamespace) -> list[int]:
+        gate = asyncio.Semaphore(in_flight)
+
+        async def one(id_: int) -> None:
+            async with gate:
+                await drive.collect(parts.backend, request(id_, 1 + id_ * 7 % 50))
+
+        await asyncio.gather(*(one(id_) for id_ in range(200)))
+        return [len(server.requests) for server in parts.servers]
+
+    first, second = with_servers(model, test, count=2)
+    assert first + second == 200
+    assert abs(first - second) <= 20
+
+
+def test_a_slow_server_gets_fewer(model: Path) -> None:
+    async def test(parts: SimpleNamespace) -> list[int]:
+        stuck = parts.servers[0]
+        stuck.stops_after = 0
+        stuck.end_streams = False
+        waiting = asyncio.create_task(drive.collect(parts.backend, request(0)))
+        await asyncio.sleep(0)
+        for id_ in range(1, 11):
+            await drive.collect(parts.backend, request(id_))
+        await drive.cancel([waiting])
+        return [len(server.requests) for server in parts.servers]
+
+    assert with_servers(model, test, count=2) == [1, 10]
+
+
+def test_no_more_run_at_once_than_asked_for(model: Path) -> None:
+    async def test(parts: SimpleNamespace) -> int:
+        most = 0
+
+        async def watch() -> None:
+            nonlocal most
+            while True:
+                most = max(most, *(len(server.open) for server in parts.servers))
+                await asyncio.sleep(0)
+
+        watching = asyncio.create_task(watch())
+        await drive.run_all(parts.backend, [request(id_) for id_ in range(30)])
+        await drive.cancel([watching])
+        return most
+
+    assert with_servers(model, test, count=2, max_running=3) == 3
+
+
+def test_thousands_at_once(model: Path) -> None:
+    """More than any server's queue of new connections holds."""
+
+    async def test(parts: SimpleNamespace) -> int:
+        done = await drive.run_all(parts.backend, [request(id_, 2) for id_ in range(1500)])
+        return sum(len(completion.token_ids) for completion in done)
+
+    assert with_servers(model, test) == 3000
+
+
+def test_a_stream_closed_early_closes_its_connection(model: Path) -> None:
+    async def test(parts: SimpleNamespace) -> tuple[int, int]:
+        stream = parts.backend.stream(request(0, 100_000))
+        await anext(stream)
+        await stream.aclose()
+        for _ in range(100):
+            if parts.server.aborted:
+                break
+            await asyncio.sleep(0.01)
+        return parts.server.aborted, len(parts.server.open)
+
+    assert with_servers(model, test) == (1, 0)
+
+
+def test_a_cancelled_request_closes_its_connection(model: Path) -> None:
+    async def test(parts: SimpleNamespace) -> int:
+        task = asyncio.create_task(drive.collect(parts.backend, request(0, 1_000_000)))
+        await asyncio.sleep(0.1)
+        await drive.cancel([task])
+        await asyncio.sleep(0.1)
+        return parts.server.aborted
+
+    assert with_servers(model, test) == 1
+
+
+ERROR = b'data: {"error": {"message": "out of\\nmemory", "code": 500}}\n\n'
+ABORTED = b'data: {"choices":[{"finish_reason":"abort","token_ids":[]}]}\n\n'
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ({"dies_after": 3}, "closed the connection"),
+        ({"stops_after": 3}, "ended before the answer"),
+        ({"says": b'data: {"choices": [\n\n'}, "JSON|truncated"),
+        ({"says": b'data: {"choices": [{"token_ids": ["a"]}]}\n\n'}, "int"),
+        ({"says": b'data: {"choices": [{"text": "a"}]}\n\n'}, "no token ids"),
+        ({"says": ERROR}, "out of memory"),
+        ({"says": ABORTED}, "'abort'"),
+        ({"status": 500}, "HTTP 500: told to fail"),
+        ({"status": 404}, "HTTP 404.*without /v1"),
+    ],
+)
+def test_a_failed_request_names_server_and_request(
+    model: Path, fault: dict[str, Any], said: str
+) -> None:
+    def change(server: EchoServer) -> None:
+        vars(server).update(fault)
+
+    assert re.search(said, failed(model, change))
+
+
+def test_a_whole_answer_without_ids_is_a_failure(model: Path) -> None:
+    def change(server: EchoServer) -> None:
+        server.gives_ids = False
+
+    assert "no token ids" in failed(model, change, coalesce=True)
+
+
+def test_one_dead_server_of_two_ends_the_run(model: Path) -> None:
+    async def test(parts: SimpleNamespace) -> str:
+        run = asyncio.create_task(
+            drive.run_all(parts.backend, [request(id_, 1_000_000) for id_ in range(10)])
+        )
+        await asyncio.sleep(0.1)
+        await parts.servers[1].stop()
+        with pytest.raises(EngineError) as caught:
+            await run
+        assert parts.urls[1] in str(caught.value)
+        assert parts.urls[0] not in str(caught.value)
+        return str(caught.value)
+
+    assert "closed the connection" in with_servers(model, test, count=2)
+
+
+def test_a_server_that_hangs_ends_the_run(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoints, "WATCH_S", 0.05)
+    monkeypatch.setattr(endpoints, "HUNG_S", 0.2)
+
+    async def test(parts: SimpleNamespace) -> tuple[str, str]:
+        for server in parts.servers:
+            server.stops_after = 1
+            server.end_streams = False
+        run = [asyncio.create_task(drive.collect(parts.backend, request(i))) for i in range(4)]
+        await asyncio.sleep(0.5)
+        assert not any(task.done() for task in run)  # silent, but well
+        parts.servers[1].answers_health = False
+        said = await asyncio.gather(*run, return_exceptions=True)
+        assert {type(error) for error in said} == {EngineError}
+        with pytest.raises(EngineError) as later:
+            await drive.collect(parts.backend, request(9))
+        assert parts.urls[1] in str(later.value)
+        return str(said[0]), str(said[1])
+
+    for said in with_servers(model, test, count=2):
+        assert "not been well for 0.2 s" in said
+
+
+def test_one_missed_health_check_is_nothing(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoints, "WATCH_S", 0.05)
+    monkeypatch.setattr(endpoints, "HUNG_S", 0.3)
+
+    async def test(parts: SimpleNamespace) -> str:
+        parts.server.health_status = 503
+        await asyncio.sleep(0.12)
+        parts.server.health_status = 200
+        await asyncio.sleep(0.4)
+        return (await drive.collect(parts.backend, request(0))).finish
+
+    assert with_servers(model, test) == "length"
+
+
+def test_what_servers_say_of_themselves(model: Path) -> None:
+    async def test(parts: SimpleNamespace) -> tuple[Any, tuple[str, ...]]:
+        return parts.backend.effective(), parts.urls
+
+    effective, urls = with_servers(model, test, count=2)
+    assert list(effective) == list(urls)
+    card = {"model": "echo", "root": "echo", "max_model_len": 1 << 20, "version": "0.0.0"}
+    assert list(effective.values()) == [card, card]
+    json.dumps(effective)
+
+
+def test_another_model_is_refused_with_both_names(model: Path) -> None:
+    def change(server: EchoServer) -> None:
+        server.model, server.root = "llama", "/models/llama"
+
+    said = refused(model, change)
+    assert "EngineError" in said
+    assert str(model) in said
+    assert "--served-model llama" in said
+    assert "llama, not r1" in refused(model, change, served_model="r1")
+
+
+@pytest.mark.parametrize(
+    ("folder", "name", "root"),
+    [
+        ("echo", "echo", "echo"),
+        ("echo", "alias", "/elsewhere/echo"),
+        ("echo", "somebody/echo", "somebody/echo"),
+        ("models--deepseek-ai--DeepSeek-R1/snapshots/56d4cb", "deepseek-ai/DeepSeek-R1", "x"),
+        ("models--deepseek-ai--DeepSeek-R1/snapshots/56d4cb", "alias", "/models/DeepSeek-R1"),
+    ],
+)
+def test_a_model_is_known_by_its_names(tmp_path: Path, folder: str, name: str, root: str) -> None:
+    path = tmp_path / folder
+    path.mkdir(parents=True)
+
+    async def test(parts: SimpleNamespace) -> str:
+        parts.server.model, parts.server.root = name, root
+        await parts.backend.start()
+        await drive.collect(parts.backend, request(0))
+        return parts.server.requests[-1]["model"]
+
+    assert with_servers(path, test, started=False, max_model_len=100) == name
+
+
+def test_a_name_given_is_all_that_counts(model: Path) -> None:
+    async def test(parts: SimpleNamespace) -> str:
+        parts.server.model = parts.server.root = "llama"
+        await parts.backend.start()
+        return parts.server.requests[-1]["model"]
+
+    assert with_servers(model, test, started=False, served_model="llama") == "llama"
+
+
+def test_too_short_a_length_is_refused_with_both_figures(model: Path) -> None:
+    def change(server: EchoServer) -> None:
+        server.length = 500
+
+    said = refused(model, change)
+    assert "LengthError" in said
+    assert "500" in said
+    assert str(LENGTH) in said
+    assert "501" in refused(model, change, max_model_len=501)
+
+
+def test_a_model_directory_must_tell_its_length(tmp_path: Path) -> None:
+    async def test(parts: SimpleNamespace) -> None:
+        with pytest.raises(ModelError, match=r"config\.json"):
+            await parts.backend.start()
+
+    with_servers(tmp_path, test, started=False)
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ({"health_status": 503}, "/health: HTTP 503"),
+        ({"status": 500}, "told to fail"),
+        ({"says": b'data: {"choices": [{"text": "a"}]}\n\n'}, "no token ids"),
+        ({"stops_after": 1}, "ended before the answer"),
+        ({"key": "right"}, "MLPERF_ENDPOINT_KEY"),
+    ],
+)
+def test_a_server_that_can_not_do_the_run_is_refused(
+    model: Path, fault: dict[str, Any], said: str
+) -> None:
+    assert said in refused(model, lambda server: vars(server).update(fault))
+
+
+def test_a_server_that_does_not_tell_of_itself_is_refused(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoints, "CHECK_S", 0.1)
+    said = refused(model, lambda server: vars(server).update(answers_health=False))
+    assert "within 0.1 s" in said
+
+
+def test_a_healthy_server_that_generates_nothing_is_refused(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoints, "PROBE_S", 0.1)
+    fault = {"stops_after": 0, "end_streams": False}
+    assert "nothing generated" in refused(model, lambda server: vars(server).update(fault))
+
+
+def test_the_key_goes_to_the_server_and_nowhere_else(
+    model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    monkeypatch.setenv(endpoints.KEY, "s3cret")
+
+    async def test(parts: SimpleNamespace) -> str:
+        parts.server.key = "s3cret"
+        await parts.backend.start()
+        await drive.collect(parts.backend, request(0))
+        return repr(parts.backend.effective()) + repr(vars(parts.backend))
+
+    assert "s3cret" not in with_servers(model, test, started=False)
+    said = refused(model, lambda server: vars(server).update(key="other"))
+    assert "refuses the key" in said
+    assert "s3cret" not in said + caplog.text
+
+
+def test_an_unreachable_server_is_named(model: Path) -> None:
+    async def run() -> str:
+        async with servers(1) as (_, urls):
+            pass
+        backend = VllmServer(EngineConfig(str(model), endpoints=urls))
+        with pytest.raises(EngineError, match="can't be reached") as caught:
+            await backend.start()
+        await backend.close()
+        assert urls[0] in str(caught.value)
+        return str(caught.value)
+
+    asyncio.run(run())
+
+
+def test_a_server_that_does_not_speak_http_is_refused(model: Path) -> None:
+    async def run() -> None:
+        async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(b"220 mail.example ESMTP\r\n")
+
+        server = await asyncio.start_server(talk, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        backend = VllmServer(EngineConfig(str(model), endpoints=(f"http://127.0.0.1:{port}",)))
+        with pytest.raises(EngineError, match="not HTTP"):
+            await backend.start()
+        await backend.close()
+        server.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "host:8000",
+        "ftp://host",
+        "http://",
+        "http://host:port",
+        "http://host/?a=b",
+        "http://a b",
+    ],
+)
+def test_a_url_that_can_not_be_one_is_refused(url: str) -> None:
+    with pytest.raises(UsageError, match="http://HOST:PORT"):
+        VllmServer(EngineConfig("m", endpoints=(url,)))
+
+
+def test_a_key_in_a_url_is_refused_and_not_repeated() -> None:
+    with pytest.raises(UsageError) as caught:
+        VllmServer(EngineConfig("m", endpoints=("http://me:s3cret@host",)))
+    assert "s3cret" not in str(caught.value)
+
+
+def test_the_same_server_twice_is_refused() -> None:
+    with pytest.raises(UsageError, match="twice"):
+        VllmServer(EngineConfig("m", endpoints=("http://host:80/", "http://HOST")))
+
+
+def test_no_server_is_refused() -> None:
+    with pytest.raises(UsageError, match="no endpoint"):
+        VllmServer(EngineConfig("m"))
+
+
+def test_closing_ends_open_streams_and_may_be_repeated(model: Path) -> None:
+    async def test(parts: SimpleNamespace) -> int:
+        task = asyncio.create_task(drive.collect(parts.backend, request(0, 1_000_000)))
+        await asyncio.sleep(0.05)
+        await parts.backend.close()
+        await parts.backend.close()
+        with pytest.raises(EngineError, match="closed"):
+            await task
+        await asyncio.sleep(0.05)
+        return len(parts.server.peers)
+
+    assert with_servers(model, test) == 0
+
+
+OUT_OF_DESCRIPTORS = """
+import asyncio, resource, sys
+from backends import drive, endpoints
+from backends.types import EngineConfig, Request
+from backends.vllm_server import VllmServer
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
+
+async def main():
+    backend = VllmServer(EngineConfig("echo", endpoints=(sys.argv[1],), max_model_len=100))
+    async with drive.running(backend):
+        await drive.run_all(backend, [Request(i, (1,), 1000, frozenset()) for i in range(100)])
+
+asyncio.run(main())
+"""
+
+
+def test_running_out_of_descriptors_says_what_to_raise(model: Path) -> None:
+    async def run() -> tuple[int, str]:
+        async with servers(1) as (_, urls):
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-c", OUT_OF_DESCRIPTORS, urls[0], stderr=subprocess.PIPE
+            )
+            _, err = await process.communicate()
+            return process.returncode or 0, err.decode()
+
+    code, err = asyncio.run(run())
+    assert code == 1
+    assert "EngineError: no file descriptor is left" in err
+    assert "ulimit -Hn" in err
+
+
+def test_the_descriptor_limit_is_raised(model: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(512, hard), hard))
+
+    async def test(parts: SimpleNamespace) -> None:
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
+
+    try:
+        with_servers(model, test)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@given(
+    st.lists(st.binary(max_size=12).map(bytes.hex).map(str.encode), max_size=8),
+    st.sampled_from([b"\n", b"\r\n"]),
+    st.lists(st.integers(0, 400), max_size=12),
+)
+def test_events_are_the_same_however_they_are_cut(
+    data: list[bytes], newline: bytes, cuts: list[int]
+) -> None:
+    sent = b": hello" + newline + newline
+    for one in data:
+        sent += b"data: " + one + newline + newline
+    sent += b"data: [DONE]" + newline + newline
+    edges = [0, *sorted(min(cut, len(sent)) for cut in cuts), len(sent)]
+    events = Events()
+    found = [one for a, b in pairwise(edges) for one in events.feed(sent[a:b])]
+    assert found == data
+
+
+@given(st.binary(max_size=300))
+def test_whatever_a_server_says_becomes_one_short_line(data: bytes) -> None:
+    said = refusal(500, data)
+    assert said.startswith("HTTP 500: ")
+    assert len(said) <= 220
+    assert "\n" not in said
