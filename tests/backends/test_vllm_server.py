@@ -1,0 +1,241 @@
+"""Real vLLM servers, attached."""
+
+import asyncio
+import importlib.util
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from backends import drive
+from backends.types import Completion, EngineConfig, Request
+from backends.vllm_server import VllmServer, read
+from data import workload
+from ref_dsinfer.errors import EngineError
+
+TINY = Path(__file__).parents[2] / "data" / "tiny"
+ROWS = 40
+START_S = 240.0  # two servers at once on two busy cores
+real = [
+    pytest.mark.slow,
+    pytest.mark.engine,
+    pytest.mark.skipif(not importlib.util.find_spec("vllm"), reason="vLLM is not installed"),
+]
+
+
+@dataclass
+class Server:
+    process: subprocess.Popen
+    url: str
+    log: Path
+
+    def healthy(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/health", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+    def running(self) -> float:
+        """Requests that its engine works on."""
+        with urllib.request.urlopen(f"{self.url}/metrics", timeout=5) as answer:
+            for line in answer.read().decode().splitlines():
+                if line.startswith("vllm:num_requests_running"):
+                    return float(line.rpartition(" ")[2])
+        raise AssertionError("no such metric")
+
+    def kill(self) -> None:
+        """The server and its engine's processes, which outlive it."""
+        family = psutil.Process(self.process.pid).children(recursive=True)
+        for process in (psutil.Process(self.process.pid), *family):
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                continue
+        self.process.wait()
+
+
+def serve(folder: Path, number: int) -> Server:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = (
+        f"-m vllm.entrypoints.openai.api_server --model {TINY / 'model'} --dtype float32"
+        " --enforce-eager --kv-cache-memory-bytes 536870912 --no-enable-prefix-caching"
+        f" --host 127.0.0.1 --port {port}"
+    )
+    log = folder / f"server{number}.log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, *command.split()],
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"},
+        )
+    return Server(process, f"http://127.0.0.1:{port}", log)
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Server]]:
+    folder = tmp_path_factory.mktemp("vllm")
+    found = [serve(folder, number) for number in range(2)]
+    try:
+        end = time.monotonic() + START_S
+        while not all(server.healthy() for server in found):
+            for server in found:
+                assert server.process.poll() is None, server.log.read_text()[-3000:]
+            assert time.monotonic() < end, found[0].log.read_text()[-3000:]
+            time.sleep(0.5)
+        yield found
+    finally:
+        for server in found:
+            if server.process.poll() is None:
+                server.kill()
+
+
+def config(servers: list[Server], **fields: object) -> EngineConfig:
+    urls = tuple(server.url for server in servers)
+    return replace(EngineConfig(str(TINY / "model"), endpoints=urls), **fields)  # type: ignore[arg-type]
+
+
+def rows(engine: EngineConfig) -> list[Request]:
+    work = workload.build(TINY / "final_output.parquet", ROWS, engine, 200)
+    return [work.request(index, index) for index in range(ROWS)]
+
+
+def answers(engine: EngineConfig) -> tuple[list[Completion], list[int]]:
+    """Of the tiny rows, and how many each server was sent."""
+
+    async def run() -> tuple[list[Completion], list[int]]:
+        backend = VllmServer(engine)
+        async with drive.running(backend):
+            done = await drive.run_all(backend, rows(engine))
+            return done, [endpoint.sent for endpoint in backend._endpoints]
+
+    return asyncio.run(run())
+
+
+class TestReal:
+    pytestmark = real
+
+    def test_two_servers_share_the_load_and_answer_as_one(self, servers: list[Server]) -> None:
+        one, _ = answers(config(servers[:1]))
+        both, sent = answers(config(servers))
+        whole, _ = answers(config(servers, coalesce=True))
+        assert sum(sent) == ROWS
+        assert abs(sent[0] - sent[1]) <= ROWS / 10
+        ids = [(done.token_ids, done.finish) for done in one]
+        assert ids == [(done.token_ids, done.finish) for done in both]
+        assert ids == [(done.token_ids, done.finish) for done in whole]
+        assert {done.finish for done in one} == {"stop"}
+        stop_ids = rows(config(servers))[0].stop_ids
+        assert all(stop_ids.isdisjoint(done.token_ids) for done in one)
+        assert sum(done.first_ns < done.last_ns for done in one) > ROWS / 2  # they stream
+
+    def test_only_the_stop_ids_asked_for_end_an_answer(self, servers: list[Server]) -> None:
+        request = replace(rows(config(servers))[0], max_new_tokens=120, stop_ids=frozenset())
+
+        async def run(engine: EngineConfig, *requests: Request) -> list[Completion]:
+            backend = VllmServer(engine)
+            async with drive.running(backend):
+                return await drive.run_all(backend, requests)
+
+        (free,) = asyncio.run(run(config(servers), request))
+        assert (len(free.token_ids), free.finish) == (120, "length")
+        stop = free.token_ids[5]
+        first = free.token_ids.index(stop)
+        (stopped,) = asyncio.run(run(config(servers), replace(request, stop_ids=frozenset({stop}))))
+        assert (stopped.token_ids, stopped.finish) == (free.token_ids[:first], "stop")
+
+    def test_a_stream_closed_early_ends_in_the_server(self, servers: list[Server]) -> None:
+        request = Request(0, (0, 5, 6), 4000, frozenset())
+
+        async def run() -> tuple[float, float]:
+            backend = VllmServer(config(servers[:1]))
+            async with drive.running(backend):
+                stream = backend.stream(request)
+                await anext(stream)
+                before = await asyncio.to_thread(servers[0].running)
+                await stream.aclose()  # type: ignore[attr-defined]
+                await asyncio.sleep(1)
+                return before, await asyncio.to_thread(servers[0].running)
+
+        assert asyncio.run(run()) == (1, 0)
+
+    def test_what_the_server_refuses_is_said(self, servers: list[Server]) -> None:
+        request = Request(3, (0, 99_999), 4, frozenset())
+
+        async def run() -> None:
+            backend = VllmServer(config(servers[:1]))
+            async with drive.running(backend):
+                await drive.collect(backend, request)
+
+        with pytest.raises(EngineError, match=r"request 3: .*out of vocabulary") as caught:
+            asyncio.run(run())
+        assert servers[0].url in str(caught.value)
+
+    def test_a_server_killed_in_a_run_ends_it_and_is_named(self, servers: list[Server]) -> None:
+        """The last test: one server is gone after it."""
+        requests = [Request(number, (0, 5, number + 6), 4000, frozenset()) for number in range(8)]
+
+        async def run() -> float:
+            backend = VllmServer(config(servers))
+            async with drive.running(backend):
+                task = asyncio.create_task(drive.run_all(backend, requests))
+                await asyncio.sleep(1.5)
+                assert not task.done()
+                await asyncio.to_thread(servers[1].process.send_signal, signal.SIGKILL)
+                began = time.monotonic()
+                with pytest.raises(EngineError, match="closed the connection") as caught:
+                    await task
+                assert servers[1].url in str(caught.value)
+                assert servers[0].url not in str(caught.value)
+                return time.monotonic() - began
+
+        family = psutil.Process(servers[1].process.pid).children(recursive=True)
+        try:
+            assert asyncio.run(run()) < 15
+        finally:
+            for process in family:
+                if process.is_running():
+                    process.kill()
+
+
+@pytest.mark.parametrize(
+    ("event", "ids", "finish"),
+    [
+        (b'{"choices":[{"token_ids":[5,6],"finish_reason":null}]}', [5, 6], None),
+        (b'{"choices":[{"token_ids":[],"finish_reason":"length"}]}', [], "length"),
+        (b'{"choices":[{"token_ids":[1],"finish_reason":"stop","stop_reason":1}]}', [1], "stop"),
+        (b'{"choices":[],"usage":{}}', [], None),
+    ],
+)
+def test_an_event_is_read(event: bytes, ids: list[int], finish: str | None) -> None:
+    part = read(event)
+    assert (list(part.token_ids), part.finish) == (ids, finish)
+
+
+@pytest.mark.parametrize(
+    ("event", "said"),
+    [
+        (b'{"error":{"message":"no\\nroom","code":400}}', "no room"),
+        (b'{"error":"odd"}', "odd"),
+        (b'{"choices":[{"text":"a"}]}', "no token ids"),
+        (b'{"choices":[{"token_ids":[],"finish_reason":"error"}]}', "'error'"),
+        (b"[]", "object"),
+        (b"", "truncated"),
+    ],
+)
+def test_an_event_that_is_no_part_of_an_answer_is_refused(event: bytes, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        read(event)
