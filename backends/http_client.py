@@ -180,9 +180,10 @@ class Client:
         if key and not (key.isascii() and key.isprintable()):
             raise UsageError("the endpoint's key holds characters that HTTP can't carry")
         tls = parts.scheme == "https"
-        self.url = f"{parts.scheme}://{parts.netloc.lower()}{parts.path.rstrip('/')}"
+        self._path = parts.path.rstrip("/")
+        self.url = f"{parts.scheme}://{parts.netloc.lower()}{self._path}"
         self.connections: set[Connection] = set()
-        self.address = (parts.hostname or "", port or (443 if tls else 80), parts.path.rstrip("/"))
+        self.address = (parts.hostname or "", port or (443 if tls else 80), self._path)
         self._tls = ssl.create_default_context() if tls else None
         self._headers = (
             f"host: {parts.netloc}\r\ncontent-type: application/json\r\n"
@@ -204,7 +205,7 @@ class Client:
         else:
             connection = await self._connect()
         method = "GET" if body is None else "POST"
-        head = f"{method} {self.address[2]}{path} HTTP/1.1\r\n".encode() + self._headers
+        head = f"{method} {self._path}{path} HTTP/1.1\r\n".encode() + self._headers
         connection.send(b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body or b""), body or b""))
         return connection
 

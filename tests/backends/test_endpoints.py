@@ -1,11 +1,8 @@
 import asyncio
-import json
 import re
-import resource
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,79 +14,15 @@ from hypothesis import strategies as st
 
 from backends import drive, endpoints, http_client
 from backends.endpoints import Events, refusal
-from backends.types import Completion, EngineConfig, Request
-from backends.vllm_server import VllmServer
-from ref_dsinfer.errors import EngineError, ModelError, UsageError, UserError
+from backends.types import Completion
+from ref_dsinfer.errors import EngineError
+from tests.backends.attached import STOP, model_folder, request, servers, with_servers
 from tests.backends.echo_server import EchoServer
-
-LENGTH = 1000  # tokens
-STOP = 9
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """A model directory as far as a client of servers needs it."""
-    folder = tmp_path / "echo"
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps({"max_position_embeddings": LENGTH}))
-    return folder
-
-
-def request(id_: int, tokens: int = 20, prompt: tuple[int, ...] = (3, 4, 5)) -> Request:
-    return Request(id_, prompt, tokens, frozenset({STOP}))
-
-
-@asynccontextmanager
-async def servers(count: int) -> AsyncIterator[tuple[list[EchoServer], tuple[str, ...]]]:
-    """Servers in this loop, and their URLs."""
-    async with AsyncExitStack() as held:
-        found = [EchoServer() for _ in range(count)]
-        urls = []
-        for server in found:
-            urls.append(await server.start())
-            held.push_async_callback(server.stop)
-        yield found, tuple(urls)
-
-
-def with_servers(
-    model: Path,
-    test: Callable[[SimpleNamespace], Awaitable[Any]],
-    count: int = 1,
-    started: bool = True,
-    **fields: Any,
-) -> Any:
-    """Run `test` on that many servers and one backend over them, started or not."""
-
-    async def run() -> Any:
-        async with servers(count) as (found, urls), AsyncExitStack() as held:
-            config = EngineConfig(str(model), endpoints=urls, **fields)
-            backend = VllmServer(config)
-            held.push_async_callback(backend.close)
-            if started:
-                await backend.start()
-                for server in found:
-                    server.requests.clear()
-            parts = SimpleNamespace(backend=backend, servers=found, server=found[0], urls=urls)
-            return await asyncio.wait_for(test(parts), 20)
-
-    return asyncio.run(run())
-
-
-def refused(
-    model: Path, change: Callable[[EchoServer], None] = lambda server: None, **fields: Any
-) -> str:
-    """What `start` raises on a server that was changed, and that it names the server's URL."""
-
-    async def test(parts: SimpleNamespace) -> str:
-        change(parts.server)
-        with pytest.raises(UserError) as caught:
-            await parts.backend.start()
-        assert parts.urls[0] in str(caught.value)
-        assert "\n" not in str(caught.value)
-        return f"{type(caught.value).__name__}: {caught.value}"
-
-    found: str = with_servers(model, test, started=False, **fields)
-    return found
+    return model_folder(tmp_path)
 
 
 def failed(model: Path, change: Callable[[EchoServer], None], **fields: Any) -> str:
@@ -248,6 +181,8 @@ def test_a_cancelled_request_closes_its_connection(model: Path) -> None:
 
 
 ERROR = b'data: {"error": {"message": "out of\\nmemory", "code": 500}}\n\n'
+
+
 ABORTED = b'data: {"choices":[{"finish_reason":"abort","token_ids":[]}]}\n\n'
 
 
@@ -334,192 +269,6 @@ def test_one_missed_health_check_is_nothing(model: Path, monkeypatch: pytest.Mon
     assert with_servers(model, test) == "length"
 
 
-def test_what_servers_say_of_themselves(model: Path) -> None:
-    async def test(parts: SimpleNamespace) -> tuple[Any, tuple[str, ...]]:
-        return parts.backend.effective(), parts.urls
-
-    effective, urls = with_servers(model, test, count=2)
-    assert list(effective) == list(urls)
-    card = {"model": "echo", "root": "echo", "max_model_len": 1 << 20, "version": "0.0.0"}
-    assert list(effective.values()) == [card, card]
-    json.dumps(effective)
-
-
-def test_another_model_is_refused_with_both_names(model: Path) -> None:
-    def change(server: EchoServer) -> None:
-        server.model, server.root = "llama", "/models/llama"
-
-    said = refused(model, change)
-    assert "EngineError" in said
-    assert str(model) in said
-    assert "--served-model llama" in said
-    assert "llama, not r1" in refused(model, change, served_model="r1")
-
-
-@pytest.mark.parametrize(
-    ("folder", "name", "root"),
-    [
-        ("echo", "echo", "echo"),
-        ("echo", "alias", "/elsewhere/echo"),
-        ("echo", "somebody/echo", "somebody/echo"),
-        ("models--deepseek-ai--DeepSeek-R1/snapshots/56d4cb", "deepseek-ai/DeepSeek-R1", "x"),
-        ("models--deepseek-ai--DeepSeek-R1/snapshots/56d4cb", "alias", "/models/DeepSeek-R1"),
-    ],
-)
-def test_a_model_is_known_by_its_names(tmp_path: Path, folder: str, name: str, root: str) -> None:
-    path = tmp_path / folder
-    path.mkdir(parents=True)
-
-    async def test(parts: SimpleNamespace) -> str:
-        parts.server.model, parts.server.root = name, root
-        await parts.backend.start()
-        await drive.collect(parts.backend, request(0))
-        return parts.server.requests[-1]["model"]
-
-    assert with_servers(path, test, started=False, max_model_len=100) == name
-
-
-def test_a_name_given_is_all_that_counts(model: Path) -> None:
-    async def test(parts: SimpleNamespace) -> str:
-        parts.server.model = parts.server.root = "llama"
-        await parts.backend.start()
-        return parts.server.requests[-1]["model"]
-
-    assert with_servers(model, test, started=False, served_model="llama") == "llama"
-
-
-def test_too_short_a_length_is_refused_with_both_figures(model: Path) -> None:
-    def change(server: EchoServer) -> None:
-        server.length = 500
-
-    said = refused(model, change)
-    assert "LengthError" in said
-    assert "500" in said
-    assert str(LENGTH) in said
-    assert "501" in refused(model, change, max_model_len=501)
-
-
-def test_a_model_directory_must_tell_its_length(tmp_path: Path) -> None:
-    async def test(parts: SimpleNamespace) -> None:
-        with pytest.raises(ModelError, match=r"config\.json"):
-            await parts.backend.start()
-
-    with_servers(tmp_path, test, started=False)
-
-
-@pytest.mark.parametrize(
-    ("fault", "said"),
-    [
-        ({"health_status": 503}, "/health: HTTP 503"),
-        ({"status": 500}, "told to fail"),
-        ({"says": b'data: {"choices": [{"text": "a"}]}\n\n'}, "no token ids"),
-        ({"stops_after": 1}, "ended before the answer"),
-        ({"key": "right"}, "MLPERF_ENDPOINT_KEY"),
-    ],
-)
-def test_a_server_that_can_not_do_the_run_is_refused(
-    model: Path, fault: dict[str, Any], said: str
-) -> None:
-    assert said in refused(model, lambda server: vars(server).update(fault))
-
-
-def test_a_server_that_does_not_tell_of_itself_is_refused(
-    model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(endpoints, "CHECK_S", 0.1)
-    said = refused(model, lambda server: vars(server).update(answers_health=False))
-    assert "within 0.1 s" in said
-
-
-def test_a_healthy_server_that_generates_nothing_is_refused(
-    model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(endpoints, "PROBE_S", 0.1)
-    fault = {"stops_after": 0, "end_streams": False}
-    assert "nothing generated" in refused(model, lambda server: vars(server).update(fault))
-
-
-def test_the_key_goes_to_the_server_and_nowhere_else(
-    model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level("DEBUG")
-    monkeypatch.setenv(endpoints.KEY, "s3cret")
-
-    async def test(parts: SimpleNamespace) -> str:
-        parts.server.key = "s3cret"
-        await parts.backend.start()
-        await drive.collect(parts.backend, request(0))
-        return repr(parts.backend.effective()) + repr(vars(parts.backend))
-
-    assert "s3cret" not in with_servers(model, test, started=False)
-    said = refused(model, lambda server: vars(server).update(key="other"))
-    assert "refuses the key" in said
-    assert "s3cret" not in said + caplog.text
-
-
-def test_an_unreachable_server_is_named(model: Path) -> None:
-    async def run() -> str:
-        async with servers(1) as (_, urls):
-            pass
-        backend = VllmServer(EngineConfig(str(model), endpoints=urls))
-        with pytest.raises(EngineError, match="can't be reached") as caught:
-            await backend.start()
-        await backend.close()
-        assert urls[0] in str(caught.value)
-        return str(caught.value)
-
-    asyncio.run(run())
-
-
-def test_a_server_that_does_not_speak_http_is_refused(model: Path) -> None:
-    async def run() -> None:
-        async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            writer.write(b"220 mail.example ESMTP\r\n")
-
-        server = await asyncio.start_server(talk, "127.0.0.1", 0)
-        port = server.sockets[0].getsockname()[1]
-        backend = VllmServer(EngineConfig(str(model), endpoints=(f"http://127.0.0.1:{port}",)))
-        with pytest.raises(EngineError, match="not HTTP"):
-            await backend.start()
-        await backend.close()
-        server.close()
-
-    asyncio.run(run())
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "",
-        "host:8000",
-        "ftp://host",
-        "http://",
-        "http://host:port",
-        "http://host/?a=b",
-        "http://a b",
-    ],
-)
-def test_a_url_that_can_not_be_one_is_refused(url: str) -> None:
-    with pytest.raises(UsageError, match="http://HOST:PORT"):
-        VllmServer(EngineConfig("m", endpoints=(url,)))
-
-
-def test_a_key_in_a_url_is_refused_and_not_repeated() -> None:
-    with pytest.raises(UsageError) as caught:
-        VllmServer(EngineConfig("m", endpoints=("http://me:s3cret@host",)))
-    assert "s3cret" not in str(caught.value)
-
-
-def test_the_same_server_twice_is_refused() -> None:
-    with pytest.raises(UsageError, match="twice"):
-        VllmServer(EngineConfig("m", endpoints=("http://host:80/", "http://HOST")))
-
-
-def test_no_server_is_refused() -> None:
-    with pytest.raises(UsageError, match="no endpoint"):
-        VllmServer(EngineConfig("m"))
-
-
 def test_closing_ends_open_streams_and_may_be_repeated(model: Path) -> None:
     async def test(parts: SimpleNamespace) -> int:
         task = asyncio.create_task(drive.collect(parts.backend, request(0, 1_000_000)))
@@ -564,19 +313,6 @@ def test_running_out_of_descriptors_says_what_to_raise(model: Path) -> None:
     assert code == 1
     assert "EngineError: no file descriptor is left" in err
     assert "ulimit -Hn" in err
-
-
-def test_the_descriptor_limit_is_raised(model: Path) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(512, hard), hard))
-
-    async def test(parts: SimpleNamespace) -> None:
-        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
-
-    try:
-        with_servers(model, test)
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @given(
