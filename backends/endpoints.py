@@ -130,9 +130,10 @@ class Endpoint:
 class Endpoints(Backend):
     """Servers that run already.
 
-    Errors: UsageError for URLs and for engine options. From `start`: EngineError naming the server that can't be reached,
-    is not well, refuses the key, serves another model, or gives no token ids; LengthError for one
-    of too short a length; ModelError. From `stream`: EngineError naming server and request.
+    Errors: UsageError for URLs and for engine options. From `start`: EngineError naming the server
+    that can't be reached, is not well, refuses the key, serves another model, or gives no token
+    ids; LengthError for one of too short a length; ModelError. From `stream`: EngineError naming
+    server and request.
     """
 
     def __init__(

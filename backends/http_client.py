@@ -9,7 +9,7 @@ import errno
 import socket
 import ssl
 import time
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import httptools
 
@@ -162,21 +162,9 @@ class Client:
 
         Errors: UsageError for a URL or a key that can't be used.
         """
-        parts = urlsplit(url)
-        try:
-            port = parts.port
-        except ValueError:
-            port = 0
-        if "@" in parts.netloc:
+        if "@" in url:
             raise UsageError("an endpoint's URL holds a name or key; keys come by their variable")
-        if (
-            parts.scheme not in ("http", "https")
-            or not parts.hostname
-            or port == 0
-            or (parts.query or parts.fragment)
-            or not (url.isascii() and url.isprintable() and " " not in url)
-        ):
-            raise UsageError(f"endpoint {url}: it must look like http://HOST:PORT")
+        parts, port = _split(url)
         if key and not (key.isascii() and key.isprintable()):
             raise UsageError("the endpoint's key holds characters that HTTP can't carry")
         tls = parts.scheme == "https"
@@ -249,3 +237,21 @@ class Client:
         for connection in list(self.connections):
             connection.fail(error)
         self._kept.clear()
+
+
+def _split(url: str) -> tuple[SplitResult, int | None]:
+    """A server's URL, and the port in it. Errors: UsageError."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        port = 0
+    if (
+        port == 0
+        or parts.scheme not in ("http", "https")
+        or not parts.hostname
+        or (parts.query or parts.fragment)
+        or not (url.isascii() and url.isprintable() and " " not in url)
+    ):
+        raise UsageError(f"endpoint {url!r}: it must look like http://HOST:PORT")
+    return parts, port

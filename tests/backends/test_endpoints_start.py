@@ -200,6 +200,7 @@ def test_a_server_that_does_not_speak_http_is_refused(model: Path) -> None:
         "http://",
         "http://host:port",
         "http://host/?a=b",
+        "http://[::1",
         "http://a b",
     ],
 )
