@@ -207,7 +207,8 @@ class Endpoints(Backend):
         """One server's answer. Closed early, its connection is, and the server stops."""
         if self._failure:
             raise self._failure
-        assert endpoint.served, "not started"
+        if not endpoint.served:
+            raise EngineError("the servers have not been checked: start comes first")
         whole = self.config.coalesce
         body = self._dialect.body(request, endpoint.served.name, whole)
         endpoint.outstanding += 1

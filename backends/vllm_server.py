@@ -16,6 +16,10 @@ from backends.types import EngineConfig, Finish, Request
 FINISHES = get_args(Finish)
 
 
+class _Version(msgspec.Struct):
+    version: str = "unknown"
+
+
 class _Model(msgspec.Struct):
     id: str
     root: str | None = None
@@ -46,10 +50,10 @@ class VllmDialect(Dialect):
     generate: ClassVar[str] = "/v1/completions"
 
     async def describe(self, get: Get) -> list[Served]:
-        version = msgspec.json.decode(await get("/version"), type=dict[str, str])
+        version = msgspec.json.decode(await get("/version"), type=_Version).version
         models = _decode_models(await get("/v1/models")).data
         return [
-            Served(model.id, model.root or model.id, model.max_model_len, version["version"])
+            Served(model.id, model.root or model.id, model.max_model_len, version)
             for model in models
         ]
 
