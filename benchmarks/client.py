@@ -2,8 +2,8 @@
 """How many tokens a second the client of attached servers can take in: an echo server in a process
 of its own sends one event a token to every stream, as fast as it can.
 
-Beside it in the same run the openai client, where it is installed, on a tenth of the tokens. A client
-whose CPU time a token is less than the time a token took has waited for the server.
+Beside it in the same run the openai client, where it is installed, on a tenth of the tokens. A
+client whose CPU time a token is less than the time a token took has waited for the server.
 
 python benchmarks/client.py --streams 500 --tokens 1000
 """
