@@ -130,10 +130,9 @@ class Endpoint:
 class Endpoints(Backend):
     """Servers that run already.
 
-    Errors: UsageError for URLs and for engine options. From `start`: EngineError naming the server
-    that can't be reached, is not well, refuses the key, serves another model, or gives no token
-    ids; LengthError for one of too short a length; ModelError. From `stream`: EngineError naming
-    server and request.
+    Errors: UsageError for URLs. From `start`: EngineError naming the server that can't be reached,
+    is not well, refuses the key, serves another model, or gives no token ids; LengthError for one
+    of too short a length; ModelError. From `stream`: EngineError naming server and request.
     """
 
     def __init__(
@@ -146,11 +145,6 @@ class Endpoints(Backend):
         """`urls` and `key`: where they are not the configuration's and the environment's."""
         super().__init__(config)
         self._dialect = dialect
-        if urls is None and config.options:
-            raise UsageError(
-                "a server that runs already takes no engine options: start it with"
-                f" {', '.join(config.options)}, or leave that out"
-            )
         key = key or os.environ.get(KEY)
         clients = [Client(url, key) for url in (config.endpoints if urls is None else urls)]
         if not clients:

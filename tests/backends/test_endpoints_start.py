@@ -236,8 +236,3 @@ def test_the_descriptor_limit_is_raised(model: Path) -> None:
         with_servers(model, test)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-def test_options_of_an_engine_are_refused() -> None:
-    with pytest.raises(UsageError, match="block_size"):
-        VllmServer(EngineConfig("m", endpoints=("http://host",), options={"block_size": "16"}))
