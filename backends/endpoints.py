@@ -28,8 +28,9 @@ from typing import Any, ClassVar
 
 from backends.drive import cancel
 from backends.http_client import Client, Connection, ExchangeError
+from backends.options import model_length
 from backends.types import Backend, Delta, EngineConfig, Finish, Request
-from ref_dsinfer.errors import EngineError, LengthError, ModelError, UsageError
+from ref_dsinfer.errors import EngineError, LengthError, UsageError
 
 log = logging.getLogger(__name__)
 
@@ -160,7 +161,7 @@ class Endpoints(Backend):
     async def start(self) -> None:
         _raise_descriptor_limit()
         names = _names(self.config.model)
-        length = self.config.max_model_len or _model_length(self.config.model)
+        length = model_length(self.config)
         checks = [
             asyncio.create_task(self._check(endpoint, names, length))
             for endpoint in self._endpoints
@@ -352,15 +353,6 @@ def _same(ours: set[str], theirs: set[str]) -> bool:
     return not {PurePath(name).name for name in ours}.isdisjoint(
         PurePath(name).name for name in theirs
     )
-
-
-def _model_length(model: str) -> int:
-    """Tokens that the model allows. Errors: ModelError."""
-    path = Path(model) / "config.json"
-    try:
-        return int(json.loads(path.read_bytes())["max_position_embeddings"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{path}: can't tell the model's length: {error}") from error
 
 
 def _raise_descriptor_limit() -> None:

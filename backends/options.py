@@ -1,6 +1,7 @@
 """Command-line options that every script which runs an engine shares."""
 
 import argparse
+import json
 import os
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -9,7 +10,7 @@ from typing import Any
 
 from backends import registry
 from backends.types import BackendSpec, EngineConfig
-from ref_dsinfer.errors import LaunchError, ModelError, UsageError
+from ref_dsinfer.errors import LaunchError, LengthError, ModelError, UsageError
 
 DEFAULT_MODEL = "deepseek-ai/DeepSeek-R1"
 DEFAULT_REVISION = "56d4cbbb4d29f4355bab4b9a39ccb717a14ad5ad"  # not R1-0528, which scores otherwise
@@ -247,6 +248,30 @@ def find_model(name: str, revision: str | None = None) -> str:
             f"{name}: no such directory, and not in the local Hugging Face cache"
             f" (`{fix}`, or give a directory by --model)"
         ) from error
+
+
+def model_length(config: EngineConfig) -> int:
+    """Tokens of prompt and answer together: what the model's config.json says, or less if asked.
+
+    Errors: ModelError where config.json is missing or says nothing; LengthError where more is asked
+    for than the model has.
+    """
+    path = Path(config.model) / "config.json"
+    try:
+        length = json.loads(path.read_bytes())["max_position_embeddings"]
+    except OSError as error:
+        raise ModelError(f"{path}: can't be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path}: names no max_position_embeddings") from error
+    if not isinstance(length, int) or length < 1:
+        raise ModelError(f"{path}: max_position_embeddings is {length!r}, not a length")
+    if config.max_model_len is None:
+        return length
+    if config.max_model_len > length:
+        raise LengthError(
+            f"--max-model-len {config.max_model_len} is more than the model's length of {length}"
+        )
+    return config.max_model_len
 
 
 def choose_backend(args: argparse.Namespace, torchrun: bool) -> tuple[BackendSpec, int]:

@@ -1,13 +1,13 @@
 """A data set made ready to be answered: rows read, prompts built, lengths checked."""
 
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from backends.options import model_length
 from backends.types import EngineConfig, Request
-from ref_dsinfer.errors import LengthError, ModelError
+from ref_dsinfer.errors import LengthError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,27 +78,3 @@ def build(
             max_new_tokens,
         )
     return workload
-
-
-def model_length(config: EngineConfig) -> int:
-    """Tokens of prompt and answer together: what the model's config.json says, or less if asked.
-
-    Errors: ModelError where config.json is missing or says nothing; LengthError where more is asked
-    for than the model has.
-    """
-    path = Path(config.model) / "config.json"
-    try:
-        length = json.loads(path.read_bytes())["max_position_embeddings"]
-    except OSError as error:
-        raise ModelError(f"{path}: can't be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{path}: names no max_position_embeddings") from error
-    if not isinstance(length, int) or length < 1:
-        raise ModelError(f"{path}: max_position_embeddings is {length!r}, not a length")
-    if config.max_model_len is None:
-        return length
-    if config.max_model_len > length:
-        raise LengthError(
-            f"--max-model-len {config.max_model_len} is more than the model's length of {length}"
-        )
-    return config.max_model_len

@@ -18,6 +18,8 @@ HEAVY_AT_IMPORT = {
     "backends/pytorch.py": OF_THE_ENGINE,
     "backends/vllm.py": {"vllm", "psutil"},
     "backends/keeper.py": {"psutil"},
+    "backends/http_client.py": {"httptools"},
+    "backends/vllm_server.py": {"msgspec"},
 }
 STANDARD = sys.stdlib_module_names
 # these make the bundled model and data, and are nobody's import

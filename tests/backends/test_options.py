@@ -6,7 +6,7 @@ import pytest
 from backends import options
 from backends.registry import lookup
 from backends.types import EngineConfig
-from ref_dsinfer.errors import LaunchError, ModelError, UsageError
+from ref_dsinfer.errors import LaunchError, LengthError, ModelError, UsageError
 
 
 @pytest.fixture(autouse=True)
@@ -174,3 +174,23 @@ def test_endpoints_of_servers(tmp_path: Path) -> None:
     )
     config = options.engine_config(args, lookup("vllm"))
     assert (config.endpoints, config.served_model, config.max_running) == (urls, "r1", 9)
+
+
+def test_the_model_s_length_is_its_config_s(echo_model: Path, tmp_path: Path) -> None:
+    assert options.model_length(EngineConfig(str(echo_model))) == 163_840
+    assert options.model_length(EngineConfig(str(echo_model), max_model_len=7)) == 7
+    with pytest.raises(LengthError, match="163841"):
+        options.model_length(EngineConfig(str(echo_model), max_model_len=163_841))
+
+
+@pytest.mark.parametrize("text", [None, "{", "[]", "{}", '{"max_position_embeddings": "long"}'])
+def test_a_model_without_a_length_is_refused(
+    echo_model: Path, tmp_path: Path, text: str | None
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(echo_model, folder)
+    (folder / "config.json").unlink()
+    if text is not None:
+        (folder / "config.json").write_text(text)
+    with pytest.raises(ModelError, match=r"config\.json"):
+        options.model_length(EngineConfig(str(folder)))

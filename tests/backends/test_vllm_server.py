@@ -1,7 +1,6 @@
 """Real vLLM servers, attached."""
 
 import asyncio
-import importlib.util
 import os
 import signal
 import socket
@@ -12,6 +11,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import psutil
 import pytest
@@ -25,11 +25,6 @@ from ref_dsinfer.errors import EngineError
 TINY = Path(__file__).parents[2] / "data" / "tiny"
 ROWS = 40
 START_S = 240.0  # two servers at once on two busy cores
-real = [
-    pytest.mark.slow,
-    pytest.mark.engine,
-    pytest.mark.skipif(not importlib.util.find_spec("vllm"), reason="vLLM is not installed"),
-]
 
 
 @dataclass
@@ -126,7 +121,7 @@ def answers(engine: EngineConfig) -> tuple[list[Completion], list[int]]:
 
 
 class TestReal:
-    pytestmark = real
+    pytestmark: ClassVar = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.engine]
 
     def test_two_servers_share_the_load_and_answer_as_one(self, servers: list[Server]) -> None:
         one, _ = answers(config(servers[:1]))

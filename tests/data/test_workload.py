@@ -1,4 +1,3 @@
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -6,7 +5,7 @@ import pytest
 
 from backends.types import EngineConfig
 from data import workload
-from ref_dsinfer.errors import LengthError, ModelError
+from ref_dsinfer.errors import LengthError
 
 EOS_ID, MODEL_LENGTH = 1, 163_840
 
@@ -44,23 +43,3 @@ def test_a_prompt_that_leaves_no_room_is_named(
     config = EngineConfig(str(echo_model), max_model_len=longest)
     with pytest.raises(LengthError, match=r"row 6: .* 19 tokens"):
         workload.build(data_set(9), None, config, 50)
-
-
-def test_the_model_s_length_is_its_config_s(echo_model: Path, tmp_path: Path) -> None:
-    assert workload.model_length(EngineConfig(str(echo_model))) == MODEL_LENGTH
-    assert workload.model_length(EngineConfig(str(echo_model), max_model_len=7)) == 7
-    with pytest.raises(LengthError, match="163841"):
-        workload.model_length(EngineConfig(str(echo_model), max_model_len=163_841))
-
-
-@pytest.mark.parametrize("text", [None, "{", "[]", "{}", '{"max_position_embeddings": "long"}'])
-def test_a_model_without_a_length_is_refused(
-    echo_model: Path, tmp_path: Path, text: str | None
-) -> None:
-    folder = tmp_path / "model"
-    shutil.copytree(echo_model, folder)
-    (folder / "config.json").unlink()
-    if text is not None:
-        (folder / "config.json").write_text(text)
-    with pytest.raises(ModelError, match=r"config\.json"):
-        workload.model_length(EngineConfig(str(folder)))
