@@ -161,7 +161,7 @@ class Endpoints(Backend):
     async def start(self) -> None:
         _raise_descriptor_limit()
         names = _names(self.config.model)
-        length = model_length(self.config)
+        length = self.config.max_model_len or model_length(self.config)
         checks = [
             asyncio.create_task(self._check(endpoint, names, length))
             for endpoint in self._endpoints

@@ -1,4 +1,5 @@
 import argparse
+import shutil
 from pathlib import Path
 
 import pytest
