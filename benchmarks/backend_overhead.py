@@ -4,12 +4,13 @@ Offline: tokens a second through LoadGen, our SUT and the backend, beside the en
 call, each in a process of its own, in turns. Server: time to first token at the same arrival times,
 by LoadGen's clock through all of ours, and by a bare reader of the same engine's own stream.
 
-    python -m benchmarks.backend_overhead [--backend vllm] [--requests 240] [--rounds 2]
+    python -m benchmarks.backend_overhead [--backend vllm|sglang] [--requests 240] [--rounds 2]
 """
 
 import argparse
 import asyncio
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -132,6 +133,52 @@ def vllm_generate(args: argparse.Namespace) -> list[float]:
     return found
 
 
+def sglang_generate(args: argparse.Namespace) -> list[float]:
+    """Tokens a second of each round, of SGLang's own `Engine.generate`."""
+    from backends.sglang import arguments, environment
+
+    given = config(args, coalesce=True)
+    device = "cuda" if args.device == "cuda" else "cpu"
+    os.environ |= environment(given, device, Path(tempfile.gettempdir()))
+    import sglang
+    from sglang.srt.server_args import ServerArgs
+
+    parser = argparse.ArgumentParser()
+    ServerArgs.add_cli_args(parser)
+    told = ServerArgs.from_cli_args(parser.parse_args(arguments(given, device)))
+    engine = sglang.Engine(server_args=told)
+    rows = workload(args)
+    requests = [rows.request(index, index) for index in range(len(rows))]
+    prompts = [list(one.prompt_ids) for one in requests]
+    params = [
+        {
+            "temperature": 0.0,
+            "max_new_tokens": one.max_new_tokens,
+            "stop_token_ids": sorted(one.stop_ids),
+        }
+        for one in requests
+    ]
+    engine.generate(input_ids=prompts, sampling_params=params)  # warm
+    found = []
+    for _ in range(args.rounds):
+        began = time.monotonic()
+        answers = engine.generate(input_ids=prompts, sampling_params=params)
+        tokens = sum(
+            len(one["output_ids"]) - (one["meta_info"]["finish_reason"]["type"] == "stop")
+            for one in answers
+        )
+        found.append(tokens / (time.monotonic() - began))
+    engine.shutdown()
+    return found
+
+
+# An engine's own way to answer many prompts, and what it is called.
+THEIRS = {
+    "vllm": (vllm_generate, "LLM.generate"),
+    "sglang": (sglang_generate, "Engine.generate"),
+}
+
+
 async def first_tokens(args: argparse.Namespace) -> dict[str, list[float]]:
     """Milliseconds to the first token: p50 and p99 of each round, through all of ours and bare."""
     rows = workload(args)
@@ -188,7 +235,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--backend", choices=("vllm",), default="vllm")
+    parser.add_argument("--backend", choices=tuple(THEIRS), default="vllm")
     parser.add_argument("--model", type=Path, default=TINY / "model")
     parser.add_argument("--input-file", type=Path, default=TINY / "final_output.pkl")
     parser.add_argument("--device", default="auto")
@@ -204,7 +251,7 @@ def main() -> None:
     if args.part == "ours":
         print(FOUND + json.dumps(asyncio.run(ours(args))))
     elif args.part == "theirs":
-        print(FOUND + json.dumps(vllm_generate(args)))
+        print(FOUND + json.dumps(THEIRS[args.backend][0](args)))
     elif args.part == "first":
         print(FOUND + json.dumps(asyncio.run(first_tokens(args))))
     else:
@@ -219,7 +266,10 @@ def report(args: argparse.Namespace) -> None:
             found += apart(part)
     print(f"{args.backend}, {args.requests} requests, {args.dtype}, tokens/s: median (min - max)")
     theirs = statistics.median(speeds["theirs"])
-    for part, name in (("theirs", "LLM.generate"), ("ours", "LoadGen and our backend")):
+    for part, name in (
+        ("theirs", THEIRS[args.backend][1]),
+        ("ours", "LoadGen and our backend"),
+    ):
         middle, low, high = statistics.median(speeds[part]), min(speeds[part]), max(speeds[part])
         print(f"{name:26} {middle:8.0f} ({low:.0f} - {high:.0f}) {middle / theirs:6.3f}x")
     first = apart("first")
