@@ -224,6 +224,8 @@ def arguments(config: EngineConfig, device: str) -> list[str]:
             raise UsageError(f"engine option {key}: use {OWN_FLAGS[key]}")
         if key in OURS:
             raise UsageError(f"engine option {key}: the server is this run's own (--endpoint?)")
+    if options.get("node_rank", "0") != "0":
+        raise UsageError("engine option node_rank: this is the first node, number 0")
     given = _defaults(config, device) | options | _asked(config, device)
     words = [word for key, value in given.items() for word in _words(flags[key], key, value)]
     parser.parse_args(words)
@@ -343,14 +345,17 @@ def _check_mtp(folder: Path) -> None:
 
 
 def _model(folder: Path) -> dict[str, Any]:
+    """A model's config.json. Errors: ModelError."""
     path = folder / "config.json"
     try:
         found = json.loads(path.read_bytes())
-        return dict(found)
     except OSError as error:
         raise ModelError(f"{path}: can't be read: {error.strerror}") from error
-    except (ValueError, TypeError) as error:
-        raise ModelError(f"{path}: not a JSON object") from error
+    except ValueError as error:
+        raise ModelError(f"{path}: not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ModelError(f"{path}: not a JSON object")
+    return found
 
 
 def _cpu_tokens(config: EngineConfig) -> int:
