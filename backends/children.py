@@ -27,7 +27,7 @@ TAIL_BYTES = 1 << 16
 NEWS_S = 30.0  # between two lines that say that an engine is still starting
 # How engines end the story of a failure: "... ValueError: what was wrong"; what stands in brackets
 # they have got over.
-_CAUSE = re.compile(r"(?<!\()\b((?:\w+\.)*\w*(?:Error|Exception): .+)")
+_CAUSE = re.compile(r"(?<!\()\b((?:\w+\.)*(?:\w+Error|\w*Exception): .+)")
 _CRASH = re.compile(r"(Subprocess \S+ \(pid=\d+\) crashed with exit code -?\d+)")
 _EFFECTS = ("Engine core initialization failed", "WorkerProc initialization failed")
 

@@ -8,7 +8,6 @@ removes FOLDER. A byte on standard input says that PID has made the processes th
 """
 
 import os
-import re
 import select
 import shutil
 import sys
@@ -19,28 +18,37 @@ from pathlib import Path
 import psutil
 
 WATCH_S = (0.2, 20.0)  # between two looks, while processes are being made and afterwards
+SHARED_MEMORY = Path("/dev/shm")
 END_S = 5.0  # for the kernel to end what was killed
 
 
 def made_by(process: psutil.Process) -> set[psutil.Process]:
     """Children of children included. A resource tracker is left alone: it has to clean up after the
     others, and ends by itself."""
-    made = set()
-    with suppress(psutil.Error):  # one may end while we look
-        for child in process.children(recursive=True):
+    made: set[psutil.Process] = set()
+    try:
+        children = process.children(recursive=True)
+    except psutil.Error:  # it has ended
+        return made
+    for child in children:
+        with suppress(psutil.Error):  # one may end while we look
             if not any("resource_tracker" in word for word in child.cmdline()):
                 made.add(child)
     return made
 
 
-def shared_by(processes: Iterable[psutil.Process], beginnings: list[str]) -> set[Path]:
-    """Files in shared memory that these processes have mapped."""
-    found: set[Path] = set()
-    if beginnings:
-        name = re.compile(rf"/dev/shm/(?:{'|'.join(map(re.escape, beginnings))})\S+")
-        for process in processes:
-            with suppress(OSError):  # it may have ended
-                found.update(map(Path, name.findall(Path(f"/proc/{process.pid}/maps").read_text())))
+def named(beginnings: list[str]) -> set[Path]:
+    """Files in shared memory whose names begin so."""
+    return {path for path in SHARED_MEMORY.iterdir() if path.name.startswith(tuple(beginnings))}
+
+
+def mapped_by(processes: Iterable[psutil.Process], files: set[Path]) -> set[Path]:
+    """Those of the files that one of these processes has mapped."""
+    found = set()
+    for process in processes if files else ():
+        with suppress(OSError):  # it may have ended
+            maps = Path(f"/proc/{process.pid}/maps").read_text()
+            found |= {path for path in files if f" {path}\n" in maps}
     return found
 
 
@@ -49,13 +57,13 @@ def main() -> None:
     others = made_by(starter)  # ours too
     engine: set[psutil.Process] = set()
     print("watching", flush=True)
+    of_others = named(sys.argv[3:])
     shared: set[Path] = set()
     wait = WATCH_S[0]
     while True:
         readable, _, _ = select.select([sys.stdin], [], [], wait)
         engine |= made_by(starter) - others
-        if readable or wait == WATCH_S[1]:  # not at every short look: there may be many maps
-            shared |= shared_by(engine, sys.argv[3:])
+        shared |= mapped_by(engine, named(sys.argv[3:]) - shared - of_others)
         if readable:
             if not os.read(sys.stdin.fileno(), 1):
                 break

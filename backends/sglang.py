@@ -140,6 +140,8 @@ class SglangBackend(Backend):
             await self._ended(TERM_S)
         if self._children:
             await asyncio.to_thread(self._children.close)
+        if self._process:
+            self._process.poll()  # else it stays in the list of processes
 
     def _launch(self, children: Children, url: str, key: str) -> subprocess.Popen:
         # In a file, since others can read a command line. SGLang repeats the key in its log: it is

@@ -48,6 +48,16 @@ def start_answering(
     return run, psutil.Process(run.pid).children(recursive=True)
 
 
+def sglang_scheduler(processes: list[psutil.Process]) -> psutil.Process:
+    """Of SGLang's processes, the one that holds the model."""
+    spawned = [
+        one
+        for one in processes
+        if any(word in " ".join(one.cmdline()) for word in ("spawn_main", "sglang::"))
+    ]
+    return max(spawned, key=lambda one: one.memory_info().rss)
+
+
 def shared_memory(*beginnings: str) -> set[str]:
     """Multiprocessing's segments and semaphores, and files whose names begin so."""
     return {

@@ -21,6 +21,7 @@ from tests.jobs import (
     check_logs,
     differing_rows,
     journal,
+    sglang_scheduler,
     shared_memory,
     start_answering,
 )
@@ -106,14 +107,15 @@ def test_nothing_outlives_a_run_that_is_ended(how: signal.Signals, answering, tm
     assert first["token_ids"]
 
 
-@pytest.mark.parametrize("victim", ["launch_server", "sglang::scheduler"])
+@pytest.mark.parametrize("victim", ["server", "scheduler"])
 def test_a_server_that_is_killed_ends_the_run_in_words(
     victim: str, answering, tmp_path: Path
 ) -> None:
     memory = shared_memory(*SHARED)
     run, engine = answering()
-    process = next(one for one in engine if victim in " ".join(one.cmdline()))
-    os.kill(process.pid, signal.SIGKILL)
+    server = next(one for one in engine if "sglang.launch_server" in one.cmdline())
+    killed = server if victim == "server" else sglang_scheduler(server.children())
+    os.kill(killed.pid, signal.SIGKILL)
     _, said = run.communicate(timeout=END_S + 5)
     assert run.returncode == 12
     assert "error: SGLang has died (exit code -9)" in said

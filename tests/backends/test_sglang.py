@@ -19,6 +19,7 @@ from backends.sglang_server import SglangServer
 from backends.types import Completion, Delta, EngineConfig, Request
 from ref_dsinfer.errors import EngineError, LengthError, ModelError, UsageError
 from tests.backends.echo_server import EchoServer
+from tests.jobs import sglang_scheduler
 
 pytestmark = [pytest.mark.sglang, pytest.mark.timeout(600)]
 TINY = Path(__file__).parents[2] / "data" / "tiny" / "model"
@@ -61,7 +62,8 @@ class Engine:
 
     def __init__(self, log: Path) -> None:
         self._runner = asyncio.Runner()
-        self.backend = backend(replace(CONFIG, log=log, max_running=8))
+        options = {"enable_metrics": "true"}
+        self.backend = backend(replace(CONFIG, log=log, max_running=8, options=options))
         self.run(self.backend.start())
 
     @property
@@ -339,16 +341,23 @@ class TestStarted:
         assert (len(full.token_ids), full.finish) == (limit, "length")
 
     def test_closing_a_stream_frees_its_place(self, engine: Engine) -> None:
-        async def leave() -> None:
-            """With eight places, nine long answers would not let a tenth begin."""
-            for number in range(9):
-                stream = engine.backend.stream(request(number, limit=200, stop=frozenset()))
-                async with aclosing(stream):
-                    await anext(stream)
-            await asyncio.wait_for(drive.collect(engine.backend, request(1, limit=2)), 20)
+        async def aborted() -> float:
+            metrics = await engine.backend._server._endpoints[0].get("/metrics")
+            lines = metrics.decode().splitlines()
+            found = [line for line in lines if line.startswith("sglang:num_aborted_requests_total")]
+            return sum(float(line.rpartition(" ")[2]) for line in found)
 
-        engine.run(leave())
-        assert "Abort" in engine.backend.config.log.read_text()
+        async def leave() -> float:
+            before = await aborted()
+            stream = engine.backend.stream(request(1, limit=240, stop=frozenset()))
+            async with aclosing(stream):
+                await anext(stream)
+            until = time.monotonic() + 5
+            while not (count := await aborted() - before) and time.monotonic() < until:
+                await asyncio.sleep(0.1)
+            return count
+
+        assert engine.run(leave()) == 1
 
     def test_a_prompt_that_does_not_fit_is_its_own_failure(self, engine: Engine) -> None:
         with pytest.raises(EngineError, match=r"request 7: .*too?.*long|maximum|exceeds"):
@@ -402,7 +411,7 @@ class TestStarted:
             engine.run(SglangServer(config).start())
 
     def test_a_server_that_dies_fails_every_stream(self, engine: Engine) -> None:
-        (victim,) = [one for one in engine_processes() if "sglang::schedul" in str(one.cmdline())]
+        victim = sglang_scheduler(psutil.Process(engine.backend._process.pid).children())
 
         async def die() -> None:
             open_streams = [
