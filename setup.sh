@@ -9,7 +9,7 @@ Usage: source setup.sh [OPTIONS]     make the environment, activate it in this s
        ./setup.sh --demo [OPTIONS]   ... and run the main job on the bundled model
        ./setup.sh --test [OPTIONS]   ... and run every check and test
 
-  --backend NAME   engine: pytorch or vllm (default: $MLPERF_BACKEND, else pytorch; --test: all)
+  --backend NAME   pytorch, vllm or sglang (default: $MLPERF_BACKEND, else pytorch; --test: all)
   --device DEVICE  auto, cpu or cuda (default: auto, cuda where nvidia-smi finds a GPU)
   --venv DIR       where the environment lies (default: .venv-BACKEND-DEVICE beside this script)
   --python PATH    the Python to build on, 3.11 or newer (default: the first found)
@@ -39,12 +39,21 @@ _mlperf_find_python() {
   _mlperf_fail "no Python 3.11 or newer with the venv module found; name one by --python PATH"
 }
 
+# All that an installation depends on: the files, and the folders in this tree that they name.
+_mlperf_wanted() { # REQUIREMENTS...
+  cat requirements/base.txt "$@"
+  local folder
+  sed -n 's|^\./||p' "$@" | while read -r folder; do
+    find "$folder" -type f -not -path '*/__pycache__/*' | LC_ALL=C sort | xargs cat
+  done
+}
+
 # Installs what the requirements files name, unless the stamp says that just these are installed.
 # What a .nodeps.txt names is installed afterwards, without what it asks for.
 _mlperf_install() { # VENV STAMP_NAME INDEX REQUIREMENTS...
   local venv=$1 stamp=$1/.complete-$2 index=$3 wanted
   shift 3
-  wanted=$(cat requirements/base.txt "$@" | cksum)
+  wanted=$(_mlperf_wanted "$@" | cksum)
   if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
     return
   fi
@@ -70,7 +79,7 @@ _mlperf_environment() { # VENV BACKEND
   local requirements=("requirements/$backend-$device.txt")
   [ -f "${requirements[0]}" ] ||
     _mlperf_fail "no environment for --backend $backend --device $device;" \
-      "there are: $(cd requirements && echo ./*-c*.txt | sed 's|\./||g; s|[^ ]*nodeps.txt||g; s|\.txt||g')"
+      "there are: $(cd requirements && echo ./*-c*.txt | sed 's|\./||g; s|[^ ]*nodeps.txt *||g; s|\.txt||g')"
   if [ -f "requirements/$backend-$device.nodeps.txt" ]; then
     requirements+=("requirements/$backend-$device.nodeps.txt")
   fi
@@ -109,7 +118,7 @@ _mlperf_test() { # BACKEND
     ruff check .
     ruff format --check .
     mypy
-    shellcheck setup.sh .ci/run backends/into_log.sh
+    shellcheck setup.sh .ci/run backends/*.sh
     python -m pytest -m "not slow"
     python -m pytest -m slow
   else
@@ -144,7 +153,7 @@ _mlperf_main() (
   if [ "$task" = test ]; then
     [ -z "$venv" ] || [ -n "$backend" ] || _mlperf_fail "--test --venv DIR needs a --backend"
     local all=("$backend")
-    [ -n "$backend" ] || all=(pytorch vllm)
+    [ -n "$backend" ] || all=(pytorch vllm sglang)
     for backend in "${all[@]}"; do # all of them first, so that a missing package shows soon
       _mlperf_environment "${venv:-.venv-$backend-$device}" "$backend"
     done

@@ -4,12 +4,13 @@ Offline: tokens a second through LoadGen, our SUT and the backend, beside the en
 call, each in a process of its own, in turns. Server: time to first token at the same arrival times,
 by LoadGen's clock through all of ours, and by a bare reader of the same engine's own stream.
 
-    python -m benchmarks.backend_overhead [--backend vllm] [--requests 240] [--rounds 2]
+    python -m benchmarks.backend_overhead [--backend vllm|sglang] [--requests 240] [--rounds 2]
 """
 
 import argparse
 import asyncio
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -30,7 +31,7 @@ from mlperf.settings import loadgen
 from mlperf.sut import Sut
 
 TINY = Path("data/tiny")
-WARM = 16  # requests before the clock runs
+FOUND = "found: "  # what a part of this program has to say, among what engines print
 
 
 def workload(args: argparse.Namespace) -> Workload:
@@ -81,10 +82,10 @@ async def through_loadgen(backend: Backend, rows: Workload, qps: float | None) -
         return read_detail(Path(name) / "mlperf_log_detail.txt").values
 
 
-async def ours(args: argparse.Namespace, coalesce: bool) -> list[float]:
+async def ours(args: argparse.Namespace) -> list[float]:
     """Tokens a second of each round, through LoadGen."""
     rows = workload(args)
-    backend = registry.load(registry.lookup(args.backend), config(args, coalesce))
+    backend = registry.load(registry.lookup(args.backend), config(args, coalesce=True))
     async with running(backend):
         await through_loadgen(backend, rows, None)  # warm
         found = []
@@ -130,6 +131,52 @@ def vllm_generate(args: argparse.Namespace) -> list[float]:
         )
         found.append(tokens / (time.monotonic() - began))
     return found
+
+
+def sglang_generate(args: argparse.Namespace) -> list[float]:
+    """Tokens a second of each round, of SGLang's own `Engine.generate`."""
+    from backends.sglang import arguments, environment
+
+    given = config(args, coalesce=True)
+    device = "cuda" if args.device == "cuda" else "cpu"
+    os.environ |= environment(given, device, Path(tempfile.gettempdir()))
+    import sglang
+    from sglang.srt.server_args import ServerArgs
+
+    parser = argparse.ArgumentParser()
+    ServerArgs.add_cli_args(parser)
+    told = ServerArgs.from_cli_args(parser.parse_args(arguments(given, device)))
+    engine = sglang.Engine(server_args=told)
+    rows = workload(args)
+    requests = [rows.request(index, index) for index in range(len(rows))]
+    prompts = [list(one.prompt_ids) for one in requests]
+    params = [
+        {
+            "temperature": 0.0,
+            "max_new_tokens": one.max_new_tokens,
+            "stop_token_ids": sorted(one.stop_ids),
+        }
+        for one in requests
+    ]
+    engine.generate(input_ids=prompts, sampling_params=params)  # warm
+    found = []
+    for _ in range(args.rounds):
+        began = time.monotonic()
+        answers = engine.generate(input_ids=prompts, sampling_params=params)
+        tokens = sum(
+            len(one["output_ids"]) - (one["meta_info"]["finish_reason"]["type"] == "stop")
+            for one in answers
+        )
+        found.append(tokens / (time.monotonic() - began))
+    engine.shutdown()
+    return found
+
+
+# An engine's own way to answer many prompts, and what it is called.
+THEIRS = {
+    "vllm": (vllm_generate, "LLM.generate"),
+    "sglang": (sglang_generate, "Engine.generate"),
+}
 
 
 async def first_tokens(args: argparse.Namespace) -> dict[str, list[float]]:
@@ -180,14 +227,15 @@ def apart(part: str) -> Any:
     """What one part of this program finds, in a process of its own."""
     words = [sys.executable, "-m", "benchmarks.backend_overhead", *sys.argv[1:], "--part", part]
     ended = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(ended.stdout.splitlines()[-1])
+    found = [line for line in ended.stdout.splitlines() if line.startswith(FOUND)]
+    return json.loads(found[-1].removeprefix(FOUND))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--backend", choices=("vllm",), default="vllm")
+    parser.add_argument("--backend", choices=tuple(THEIRS), default="vllm")
     parser.add_argument("--model", type=Path, default=TINY / "model")
     parser.add_argument("--input-file", type=Path, default=TINY / "final_output.pkl")
     parser.add_argument("--device", default="auto")
@@ -201,11 +249,11 @@ def main() -> None:
     parser.add_argument("--part", choices=("ours", "theirs", "first"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.part == "ours":
-        print(json.dumps(asyncio.run(ours(args, coalesce=True))))
+        print(FOUND + json.dumps(asyncio.run(ours(args))))
     elif args.part == "theirs":
-        print(json.dumps(vllm_generate(args)))
+        print(FOUND + json.dumps(THEIRS[args.backend][0](args)))
     elif args.part == "first":
-        print(json.dumps(asyncio.run(first_tokens(args))))
+        print(FOUND + json.dumps(asyncio.run(first_tokens(args))))
     else:
         report(args)
 
@@ -218,7 +266,10 @@ def report(args: argparse.Namespace) -> None:
             found += apart(part)
     print(f"{args.backend}, {args.requests} requests, {args.dtype}, tokens/s: median (min - max)")
     theirs = statistics.median(speeds["theirs"])
-    for part, name in (("theirs", "LLM.generate"), ("ours", "LoadGen and our backend")):
+    for part, name in (
+        ("theirs", THEIRS[args.backend][1]),
+        ("ours", "LoadGen and our backend"),
+    ):
         middle, low, high = statistics.median(speeds[part]), min(speeds[part]), max(speeds[part])
         print(f"{name:26} {middle:8.0f} ({low:.0f} - {high:.0f}) {middle / theirs:6.3f}x")
     first = apart("first")

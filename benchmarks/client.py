@@ -1,11 +1,10 @@
-#!/usr/bin/env python3
 """How many tokens a second the client of attached servers can take in: an echo server in a process
 of its own sends one event a token to every stream, as fast as it can.
 
 Beside it in the same run the openai client, where it is installed, on a tenth of the tokens. A
 client whose CPU time a token is less than the time a token took has waited for the server.
 
-python benchmarks/client.py --streams 500 --tokens 1000
+    python -m benchmarks.client --streams 500 --tokens 1000
 """
 
 import argparse
@@ -16,8 +15,6 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from backends.drive import run_all, running
 from backends.types import EngineConfig, Request

@@ -1,24 +1,20 @@
-#!/usr/bin/env python3
 """What the SUT adds to an engine: our SUT on the echo engine, which answers at once, beside answers
 given inside LoadGen's `issue` callback, the least that its Python binding allows. Both in one run.
 
 Offline: microseconds a sample, all of them issued at once. Server: latency of the first token and
 of the whole answer, of samples that come at random times.
 
-python benchmarks/sut.py --samples 4388 --tokens 3886
+    python -m benchmarks.sut --samples 4388 --tokens 3886
 """
 
 import argparse
 import asyncio
-import sys
 import tempfile
 from array import array
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from backends.drive import running
 from backends.echo import EchoEngine

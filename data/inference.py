@@ -163,6 +163,8 @@ def _origin(workload: Workload, backend: str, config: EngineConfig) -> dict:
         "backend": backend,
         "model": config.model,
         "dtype": config.dtype,
+        "quantization": config.quantization,
+        "kv_dtype": config.kv_dtype,
         "seed": config.seed,
     }
 

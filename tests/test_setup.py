@@ -3,9 +3,12 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from backends import registry
 
 ROOT = Path(__file__).parent.parent
 SETUP = str(ROOT / "setup.sh")
@@ -49,6 +52,7 @@ def test_help_names_every_option() -> None:
         (["--backend", "nosuch", "--device", "cpu"], "pytorch-cpu"),
         (["--device", "tpu"], "no environment for --backend pytorch --device tpu"),
         (["--python", "/bin/false", "--venv", "/nonexistent"], "not a Python 3.11"),
+        (["--test", "--venv", "/nonexistent"], "needs a --backend"),
     ],
 )
 def test_bad_options_end_in_one_line(options: list[str], said: str) -> None:
@@ -86,3 +90,33 @@ def test_sourcing_activates_and_leaves_the_shell_as_it_was(stub_venv: Path) -> N
     ended = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     assert "survived" in ended.stdout
+
+
+REQUIREMENTS = sorted((ROOT / "requirements").glob("*.txt"))
+
+
+@pytest.mark.parametrize("path", REQUIREMENTS, ids=lambda path: path.name)
+def test_every_requirement_is_one_version_and_agrees_with_the_base(path: Path) -> None:
+    base = dict(pins(ROOT / "requirements" / "base.txt"))
+    for name, version in pins(path):
+        assert base.get(name, version) == version, name
+
+
+def pins(path: Path) -> Iterator[tuple[str, str]]:
+    """Names and versions; a folder of this tree has none."""
+    for line in path.read_text().splitlines():
+        line = line.partition("#")[0].strip()
+        if line == "-r base.txt" or not line:
+            continue
+        if line.startswith("./"):
+            assert (ROOT / line / "pyproject.toml").is_file()
+            continue
+        name, equals, version = line.partition("==")
+        assert equals, f"{line}: not pinned"
+        yield name, version
+
+
+def test_every_engine_offered_has_an_environment_for_each_of_its_devices() -> None:
+    for name in registry.names():
+        for device in registry.lookup(name).devices:
+            assert (ROOT / "requirements" / f"{name}-{device}.txt").is_file()
