@@ -20,7 +20,7 @@ HEAVY_AT_IMPORT = {
     "backends/keeper.py": {"psutil"},
     "backends/http_client.py": {"httptools"},
     "backends/vllm_server.py": {"msgspec"},
-    "backends/sglang.py": {"sglang", "torch", "psutil"},
+    "backends/sglang_args.py": {"sglang", "torch", "psutil"},
     "backends/sglang_server.py": {"msgspec"},
 }
 STANDARD = sys.stdlib_module_names

@@ -36,7 +36,7 @@ def backend(config: EngineConfig):
 
 def told(config: EngineConfig) -> str:
     """The command line that SGLang is started with."""
-    from backends.sglang import arguments
+    from backends.sglang_args import arguments
 
     return " ".join(arguments(config, "cpu")) + " "
 
@@ -179,7 +179,7 @@ def test_queries_leave_nothing_to_each_other_unless_asked_to() -> None:
 
 
 def test_nothing_is_compiled_on_a_cpu_unless_asked_to(tmp_path: Path) -> None:
-    from backends.sglang import environment
+    from backends.sglang_args import environment
 
     assert environment(CONFIG, "cpu", tmp_path)["TORCH_COMPILE_DISABLE"] == "1"
     for config, device in ((CONFIG, "cuda"), (replace(CONFIG, compile=True), "cpu")):
@@ -190,7 +190,7 @@ def test_nothing_is_compiled_on_a_cpu_unless_asked_to(tmp_path: Path) -> None:
 def test_processes_share_the_cores_of_a_cpu(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from backends.sglang import environment
+    from backends.sglang_args import environment
 
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {2, 3, 6, 7})
