@@ -8,6 +8,7 @@ removes FOLDER. A byte on standard input says that PID has made the processes th
 """
 
 import os
+import re
 import select
 import shutil
 import sys
@@ -43,12 +44,18 @@ def named(beginnings: list[str]) -> set[Path]:
 
 
 def mapped_by(processes: Iterable[psutil.Process], files: set[Path]) -> set[Path]:
-    """Those of the files that one of these processes has mapped."""
+    """Those of the files that one of these processes has mapped; a semaphore is, under the name
+    that it had first, so their inodes are compared."""
+    by_inode = {}
+    for path in files:
+        with suppress(FileNotFoundError):
+            by_inode[str(path.stat().st_ino)] = path
     found = set()
-    for process in processes if files else ():
+    for process in processes if by_inode else ():
         with suppress(OSError):  # it may have ended
             maps = Path(f"/proc/{process.pid}/maps").read_text()
-            found |= {path for path in files if f" {path}\n" in maps}
+            inodes = re.findall(rf" (\d+) +{SHARED_MEMORY}/", maps)
+            found |= {by_inode[inode] for inode in inodes if inode in by_inode}
     return found
 
 
