@@ -13,7 +13,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
@@ -25,8 +25,10 @@ HERE = Path(__file__).parent
 TAIL_LINES = 12  # of the log, shown when an engine fails
 TAIL_BYTES = 1 << 16
 NEWS_S = 30.0  # between two lines that say that an engine is still starting
-# How engines end the story of a failure: "... ValueError: what was wrong"
-_CAUSE = re.compile(r"\b((?:\w+\.)*\w*(?:Error|Exception): .+)")
+# How engines end the story of a failure: "... ValueError: what was wrong"; what stands in brackets
+# they have got over.
+_CAUSE = re.compile(r"(?<!\()\b((?:\w+\.)*(?:\w+Error|\w*Exception): .+)")
+_CRASH = re.compile(r"(Subprocess \S+ \(pid=\d+\) crashed with exit code -?\d+)")
 _EFFECTS = ("Engine core initialization failed", "WorkerProc initialization failed")
 
 
@@ -36,14 +38,17 @@ class Children:
     `log` is where they write; `folder`, a temporary directory, is theirs and goes with them.
     """
 
-    def __init__(self, log: Path | None) -> None:
-        """`log` None: what they say is kept until `close` only."""
+    def __init__(self, log: Path | None, shared: Sequence[str] = ()) -> None:
+        """`log` None: what they say is kept until `close` only.
+
+        `shared`: how the names of files begin that they may leave in /dev/shm.
+        """
         self.folder = Path(tempfile.mkdtemp(prefix="mlperf-engine-"))
         self.log = log or self.folder / "engine.log"
         self.log.write_bytes(b"")
         self._keeper = subprocess.Popen(
             # isolated: beside it lies a types.py, which is not the standard library's
-            [sys.executable, "-I", HERE / "keeper.py", str(os.getpid()), self.folder],
+            [sys.executable, "-I", HERE / "keeper.py", str(os.getpid()), self.folder, *shared],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
@@ -78,9 +83,14 @@ class Children:
         lines = self._lines()
         causes = [found[1] for line in lines if (found := _CAUSE.search(line))]
         causes = [cause for cause in causes if not any(effect in cause for effect in _EFFECTS)]
+        causes = causes or [found[1] for line in lines if (found := _CRASH.search(line))]
         end = "".join(f"\n  | {line}" for line in lines[-TAIL_LINES:])
         reason = f": {causes[-1]}" if causes else ""
         return EngineError(f"{what}{reason}\n{self.log} ends with:{end or ' nothing'}")
+
+    def said(self, words: str) -> bool:
+        """Whether a line at the log's end holds these words."""
+        return any(words in line for line in self._lines())
 
     @asynccontextmanager
     async def starting(self, engine: str) -> AsyncIterator[None]:

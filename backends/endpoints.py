@@ -79,12 +79,13 @@ class Dialect(ABC):
     def body(self, request: Request, model: str, whole: bool) -> bytes:
         """A request as JSON. `whole`: the answer is wanted in one piece, else as a stream.
 
-        The answer must end at any of the stop ids, and at no other.
+        The answer must end at any of the stop ids, and at no other. Errors: ValueError for what may
+        not be sent.
         """
 
     @abstractmethod
-    def reader(self) -> Read:
-        """What reads the events of one stream, or one whole answer."""
+    def reader(self, request: Request) -> Read:
+        """What reads the events of one request's stream, or its whole answer."""
 
 
 class Events:
@@ -205,17 +206,17 @@ class Endpoints(Backend):
         if not endpoint.served:
             raise EngineError("the servers have not been checked: start comes first")
         whole = self.config.coalesce
-        body = self._dialect.body(request, endpoint.served.name, whole)
         endpoint.outstanding += 1
         endpoint.sent += 1
         connection = None
         finish = None
         try:
+            body = self._dialect.body(request, endpoint.served.name, whole)
             connection = await endpoint.client.open(self._dialect.generate, body)
             status = await connection.status()
             if status != 200:
                 raise ValueError(refusal(status, await connection.read_all()))
-            async for part in self._parts(connection, whole):
+            async for part in self._parts(connection, request, whole):
                 ids, finish = part.token_ids, part.finish
                 if finish == "stop" and ids and ids[-1] in request.stop_ids:
                     ids = ids[:-1]
@@ -229,9 +230,11 @@ class Endpoints(Backend):
             elif connection:
                 connection.abort()
 
-    async def _parts(self, connection: Connection, whole: bool) -> AsyncIterator[Part]:
+    async def _parts(
+        self, connection: Connection, request: Request, whole: bool
+    ) -> AsyncIterator[Part]:
         """An answer in as many parts as the reader is woken times; the last one has the finish."""
-        read = self._dialect.reader()
+        read = self._dialect.reader(request)
         if whole:
             part = read(await connection.read_all())
             if not part.finish:

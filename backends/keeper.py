@@ -1,6 +1,6 @@
 """Ends an engine's processes when their run is over, however it ends.
 
-    python -I keeper.py PID FOLDER
+    python -I keeper.py PID FOLDER [SHARED...]
 
 Started by `backends.children`, in a session of its own. It notes which processes PID makes from now
 on. When its standard input closes, since PID has closed it or is no more, it kills all of them and
@@ -8,26 +8,55 @@ removes FOLDER. A byte on standard input says that PID has made the processes th
 """
 
 import os
+import re
 import select
 import shutil
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
+from pathlib import Path
 
 import psutil
 
 WATCH_S = (0.2, 20.0)  # between two looks, while processes are being made and afterwards
+SHARED_MEMORY = Path("/dev/shm")
 END_S = 5.0  # for the kernel to end what was killed
 
 
 def made_by(process: psutil.Process) -> set[psutil.Process]:
     """Children of children included. A resource tracker is left alone: it has to clean up after the
     others, and ends by itself."""
-    made = set()
-    with suppress(psutil.Error):  # one may end while we look
-        for child in process.children(recursive=True):
+    made: set[psutil.Process] = set()
+    try:
+        children = process.children(recursive=True)
+    except psutil.Error:  # it has ended
+        return made
+    for child in children:
+        with suppress(psutil.Error):  # one may end while we look
             if not any("resource_tracker" in word for word in child.cmdline()):
                 made.add(child)
     return made
+
+
+def named(beginnings: list[str]) -> set[Path]:
+    """Files in shared memory whose names begin so."""
+    return {path for path in SHARED_MEMORY.iterdir() if path.name.startswith(tuple(beginnings))}
+
+
+def mapped_by(processes: Iterable[psutil.Process], files: set[Path]) -> set[Path]:
+    """Those of the files that one of these processes has mapped; a semaphore is, under the name
+    that it had first, so their inodes are compared."""
+    by_inode = {}
+    for path in files:
+        with suppress(FileNotFoundError):
+            by_inode[str(path.stat().st_ino)] = path
+    found = set()
+    for process in processes if by_inode else ():
+        with suppress(OSError):  # it may have ended
+            maps = Path(f"/proc/{process.pid}/maps").read_text()
+            inodes = re.findall(rf" (\d+) +{SHARED_MEMORY}/", maps)
+            found |= {by_inode[inode] for inode in inodes if inode in by_inode}
+    return found
 
 
 def main() -> None:
@@ -35,10 +64,13 @@ def main() -> None:
     others = made_by(starter)  # ours too
     engine: set[psutil.Process] = set()
     print("watching", flush=True)
+    of_others = named(sys.argv[3:])
+    shared: set[Path] = set()
     wait = WATCH_S[0]
     while True:
         readable, _, _ = select.select([sys.stdin], [], [], wait)
         engine |= made_by(starter) - others
+        shared |= mapped_by(engine, named(sys.argv[3:]) - shared - of_others)
         if readable:
             if not os.read(sys.stdin.fileno(), 1):
                 break
@@ -49,6 +81,8 @@ def main() -> None:
         with suppress(psutil.Error):  # it may have ended before
             process.kill()
     psutil.wait_procs(engine, END_S)
+    for path in shared:
+        path.unlink(missing_ok=True)
     shutil.rmtree(sys.argv[2], ignore_errors=True)
 
 

@@ -22,10 +22,13 @@ FLAGS = {
     "tensor_parallel": "--tensor-parallel",
     "pipeline_parallel": "--pipeline-parallel",
     "data_parallel": "--data-parallel",
+    "attention_dp": "--attention-dp",
     "expert_parallel": "--expert-parallel",
     "memory_share": "--memory-share",
     "kv_dtype": "--kv-dtype",
     "quantization": "--quantization",
+    "attention_backend": "--attention-backend",
+    "deterministic": "--deterministic",
     "eager": "--eager",
     "compile": "--compile",
     "speculative": "--speculative",
@@ -114,11 +117,12 @@ def add_engine_options(parser: argparse.ArgumentParser, torchrun: bool = False) 
 
 def _add_own_process_options(parser: argparse.ArgumentParser) -> None:
     """Options of engines that make processes of their own, or run already."""
-    group = parser.add_argument_group("engine with processes of its own (vllm)")
+    group = parser.add_argument_group("engine with processes of its own (vllm, sglang)")
     for flag, what in (
         ("--tensor-parallel", "processes that share each layer"),
         ("--pipeline-parallel", "processes that share the layers among them"),
         ("--data-parallel", "replicas of the model, or of its attention"),
+        ("--attention-dp", "sglang: parts of --tensor-parallel, each with requests of its own"),
     ):
         group.add_argument(
             flag, type=positive_int, default=1, metavar="N", help=f"{what} (default: 1)"
@@ -141,6 +145,16 @@ def _add_own_process_options(parser: argparse.ArgumentParser) -> None:
         "--quantization",
         metavar="NAME",
         help="of the weights, e.g. fp8 (default: what the model's config.json says)",
+    )
+    group.add_argument(
+        "--attention-backend",
+        metavar="NAME",
+        help="sglang: kernels of the attention (default: the engine's own)",
+    )
+    group.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="sglang: the same answer whatever else is in the batch, at some cost",
     )
     speed = group.add_mutually_exclusive_group()
     speed.add_argument(

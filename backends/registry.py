@@ -39,6 +39,32 @@ _TABLE = (
         attached="backends.vllm_server:VllmServer",
     ),
     BackendSpec(
+        name="sglang",
+        target="backends.sglang:SglangBackend",
+        scenarios=SCENARIOS,
+        torchrun=False,
+        devices=("cpu", "cuda"),
+        takes=frozenset(
+            {
+                "tensor_parallel",
+                "pipeline_parallel",
+                "data_parallel",
+                "attention_dp",
+                "expert_parallel",
+                "memory_share",
+                "kv_dtype",
+                "quantization",
+                "attention_backend",
+                "deterministic",
+                "eager",
+                "compile",
+                "speculative",
+                "start_timeout",
+            }
+        ),
+        attached="backends.sglang_server:SglangServer",
+    ),
+    BackendSpec(
         name="echo",
         target="backends.echo:EchoEngine",
         scenarios=SCENARIOS,

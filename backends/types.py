@@ -65,10 +65,13 @@ class EngineConfig:
     tensor_parallel: int = 1  # processes
     pipeline_parallel: int = 1  # processes
     data_parallel: int = 1  # replicas
+    attention_dp: int = 1  # of the tensor-parallel processes: groups with whole attention each
     expert_parallel: bool = False  # whole experts to each process, not a slice of each
     memory_share: float | None = None  # of the device's memory, for weights and cache together
     kv_dtype: str | None = None  # of the cache, by the engine's own name
     quantization: str | None = None  # of the weights, by the engine's own name
+    attention_backend: str | None = None  # by the engine's own name
+    deterministic: bool = False  # the same answer whatever else is in the batch
     eager: bool = False  # neither compiled nor captured
     compile: bool = False  # with torch.compile, also where that is not the engine's default
     speculative: bool = False  # R1's own MTP head, three steps, one candidate each

@@ -78,7 +78,7 @@ class VllmDialect(Dialect):
             }
         )
 
-    def reader(self) -> Read:
+    def reader(self, request: Request) -> Read:
         return read
 
 

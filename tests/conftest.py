@@ -29,8 +29,9 @@ TASKS = ("AIME1983", "math500", "gpqa", "mmlu_pro")
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Tests of an engine run in that engine's environment."""
-    if item.get_closest_marker("vllm") and find_spec("vllm") is None:
-        pytest.skip("vllm is not installed here: ./setup.sh --backend vllm")
+    for engine in ("vllm", "sglang"):
+        if item.get_closest_marker(engine) and find_spec(engine) is None:
+            pytest.skip(f"{engine} is not installed here: ./setup.sh --backend {engine}")
 
 
 OURSELVES = "./setup.sh --test\n"  # runs these tests

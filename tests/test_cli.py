@@ -62,7 +62,7 @@ def test_the_backend_has_to_be_named(script: str) -> None:
 def test_an_unknown_backend_is_refused_with_the_known_ones(script: str) -> None:
     done = call(BARE, script, "--backend", "tensorflow")
     assert done.returncode == 2
-    assert done.stderr == "error: unknown backend 'tensorflow' (known: pytorch, vllm)\n"
+    assert done.stderr == "error: unknown backend 'tensorflow' (known: pytorch, vllm, sglang)\n"
 
 
 @pytest.mark.parametrize("script", ["run_eval_mpi.py", "run_mlperf_mpi.py"])

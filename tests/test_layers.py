@@ -20,6 +20,8 @@ HEAVY_AT_IMPORT = {
     "backends/keeper.py": {"psutil"},
     "backends/http_client.py": {"httptools"},
     "backends/vllm_server.py": {"msgspec"},
+    "backends/sglang_args.py": {"sglang", "torch", "psutil"},
+    "backends/sglang_server.py": {"msgspec"},
 }
 STANDARD = sys.stdlib_module_names
 # these make the bundled model and data, and are nobody's import

@@ -4,8 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,11 +11,21 @@ import pandas as pd
 import psutil
 import pytest
 
-ROOT = Path(__file__).parent.parent
-TINY = ROOT / "data" / "tiny"
-GIVEN = ["--model", str(TINY / "model"), "--input-file", str(TINY / "final_output.pkl")]
+from tests.jobs import (
+    END_S,
+    GIVEN,
+    LOG_ALL,
+    TINY,
+    assert_gone,
+    call,
+    check_logs,
+    differing_rows,
+    journal,
+    shared_memory,
+    start_answering,
+)
+
 SCENARIOS = ("offline", "server", "interactive")
-END_S = 15.0  # for everything to be gone
 
 pytestmark = [
     pytest.mark.vllm,
@@ -25,12 +33,6 @@ pytestmark = [
     pytest.mark.engine,
     pytest.mark.timeout(1200),
 ]
-
-
-def call(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False
-    )
 
 
 @pytest.fixture(scope="module")
@@ -67,68 +69,24 @@ def test_performance_run_in_each_mode(scenario: str, clone: Path) -> None:
 
 
 def test_greedy_answers_are_those_of_the_pytorch_engine(tmp_path: Path) -> None:
-    frames = {}
-    for engine, options in (("pytorch", []), ("vllm", ["--eager"])):
-        output = tmp_path / f"{engine}.pkl"
-        words = ["run_eval.py", "--backend", engine, *GIVEN, "--dtype", "float32", *options]
-        ended = call(*words, "--output-file", str(output))
-        assert ended.returncode == 0, ended.stderr
-        frames[engine] = pd.read_pickle(output)
-    ours, theirs = frames["pytorch"], frames["vllm"]
-    assert list(ours.columns) == list(theirs.columns)
-    assert len(ours) == len(theirs) == 240
-    differ = [
-        row
-        for row, (one, other) in enumerate(
-            zip(ours.tok_model_output, theirs.tok_model_output, strict=True)
-        )
-        if list(one) != list(other)
-    ]
-    assert not differ, f"rows {differ} differ"
-    assert list(ours.finish) == list(theirs.finish)
+    assert differing_rows(tmp_path, "vllm", "--eager") == []
+
+
+def test_the_logs_hold_to_test06(tmp_path: Path) -> None:
+    conf = tmp_path / "user.conf"
+    conf.write_text(LOG_ALL)
+    ended = call(
+        *("run_mlperf.py", "--backend", "vllm", "--eager", *GIVEN, "--mode", "server"),
+        *("--target-qps", "8", "--num-samples", "20", "--user-conf", str(conf)),
+        *("--output-dir", str(tmp_path)),
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert check_logs(tmp_path / "server" / "performance", [1]) >= 20
 
 
 @pytest.fixture
 def answering(tmp_path: Path) -> Callable[[], tuple[subprocess.Popen[str], list[psutil.Process]]]:
-    """Starts a run, and returns it with its descendants once it has answers on disk."""
-
-    def start() -> tuple[subprocess.Popen[str], list[psutil.Process]]:
-        options = ["--backend", "vllm", "--eager", "--max-running", "2", "--accuracy"]
-        run = subprocess.Popen(
-            [sys.executable, "run_mlperf.py", *options, *GIVEN, "--output-dir", str(tmp_path)],
-            cwd=ROOT,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        path = journal(tmp_path)
-        until = time.monotonic() + 120
-        while not (path.exists() and path.stat().st_size):
-            assert run.poll() is None
-            assert time.monotonic() < until
-            time.sleep(0.1)
-        return run, psutil.Process(run.pid).children(recursive=True)
-
-    return start
-
-
-def journal(folder: Path) -> Path:
-    return folder / "offline" / "accuracy" / "completions.journal.jsonl"
-
-
-def shared_memory() -> set[str]:
-    """Of multiprocessing's: segments and semaphores."""
-    return {path.name for path in Path("/dev/shm").iterdir() if path.name[:4] in ("psm_", "sem.")}
-
-
-def assert_gone(processes: list[psutil.Process], memory: set[str]) -> None:
-    until = time.monotonic() + END_S
-    alive = processes
-    while alive and time.monotonic() < until:
-        time.sleep(0.2)
-        # nobody may be there to collect a process whose parent was killed
-        alive = [one for one in alive if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
-    assert not alive
-    assert shared_memory() <= memory
+    return lambda: start_answering(tmp_path, "--backend", "vllm", "--eager")
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])

@@ -1,0 +1,235 @@
+"""What SGLang is started with: our configuration in its words.
+
+Tried on SGLang 0.5.23.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+from getpass import getuser
+from pathlib import Path
+from typing import Any, NoReturn
+
+import psutil
+import torch
+from sglang.srt.server_args import ServerArgs
+
+from backends.options import model_length, refuse_unknown
+from backends.types import EngineConfig
+from ref_dsinfer.errors import ModelError, UsageError
+
+RESERVED = 6  # tokens of its context that SGLang gives to neither prompt nor answer
+CPU_CACHE_BYTES = 4 << 30  # at most, where nobody asks for more: SGLang would take most memory
+# SGLang's names of what our own flags say.
+OWN_FLAGS = {
+    "model_path": "--model",
+    "tokenizer_path": "--model",
+    "revision": "--revision",
+    "device": "--device",
+    "random_seed": "--seed",
+    "dtype": "--dtype",
+    "context_length": "--max-model-len",
+    "max_running_requests": "--max-running",
+    "tp_size": "--tensor-parallel",
+    "pp_size": "--pipeline-parallel",
+    "dp_size": "--data-parallel",
+    "attn_dp_size": "--attention-dp",
+    "enable_dp_attention": "--attention-dp",
+    "ep_size": "--expert-parallel",
+    "mem_fraction_static": "--memory-share",
+    "kv_cache_dtype": "--kv-dtype",
+    "quantization": "--quantization",
+    "attention_backend": "--attention-backend",
+    "enable_deterministic_inference": "--deterministic",
+    "cuda_graph_backend_decode": "--eager",
+    "cuda_graph_backend_prefill": "--eager",
+    "disable_cuda_graph": "--eager",
+    "enable_torch_compile": "--compile",
+    "speculative_algorithm": "--speculative",
+}
+# What the backend says by itself: where the server is, and who may use it.
+OURS = {"host", "port", "config", "api_key", "admin_api_key", "ssl_keyfile", "ssl_certfile"}
+
+
+def arguments(config: EngineConfig, device: str) -> list[str]:
+    """SGLang's command line, read by its own parser. Errors: UsageError; ModelError."""
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    ServerArgs.add_cli_args(parser)
+    flags = {
+        flag.removeprefix("--").replace("-", "_"): action
+        for action in parser._actions
+        for flag in action.option_strings
+    }
+    options = {key.replace("-", "_"): value for key, value in config.options.items()}
+    refuse_unknown("sglang", options, flags)
+    for key in options:
+        if own := OWN_FLAGS.get(flags[key].dest):
+            raise UsageError(f"engine option {key}: use {own}")
+        if flags[key].dest in OURS:
+            raise UsageError(f"engine option {key}: the server is this run's own (--endpoint?)")
+    if options.get("node_rank", "0") != "0":
+        raise UsageError("engine option node_rank: this is the first node, number 0")
+    given = _defaults(config, device) | options | _asked(config, device)
+    words = [word for key, value in given.items() for word in _words(flags[key], key, value)]
+    parser.parse_args(words)
+    return words
+
+
+def environment(config: EngineConfig, device: str, folder: Path) -> dict[str, str]:
+    """The environment of SGLang's processes; what is set already mostly stays."""
+    told = {
+        # its temporary files go with its processes, but for what it has compiled
+        "TORCHINDUCTOR_CACHE_DIR": f"{tempfile.gettempdir()}/torchinductor_{getuser()}",
+        "HF_HUB_OFFLINE": "1",  # the model is here
+    }
+    forced = {
+        "TMPDIR": str(folder),
+        "SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN": "1",  # by what it reserves
+        # a crash is to end at once
+        "SGLANG_PYSPY_DUMP_BEFORE_CRASH": "0",
+        "SGLANG_CUDA_COREDUMP_BEFORE_CRASH": "0",
+    }
+    if device == "cpu" and not config.compile:
+        forced["TORCH_COMPILE_DISABLE"] = "1"  # parts of it are compiled unasked, by a C compiler
+    if device == "cpu" and (processes := _processes(config)) > 1:
+        shares = _cores(processes)
+        told["SGLANG_CPU_OMP_THREADS_BIND"] = "|".join(
+            ",".join(map(str, cores)) for cores in shares
+        )
+        told["OMP_NUM_THREADS"] = str(len(shares[0]))
+    return told | os.environ | forced
+
+
+def _defaults(config: EngineConfig, device: str) -> dict[str, str]:
+    """What we say where the user says nothing."""
+    found = {
+        "skip_tokenizer_init": "true",  # ids in, ids out
+        "incremental_streaming_output": "true",
+        "disable_radix_cache": "true",  # the rules: no query may use what another has left
+        "sleep_on_idle": "true",
+        "log_level_http": "warning",
+    }
+    if device == "cpu":
+        found |= {"disable_overlap_schedule": "true"}
+        if config.memory_share is None:
+            found |= {"max_total_tokens": str(_cpu_tokens(config))}
+    return found
+
+
+def _asked(config: EngineConfig, device: str) -> dict[str, str]:
+    """What our own flags say, in SGLang's words."""
+    attention = config.attention_backend or ("torch_native" if device == "cpu" else None)
+    asked: dict[str, object] = {
+        "model_path": config.model,
+        "device": device,
+        "dtype": config.dtype,
+        "random_seed": config.seed,
+        "context_length": model_length(config) + RESERVED,
+        "tp_size": config.tensor_parallel,
+        "pp_size": config.pipeline_parallel,
+        "dp_size": config.data_parallel,
+        "attn_dp_size": config.attention_dp,
+        "ep_size": config.tensor_parallel if config.expert_parallel else 1,
+        "max_running_requests": config.max_running,
+        "mem_fraction_static": config.memory_share,
+        "kv_cache_dtype": config.kv_dtype,
+        "quantization": config.quantization,
+        "attention_backend": attention,
+    }
+    if config.deterministic:
+        asked |= {"enable_deterministic_inference": "true"}
+    if config.eager:
+        asked |= {"cuda_graph_backend_decode": "disabled", "cuda_graph_backend_prefill": "disabled"}
+    if config.compile:
+        asked |= {"enable_torch_compile": "true"}
+    if config.speculative:  # what the benchmark's rules allow
+        asked |= {
+            "speculative_algorithm": "EAGLE",
+            "speculative_num_steps": 3,
+            "speculative_eagle_topk": 1,
+            "speculative_num_draft_tokens": 4,
+        }
+    return {key: str(value) for key, value in asked.items() if value is not None}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises where argparse would end the process."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"SGLang: {message} (--engine-arg)")
+
+
+def _words(action: argparse.Action, key: str, value: str) -> list[str]:
+    """An option as the command line has it."""
+    flag = action.option_strings[0]
+    if action.nargs != 0:
+        return [flag, *(value.split() if action.nargs in ("+", "*") else [value])]
+    if value.lower() not in ("true", "false"):
+        raise UsageError(f"engine option {key}={value}: it must be true or false")
+    if value.lower() == "true":
+        return [flag]
+    return ["--no-" + flag[2:]] if "--no-" + flag[2:] in action.option_strings else []
+
+
+def device_of(asked: str) -> str:
+    """The device that SGLang is told to use. Errors: UsageError where there is none."""
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise UsageError(
+            "--device cuda: torch, as installed, finds no GPU here"
+            " (./setup.sh --backend sglang --device cuda)"
+        )
+    return "cuda" if asked == "cuda" or (asked == "auto" and torch.cuda.is_available()) else "cpu"
+
+
+def check_mtp(folder: Path) -> None:
+    """Errors: ModelError where there is no MTP layer: SGLang would find out after a while."""
+    if not _model(folder).get("num_nextn_predict_layers"):
+        raise ModelError(f"{folder}/config.json: this model has no MTP layer for --speculative")
+
+
+def _model(folder: Path) -> dict[str, Any]:
+    """A model's config.json. Errors: ModelError."""
+    path = folder / "config.json"
+    try:
+        found = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ModelError(f"{path}: can't be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ModelError(f"{path}: not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ModelError(f"{path}: not a JSON object")
+    return found
+
+
+def _cpu_tokens(config: EngineConfig) -> int:
+    """Tokens of cache on a CPU, where SGLang's own choice would be most of the memory.
+
+    A token's is the compressed latent and the rotary key of every layer. At least one sequence of
+    full length has a place.
+    """
+    model = _model(Path(config.model))
+    try:
+        values = model["num_hidden_layers"] * (model["kv_lora_rank"] + model["qk_rope_head_dim"])
+        bytes_ = values * (4 if config.dtype == "float32" else 2)
+    except (KeyError, TypeError) as error:
+        raise ModelError(
+            f"{config.model}/config.json: not of DeepSeek-V3's architecture"
+        ) from error
+    room = min(CPU_CACHE_BYTES, psutil.virtual_memory().available // 4)
+    return max(room // bytes_, model_length(config) + RESERVED)
+
+
+def _processes(config: EngineConfig) -> int:
+    """Processes that SGLang computes in."""
+    return config.tensor_parallel * config.pipeline_parallel * config.data_parallel
+
+
+def _cores(processes: int) -> list[list[int]]:
+    """This machine's cores, a share for each process; shared out again where there are too few."""
+    cores = sorted(os.sched_getaffinity(0))
+    each = max(len(cores) // processes, 1)
+    return [
+        [cores[(first + core) % len(cores)] for core in range(each)]
+        for first in range(0, each * processes, each)
+    ]

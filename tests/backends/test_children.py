@@ -1,0 +1,72 @@
+"""What an engine's processes leave behind is found and removed."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from backends.children import Children
+
+SHARES = """
+import mmap, sys, time
+file = open(sys.argv[1], "w+b")
+file.truncate(4096)
+memory = mmap.mmap(file.fileno(), 4096)
+print(flush=True)
+time.sleep(60)
+"""
+
+
+def child_sharing(path: Path) -> subprocess.Popen:
+    child = subprocess.Popen([sys.executable, "-c", SHARES, str(path)], stdout=subprocess.PIPE)
+    assert child.stdout
+    child.stdout.readline()
+    return child
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_files_in_shared_memory_go_with_the_processes(dies: bool, tmp_path: Path) -> None:
+    """Its own ones only, also where it has died before and nobody has collected it."""
+    name = f"mlperf-{tmp_path.name}"
+    its, another = (Path("/dev/shm") / f"{name}-{whose}" for whose in ("its", "another"))
+    ended = subprocess.Popen(["true"])  # in the list of processes until it is waited for
+    children = Children(tmp_path / "engine.log", [name])
+    child = child_sharing(its)
+    another.touch()
+    try:
+        if dies:
+            time.sleep(1)
+            child.kill()
+        children.close()
+        assert not its.exists()
+        assert another.exists()
+    finally:
+        another.unlink()
+        child.wait()
+        ended.wait()
+    assert child.returncode == -9
+
+
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        ("INFO a\n[12:00] ValueError: no room\nSIGQUIT received", "ValueError: no room"),
+        ("initialised (ImportError: no x)\nx.y.OddException: b", "x.y.OddException: b"),
+        (
+            "[http] Error: too long\nSubprocess s_0 (pid=7) crashed with exit code -9. Now",
+            "Subprocess s_0 (pid=7) crashed with exit code -9",
+        ),
+        ("nothing of note (ImportError: no x)", None),
+    ],
+)
+def test_the_reason_for_a_failure_is_the_log_s_last(
+    lines: str, reason: str | None, tmp_path: Path
+) -> None:
+    children = Children(tmp_path / "engine.log")
+    children.log.write_text(lines)
+    first = str(children.failure("it has died")).splitlines()[0]
+    children.close()
+    assert first == (f"it has died: {reason}" if reason else "it has died")
+    assert children.said("note") == ("note" in lines)

@@ -1,0 +1,135 @@
+"""What the tests of the main job share, whichever engine does it."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import psutil
+
+from mlperf import accuracy_log, report
+
+ROOT = Path(__file__).parent.parent
+TINY = ROOT / "data" / "tiny"
+GIVEN = ["--model", str(TINY / "model"), "--input-file", str(TINY / "final_output.pkl")]
+END_S = 15.0  # for everything to be gone
+LOG_ALL = "*.*.accuracy_log_sampling_target = 1000000\n"  # of user.conf
+
+
+def call(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+def journal(folder: Path) -> Path:
+    return folder / "offline" / "accuracy" / "completions.journal.jsonl"
+
+
+def start_answering(
+    folder: Path, *options: str
+) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
+    """Starts a run, and returns it with its descendants once it has answers on disk."""
+    words = ["run_mlperf.py", "--max-running", "2", "--accuracy", *options, *GIVEN]
+    run = subprocess.Popen(
+        [sys.executable, *words, "--output-dir", str(folder)],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    until = time.monotonic() + 240
+    while not (journal(folder).exists() and journal(folder).stat().st_size):
+        assert run.poll() is None, run.communicate()[1]
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    return run, psutil.Process(run.pid).children(recursive=True)
+
+
+def sglang_scheduler(processes: list[psutil.Process]) -> psutil.Process:
+    """Of SGLang's processes, the one that holds the model."""
+    spawned = [
+        one
+        for one in processes
+        if any(word in " ".join(one.cmdline()) for word in ("spawn_main", "sglang::"))
+    ]
+    return max(spawned, key=lambda one: one.memory_info().rss)
+
+
+def shared_memory(*beginnings: str) -> set[str]:
+    """Multiprocessing's segments and semaphores, and files whose names begin so."""
+    return {
+        path.name
+        for path in Path("/dev/shm").iterdir()
+        if path.name.startswith(("psm_", "sem.", *beginnings))
+    }
+
+
+def assert_gone(processes: list[psutil.Process], memory: set[str], *beginnings: str) -> None:
+    """Soon none of these runs, and shared memory holds no more than it did."""
+    until = time.monotonic() + END_S
+    alive = processes
+    while alive and time.monotonic() < until:
+        time.sleep(0.2)
+        # nobody may be there to collect a process whose parent was killed
+        alive = [one for one in alive if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+    assert not alive
+    while shared_memory(*beginnings) - memory and time.monotonic() < until:
+        time.sleep(0.2)  # its keeper works on
+    assert shared_memory(*beginnings) <= memory
+
+
+def differing_rows(tmp_path: Path, engine: str, *options: str) -> list[int]:
+    """Answer all tiny rows in float32, by PyTorch and by an engine: the rows that differ."""
+    frames = []
+    for words in (["pytorch"], [engine, *options]):
+        output = tmp_path / f"{words[0]}.pkl"
+        ended = call(
+            *("run_eval.py", "--backend", *words, *GIVEN, "--dtype", "float32"),
+            *("--output-file", str(output)),
+        )
+        assert ended.returncode == 0, ended.stderr
+        frames.append(pd.read_pickle(output))
+    ours, theirs = frames
+    assert list(ours.columns) == list(theirs.columns)
+    assert len(ours) == len(theirs) == 240
+    pairs = zip(ours.tok_model_output, theirs.tok_model_output, strict=True)
+    ends = zip(ours.finish, theirs.finish, strict=True)
+    return [
+        row
+        for row, ((one, other), (end, other_end)) in enumerate(zip(pairs, ends, strict=True))
+        if list(one) != list(other) or end != other_end
+    ]
+
+
+def check_logs(folder: Path, stop_ids: Sequence[int]) -> int:
+    """Hold a Server run's logs to TEST06's rules, and to the answers. Returns the answers' count.
+
+    The run has logged its answers (LOG_ALL). Of each, the first token reported by itself is the
+    first of the answer, the count is that of its ids, and the last two are not both stop ids; all
+    counts together are LoadGen's own. Source: compliance test TEST06 of the inference rules.
+    """
+    path = folder / "mlperf_log_accuracy.json"
+    entries = json.loads(path.read_bytes())
+    assert entries
+    logged = []
+    for entry in entries:
+        ids, first = (
+            accuracy_log._ids({"data": entry[key]}, key) for key in ("data", "token_data")
+        )
+        assert first == ids[:1]
+        assert entry["token_count"] == len(ids)
+        assert not set(ids[-2:]) <= set(stop_ids) or len(ids) == 1
+        logged.append((entry["qsl_idx"], ids))
+    told = [json.loads(line) for line in (folder / "completions.journal.jsonl").open()]
+    answers = [(one["sample_index"], tuple(one["token_ids"]) or stop_ids[:1]) for one in told]
+    assert sorted(logged) == sorted((index, tuple(ids)) for index, ids in answers)
+    values = report.read_detail(folder / report.DETAIL_LOG).values
+    rate, tokens = (
+        values[f"result_completed_{name}"] for name in ("samples_per_sec", "tokens_per_second")
+    )
+    # LoadGen divides one sample less, but all tokens, by the time until the last was there
+    assert round(tokens / rate * (len(logged) - 1)) == sum(len(ids) for _, ids in logged)
+    return len(logged)
