@@ -19,14 +19,21 @@ def test_the_test_command_is_what_ci_runs() -> None:
 
 def test_every_block_is_of_an_engine_that_ci_installs(readme: "Readme") -> None:
     scripts = readme.scripts()
-    assert list(scripts) == ["pytorch", "vllm"]
+    assert list(scripts) == ["pytorch", "vllm", "sglang"]
     assert len(scripts["pytorch"]) >= 6
 
 
 @pytest.mark.slow
 @pytest.mark.engine
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("engine", ["pytorch", pytest.param("vllm", marks=pytest.mark.vllm)])
+@pytest.mark.parametrize(
+    "engine",
+    [
+        "pytorch",
+        pytest.param("vllm", marks=pytest.mark.vllm),
+        pytest.param("sglang", marks=pytest.mark.sglang),
+    ],
+)
 def test_every_command_succeeds(engine: str, readme: "Readme") -> None:
     for block in readme.run(engine):
         assert block.ended.returncode == 0, block.script + block.ended.stdout + block.ended.stderr
