@@ -67,16 +67,24 @@ class Children:
         self._keeper.communicate()
 
     @contextmanager
-    def spawning(self) -> Iterator[None]:
-        """Processes that multiprocessing spawns in here write to the log, and hear no Ctrl-C."""
-        before = multiprocessing.spawn.get_executable()
-        os.environ["MLPERF_ENGINE_PYTHON"] = sys.executable
-        os.environ["MLPERF_ENGINE_LOG"] = str(self.log.absolute())
+    def spawning(self, **environment: str) -> Iterator[None]:
+        """Processes that multiprocessing spawns in here have this environment too, write to the
+        log, and hear no Ctrl-C."""
+        environment["MLPERF_ENGINE_PYTHON"] = sys.executable
+        environment["MLPERF_ENGINE_LOG"] = str(self.log.absolute())
+        python = multiprocessing.spawn.get_executable()
+        before = {name: os.environ.get(name) for name in environment}
         multiprocessing.spawn.set_executable(str(HERE / "into_log.sh"))
+        os.environ |= environment
         try:
             yield
         finally:
-            multiprocessing.spawn.set_executable(before)
+            multiprocessing.spawn.set_executable(python)
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
 
     def failure(self, what: str) -> EngineError:
         """`what` has happened, the reason that the log gives, and the log's end."""

@@ -7,7 +7,6 @@ import argparse
 import asyncio
 import json
 import logging
-import os
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
@@ -124,9 +123,9 @@ class VllmBackend(Backend):
         """In a thread: start vLLM, which blocks until it is ready or has failed."""
         self._args.logging_config = _logging(children.log, children.folder)
         configure_logging(self._args.logging_config)
-        os.environ["VLLM_RPC_BASE_PATH"] = str(children.folder)  # its sockets go with its processes
+        sockets = str(children.folder)  # where they go with the processes
         try:
-            with children.spawning():
+            with children.spawning(VLLM_RPC_BASE_PATH=sockets, VLLM_NO_USAGE_STATS="1"):
                 return AsyncLLM.from_engine_args(self._args)
         except BaseException:
             logging.getLogger("vllm").exception("vLLM did not start")

@@ -1,5 +1,7 @@
 """What an engine's processes leave behind is found and removed."""
 
+import multiprocessing
+import os
 import subprocess
 import sys
 import time
@@ -47,6 +49,19 @@ def test_files_in_shared_memory_go_with_the_processes(dies: bool, tmp_path: Path
         child.wait()
         ended.wait()
     assert child.returncode == -9
+
+
+def test_what_is_spawned_writes_to_the_log_and_our_environment_stays(tmp_path: Path) -> None:
+    children = Children(tmp_path / "engine.log")
+    before = dict(os.environ)
+    with children.spawning(MLPERF_SAID="for the engine"):
+        context = multiprocessing.get_context("spawn")
+        process = context.Process(target=os.system, args=("echo said $MLPERF_SAID",))
+        process.start()
+        process.join()
+    children.close()
+    assert "said for the engine" in children.log.read_text()
+    assert dict(os.environ) == before
 
 
 @pytest.mark.parametrize(
