@@ -6,6 +6,22 @@ from backends.types import Backend, BackendSpec, EngineConfig, Scenario
 from ref_dsinfer.errors import EngineError, UsageError
 
 SCENARIOS: tuple[Scenario, ...] = ("offline", "server", "interactive")
+# What every engine takes that makes processes of its own.
+OF_ITS_OWN = frozenset(
+    {
+        "tensor_parallel",
+        "pipeline_parallel",
+        "data_parallel",
+        "expert_parallel",
+        "memory_share",
+        "kv_dtype",
+        "quantization",
+        "eager",
+        "compile",
+        "speculative",
+        "start_timeout",
+    }
+)
 
 _TABLE = (
     BackendSpec(
@@ -21,21 +37,7 @@ _TABLE = (
         scenarios=SCENARIOS,
         torchrun=False,
         devices=("cpu", "cuda"),
-        takes=frozenset(
-            {
-                "tensor_parallel",
-                "pipeline_parallel",
-                "data_parallel",
-                "expert_parallel",
-                "memory_share",
-                "kv_dtype",
-                "quantization",
-                "eager",
-                "compile",
-                "speculative",
-                "start_timeout",
-            }
-        ),
+        takes=OF_ITS_OWN,
         attached="backends.vllm_server:VllmServer",
     ),
     BackendSpec(
@@ -44,24 +46,7 @@ _TABLE = (
         scenarios=SCENARIOS,
         torchrun=False,
         devices=("cpu", "cuda"),
-        takes=frozenset(
-            {
-                "tensor_parallel",
-                "pipeline_parallel",
-                "data_parallel",
-                "attention_dp",
-                "expert_parallel",
-                "memory_share",
-                "kv_dtype",
-                "quantization",
-                "attention_backend",
-                "deterministic",
-                "eager",
-                "compile",
-                "speculative",
-                "start_timeout",
-            }
-        ),
+        takes=OF_ITS_OWN | {"attention_dp", "attention_backend", "deterministic"},
         attached="backends.sglang_server:SglangServer",
     ),
     BackendSpec(
