@@ -10,7 +10,6 @@ by LoadGen's clock through all of ours, and by a bare reader of the same engine'
 import argparse
 import asyncio
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -133,50 +132,50 @@ def vllm_generate(args: argparse.Namespace) -> list[float]:
     return found
 
 
-def sglang_generate(args: argparse.Namespace) -> list[float]:
-    """Tokens a second of each round, of SGLang's own `Engine.generate`."""
-    from backends.sglang import arguments, environment
+async def sglang_bare(args: argparse.Namespace) -> dict[str, list[float]]:
+    """Tokens a second of each round on one SGLang server, in turns: of a bare aiohttp client that
+    asks for all answers at once, and through LoadGen and our backend."""
+    import aiohttp
 
-    given = config(args, coalesce=True)
-    device = "cuda" if args.device == "cuda" else "cpu"
-    os.environ |= environment(given, device, Path(tempfile.gettempdir()))
-    import sglang
-    from sglang.srt.server_args import ServerArgs
+    from backends.sglang import SglangBackend
 
-    parser = argparse.ArgumentParser()
-    ServerArgs.add_cli_args(parser)
-    told = ServerArgs.from_cli_args(parser.parse_args(arguments(given, device)))
-    engine = sglang.Engine(server_args=told)
     rows = workload(args)
+    backend = SglangBackend(config(args, coalesce=True))
     requests = [rows.request(index, index) for index in range(len(rows))]
-    prompts = [list(one.prompt_ids) for one in requests]
-    params = [
-        {
-            "temperature": 0.0,
-            "max_new_tokens": one.max_new_tokens,
-            "stop_token_ids": sorted(one.stop_ids),
-        }
-        for one in requests
-    ]
-    engine.generate(input_ids=prompts, sampling_params=params)  # warm
-    found = []
-    for _ in range(args.rounds):
-        began = time.monotonic()
-        answers = engine.generate(input_ids=prompts, sampling_params=params)
-        tokens = sum(
-            len(one["output_ids"]) - (one["meta_info"]["finish_reason"]["type"] == "stop")
-            for one in answers
-        )
-        found.append(tokens / (time.monotonic() - began))
-    engine.shutdown()
+    found: dict[str, list[float]] = {"theirs": [], "ours": []}
+    async with running(backend):
+        assert backend._server
+        client = backend._server._endpoints[0].client
+        lines = client._headers.decode().split("\r\n")
+        headers = dict(line.split(": ", 1) for line in lines if line)
+        bodies = [backend._server._dialect.body(one, "", True) for one in requests]
+
+        async def ask(session: aiohttp.ClientSession, body: bytes) -> int:
+            async with session.post(f"{client.url}/generate", data=body) as answer:
+                told = await answer.json()
+                return len(told["output_ids"]) - (
+                    told["meta_info"]["finish_reason"]["type"] == "stop"
+                )
+
+        async def bare() -> float:
+            limits = aiohttp.ClientTimeout(total=None)
+            connector = aiohttp.TCPConnector(limit=0)
+            async with aiohttp.ClientSession(
+                headers=headers, timeout=limits, connector=connector
+            ) as session:
+                began = time.monotonic()
+                tokens = sum(await asyncio.gather(*(ask(session, body) for body in bodies)))
+                return tokens / (time.monotonic() - began)
+
+        await bare()  # warm
+        for _ in range(args.rounds):
+            found["theirs"].append(await bare())
+            log = await through_loadgen(backend, rows, None)
+            found["ours"].append(log["result_tokens_per_second"])
     return found
 
 
-# An engine's own way to answer many prompts, and what it is called.
-THEIRS = {
-    "vllm": (vllm_generate, "LLM.generate"),
-    "sglang": (sglang_generate, "Engine.generate"),
-}
+PEERS = {"vllm": "LLM.generate", "sglang": "a bare client of its server"}
 
 
 async def first_tokens(args: argparse.Namespace) -> dict[str, list[float]]:
@@ -235,7 +234,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--backend", choices=tuple(THEIRS), default="vllm")
+    parser.add_argument("--backend", choices=tuple(PEERS), default="vllm")
     parser.add_argument("--model", type=Path, default=TINY / "model")
     parser.add_argument("--input-file", type=Path, default=TINY / "final_output.pkl")
     parser.add_argument("--device", default="auto")
@@ -246,12 +245,16 @@ def main() -> None:
     parser.add_argument("--qps", type=float, default=8.0, help="server's; default: 8")
     parser.add_argument("--rounds", type=int, default=3, help="of each, in each turn; default: 3")
     parser.add_argument("--turns", type=int, default=2, help="default: 2")
-    parser.add_argument("--part", choices=("ours", "theirs", "first"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--part", choices=("ours", "theirs", "both", "first"), help=argparse.SUPPRESS
+    )
     args = parser.parse_args()
     if args.part == "ours":
         print(FOUND + json.dumps(asyncio.run(ours(args))))
     elif args.part == "theirs":
-        print(FOUND + json.dumps(THEIRS[args.backend][0](args)))
+        print(FOUND + json.dumps(vllm_generate(args)))
+    elif args.part == "both":
+        print(FOUND + json.dumps(asyncio.run(sglang_bare(args))))
     elif args.part == "first":
         print(FOUND + json.dumps(asyncio.run(first_tokens(args))))
     else:
@@ -262,12 +265,16 @@ def report(args: argparse.Namespace) -> None:
     """Every part in turns, and a line for each figure."""
     speeds: dict[str, list[float]] = {"theirs": [], "ours": []}
     for _ in range(args.turns):
-        for part, found in speeds.items():
-            found += apart(part)
+        if args.backend == "sglang":
+            for part, found in apart("both").items():
+                speeds[part] += found
+        else:
+            for part, found in speeds.items():
+                found += apart(part)
     print(f"{args.backend}, {args.requests} requests, {args.dtype}, tokens/s: median (min - max)")
     theirs = statistics.median(speeds["theirs"])
     for part, name in (
-        ("theirs", THEIRS[args.backend][1]),
+        ("theirs", PEERS[args.backend]),
         ("ours", "LoadGen and our backend"),
     ):
         middle, low, high = statistics.median(speeds[part]), min(speeds[part]), max(speeds[part])
