@@ -37,6 +37,7 @@ def evaluate(
     import pandas as pd
 
     from data.samples import require_columns, row_task
+    from data.sandbox import Sandbox
     from data.tasks.grading import grade_all
     from data.tasks.livecodebench import Problems
 
@@ -56,12 +57,14 @@ def evaluate(
     needs_problems = any(answer.task == "livecodebench" for answer in answers)
     if needs_problems and problems is None:
         raise GradingError(f"no {PROBLEMS} was found: name it with --livecodebench-file")
-    grades = grade_all(
-        answers,
-        Problems(problems) if needs_problems and problems else None,
-        code_limit,
-        on_done=_progress(len(answers)),
-    )
+    with Sandbox() as sandbox:
+        grades = grade_all(
+            answers,
+            Problems(problems) if needs_problems and problems else None,
+            sandbox,
+            code_limit,
+            on_done=_progress(len(answers)),
+        )
     truncated = lengths >= MAX_NEW_TOKENS
     if "finish" in frame.columns:
         truncated |= (frame["finish"] == "length").to_numpy()

@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from queue import SimpleQueue
 from typing import Any
 
+from data.sandbox import Confined, Ended, Limits, Sandbox, SandboxError, TimeLimit
 from data.tasks import Answer, Grade, aime, choice, livecodebench, math500
-from data.tasks.sandbox import Confined, Ended, Limits, SandboxError, TimeLimit, end_all
 from ref_dsinfer.errors import GradingError
 
 MATH_LIMIT_S = 5.0  # the slowest realistic pair of 844 took 0.12 s
@@ -18,13 +18,14 @@ MATH_LIMITS = Limits(memory=1 << 30)
 class MathWorker:
     """One confined process that compares formulas; a fresh one after any that had to be killed."""
 
-    def __init__(self) -> None:
+    def __init__(self, sandbox: Sandbox) -> None:
+        self._sandbox = sandbox
         self._process: Confined | None = None
 
     def equal(self, given: str, truth: str) -> bool:
         """Errors: GradingError where the comparison takes too long, or too much memory."""
         if self._process is None:
-            self._process = Confined("data.tasks.math500", MATH_LIMITS)
+            self._process = self._sandbox.start("data.tasks.math500", MATH_LIMITS)
         try:
             reply = self._process.ask({"given": given, "truth": truth}, MATH_LIMIT_S)
         except TimeLimit as error:
@@ -48,6 +49,7 @@ class MathWorker:
 def grade_all(
     answers: Sequence[Answer],
     problems: livecodebench.Problems | None,
+    sandbox: Sandbox,
     code_limit: float = livecodebench.TIME_LIMIT_S,
     workers: int | None = None,
     on_done: Callable[[Grade], None] = lambda grade: None,
@@ -64,7 +66,7 @@ def grade_all(
     if problems is None and any(answer.task == "livecodebench" for answer in answers):
         raise GradingError("LiveCodeBench answers can't be graded without their problems")
     workers = workers or len(os.sched_getaffinity(0))
-    math_workers = [MathWorker() for _ in range(workers)]
+    math_workers = [MathWorker(sandbox) for _ in range(workers)]
     free: SimpleQueue[MathWorker] = SimpleQueue()
     for worker in math_workers:
         free.put(worker)
@@ -72,7 +74,7 @@ def grade_all(
     def grade(answer: Answer) -> Grade:
         worker = free.get()
         try:
-            return _grade(answer, worker, problems, code_limit)
+            return _grade(answer, worker, problems, sandbox, code_limit)
         finally:
             free.put(worker)
 
@@ -88,7 +90,7 @@ def grade_all(
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
         while not all(future.done() for future in futures):
-            end_all()
+            sandbox.end_all()
             time.sleep(0.02)  # a process may just be starting
         raise
     finally:
@@ -102,6 +104,7 @@ def _grade(
     answer: Answer,
     worker: MathWorker,
     problems: livecodebench.Problems | None,
+    sandbox: Sandbox,
     code_limit: float,
 ) -> Grade:
     extracted = _extract(answer.task, answer.text.strip())
@@ -109,7 +112,7 @@ def _grade(
         correct = (
             extracted is not None
             and answer.ground_truth is not None
-            and _is_right(extracted, answer, worker, problems, code_limit)
+            and _is_right(extracted, answer, worker, problems, sandbox, code_limit)
         )
     except SandboxError:
         raise
@@ -133,6 +136,7 @@ def _is_right(
     answer: Answer,
     worker: MathWorker,
     problems: livecodebench.Problems | None,
+    sandbox: Sandbox,
     code_limit: float,
 ) -> bool:
     truth = answer.ground_truth
@@ -144,5 +148,5 @@ def _is_right(
         return worker.equal(extracted, str(truth))
     if answer.task == "livecodebench":
         assert problems is not None  # grade_all has made sure
-        return livecodebench.passes(extracted, problems.read(str(truth)), code_limit)
+        return livecodebench.passes(extracted, problems.read(str(truth)), sandbox, code_limit)
     return choice.equal(extracted, truth)

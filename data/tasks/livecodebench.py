@@ -17,7 +17,7 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
-from data.tasks.sandbox import Confined, Ended, Limits
+from data.sandbox import Confined, Ended, Limits, Sandbox
 from ref_dsinfer.errors import GradingError
 
 TIME_LIMIT_S = 60.0  # what the MLPerf reference sets; LiveCodeBench's own default is 6
@@ -94,7 +94,7 @@ def extract(text: str) -> str | None:
     return code.strip() if opened and closed else None
 
 
-def passes(code: str, problem: Problem, time_limit: float = TIME_LIMIT_S) -> bool:
+def passes(code: str, problem: Problem, sandbox: Sandbox, time_limit: float = TIME_LIMIT_S) -> bool:
     """Whether `code` loads and passes every test, each within `time_limit` seconds.
 
     A program that takes too long, dies or breaks a limit does not pass, like one that is wrong.
@@ -102,7 +102,7 @@ def passes(code: str, problem: Problem, time_limit: float = TIME_LIMIT_S) -> boo
     Errors: SandboxError; GradingError where a test's expected value can't be read.
     """
     limits = Limits(cpu=int(time_limit * (len(problem.tests) + 1)) + 5)
-    with Confined("data.tasks.program", limits) as process:
+    with sandbox.start("data.tasks.program", limits) as process:
         try:
             loaded = process.ask({"code": code, "function": problem.function}, time_limit)
             return loaded.get("ok") is True and all(

@@ -29,14 +29,14 @@ CASES = Path(__file__).parents[1] / "cases" / "livecodebench.jsonl"
 FIXED_STDIO = {"hm_lines:readline_then_read", "hm_lines:buffer_readlines"}
 
 
-def _check(tmp_path, rows, code_limit):
+def _check(tmp_path, rows, code_limit, sandbox):
     path = tmp_path / "problems.jsonl"
     path.write_text("".join(json.dumps(row["problem"]) + "\n" for row in rows))
     answers = [
         Answer(i, "livecodebench", f"```python\n{row['code']}\n```", row["problem"]["question_id"])
         for i, row in enumerate(rows)
     ]
-    grades = grade_all(answers, Problems(path), code_limit)
+    grades = grade_all(answers, Problems(path), sandbox, code_limit)
     got = {row["id"]: grade.correct for row, grade in zip(rows, grades, strict=True)}
     wanted = {
         row["id"]: (row["expected_pass"] or row["id"] in FIXED_STDIO)
@@ -51,17 +51,17 @@ ROWS = [json.loads(line) for line in CASES.read_text().splitlines()]
 PORTABLE = [row for row in ROWS if not row["environment_dependent"]]
 
 
-def test_labelled_programs_agree(tmp_path):
+def test_labelled_programs_agree(tmp_path, sandbox):
     rows = [row for row in PORTABLE if row["category"] != "time"]
     assert len(rows) > 35
-    _check(tmp_path, rows, code_limit=20)
+    _check(tmp_path, rows, 20, sandbox)
 
 
 @pytest.mark.slow
-def test_labelled_programs_that_take_their_time_agree(tmp_path):
+def test_labelled_programs_that_take_their_time_agree(tmp_path, sandbox):
     rows = [row for row in PORTABLE if row["category"] == "time"]
     assert len(rows) == 3
-    _check(tmp_path, rows, code_limit=4)
+    _check(tmp_path, rows, 4, sandbox)
 
 
 def _problem(*tests, function=None):
@@ -88,14 +88,14 @@ def _problem(*tests, function=None):
         ("10**5000", "1", False),
     ],
 )
-def test_returned_values(returned, expected, right):
+def test_returned_values(returned, expected, right, sandbox):
     code = f"class Solution:\n    def f(self, a):\n        return {returned}"
-    assert passes(code, _problem(("7", expected), function="f"), 5) is right
+    assert passes(code, _problem(("7", expected), function="f"), sandbox, 5) is right
 
 
-def test_a_recursive_value_is_wrong():
+def test_a_recursive_value_is_wrong(sandbox):
     code = "def f(a):\n    x = []\n    x.append(x)\n    return x"
-    assert not passes(code, _problem(("7", "[]"), function="f"), 5)
+    assert not passes(code, _problem(("7", "[]"), function="f"), sandbox, 5)
 
 
 @pytest.mark.parametrize(
@@ -207,12 +207,12 @@ def test_a_file_that_holds_no_problems_says_so(tmp_path, line):
         Problems(tmp_path / "none.jsonl")
 
 
-def test_an_unknown_problem_is_the_error_of_its_row(tmp_path):
+def test_an_unknown_problem_is_the_error_of_its_row(tmp_path, sandbox):
     path = tmp_path / "p.jsonl"
     path.write_text(json.dumps(_row()) + "\n")
     code = "```python\nprint(input())\n```"
     answers = [Answer(i, "livecodebench", code, truth) for i, truth in enumerate(["q1", "q2"])]
-    first, second = grade_all(answers, Problems(path), 5)
+    first, second = grade_all(answers, Problems(path), sandbox, 5)
     assert (first.correct, first.error) == (True, None)
     assert not second.correct
     assert "no problem q2" in str(second.error)

@@ -18,7 +18,7 @@ def _rows():
     return [json.loads(line) for line in (CASES / "grading.jsonl").read_text().splitlines()]
 
 
-def test_every_labelled_case_agrees():
+def test_every_labelled_case_agrees(sandbox):
     rows = _rows()
     judged = [row for row in rows if row["dataset"] != "livecodebench"]
     grades = grade_all(
@@ -27,6 +27,7 @@ def test_every_labelled_case_agrees():
             for i, row in enumerate(judged)
         ],
         problems=None,
+        sandbox=sandbox,
         workers=2,
     )
     wanted = [
@@ -137,9 +138,9 @@ def test_units_go_one_after_the_other():
     ],
     ids=range(4),
 )
-def test_endless_formulas_are_cut_off_and_said(slow, truth, monkeypatch):
+def test_endless_formulas_are_cut_off_and_said(slow, truth, monkeypatch, sandbox):
     monkeypatch.setattr("data.tasks.grading.MATH_LIMIT_S", 1.0)
-    worker = MathWorker()
+    worker = MathWorker(sandbox)
     assert worker.equal("x+1", "1+x")
     with pytest.raises(GradingError, match=r"timeout|memory"):
         worker.equal(slow, truth)
@@ -148,20 +149,20 @@ def test_endless_formulas_are_cut_off_and_said(slow, truth, monkeypatch):
 
 
 @pytest.mark.parametrize("given_text", ["2023^2023^2023", "1/0", "(", "x**", ")" * 50])
-def test_what_cannot_be_evaluated_is_wrong_not_an_error(given_text):
-    worker = MathWorker()
+def test_what_cannot_be_evaluated_is_wrong_not_an_error(given_text, sandbox):
+    worker = MathWorker(sandbox)
     assert not worker.equal(given_text, "x")
     worker.close()
 
 
-def test_a_memory_hog_is_an_error_not_a_verdict():
-    worker = MathWorker()
+def test_a_memory_hog_is_an_error_not_a_verdict(sandbox):
+    worker = MathWorker(sandbox)
     with pytest.raises(GradingError, match="memory"):
         worker.equal("[0]*(10**10)", "x")
     worker.close()
 
 
-def test_every_task_is_graded_and_missing_truths_are_wrong():
+def test_every_task_is_graded_and_missing_truths_are_wrong(sandbox):
     texts = {
         "gpqa": "ANSWER: B",
         "mmlu_pro": "ANSWER: J",
@@ -172,13 +173,13 @@ def test_every_task_is_graded_and_missing_truths_are_wrong():
     answers = [Answer(i, task, texts[task], truths[task]) for i, task in enumerate(texts)]
     answers += [Answer(4, "aime", r"\boxed{42}", None), Answer(5, "gpqa", "", "B")]
     answers.append(Answer(6, "math500", r"\boxed{0}", 0))
-    grades = grade_all(answers, None)
+    grades = grade_all(answers, None, sandbox)
     assert [grade.correct for grade in grades] == [True] * 4 + [False] * 3
     assert [grade.extracted for grade in grades] == ["B", "J", "2x", 42, 42, None, "0"]
     assert {grade.error for grade in grades} == {None}
     assert set(texts) | {"livecodebench"} == set(TASKS)
 
 
-def test_programs_without_problems_are_refused_before_anything_is_graded():
+def test_programs_without_problems_are_refused_before_anything_is_graded(sandbox):
     with pytest.raises(GradingError, match="without their problems"):
-        grade_all([Answer(0, "livecodebench", "```python\n1\n```", "q")], None)
+        grade_all([Answer(0, "livecodebench", "```python\n1\n```", "q")], None, sandbox)

@@ -1,9 +1,9 @@
 """Processes that run what a model wrote: limited, killable, and told nothing they need not know.
 
-A `Confined` process is a fresh interpreter in its own session, with an empty environment and an
-empty working directory. It answers one JSON line with another on a private socket; its standard
-input and output are files of ours, so what it prints is read without its help. `confined` is its
-side of the matter.
+A `Sandbox` starts them. A `Confined` process is a fresh interpreter in its own session, with an
+empty environment and an empty working directory. It answers one JSON line with another on a private
+socket; its standard input and output are files of ours, so what it prints is read without its help.
+`confined` is its side of the matter.
 
 This is a first fence: limits on memory, CPU time, files and wall-clock time, and Python-level
 guards. It does not yet hold off code that attacks the interpreter itself.
@@ -19,6 +19,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -53,13 +54,60 @@ class TimeLimit(Ended):
     """A confined process took too long."""
 
 
+class Sandbox:
+    """Where processes are started from; closed, all of them are killed."""
+
+    def __init__(self) -> None:
+        self._live: set[Confined] = set()
+        self._lock = threading.Lock()
+
+    def start(self, module: str, limits: Limits) -> "Confined":
+        """A process that serves the `handler()` of a module of ours. May be called in any thread.
+
+        Errors: SandboxError where a process can't be started or its imports fail.
+        """
+        process = Confined(module, limits, self._forget)
+        with self._lock:
+            self._live.add(process)
+        return process
+
+    def _forget(self, process: "Confined") -> None:
+        with self._lock:
+            self._live.discard(process)
+
+    def end_all(self) -> None:
+        """Kill every process there is: the run has been interrupted."""
+        with self._lock:
+            for process in self._live:
+                process.end()
+
+    def close(self) -> None:
+        """Kill what is left."""
+        with self._lock:
+            left = list(self._live)
+        for process in left:
+            process.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
 class Confined:
     """A process that serves the handler of a module of this package; see `confined`.
 
     Errors: SandboxError where a process can't be started or its imports fail.
     """
 
-    def __init__(self, module: str, limits: Limits) -> None:
+    def __init__(self, module: str, limits: Limits, on_close: Callable[["Confined"], None]) -> None:
+        self._on_close = on_close
         self._limits = limits
         self._stack = contextlib.ExitStack()
         try:
@@ -84,7 +132,7 @@ class Confined:
             "limits": asdict(self._limits),
         }
         # no -m and no PYTHONPATH: a bare file, so that the child imports only what it names
-        child = _ROOT / "data" / "tasks" / "confined.py"
+        child = _ROOT / "data" / "sandbox" / "confined.py"
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", "-B", "-X", "utf8", str(child), json.dumps(task)],
             stdin=self._input,
@@ -96,8 +144,6 @@ class Confined:
             start_new_session=True,
         )
         self._stack.callback(self._kill)
-        with _live_lock:
-            _live.add(self)
         theirs.close()
         try:
             ready = self._receive(time.monotonic() + START_S)
@@ -173,8 +219,7 @@ class Confined:
 
     def close(self) -> None:
         """Kill the process and all of its group. Safe to call twice."""
-        with _live_lock:
-            _live.discard(self)
+        self._on_close(self)
         self._stack.close()
 
     def end(self) -> None:
@@ -192,14 +237,3 @@ class Confined:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-_live: set[Confined] = set()
-_live_lock = threading.Lock()
-
-
-def end_all() -> None:
-    """Kill every confined process there is: the run has been interrupted."""
-    with _live_lock:
-        for process in _live:
-            process.end()

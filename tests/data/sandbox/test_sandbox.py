@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from data.sandbox import Ended, Limits, SandboxError, TimeLimit
 from data.tasks.livecodebench import Case, Problem, passes
-from data.tasks.sandbox import Confined, Ended, Limits, SandboxError, TimeLimit, end_all
 
 ADD = Problem("add", None, [Case("1 2", "3"), Case("5 6", "11")])
 RIGHT = "a, b = map(int, input().split())\nprint(a + b)\n"
@@ -58,8 +58,8 @@ def leaders(monkeypatch):
     ],
     ids=range(6),
 )
-def test_what_programs_usually_do_is_allowed(prelude, leaders):
-    assert passes(f"{prelude}\n{RIGHT}", ADD, 20)
+def test_what_programs_usually_do_is_allowed(prelude, leaders, sandbox):
+    assert passes(f"{prelude}\n{RIGHT}", ADD, sandbox, 20)
 
 
 @pytest.mark.parametrize(
@@ -75,8 +75,8 @@ def test_what_programs_usually_do_is_allowed(prelude, leaders):
     ],
     ids=range(5),
 )
-def test_standard_input_and_output_are_real_in_every_test(code, leaders):
-    assert passes(code, ADD, 20)
+def test_standard_input_and_output_are_real_in_every_test(code, leaders, sandbox):
+    assert passes(code, ADD, sandbox, 20)
 
 
 @pytest.mark.parametrize(
@@ -91,9 +91,9 @@ def test_standard_input_and_output_are_real_in_every_test(code, leaders):
     ],
     ids=["loop", "sleep", "signals blocked", "catches everything", "threads"],
 )
-def test_time_is_limited(attack, leaders):
+def test_time_is_limited(attack, leaders, sandbox):
     start = time.monotonic()
-    assert not passes(f"{attack}\n{RIGHT}", ADD, 1.0)
+    assert not passes(f"{attack}\n{RIGHT}", ADD, sandbox, 1.0)
     assert time.monotonic() - start < 10
 
 
@@ -123,8 +123,8 @@ def test_time_is_limited(attack, leaders):
     ],
     ids=range(20),
 )
-def test_misbehaving_programs_fail(attack, leaders):
-    assert not passes(f"{attack}\n{RIGHT}", ADD, 2.0)
+def test_misbehaving_programs_fail(attack, leaders, sandbox):
+    assert not passes(f"{attack}\n{RIGHT}", ADD, sandbox, 2.0)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_misbehaving_programs_fail(attack, leaders):
         "import shutil; shutil.rmtree('VICTIM_FOLDER')",
     ],
 )
-def test_what_reaches_outside_is_refused(attack, leaders, tmp_path):
+def test_what_reaches_outside_is_refused(attack, leaders, tmp_path, sandbox):
     victim = tmp_path / "victim"
     victim.write_text("unharmed")
     attack = attack.replace("VICTIM_FOLDER", str(tmp_path)).replace("VICTIM", str(victim))
@@ -161,17 +161,17 @@ def test_what_reaches_outside_is_refused(attack, leaders, tmp_path):
         f"def f(a):\n    try:\n        {attack}\n"
         "    except PermissionError as error:\n        return str(error)[-19:]\n"
     )
-    assert passes(code, Problem("q", "f", [Case("1", '"is not allowed here"')]), 5)
+    assert passes(code, Problem("q", "f", [Case("1", '"is not allowed here"')]), sandbox, 5)
     assert victim.read_text() == "unharmed"
     assert list(tmp_path.iterdir()) == [victim]
 
 
-def test_foreign_code_cannot_be_loaded(leaders):
+def test_foreign_code_cannot_be_loaded(leaders, sandbox):
     code = "def f(a):\n    try:\n        import ctypes\n    except ImportError:\n        return 1\n"
-    assert passes(code, Problem("q", "f", [Case("1", "1")]), 5)
+    assert passes(code, Problem("q", "f", [Case("1", "1")]), sandbox, 5)
 
 
-def test_a_program_sees_one_input_and_no_expected_output():
+def test_a_program_sees_one_input_and_no_expected_output(sandbox):
     code = (
         "import sys, gc\n"
         "a, b = map(int, input().split())\n"
@@ -179,10 +179,12 @@ def test_a_program_sees_one_input_and_no_expected_output():
         "seen = repr(gc.get_objects()) + repr(sys.argv) + repr(__import__('os').environ)\n"
         "print(a + b if answer not in seen else 'seen')\n"
     )
-    assert passes(code, Problem("q", None, [Case("1 2", "3"), Case("4 7654317", "7654321")]), 5)
+    assert passes(
+        code, Problem("q", None, [Case("1 2", "3"), Case("4 7654317", "7654321")]), sandbox, 5
+    )
 
 
-def test_environment_and_descriptors_are_empty(monkeypatch):
+def test_environment_and_descriptors_are_empty(monkeypatch, sandbox):
     monkeypatch.setenv("SECRET", "x")
     inherited = os.open("/dev/null", os.O_RDONLY)
     os.set_inheritable(inherited, True)
@@ -195,13 +197,13 @@ def test_environment_and_descriptors_are_empty(monkeypatch):
     try:
         # 0, 1, 2, copies of 0 and 1, the socket, and the one that lists
         want = json.dumps([False, 7, []])
-        assert passes(code, Problem("q", "f", [Case("1", want)]), 5)
+        assert passes(code, Problem("q", "f", [Case("1", want)]), sandbox, 5)
     finally:
         os.close(inherited)
 
 
-def test_a_program_that_prints_too_much_does_not_fill_the_disk():
-    with Confined("data.tasks.program", Limits(file=1 << 20)) as process:
+def test_a_program_that_prints_too_much_does_not_fill_the_disk(sandbox):
+    with sandbox.start("data.tasks.program", Limits(file=1 << 20)) as process:
         process.ask({"code": "while True: print('y' * 1000)", "function": None}, 5)
         process.give(b"")
         assert process.ask({}, 10)["ok"] is False
@@ -218,8 +220,8 @@ def test_a_program_that_prints_too_much_does_not_fill_the_disk():
         'b\'{"ok": true}\\n{"ok": true}\\n\'',
     ],
 )
-def test_a_forged_reply_is_no_answer(forged):
-    with Confined("data.tasks.program", Limits()) as process:
+def test_a_forged_reply_is_no_answer(forged, sandbox):
+    with sandbox.start("data.tasks.program", Limits()) as process:
         code = (
             "import os, sys\n"
             "def f(a):\n"
@@ -233,30 +235,30 @@ def test_a_forged_reply_is_no_answer(forged):
             process.ask({}, 5)
 
 
-def test_end_all_wakes_whoever_waits():
-    with Confined("data.tasks.program", Limits()) as process:
-        end_all()
+def test_end_all_wakes_whoever_waits(sandbox):
+    with sandbox.start("data.tasks.program", Limits()) as process:
+        sandbox.end_all()
         with pytest.raises(Ended):
             process.ask({"code": "1", "function": None}, 5)
 
 
-def test_too_late_is_told_apart():
-    with Confined("data.tasks.program", Limits()) as process, pytest.raises(TimeLimit):
+def test_too_late_is_told_apart(sandbox):
+    with sandbox.start("data.tasks.program", Limits()) as process, pytest.raises(TimeLimit):
         process.ask({"code": "while True: pass", "function": "f"}, 0.2)
 
 
-def test_a_module_that_fails_to_start_is_named():
+def test_a_module_that_fails_to_start_is_named(sandbox):
     with pytest.raises(SandboxError, match="no_such_module"):
-        Confined("data.tasks.no_such_module", Limits())
+        sandbox.start("data.tasks.no_such_module", Limits())
     with pytest.raises(SandboxError):
-        Confined("data.tasks.program", Limits(memory=1 << 20))
+        sandbox.start("data.tasks.program", Limits(memory=1 << 20))
 
 
 def test_children_die_with_a_killed_parent(tmp_path):
     script = (
         "import sys, time\n"
-        "from data.tasks.sandbox import Confined, Limits\n"
-        "process = Confined('data.tasks.program', Limits())\n"
+        "from data.sandbox import Limits, Sandbox\n"
+        "process = Sandbox().start('data.tasks.program', Limits())\n"
         "print(process._process.pid, flush=True)\n"
         "time.sleep(60)\n"
     )

@@ -1,0 +1,11 @@
+"""What tests of grading share."""
+
+import pytest
+
+from data.sandbox import Sandbox
+
+
+@pytest.fixture
+def sandbox():
+    with Sandbox() as started:
+        yield started
