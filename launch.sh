@@ -177,8 +177,8 @@ esac
 recipe=$(cd "$root" &&
   find docker/Dockerfile setup.sh requirements -type f -not -path '*/__pycache__/*' -print0 |
   LC_ALL=C sort -z | xargs -0 cat | cksum | cut -d' ' -f1)
-found=$("$engine" image inspect "$image" 2>/dev/null \
-  --format '{{index .Config.Labels "org.mlcommons.deepseek-r1.recipe"}}') || found=none
+label='{{index .Config.Labels "org.mlcommons.deepseek-r1.recipe"}}'
+found=$("$engine" image inspect --format "$label" "$image" 2>/dev/null) || found=none
 if [ "$build" != pull ] && [ "$found" != none ] && [ "$found" != "$recipe" ]; then
   echo "launch.sh: $image is of other requirements than this tree" >&2
 fi
