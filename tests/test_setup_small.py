@@ -151,6 +151,7 @@ def test_an_interruption_is_made_good_by_the_next_run(moment: str, tree: Tree) -
     assert tree.has(".venv-pytorch-cpu", "base", "pytorch")
 
 
+@pytest.mark.slow
 def test_what_offline_lacks_is_named_and_can_be_added_later(made: Tree, tmp_path: Path) -> None:
     poor = tmp_path / "wheels"
     poor.mkdir()
@@ -165,6 +166,7 @@ def test_what_offline_lacks_is_named_and_can_be_added_later(made: Tree, tmp_path
     assert made.has(venv, "base", "vllm")
 
 
+@pytest.mark.slow
 def test_an_environment_of_another_engine_is_not_mixed(made: Tree, tmp_path: Path) -> None:
     venv = str(tmp_path / "venv")
     assert made.setup("--backend", "vllm", "--venv", venv).returncode == 0
@@ -227,6 +229,7 @@ def test_of_several_engines_one_has_to_be_named(
     engines()
 
 
+@pytest.mark.slow
 def test_engines_installed_elsewhere_are_seen(tree: Tree, tmp_path: Path) -> None:
     site = tmp_path / "site"
     for name in ("vllm", "sglang"):
@@ -239,11 +242,13 @@ def test_engines_installed_elsewhere_are_seen(tree: Tree, tmp_path: Path) -> Non
     assert "sglang-cpu.txt" in tree.setup(PYTHONPATH=str(site)).stderr
 
 
+@pytest.mark.slow
 def test_where_there_is_nothing_it_is_pytorch(tree: Tree) -> None:
     assert tree.setup().returncode == 0
     assert tree.has(".venv-pytorch-cpu", "pytorch")
 
 
+@pytest.mark.slow
 def test_where_uv_fails_pip_installs(made: Tree, tmp_path: Path) -> None:
     (tmp_path / "uv").write_text("#!/bin/sh\nexit 2\n")
     (tmp_path / "uv").chmod(0o755)
@@ -254,6 +259,7 @@ def test_where_uv_fails_pip_installs(made: Tree, tmp_path: Path) -> None:
     assert made.has(str(tmp_path / "venv"), "vllm")
 
 
+@pytest.mark.slow
 def test_uv_is_not_asked_where_pip_looks_in_places_of_its_own(made: Tree, tmp_path: Path) -> None:
     (tmp_path / "uv").write_text("#!/bin/sh\nexit 3\n")
     (tmp_path / "uv").chmod(0o755)
@@ -268,6 +274,7 @@ def test_uv_is_not_asked_where_pip_looks_in_places_of_its_own(made: Tree, tmp_pa
     assert "not by uv" in ended.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("uv") is None, reason="uv is not installed")
 def test_uv_installs_what_pip_would(tree: Tree) -> None:
     tree.variables["PATH"] += f":{Path(str(shutil.which('uv'))).parent}"
