@@ -77,6 +77,13 @@ class Host:
         path.write_text(text)
         path.chmod(0o755)
 
+    def lose_engines(self) -> None:
+        """Leave no program but what launch.sh needs, and the stand-ins."""
+        self.variables["PATH"] = str(self.bin)
+        needed = ["bash", "cat", "cksum", "cut", "dirname", "echo", "env", "find", "grep", "id"]
+        for program in [*needed, "sort", "xargs"]:
+            (self.bin / program).symlink_to(str(shutil.which(program)))
+
     def answer(self, query: str, text: str) -> None:
         (self.bin / f"{query}.answer").write_text(text)
 
@@ -154,9 +161,7 @@ def mounts(launched: Launched) -> dict[str, str]:
 )
 def test_a_mistake_is_one_line_before_anything_is_done(options: str, said: str, host: Host) -> None:
     if "podman" in options:
-        host.variables["PATH"] = f"{host.bin}"
-        for program in ("bash", "dirname", "id", "env"):
-            (host.bin / program).symlink_to(str(shutil.which(program)))
+        host.lose_engines()
     ended = host.launch(*options.split())
     assert ended.code == 2, ended.err
     assert said in ended.err
@@ -448,6 +453,7 @@ def test_a_dry_run_prints_what_is_executed_and_does_nothing(running: bool, host:
 
 def test_a_dry_run_needs_no_engine(host: Host) -> None:
     (host.bin / "docker").unlink()
+    host.lose_engines()
     shown = host.launch("--backend", "vllm", "--dry-run", "--engine", "podman")
     assert shown.code == 0
     assert [shlex.split(line)[0] for line in shown.out.splitlines()] == [
