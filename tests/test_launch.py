@@ -4,116 +4,17 @@ import os
 import pty
 import re
 import shlex
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-NOBODY = 65534
-GUIDES = ("README.md", "docker/README.md")
-
-# Records its arguments; a query is answered from a file, or as an engine does that has nothing.
-END = "\x1e"
-STAND_IN = """#!/bin/bash
-here=$(dirname "$0")
-if [ "$2" = inspect ] && [ "$3" = --format ]; then
-  cat "$here/$1.answer" 2>/dev/null
-  exit
-fi
-printf '%s\\0' "$(basename "$0")" "$@" $'\\x1e' >>"$here/record"
-"""
-
-
-@dataclass
-class Launched:
-    """How launch.sh ended, and the engine's commands that it gave, without queries."""
-
-    code: int
-    out: str
-    err: str
-    commands: list[list[str]]
-
-    @property
-    def run(self) -> list[str]:
-        assert self.code == 0, self.err
-        return self.commands[-1]
-
-    def values(self, option: str) -> list[str]:
-        return [self.run[at + 1] for at, word in enumerate(self.run) if word == option]
-
-
-class Host:
-    """A folder of a tree and of programs, in which launch.sh is started."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.tree = folder / "a tree"
-        self.tree.mkdir()
-        for name in ("launch.sh", "setup.sh"):
-            shutil.copy(ROOT / name, self.tree)
-        for name in ("docker", "requirements"):
-            shutil.copytree(ROOT / name, self.tree / name)
-        self.bin = folder / "bin"
-        self.bin.mkdir(mode=0o777)
-        self.bin.chmod(0o777)
-        for name in ("my home", "data", "models", "with space", "a,comma"):
-            (folder / name).mkdir()
-        for name in ("my home", "data"):
-            (folder / name).chmod(0o777)
-        self.user = NOBODY if os.getuid() == 0 else os.getuid()
-        self.provide("docker")
-        self.variables = {
-            "PATH": f"{self.bin}:/usr/bin:/bin",
-            "HOME": str(folder / "my home"),
-        }
-
-    def provide(self, program: str, text: str = STAND_IN) -> None:
-        path = self.bin / program
-        path.write_text(text)
-        path.chmod(0o755)
-
-    def lose_engines(self) -> None:
-        """Leave no program but what launch.sh needs, and the stand-ins."""
-        self.variables["PATH"] = str(self.bin)
-        needed = ["bash", "cat", "cksum", "cut", "dirname", "echo", "env", "find", "grep", "id"]
-        for program in [*needed, "sort", "xargs"]:
-            (self.bin / program).symlink_to(str(shutil.which(program)))
-
-    def answer(self, query: str, text: str) -> None:
-        (self.bin / f"{query}.answer").write_text(text)
-
-    def launch(self, *options: str, user: int | None = None, **more: object) -> Launched:
-        return self.script([str(self.tree / "launch.sh"), *options], user, **more)
-
-    def script(self, words: list[str], user: int | None = None, **more: object) -> Launched:
-        record = self.bin / "record"
-        record.unlink(missing_ok=True)
-        account = self.user if user is None else user
-        ended = subprocess.run(  # type: ignore[call-overload]
-            words,
-            env=self.variables,
-            cwd=self.folder,
-            text=True,
-            check=False,
-            **{"stdin": subprocess.DEVNULL, "capture_output": True} | more,
-            **({"user": account, "group": account} if os.getuid() == 0 else {}),
-        )
-        text = record.read_text() if record.exists() else ""
-        commands = [line.split("\0")[:-1] for line in text.split(END + "\0")[:-1]]
-        return Launched(ended.returncode, ended.stdout, ended.stderr, commands)
+from tests.hosts import ROOT, Host, Launched, new_host
 
 
 @pytest.fixture
 def host() -> Iterator[Host]:
-    """Open to every user, unlike pytest's own temporary folders."""
-    with tempfile.TemporaryDirectory(prefix="launch") as folder:
-        Path(folder).chmod(0o755)
-        yield Host(Path(folder))
+    with new_host() as host:
+        yield host
 
 
 def mounts(launched: Launched) -> dict[str, str]:
@@ -434,35 +335,6 @@ def test_a_stopped_container_is_in_the_way(host: Host) -> None:
     assert "docker rm mine" in ended.err
 
 
-@pytest.mark.parametrize("running", [False, True])
-def test_a_dry_run_prints_what_is_executed_and_does_nothing(running: bool, host: Host) -> None:
-    if running:
-        host.answer("container", "true")
-    options = [
-        *("--backend", "vllm", "--device", "cuda", "--gpus", "0,1", "--env", "A=it's $HOME\n*"),
-        *("--extra-mounts", "with space:/a b:ro", "--", "echo", "a  b", "'"),
-    ]
-    shown = host.launch("--dry-run", *options)
-    assert shown.code == 0
-    assert not shown.commands
-    assert not (host.folder / "my home/.cache").exists()
-    pasted = host.script(["bash", "-ec", shown.out])
-    assert pasted.code == 0, pasted.err
-    assert pasted.commands == host.launch(*options).commands
-
-
-def test_a_dry_run_needs_no_engine(host: Host) -> None:
-    (host.bin / "docker").unlink()
-    host.lose_engines()
-    shown = host.launch("--backend", "vllm", "--dry-run", "--engine", "podman")
-    assert shown.code == 0
-    assert [shlex.split(line)[0] for line in shown.out.splitlines()] == [
-        "podman",
-        "mkdir",
-        "podman",
-    ]
-
-
 def test_the_exit_code_is_the_commands(host: Host) -> None:
     host.provide("docker", '#!/bin/sh\n[ "$1" != run ] || exit 37\n')
     assert host.launch("--backend", "vllm").code == 37
@@ -471,42 +343,3 @@ def test_the_exit_code_is_the_commands(host: Host) -> None:
 def test_nothing_is_run_on_an_image_that_failed_to_build(host: Host) -> None:
     host.provide("docker", '#!/bin/sh\n[ "$1" = run ] && exit 37; exit 5\n')
     assert host.launch("--backend", "vllm").code == 5
-
-
-# --- what is documented
-
-
-def documented() -> list[str]:
-    """The blocks of commands for hosts; those that run here as they stand are test_readme's."""
-    texts = [(ROOT / name).read_text(encoding="utf-8") for name in GUIDES]
-    return [block for text in texts for block in re.findall(r"```sh\n(.*?)```", text, re.S)]
-
-
-@pytest.mark.parametrize("block", documented(), ids=lambda block: block.split("\n")[0][:60])
-def test_documented_commands(block: str, host: Host) -> None:
-    host.provide("nvidia-smi", "#!/bin/sh\n")
-    for program in ("apptainer", "enroot", "srun", "podman", "python3"):
-        host.provide(program)
-    for name in ("data", "models"):  # which this machine need not have
-        block = re.sub(rf'(?<=[",])/{name}(?=[:"])', f"{host.folder}/{name}", block)
-    host.tree.chmod(0o777)
-    ended = host.script(["bash", "-ec", f"cd '{host.tree}'\n{block}"])
-    assert ended.code == 0, ended.err
-    assert ended.commands
-    for command in ended.commands:
-        if command[:2] == ["docker", "run"]:
-            assert re.fullmatch(
-                r"mlperf-deepseek-r1:(pytorch|vllm|sglang)-(cpu|cuda)", image(command)
-            )
-
-
-def image(command: list[str]) -> str:
-    return next(word for word in command if word.startswith("mlperf-deepseek-r1:"))
-
-
-def test_the_front_door() -> None:
-    command = (
-        './launch.sh --backend vllm --gpu-count 2 --extra-mounts "/data:/data,/models:/models"'
-        " --local-user 0"
-    )
-    assert any(command in block.replace(" \\\n ", "") for block in documented())
