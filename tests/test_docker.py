@@ -82,6 +82,7 @@ def test_the_image_is_nobodys_and_can_tell_its_health() -> None:
     assert "USER" not in kinds
     assert kinds.count("HEALTHCHECK") == 1
     assert "useradd" not in DOCKERFILE
+    assert re.search(r"ENV HOME=\S+ +USER=", " ".join(map(" ".join, STEPS)))
 
 
 @pytest.mark.parametrize("label", ["revision", "engine", "backend"])
