@@ -215,7 +215,8 @@ PYTHON
 _mlperf_demo() { # BACKEND DEVICE
   local out=mlperf_results/demo
   local run=(python run_mlperf.py --backend "$1")
-  [ "$1" != pytorch ] || run=(torchrun --nproc_per_node=2 run_mlperf_mpi.py)
+  # by number: a container may not know its own name
+  [ "$1" != pytorch ] || run=(torchrun --nproc_per_node=2 --local-addr=127.0.0.1 run_mlperf_mpi.py)
   run+=(--mode offline --model data/tiny/model --device "$2"
     --input-file data/tiny/final_output.pkl --output-dir "$out")
   "${run[@]}" --accuracy
