@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ref_dsinfer.batch import Batch, Decode, Prefill
-from ref_dsinfer.cache import SlotCache
+from ref_dsinfer import paged
+from ref_dsinfer.batch import Batch, Decodes, Prefill
+from ref_dsinfer.cache import PagedCache
 from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.layers import Linear, RMSNorm
 from ref_dsinfer.parallel import Ranks
@@ -50,7 +51,7 @@ class Attention(nn.Module):
         split = [self.config.nope_dim, self.config.v_dim]
         self.w_HKC, self.w_HWC = self.unfold.unflatten(0, (self.heads, -1)).split(split, dim=1)
 
-    def forward(self, x_TD: Tensor, rotations: Tensor, batch: Batch, cache: SlotCache) -> Tensor:
+    def forward(self, x_TD: Tensor, rotations: Tensor, batch: Batch, cache: PagedCache) -> Tensor:
         """Attend; writes the tokens' latents into the cache. `rotations` [T, R/2] are theirs."""
         config = self.config
         if config.q_lora is None:
@@ -66,50 +67,67 @@ class Attention(nn.Module):
         )
         latents = torch.cat([self.kv_a_layernorm(latent), rotate(k_rope, rotations)], dim=-1)
         cache.write(self.layer, batch.rows_T, latents)
-        if isinstance(batch, Prefill):
-            values = self.unabsorbed(q_nope, q_rope, latents, batch.lengths)
-        else:
-            assert isinstance(batch, Decode)
-            context = cache.context(self.layer, *batch.mask_NL.shape)
-            values = self.absorbed(q_nope, q_rope, context, batch.mask_NL)
-        return self.o_proj(values.flatten(1))
+        values = []
+        decoded = 0
+        if batch.decodes:
+            decoded = batch.decodes.count
+            values.append(self.absorbed(q_nope[:decoded], q_rope[:decoded], cache, batch.decodes))
+        if batch.prefills:
+            values.append(
+                self.unabsorbed(
+                    *(q_nope[decoded:], q_rope[decoded:], latents[decoded:]),
+                    *(cache, batch.prefills),
+                )
+            )
+        return self.o_proj((torch.cat(values) if len(values) > 1 else values[0]).flatten(1))
 
     def unabsorbed(
-        self, q_THK: Tensor, q_THR: Tensor, latents: Tensor, lengths: tuple[int, ...]
+        self,
+        q_THK: Tensor,
+        q_THR: Tensor,
+        latents: Tensor,
+        cache: PagedCache,
+        prefills: tuple[Prefill, ...],
     ) -> Tensor:
-        """Causal attention of prompts among themselves; returns [T, H, W]."""
+        """Causal attention of runs to their own tokens and those before; returns [T, H, W]."""
         config = self.config
-        latent, k_rope = latents.split([config.kv_lora, config.rope_dim], dim=-1)
+        counts = [prefill.count for prefill in prefills]
+        contexts = [
+            own if prefill.rows is None else cache.read(self.layer, prefill.rows)
+            for prefill, own in zip(prefills, latents.split(counts), strict=True)
+        ]
+        lengths = [len(context) for context in contexts]
+        latent, k_rope = torch.cat(contexts).split([config.kv_lora, config.rope_dim], dim=-1)
         unfolded = F.linear(latent, self.unfold).unflatten(-1, (self.heads, -1))
         k_nope, v = unfolded.split([config.nope_dim, config.v_dim], dim=-1)
         k = torch.cat([k_nope, k_rope[:, None].expand(-1, self.heads, -1)], dim=-1)
         q = torch.cat([q_THK, q_THR], dim=-1)
         # Fused kernels want values as wide as keys; the zeros are cut off again.
         v = F.pad(v, (0, max(q.shape[-1] - config.v_dim, 0)))
-        answers = [
-            self._causal(*sequence)
-            for sequence in zip(*(part.split(lengths) for part in (q, k, v)), strict=True)
-        ]
-        return torch.cat(answers)[..., : config.v_dim]
+        runs = zip(q.split(counts), k.split(lengths), v.split(lengths), strict=True)
+        return torch.cat([self._causal(*run) for run in runs])[..., : config.v_dim]
 
-    def _causal(self, q_TH: Tensor, k_TH: Tensor, v_TH: Tensor) -> Tensor:
-        """Causal attention within one prompt."""
-        q, k, v = (part.transpose(0, 1)[None] for part in (q_TH, k_TH, v_TH))
+    def _causal(self, q_TH: Tensor, k_LH: Tensor, v_LH: Tensor) -> Tensor:
+        """Causal attention of a sequence's last T tokens to all L."""
+        q, k, v = (part.transpose(0, 1)[None] for part in (q_TH, k_LH, v_LH))
+        count, length = len(q_TH), len(k_LH)
+        mask = None
+        if count < length:
+            mask = torch.ones(count, length, dtype=torch.bool, device=q.device)
+            mask = mask.tril_(length - count)
         answer = F.scaled_dot_product_attention(
-            q, k, v, is_causal=True, scale=self.config.softmax_scale
+            q, k, v, attn_mask=mask, is_causal=mask is None, scale=self.config.softmax_scale
         )
         return answer[0].transpose(0, 1)
 
-    def absorbed(self, q_NHK: Tensor, q_NHR: Tensor, context: Tensor, mask_NL: Tensor) -> Tensor:
-        """Attention of one token a sequence over latents [N, L, C + R]; returns [N, H, W].
-
-        Seen from the cache this is one key head that all queries share, whose values are the keys
-        without their rotated part.
-        """
+    def absorbed(self, q_NHK: Tensor, q_NHR: Tensor, cache: PagedCache, decodes: Decodes) -> Tensor:
+        """Attention of one token a sequence over the cache's latents; returns [N, H, W]."""
         q_NHC = torch.bmm(q_NHK.transpose(0, 1), self.w_HKC).transpose(0, 1)
-        q = torch.cat([q_NHC, q_NHR], dim=-1)[:, None]
-        keys = context[:, None]
-        answer = F.scaled_dot_product_attention(
-            q, keys, keys, attn_mask=mask_NL[:, None, None], scale=self.config.softmax_scale
-        )[:, 0, :, : self.config.kv_lora]
-        return torch.bmm(answer.transpose(0, 1), self.w_HWC.transpose(1, 2)).transpose(0, 1)
+        attended = paged.attend(
+            torch.cat([q_NHC, q_NHR], dim=-1),
+            cache.blocks(self.layer, decodes.blocks),
+            decodes,
+            self.config.softmax_scale,
+        )
+        attended = attended[..., : self.config.kv_lora].to(q_NHK.dtype)
+        return torch.bmm(attended.transpose(0, 1), self.w_HWC.transpose(1, 2)).transpose(0, 1)

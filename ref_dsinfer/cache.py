@@ -1,68 +1,96 @@
-"""Where tokens' latents live between steps.
+"""Where tokens' latents lie between steps: blocks of some tokens each, and how many there can be.
 
-The model knows a cache by three methods only: `write` at rows, `context` of the running sequences,
-and nothing of how rows are found; the runner asks `rows` for them. A paged cache answers the same
-questions with a block table.
+The model writes latents to rows, and reads whole blocks of them. A row is a block's number times
+the block size, plus the place within; which block holds which tokens is the scheduler's matter.
 """
 
+import numpy as np
+import psutil
 import torch
 from torch import Tensor
 
 from ref_dsinfer.config import ModelConfig
+from ref_dsinfer.errors import UsageError
+from ref_dsinfer.parallel import Ranks
 
-GROWTH = 256  # tokens: slots start this long and double
+BLOCK_SIZE = 64  # tokens
+# Of what is free once the weights are loaded: a GPU is ours but for what a step needs beside the
+# cache, a CPU's memory is other programs' too.
+SHARE = {"cpu": 0.5, "cuda": 0.95}
 
 
-class SlotCache:
-    """One slot a running sequence, as long as the longest one needs; [slot, position, latent].
-
-    Running sequences fill the slots from 0 on without gaps (see `Scheduler`), so that the context
-    of a decode step is a view.
-    """
+class PagedCache:
+    """Latents [layer, block, place, latent]."""
 
     def __init__(
         self,
         config: ModelConfig,
-        slots: int,
-        max_length: int,
+        blocks: int,
+        block_size: int,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        self.max_length = max_length  # tokens
-        self.capacity = 0  # tokens a slot holds now
-        empty = torch.empty(slots, 0, config.latent_dim, dtype=dtype, device=device)
-        self._layers = [empty] * config.layers
-
-    @torch.inference_mode()
-    def reserve(self, length: int) -> None:
-        """Make every slot at least `length` tokens long, layer by layer."""
-        if length <= self.capacity:
-            return
-        capacity = max(self.capacity, GROWTH)
-        while capacity < length:
-            capacity *= 2
-        capacity = min(capacity, self.max_length)
-        for layer, old in enumerate(self._layers):
-            # Zeros, not whatever memory held: masked positions are multiplied by 0, and 0 · NaN
-            # is NaN.
-            self._layers[layer] = old.new_zeros(old.shape[0], capacity, old.shape[2])
-            self._layers[layer][:, : self.capacity] = old
-        self.capacity = capacity
-
-    def rows(self, slots: Tensor, positions: Tensor) -> Tensor:
-        """Rows where tokens of these slots and positions lie; valid until the next `reserve`."""
-        return slots * self.capacity + positions
+        self.block_size = block_size
+        self._layers = zeros((config.layers, blocks, block_size, config.latent_dim), dtype, device)
 
     def write(self, layer: int, rows_T: Tensor, latents: Tensor) -> None:
         """Store latents [T, latent]."""
         self._layers[layer].view(-1, latents.shape[-1])[rows_T] = latents
 
-    def context(self, layer: int, count: int, length: int) -> Tensor:
-        """The first `length` tokens of the first `count` slots, [count, length, latent]."""
-        return self._layers[layer][:count, :length]
+    def read(self, layer: int, rows: Tensor) -> Tensor:
+        """Latents of rows of any shape, [*rows, latent]."""
+        return self._layers[layer].view(-1, self._layers.shape[-1])[rows]
 
-    @torch.inference_mode()
-    def move(self, source: int, target: int, length: int) -> None:
-        """Give the `length` tokens of one slot to another."""
-        for layer in self._layers:
-            layer[target, :length] = layer[source, :length]
+    def blocks(self, layer: int, which: slice | Tensor) -> Tensor:
+        """Blocks [B, place, latent], by a slice without copying them."""
+        return self._layers[layer][which]
+
+
+def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros, and not whatever memory held: masked places are multiplied by 0, and 0 · NaN is NaN.
+
+    On a CPU they take no memory until they are written to.
+    """
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    size = int(np.prod(shape)) * dtype.itemsize
+    return torch.from_numpy(np.zeros(size, np.uint8)).view(dtype).view(shape)
+
+
+def token_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
+    """Bytes of one token's latents in all layers."""
+    return config.layers * config.latent_dim * dtype.itemsize
+
+
+def block_count(
+    config: ModelConfig,
+    dtype: torch.dtype,
+    ranks: Ranks,
+    longest: int,
+    sequences: int,
+    block_size: int,
+    tokens: int | None,
+) -> int:
+    """How many blocks the cache has, on every rank alike.
+
+    As many as fit the free memory, though no more than `sequences` of the `longest` (in tokens)
+    can fill; or those of just so many `tokens`.
+    Errors: UsageError, the same on every rank, where not even one of the longest fits.
+    """
+    if tokens is None:
+        free = int(free_memory(ranks) * SHARE[ranks.device.type])
+        tokens = ranks.lowest(free // token_bytes(config, dtype))
+    blocks, each = tokens // block_size, -(-longest // block_size)
+    if blocks < each:
+        raise UsageError(
+            f"the cache holds {blocks * block_size} tokens and one request may need {longest}: "
+            "lower --max-model-len, or split the model over more processes"
+        )
+    return min(blocks, each * sequences)
+
+
+def free_memory(ranks: Ranks) -> int:
+    """Bytes that this rank may still take."""
+    if ranks.device.type == "cuda":
+        return torch.cuda.mem_get_info(ranks.device)[0]
+    return psutil.virtual_memory().available // ranks.local_world

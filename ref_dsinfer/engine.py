@@ -12,12 +12,15 @@ from pathlib import Path
 import torch
 
 from ref_dsinfer import checkpoint, parallel
+from ref_dsinfer.blocks import BlockPool
+from ref_dsinfer.cache import BLOCK_SIZE, block_count
 from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.errors import LengthError, ModelError, UsageError
+from ref_dsinfer.model import Model
 from ref_dsinfer.parallel import Place, Ranks
 from ref_dsinfer.runner import Runner
 from ref_dsinfer.sampler import sample
-from ref_dsinfer.scheduler import Scheduler
+from ref_dsinfer.scheduler import STEP_TOKENS, Scheduler
 from ref_dsinfer.sequence import Finish, Output, Sequence
 
 log = logging.getLogger(__name__)
@@ -38,11 +41,16 @@ class Engine:
         max_running: int = 64,
         seed: int = 0,
         threads: int | None = None,
+        block_size: int = BLOCK_SIZE,
+        cache_tokens: int | None = None,
+        step_tokens: int = STEP_TOKENS,
     ) -> None:
         """Load this rank's part of the model; all ranks come here together.
 
         `max_model_len` is in tokens of prompt and answer (None: the model's own), `max_running` in
-        sequences, `threads` per process (None: this process's share of the cores).
+        sequences, `threads` per process (None: this process's share of the cores). The cache has
+        blocks of `block_size` tokens, `cache_tokens` in all (None: what fits the free memory); a
+        step runs `step_tokens` at most.
         Errors: UsageError, ModelError, ParallelError, CheckpointError. What every rank can find
         out from options and files is found before they meet, so that none waits for another.
         """
@@ -68,10 +76,19 @@ class Engine:
         began = time.monotonic()
         self.ranks = Ranks(place, where)
         self.seed = seed
-        self.scheduler = Scheduler(max_running)
-        self.runner = Runner(
-            model_dir, self.config, DTYPES[dtype], self.ranks, max_running, self.max_model_len
+        kind = DTYPES[dtype]
+        model = Model.load(model_dir, self.config, kind, self.ranks, self.max_model_len)
+        blocks = block_count(
+            self.config,
+            kind,
+            self.ranks,
+            longest=self.max_model_len,
+            sequences=max_running,
+            block_size=block_size,
+            tokens=cache_tokens,
         )
+        self.scheduler = Scheduler(BlockPool(blocks, block_size), max_running, step_tokens)
+        self.runner = Runner(model, blocks, block_size, kind, self.ranks)
         self._sequences: dict[int, Sequence] = {}
         self.ranks.barrier()
         log.info("loaded %s on %s in %.1f s", model_dir, where, time.monotonic() - began)
@@ -131,14 +148,18 @@ class Engine:
         self.scheduler.add(sequence)
 
     def abort(self, request_id: int) -> None:
-        """Forget a request and free its slot; nothing happens if it has ended already."""
+        """Forget a request and free its blocks; nothing happens if it has ended already."""
         if request_id in self._sequences:
             self._remove(self._sequences[request_id])
 
     def step(self) -> list[Output]:
-        """Run one step: prompts of new requests, or one token of each running one."""
-        sequences, prefill = self.scheduler.schedule()
-        logits = self.runner.run(sequences, prefill)
+        """Run one step: a token of each running answer, and some of prompts."""
+        work = self.scheduler.schedule()
+        logits = self.runner.run(work)
+        ended = [row for row, one in enumerate(work) if one.stop == one.sequence.length]
+        sequences = [work[row].sequence for row in ended]
+        if len(ended) < len(work):  # of a prompt read in part nothing follows yet
+            logits = logits[ended]
         tokens = sample(logits, sequences, self.ranks)
         return [self._append(*pair) for pair in zip(sequences, tokens, strict=True)]
 
@@ -161,7 +182,4 @@ class Engine:
 
     def _remove(self, sequence: Sequence) -> None:
         del self._sequences[sequence.id]
-        slot = sequence.slot
-        moved = self.scheduler.remove(sequence)
-        if moved:
-            self.runner.cache.move(len(self.scheduler.running), slot, moved.length)
+        self.scheduler.remove(sequence)

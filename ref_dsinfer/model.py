@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ref_dsinfer import checkpoint, rope
 from ref_dsinfer.attention import Attention
 from ref_dsinfer.batch import Batch
-from ref_dsinfer.cache import SlotCache
+from ref_dsinfer.cache import PagedCache
 from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.errors import CheckpointError
 from ref_dsinfer.layers import MLP, Embedding, Head, RMSNorm
@@ -35,7 +35,7 @@ class Layer(nn.Module):
             else MoE(config, dtype, ranks)
         )
 
-    def forward(self, x_TD: Tensor, rotations: Tensor, batch: Batch, cache: SlotCache) -> Tensor:
+    def forward(self, x_TD: Tensor, rotations: Tensor, batch: Batch, cache: PagedCache) -> Tensor:
         attended = self.self_attn(self.input_layernorm(x_TD), rotations, batch, cache)
         x_TD = x_TD + self.ranks.reduce(attended, x_TD.dtype)
         mixed = self.mlp(self.post_attention_layernorm(x_TD))
@@ -55,7 +55,7 @@ class Model(nn.Module):
         self.norm = RMSNorm(config.hidden, config.eps)
         self.lm_head = Head(config, ranks)
 
-    def forward(self, batch: Batch, cache: SlotCache) -> Tensor:
+    def forward(self, batch: Batch, cache: PagedCache) -> Tensor:
         """Hidden states [T, D] after the last norm; the cache then holds the tokens."""
         x_TD = self.embed_tokens(batch.tokens_T)
         rotations = self.rotations[batch.positions_T]

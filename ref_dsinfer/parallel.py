@@ -109,6 +109,7 @@ class Ranks:
     def __init__(self, place: Place, device: torch.device) -> None:
         """Meet the other ranks: all of them must come here. A lone process meets nobody."""
         self.rank, self.world, self.device = place.rank, place.world, device
+        self.local_world = place.local_world
         if self.world == 1:
             return
         on_gpu = device.type == "cuda"
@@ -140,6 +141,14 @@ class Ranks:
         tensor = torch.tensor(numbers, dtype=torch.int64)
         dist.broadcast(tensor, 0, group=self._control)
         return tensor.tolist()
+
+    def lowest(self, number: int) -> int:
+        """The lowest of the ranks' numbers, on every rank."""
+        if self.world == 1:
+            return number
+        tensor = torch.tensor(number, dtype=torch.int64)
+        dist.all_reduce(tensor, dist.ReduceOp.MIN, group=self._control)
+        return int(tensor)
 
     def share(self, value: Any = None) -> Any:
         """Rank 0's value, on every rank; None costs one small message. Waits for rank 0."""

@@ -1,22 +1,47 @@
-"""Which sequences run in a step. Deterministic: every rank has one and all of them agree."""
+"""Which tokens run in a step. Deterministic: every rank has one and all of them agree."""
 
 from collections import deque
+from dataclasses import dataclass
 
+from ref_dsinfer.blocks import BlockPool
 from ref_dsinfer.sequence import Sequence
 
-PREFILL_TOKENS = 4096  # prompts of at most this many tokens together go into one step
+STEP_TOKENS = 2048  # at most in one step: long prompts are read in parts, beside running answers
+
+
+@dataclass(frozen=True)
+class Work:
+    """Tokens of one sequence to run in a step."""
+
+    sequence: Sequence
+    start: int  # position of the first; what lies before it is in the cache
+    count: int
+
+    @property
+    def stop(self) -> int:
+        """Position after the last; the sequence then has so many tokens in the cache."""
+        return self.start + self.count
+
+    @property
+    def decodes(self) -> bool:
+        """Whether this is one token that attends to others in the cache."""
+        return self.count == 1 and self.start > 0
 
 
 class Scheduler:
-    """First come, first served; new prompts go before the next token of running answers.
-
-    `running[i]` has slot i: a gap is filled by the last one at once.
+    """First come, first served. Running answers get their next token in every step, then prompts
+    get what is left of its tokens. A sequence is admitted when there are blocks for all it has;
+    where a running one finds no block, the youngest gives its own back and starts over later.
     """
 
-    def __init__(self, max_running: int) -> None:
+    def __init__(self, pool: BlockPool, max_running: int, step_tokens: int = STEP_TOKENS) -> None:
+        """The pool must hold the longest sequence, or an answer may never end."""
+        self.pool = pool
         self.max_running = max_running  # sequences
+        self.step_tokens = max(step_tokens, max_running)
+        self.preempted = 0  # times that a sequence had to start over
         self.waiting: deque[Sequence] = deque()
-        self.running: list[Sequence] = []
+        self.running: list[Sequence] = []  # the oldest first
 
     @property
     def busy(self) -> bool:
@@ -27,32 +52,66 @@ class Scheduler:
         """Queue a sequence."""
         self.waiting.append(sequence)
 
-    def schedule(self) -> tuple[list[Sequence], bool]:
-        """The sequences of this step, and whether it is a prefill of them or a decode."""
-        admitted: list[Sequence] = []
-        tokens = 0
-        while self.waiting and len(self.running) < self.max_running:
-            tokens += self.waiting[0].length
-            if admitted and tokens > PREFILL_TOKENS:
-                break
-            sequence = self.waiting.popleft()
-            sequence.slot = len(self.running)
-            self.running.append(sequence)
-            admitted.append(sequence)
-        return (admitted, True) if admitted else (self.running.copy(), False)
+    def schedule(self) -> list[Work]:
+        """The work of one step, decodes first; it counts as done from now on."""
+        left = self.step_tokens
+        work: list[Work] = []
+        position = 0
+        while position < len(self.running):  # preemption shortens the list from its end
+            sequence = self.running[position]
+            if self._has_room(sequence):
+                work.append(self._run(sequence, left))
+                left -= work[-1].count
+            position += 1
+        while left and self._admits():
+            work.append(self._run(self.running[-1], left))
+            left -= work[-1].count
+        return sorted(work, key=lambda one: not one.decodes)
 
-    def remove(self, sequence: Sequence) -> Sequence | None:
-        """Take a sequence out, waiting or running.
-
-        Returns the sequence that now has its slot, if one had to move there; the cache must follow.
-        """
-        if sequence.slot < 0:
+    def remove(self, sequence: Sequence) -> None:
+        """Take a sequence out, waiting or running, and its blocks back."""
+        if sequence in self.running:
+            self.running.remove(sequence)
+        else:
             self.waiting.remove(sequence)
-            return None
-        last = self.running.pop()
-        gap, sequence.slot = sequence.slot, -1
-        if last is sequence:
-            return None
-        self.running[gap] = last
-        last.slot = gap
-        return last
+        self._release(sequence)
+
+    def _run(self, sequence: Sequence, tokens: int) -> Work:
+        """As many of the sequence's tokens as there are and may be."""
+        start = sequence.cached
+        sequence.cached = min(sequence.length, start + tokens)
+        return Work(sequence, start, sequence.cached - start)
+
+    def _has_room(self, sequence: Sequence) -> bool:
+        """Whether all tokens of a running sequence have their blocks, at the cost of younger ones.
+
+        Not if it is the youngest and there is no block left: it has then been preempted itself.
+        """
+        missing = self.pool.needed(sequence.length) - len(sequence.blocks)
+        while self.pool.free < missing:
+            youngest = self.running.pop()
+            self._release(youngest)
+            self.waiting.appendleft(youngest)
+            self.preempted += 1
+            if youngest is sequence:
+                return False
+        sequence.blocks += self.pool.take(missing)
+        return True
+
+    def _admits(self) -> bool:
+        """Admit the first that waits, if it may run."""
+        if not self.waiting or len(self.running) >= self.max_running:
+            return False
+        sequence = self.waiting[0]
+        needed = self.pool.needed(sequence.length)
+        # a block to spare for each running answer, or the next step might preempt it again
+        if self.pool.free < min(needed + len(self.running), self.pool.blocks):
+            return False
+        sequence.blocks = self.pool.take(needed)
+        self.running.append(self.waiting.popleft())
+        return True
+
+    def _release(self, sequence: Sequence) -> None:
+        self.pool.give(sequence.blocks)
+        sequence.blocks = []
+        sequence.cached = 0

@@ -19,7 +19,8 @@ class Sequence:
     top_p: float = 1.0
     seed: int = 0
     answer_ids: list[int] = field(default_factory=list)
-    slot: int = -1  # −1 while waiting
+    cached: int = 0  # tokens, from the first on, whose latents are in the cache
+    blocks: list[int] = field(default_factory=list)  # of the cache, in order
 
     def __post_init__(self) -> None:
         # Its own stream of numbers: an answer does not depend on what else is running.
@@ -29,6 +30,13 @@ class Sequence:
     def length(self) -> int:
         """Tokens of prompt and answer."""
         return len(self.prompt_ids) + len(self.answer_ids)
+
+    def ids(self, start: int, stop: int) -> list[int]:
+        """Tokens from `start` up to `stop`."""
+        prompt = len(self.prompt_ids)
+        if start >= prompt:  # as in every decode
+            return self.answer_ids[start - prompt : stop - prompt]
+        return [*self.prompt_ids[start:stop], *self.answer_ids[: max(stop - prompt, 0)]]
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
+
+from ref_dsinfer.blocks import BlockPool
+from ref_dsinfer.config import ModelConfig
+from ref_dsinfer.model import Model
+from ref_dsinfer.parallel import Place, Ranks
+from ref_dsinfer.runner import Runner
+from ref_dsinfer.scheduler import Scheduler
+from ref_dsinfer.sequence import Sequence
 
 YARN = {
     "type": "yarn",
@@ -63,6 +72,40 @@ def written(path: Path, seed: int = 0, hub_keys: bool = False, **changes: object
         config |= {"rope_scaling": shape["rope_scaling"], "topk_method": "noaux_tc"}
         file.write_text(json.dumps(config))
     return path
+
+
+class Bench:
+    """A model and a cache, run step by step without an engine, so that logits can be seen."""
+
+    def __init__(
+        self,
+        model_dir: Path,
+        *prompts: tuple[int, ...],
+        dtype: torch.dtype = torch.float32,
+        blocks: int = 64,
+        block_size: int = 16,
+    ) -> None:
+        ranks = Ranks(Place(), torch.device("cpu"))
+        self.config = ModelConfig.read(model_dir)
+        model = Model.load(model_dir, self.config, dtype, ranks, self.config.max_positions)
+        self.runner = Runner(model, blocks, block_size, dtype, ranks)
+        self.scheduler = Scheduler(BlockPool(blocks, block_size), len(prompts))
+        self.sequences = [Sequence(i, prompt, 99) for i, prompt in enumerate(prompts)]
+        for sequence in self.sequences:
+            self.scheduler.add(sequence)
+
+    def step(self, *tokens: int) -> Tensor:
+        """Logits [N, V] of all sequences, after each got a further token, if any are given."""
+        for sequence, token in zip(self.sequences, tokens, strict=False):
+            sequence.answer_ids.append(token)
+        work = self.scheduler.schedule()
+        assert [one.sequence for one in work] == self.sequences
+        return self.runner.run(work)
+
+
+@pytest.fixture(scope="session")
+def bench() -> type[Bench]:
+    return Bench
 
 
 @pytest.fixture(scope="session", name="write_model")

@@ -8,12 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ref_dsinfer import fp8
-from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.errors import UsageError
 from ref_dsinfer.layers import Linear
-from ref_dsinfer.parallel import Place, Ranks
-from ref_dsinfer.runner import Runner
-from ref_dsinfer.sequence import Sequence
 
 
 @pytest.mark.parametrize(
@@ -89,14 +85,9 @@ def wide_model(tmp_path_factory: pytest.TempPathFactory, write_model) -> Path:
     return path
 
 
-def logits_of(path: Path) -> torch.Tensor:
-    config = ModelConfig.read(path)
-    ranks = Ranks(Place(), torch.device("cpu"))
-    runner = Runner(path, config, torch.float32, ranks, slots=1, max_length=64)
-    sequence = Sequence(0, tuple(range(2, 40)), 4, slot=0)
-    logits = [runner.run([sequence], prefill=True)]
-    sequence.answer_ids.append(5)
-    return torch.stack([*logits, runner.run([sequence], prefill=False)])
+def logits_of(path: Path, bench) -> torch.Tensor:
+    model = bench(path, tuple(range(2, 40)))
+    return torch.stack([model.step(), model.step(5)])
 
 
 def all_tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -107,7 +98,7 @@ def all_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def test_a_twin_computes_what_its_dequantised_weights_compute(
-    wide_model: Path, tmp_path: Path
+    wide_model: Path, tmp_path: Path, bench
 ) -> None:
     twin, plain = tmp_path / "twin", tmp_path / "plain"
     command = [sys.executable, "-m", "ref_dsinfer.fp8"]
@@ -133,8 +124,8 @@ def test_a_twin_computes_what_its_dequantised_weights_compute(
     }
     save_file(dequantised, plain / "model.safetensors", {"format": "pt"})
     (plain / "config.json").write_text((wide_model / "config.json").read_text())
-    torch.testing.assert_close(logits_of(twin), logits_of(plain), rtol=0, atol=1e-5)
-    lost = (logits_of(twin) - logits_of(wide_model)).abs().max()
+    torch.testing.assert_close(logits_of(twin, bench), logits_of(plain, bench), rtol=0, atol=1e-5)
+    lost = (logits_of(twin, bench) - logits_of(wide_model, bench)).abs().max()
     assert 1e-3 < lost < 1.0
 
 

@@ -7,16 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from ref_dsinfer.cache import GROWTH
+from ref_dsinfer import paged
+from ref_dsinfer.batch import Decodes, Prefill
 from ref_dsinfer.config import ModelConfig
-from ref_dsinfer.parallel import Place, Ranks
-from ref_dsinfer.runner import Runner
-from ref_dsinfer.sequence import Sequence
 
 TINY = Path(__file__).parents[2] / "data/tiny/model"
 TOLERANCE = 2e-4
 DECODED = 32
-CPU = torch.device("cpu")
 
 YARN_UNEVEN = {
     "type": "yarn",
@@ -74,96 +71,118 @@ def theirs(model, ids: tuple[int, ...]) -> Tensor:
         return model(torch.tensor([ids])).logits[0]
 
 
-def test_logits_of_prompts_and_decoded_tokens_are_those_of_transformers(model_dir: Path) -> None:
+def test_logits_of_prompts_and_decoded_tokens_are_those_of_transformers(
+    model_dir: Path, bench
+) -> None:
     from transformers import DeepseekV3ForCausalLM
 
     peer = DeepseekV3ForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
     config = ModelConfig.read(model_dir)
-    prompts = prompts_for(config)
-    length = max(map(len, prompts)) + DECODED
-    runner = Runner(
-        model_dir, config, torch.float32, Ranks(Place(), CPU), slots=len(prompts), max_length=length
-    )
-    sequences = [Sequence(i, prompt, DECODED, slot=i) for i, prompt in enumerate(prompts)]
+    ours = bench(model_dir, *prompts_for(config))
     chance = random.Random(1)
-    ours = [runner.run(sequences, prefill=True)]
+    logits = [ours.step()]
     for _ in range(DECODED):
-        for sequence in sequences:
-            sequence.answer_ids.append(chance.randrange(config.vocab_size))
-        ours.append(runner.run(sequences, prefill=False))
-    ours_SNV = torch.stack(ours)
-    for number, sequence in enumerate(sequences):
+        logits.append(ours.step(*(chance.randrange(config.vocab_size) for _ in ours.sequences)))
+    ours_SNV = torch.stack(logits)
+    for number, sequence in enumerate(ours.sequences):
         expected = theirs(peer, (*sequence.prompt_ids, *sequence.answer_ids))[-DECODED - 1 :]
         assert (expected.amax(-1) - expected.amin(-1)).min() > 0.5  # else nothing is compared
         torch.testing.assert_close(ours_SNV[:, number], expected, rtol=0, atol=TOLERANCE)
 
 
-def test_every_position_of_a_prompt_is_right(model_dir: Path) -> None:
+@pytest.mark.parametrize("step_tokens", [1000, 33, 5])
+def test_every_position_of_a_prompt_is_right(model_dir: Path, bench, step_tokens: int) -> None:
+    """Read at once, and in parts."""
     from transformers import DeepseekV3ForCausalLM
 
     peer = DeepseekV3ForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
-    config = ModelConfig.read(model_dir)
-    prompts = prompts_for(config)
-    length = max(map(len, prompts))
-    ranks = Ranks(Place(), CPU)
-    runner = Runner(model_dir, config, torch.float32, ranks, slots=4, max_length=length)
-    sequences = [Sequence(i, prompt, 1, slot=i) for i, prompt in enumerate(prompts)]
-    runner.cache.reserve(length)
-    with torch.inference_mode():
-        hidden = runner.model(runner.prefill_batch(sequences), runner.cache)
-        ours = runner.model.logits(hidden).split([len(prompt) for prompt in prompts])
-    for prompt, logits in zip(prompts, ours, strict=True):
-        torch.testing.assert_close(logits, theirs(peer, prompt), rtol=0, atol=TOLERANCE)
+    prompts = prompts_for(ModelConfig.read(model_dir))
+    ours = bench(model_dir, *prompts)
+    ours.scheduler.step_tokens = step_tokens
+    found: list[list[Tensor]] = [[] for _ in prompts]
+    while ours.scheduler.busy:
+        work = ours.scheduler.schedule()
+        with torch.inference_mode():
+            hidden = ours.runner.model(ours.runner.batch(work), ours.runner.cache)
+            logits = ours.runner.model.logits(hidden).split([one.count for one in work])
+        for one, part in zip(work, logits, strict=True):
+            found[one.sequence.id].append(part)
+            if one.stop == one.sequence.length:
+                ours.scheduler.remove(one.sequence)
+    assert (max(map(len, found)) > 1) == (step_tokens < 1000)
+    for prompt, parts in zip(prompts, found, strict=True):
+        torch.testing.assert_close(torch.cat(parts), theirs(peer, prompt), rtol=0, atol=TOLERANCE)
 
 
-def test_a_cache_that_grows_keeps_what_it_holds(random_model: Path) -> None:
-    config = ModelConfig.read(random_model)
-    ranks = Ranks(Place(), CPU)
-    runner = Runner(random_model, config, torch.float32, ranks, slots=2, max_length=2 * GROWTH)
-    chance = random.Random(0)
-    ids = tuple(chance.randrange(config.vocab_size) for _ in range(GROWTH + 5))
-    sequences = [Sequence(0, ids[:3], 9, slot=0), Sequence(1, ids[: GROWTH - 3], 9, slot=1)]
-    runner.run(sequences, prefill=True)
-    assert runner.cache.capacity == GROWTH
-    for step in range(8):
-        for sequence in sequences:
-            sequence.answer_ids.append(ids[len(sequence.prompt_ids) + step])
-        logits = runner.run(sequences, prefill=False)
-    assert runner.cache.capacity == 2 * GROWTH
-    fresh = Runner(random_model, config, torch.float32, ranks, slots=2, max_length=2 * GROWTH)
-    expected = fresh.run(sequences, prefill=True)
-    torch.testing.assert_close(logits, expected, rtol=0, atol=2e-5)
-
-
-def test_absorbed_attention_agrees_with_unabsorbed(random_model: Path) -> None:
-    config = ModelConfig.read(random_model)
-    ranks = Ranks(Place(), CPU)
-    runner = Runner(random_model, config, torch.float32, ranks, slots=1, max_length=64)
-    attention = runner.model.layers[1].self_attn
+@pytest.mark.parametrize("whole", [True, False])
+def test_absorbed_attention_agrees_with_unabsorbed(random_model: Path, bench, whole: bool) -> None:
+    """Of the tokens of a sequence, each decoded as if it were a sequence of its own."""
+    ours = bench(random_model, (1,), block_size=64)
+    config, attention = ours.config, ours.runner.model.layers[1].self_attn
     torch.manual_seed(0)
-    length, heads = 50, config.heads
+    length, heads, block = 50, config.heads, 3
     q_nope = torch.randn(length, heads, config.nope_dim)
     q_rope = torch.randn(length, heads, config.rope_dim)
     latents = torch.randn(length, config.latent_dim)
-    unabsorbed = attention.unabsorbed(q_nope, q_rope, latents, (length,))
-    mask = torch.full((length, length), -torch.inf).triu(1)
-    absorbed = attention.absorbed(q_nope, q_rope, latents.expand(length, -1, -1), mask)
+    cache = ours.runner.cache
+    cache.write(1, block * 64 + torch.arange(length), latents)
+    rows = None if whole else block * 64 + torch.arange(length)
+    unabsorbed = attention.unabsorbed(q_nope, q_rope, latents, cache, (Prefill(length, rows),))
+    mask = torch.full((length, 64), -torch.inf).triu(1)
+    blocks = torch.tensor([block] * length)
+    decodes = Decodes(length, blocks, torch.arange(length), mask)
+    absorbed = attention.absorbed(q_nope, q_rope, cache, decodes)
     assert unabsorbed.abs().max() > 0.5
     torch.testing.assert_close(absorbed, unabsorbed, rtol=0, atol=2e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_fused_attention_of_a_block_is_the_plain_one(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    blocks, places, heads, width = 7, 16, 3, 40
+    q = torch.randn(blocks, heads, width).to(dtype)
+    keys = torch.randn(blocks, places, width).to(dtype)
+    filled = torch.tensor([16, 1, 5, 16, 9, 15, 2])
+    mask = torch.zeros(blocks, places, dtype=dtype)
+    mask[torch.arange(places) >= filled[:, None]] = -torch.inf
+    exact = paged.plain(q, keys, mask, 0.3)
+    found = paged.fused(q, keys, mask, 0.3)
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    for part, expected in zip(found, exact, strict=True):
+        torch.testing.assert_close(part, expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("within", [paged.plain, paged.fused])
+def test_blocks_together_attend_as_one_row_of_keys(within) -> None:
+    """Whatever the order of the blocks, and with some that are nobody's."""
+    torch.manual_seed(0)
+    places, heads, width = 16, 3, 40
+    lengths = [16, 1, 33, 47]
+    owners = [2, 4, 0, 3, 3, 1, 2, 4, 3, 2]  # 4: nobody's
+    q = torch.randn(len(lengths), heads, width)
+    keys = torch.randn(len(owners), places, width)
+    mask = torch.zeros(len(owners), places)
+    expected = []
+    for number, length in enumerate(lengths):
+        own = [block for block, owner in enumerate(owners) if owner == number]
+        mask[own[-1], length - places * (len(own) - 1) :] = -torch.inf
+        row = keys[own].flatten(0, 1)[:length]
+        expected.append((q[number] @ row.T * 0.3).softmax(-1) @ row)
+    decodes = Decodes(len(lengths), slice(None), torch.tensor(owners), mask)
+    q_B = torch.cat([q, q.new_zeros(1, heads, width)])[decodes.owner_B]
+    found = paged.combine(*within(q_B, keys, mask, 0.3), decodes)
+    torch.testing.assert_close(found, torch.stack(expected), rtol=0, atol=1e-5)
+    torch.testing.assert_close(paged.attend(q, keys, decodes, 0.3), found, rtol=0, atol=1e-5)
+
+
 def test_bfloat16_keeps_the_residual_in_bf16_and_logits_norms_and_gate_in_fp32(
-    random_model: Path,
+    random_model: Path, bench
 ) -> None:
-    config = ModelConfig.read(random_model)
-    ranks = Ranks(Place(), CPU)
-    runner = Runner(random_model, config, torch.bfloat16, ranks, slots=1, max_length=64)
-    sequence = Sequence(0, (3, 5, 7), 4, slot=0)
-    logits = runner.run([sequence], prefill=True)
-    exact = Runner(random_model, config, torch.float32, ranks, slots=1, max_length=64)
-    expected = exact.run([sequence], prefill=True)
+    rounded = bench(random_model, (3, 5, 7), dtype=torch.bfloat16)
+    logits, expected = rounded.step(), bench(random_model, (3, 5, 7)).step()
     assert logits.dtype == torch.float32
-    assert runner.cache.context(0, 1, 3).dtype == torch.bfloat16
-    fp32 = {name for name, p in runner.model.named_parameters() if p.dtype == torch.float32}
+    assert rounded.runner.cache.blocks(0, slice(None)).dtype == torch.bfloat16
+    parameters = rounded.runner.model.named_parameters()
+    fp32 = {name for name, p in parameters if p.dtype == torch.float32}
     assert all("norm" in name or ".gate." in name or "lm_head" in name for name in fp32)
     assert 1e-4 < (logits - expected).abs().max() < 0.1

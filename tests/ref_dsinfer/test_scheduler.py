@@ -1,29 +1,33 @@
-"""Requests come and go; the scheduler and the cache are held against a plain model of both."""
+"""Requests come and go; the scheduler and its blocks are held against a plain model of both."""
 
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from ref_dsinfer.scheduler import PREFILL_TOKENS, Scheduler
+from ref_dsinfer.blocks import BlockPool
+from ref_dsinfer.scheduler import Scheduler
 from ref_dsinfer.sequence import Sequence
 
-SLOTS = 4
+LONGEST = 60  # tokens
 
 
 class Traffic(RuleBasedStateMachine):
-    """`memory[slot]` stands for the cache: whose latents lie there."""
+    """`memory[block, place]` stands for the cache: which token of whose lies there."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.scheduler = Scheduler(SLOTS)
-        self.memory: list[int | None] = [None] * SLOTS
+    @initialize(
+        size=st.integers(1, 9),
+        more=st.integers(0, 20),
+        running=st.integers(1, 5),
+        tokens=st.integers(1, 80),
+    )
+    def start(self, size: int, more: int, running: int, tokens: int) -> None:
+        self.pool = BlockPool(-(-LONGEST // size) + more, size)
+        self.scheduler = Scheduler(self.pool, running, tokens)
+        self.memory: dict[tuple[int, int], tuple[int, int]] = {}
         self.arrived: list[Sequence] = []
-        self.started: list[int] = []
-        self.number = 0
 
-    @rule(length=st.sampled_from([1, 100, PREFILL_TOKENS // 2, PREFILL_TOKENS, PREFILL_TOKENS * 2]))
+    @rule(length=st.integers(1, LONGEST - 1))
     def add(self, length: int) -> None:
-        sequence = Sequence(self.number, (0,) * length, 8)
-        self.number += 1
+        sequence = Sequence(len(self.memory) + id(object()), (0,) * length, LONGEST)
         self.arrived.append(sequence)
         self.scheduler.add(sequence)
 
@@ -31,46 +35,68 @@ class Traffic(RuleBasedStateMachine):
     def step(self) -> None:
         if not self.scheduler.busy:
             return
-        running_before = len(self.scheduler.running)
-        waiting_before = len(self.scheduler.waiting)
-        sequences, prefill = self.scheduler.schedule()
-        assert sequences
-        assert prefill == (waiting_before > 0 and running_before < SLOTS)
-        if prefill:
-            assert len(sequences) == 1 or sum(s.length for s in sequences) <= PREFILL_TOKENS
-            for sequence in sequences:
-                self.memory[sequence.slot] = sequence.id
-                self.started.append(sequence.id)
-        else:
-            assert [s.slot for s in sequences] == list(range(running_before))
-            for sequence in sequences:
-                sequence.answer_ids.append(0)
+        work = self.scheduler.schedule()
+        assert work
+        assert sum(one.count for one in work) <= self.scheduler.step_tokens
+        assert [one.decodes for one in work] == sorted((one.decodes for one in work), reverse=True)
+        assert len({one.sequence for one in work}) == len(work)
+        size = self.pool.block_size
+        for one in work:
+            assert one.count > 0
+            for position in range(one.start, one.stop):
+                place = one.sequence.blocks[position // size], position % size
+                self.memory[place] = one.sequence.id, position
+        for one in work:
+            for position in range(one.stop):
+                place = one.sequence.blocks[position // size], position % size
+                assert self.memory[place] == (one.sequence.id, position)
+            if one.stop == one.sequence.length:
+                one.sequence.answer_ids.append(0)
+                if one.sequence.length == LONGEST:
+                    self.arrived.remove(one.sequence)
+                    self.scheduler.remove(one.sequence)
 
     @rule(choice=st.integers(0, 99))
     def remove(self, choice: int) -> None:
         """One ends, or is aborted, at any place."""
-        if not self.arrived:
-            return
-        sequence = self.arrived.pop(choice % len(self.arrived))
-        slot = sequence.slot
-        moved = self.scheduler.remove(sequence)
-        if moved:
-            assert moved.slot == slot
-            self.memory[slot] = self.memory[len(self.scheduler.running)]
+        if self.arrived:
+            self.scheduler.remove(self.arrived.pop(choice % len(self.arrived)))
+
+    @rule()
+    def drain(self) -> None:
+        """All come to their end, however often they are preempted."""
+        for _ in range(len(self.arrived) * LONGEST * 2):
+            self.step()
+        assert not self.arrived
+        assert not self.scheduler.busy
+        assert self.pool.free == self.pool.blocks
 
     @invariant()
-    def every_slot_has_one_owner(self) -> None:
-        running = self.scheduler.running
-        assert [s.slot for s in running] == list(range(len(running)))
-        assert [self.memory[s.slot] for s in running] == [s.id for s in running]
-        assert all(s.slot == -1 for s in self.scheduler.waiting)
-        everyone = {s.id for s in running} | {s.id for s in self.scheduler.waiting}
-        assert everyone == {s.id for s in self.arrived}
-        assert len(running) <= SLOTS
-
-    @invariant()
-    def first_come_is_first_served(self) -> None:
-        assert self.started == sorted(self.started)
+    def every_block_has_one_owner_or_is_free(self) -> None:
+        running, waiting = self.scheduler.running, self.scheduler.waiting
+        held = [block for sequence in running for block in sequence.blocks]
+        assert len(held) == len(set(held))
+        assert len(held) + self.pool.free == self.pool.blocks
+        assert set(held).isdisjoint(self.pool._free)
+        assert not any(sequence.blocks or sequence.cached for sequence in waiting)
+        assert {*running, *waiting} == set(self.arrived)
+        assert len(running) <= self.scheduler.max_running
 
 
 TestTraffic = Traffic.TestCase
+
+
+def test_those_who_came_first_start_first_and_start_over_last() -> None:
+    scheduler = Scheduler(BlockPool(4, 4), 3)
+    first, second, third = sequences = [Sequence(i, (0,) * 4, 20) for i in range(3)]
+    for sequence in sequences:
+        scheduler.add(sequence)
+    assert [one.sequence for one in scheduler.schedule()] == [first, second]
+    for sequence in (first, second):
+        sequence.answer_ids.append(0)
+    assert [one.sequence for one in scheduler.schedule()] == [first, second]
+    for sequence in (first, second):
+        sequence.answer_ids += [0] * 4  # as if four steps had gone by
+    assert [one.sequence for one in scheduler.schedule()] == [first]
+    assert scheduler.preempted == 1
+    assert list(scheduler.waiting) == [second, third]
