@@ -5,14 +5,15 @@ to with keys and values unfolded from the latents; a decoded token instead folds
 matrix into its query and its output ("absorbed"), and attends to the latents themselves.
 
 Shape letters: T tokens, N sequences, L context, H this rank's heads, C latent, K a head's
-unrotated key, R rotated key, W a head's value.
+unrotated key, R rotated key, W a head's value; in the cache B blocks of S places, L a latent and
+its rotated key, M blocks of the longest sequence.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ref_dsinfer import paged
+from ref_dsinfer import native
 from ref_dsinfer.batch import Batch, Decodes, Prefill
 from ref_dsinfer.cache import PagedCache
 from ref_dsinfer.config import ModelConfig
@@ -70,8 +71,11 @@ class Attention(nn.Module):
         values = []
         decoded = 0
         if batch.decodes:
-            decoded = batch.decodes.count
-            values.append(self.absorbed(q_nope[:decoded], q_rope[:decoded], cache, batch.decodes))
+            decoded = len(batch.decodes.lengths_N)
+            blocks_BSL = cache.blocks(self.layer)
+            values.append(
+                self.absorbed(q_nope[:decoded], q_rope[:decoded], blocks_BSL, batch.decodes)
+            )
         if batch.prefills:
             values.append(
                 self.unabsorbed(
@@ -120,14 +124,32 @@ class Attention(nn.Module):
         )
         return answer[0].transpose(0, 1)
 
-    def absorbed(self, q_NHK: Tensor, q_NHR: Tensor, cache: PagedCache, decodes: Decodes) -> Tensor:
-        """Attention of one token a sequence over the cache's latents; returns [N, H, W]."""
+    def absorbed(
+        self, q_NHK: Tensor, q_NHR: Tensor, blocks_BSL: Tensor, decodes: Decodes
+    ) -> Tensor:
+        """Attention of one token a sequence over latents in blocks; returns [N, H, W].
+
+        Seen from the cache this is one key head that all queries share, whose values are the keys
+        without their rotated part.
+        """
         q_NHC = torch.bmm(q_NHK.transpose(0, 1), self.w_HKC).transpose(0, 1)
-        attended = paged.attend(
-            torch.cat([q_NHC, q_NHR], dim=-1),
-            cache.blocks(self.layer, decodes.blocks),
-            decodes,
-            self.config.softmax_scale,
+        q_NHL = torch.cat([q_NHC, q_NHR], dim=-1)
+        compiled = q_NHL.is_cpu and native.library()
+        attended_NHC = (native.attend if compiled else plain)(
+            *(q_NHL, blocks_BSL, decodes.table_NM, decodes.lengths_N),
+            *(self.config.kv_lora, self.config.softmax_scale),
         )
-        attended = attended[..., : self.config.kv_lora].to(q_NHK.dtype)
-        return torch.bmm(attended.transpose(0, 1), self.w_HWC.transpose(1, 2)).transpose(0, 1)
+        attended_HNC = attended_NHC.to(q_NHL.dtype).transpose(0, 1)
+        return torch.bmm(attended_HNC, self.w_HWC.transpose(1, 2)).transpose(0, 1)
+
+
+def plain(
+    q_NHL: Tensor, blocks_BSL: Tensor, table_NM: Tensor, lengths_N: Tensor, kept: int, scale: float
+) -> Tensor:
+    """What `native.attend` computes, by torch's own attention over a copy of the blocks."""
+    keys = blocks_BSL[table_NM].flatten(1, 2)[:, None]
+    places = torch.arange(keys.shape[2], device=keys.device)
+    mask = (places < lengths_N[:, None])[:, None, None]
+    q = q_NHL[:, None].to(keys.dtype)
+    attended = F.scaled_dot_product_attention(q, keys, keys, attn_mask=mask, scale=scale)
+    return attended[:, 0, :, :kept]

@@ -1,6 +1,6 @@
 """What one step feeds the model. Tokens of all sequences lie one after another; none is padding.
 
-Shape letters: T tokens, N decoded sequences, B blocks, S places of a block.
+Shape letters: T tokens, N decoded sequences, M blocks of the longest of them.
 """
 
 from dataclasses import dataclass
@@ -10,12 +10,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Decodes:
-    """The cache as N decoded tokens see it, one a sequence."""
+    """What N decoded tokens, one a sequence, see of the cache."""
 
-    count: int  # N
-    blocks: slice | Tensor  # B blocks of the cache, theirs among them
-    owner_B: Tensor  # int64, the sequence whose block it is; N where it is none of theirs
-    mask_BS: Tensor  # 0 where the owner has a token, −inf elsewhere; model's dtype
+    table_NM: Tensor  # int64, each sequence's blocks in order; 0 beyond its last
+    lengths_N: Tensor  # int64, tokens in the cache, the decoded one among them
 
 
 @dataclass(frozen=True)

@@ -41,9 +41,9 @@ class PagedCache:
         """Latents of rows of any shape, [*rows, latent]."""
         return self._layers[layer].view(-1, self._layers.shape[-1])[rows]
 
-    def blocks(self, layer: int, which: slice | Tensor) -> Tensor:
-        """Blocks [B, place, latent], by a slice without copying them."""
-        return self._layers[layer][which]
+    def blocks(self, layer: int) -> Tensor:
+        """All blocks of a layer, [B, place, latent]."""
+        return self._layers[layer]
 
 
 def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -21,9 +21,8 @@ class Runner:
     def __init__(
         self, model: Model, blocks: int, block_size: int, dtype: torch.dtype, ranks: Ranks
     ) -> None:
-        self.model, self.device, self.dtype = model, ranks.device, dtype
+        self.model, self.device = model, ranks.device
         self.cache = PagedCache(model.config, blocks, block_size, dtype, ranks.device)
-        self._places_S = torch.arange(block_size, device=self.device)
         size = blocks * block_size
         log.info(
             "the cache holds %d tokens in %d blocks, %.2f GiB",
@@ -67,28 +66,14 @@ class Runner:
         ]
 
     def _decodes(self, work: list[Work]) -> Decodes:
-        """Where the cache is used densely its blocks are taken as they lie, others' among them:
-        that costs less than to copy one's own."""
-        size = self.cache.block_size
-        blocks: list[int] = []
-        owners: list[int] = []
-        filled: list[int] = []  # tokens in each block
-        for number, one in enumerate(work):
-            own = one.sequence.blocks
-            blocks += own
-            owners += [number] * len(own)
-            filled += [size] * (len(own) - 1)
-            filled.append(one.stop - size * (len(own) - 1))
-        top = max(blocks) + 1
-        blocks_B, owner_B, filled_B = map(self._ids, (blocks, owners, filled))
-        which: slice | Tensor = blocks_B
-        if len(blocks) > top // 2:
-            which = slice(top)
-            owner_B = owner_B.new_full((top,), len(work)).index_copy_(0, blocks_B, owner_B)
-            filled_B = filled_B.new_full((top,), size).index_copy_(0, blocks_B, filled_B)
-        seen_BS = self._places_S < filled_B[:, None]
-        mask_BS = torch.zeros(seen_BS.shape, dtype=self.dtype, device=self.device)
-        return Decodes(len(work), which, owner_B, mask_BS.masked_fill_(~seen_BS, -torch.inf))
+        longest = max(len(one.sequence.blocks) for one in work)
+        table: list[int] = []
+        for one in work:
+            table += one.sequence.blocks
+            table += [0] * (longest - len(one.sequence.blocks))
+        return Decodes(
+            self._ids(table).view(len(work), longest), self._ids([one.stop for one in work])
+        )
 
     def _ids(self, values: list[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self.device)

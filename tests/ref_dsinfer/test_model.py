@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ref_dsinfer import paged
+from ref_dsinfer import attention as decode
+from ref_dsinfer import native
 from ref_dsinfer.batch import Decodes, Prefill
 from ref_dsinfer.config import ModelConfig
 
@@ -128,51 +129,31 @@ def test_absorbed_attention_agrees_with_unabsorbed(random_model: Path, bench, wh
     cache.write(1, block * 64 + torch.arange(length), latents)
     rows = None if whole else block * 64 + torch.arange(length)
     unabsorbed = attention.unabsorbed(q_nope, q_rope, latents, cache, (Prefill(length, rows),))
-    mask = torch.full((length, 64), -torch.inf).triu(1)
-    blocks = torch.tensor([block] * length)
-    decodes = Decodes(length, blocks, torch.arange(length), mask)
-    absorbed = attention.absorbed(q_nope, q_rope, cache, decodes)
+    decodes = Decodes(torch.full((length, 1), block), torch.arange(1, length + 1))
+    absorbed = attention.absorbed(q_nope, q_rope, cache.blocks(1), decodes)
     assert unabsorbed.abs().max() > 0.5
     torch.testing.assert_close(absorbed, unabsorbed, rtol=0, atol=2e-5)
 
 
+@pytest.mark.skipif(native.library() is None, reason="no C++ compiler")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_fused_attention_of_a_block_is_the_plain_one(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("places", "heads", "width", "kept"), [(16, 3, 40, 33), (64, 4, 576, 512)])
+def test_the_compiled_attention_is_the_plain_one(
+    places: int, heads: int, width: int, kept: int, dtype: torch.dtype
+) -> None:
+    """Over sequences of uneven lengths, whose blocks lie anywhere."""
     torch.manual_seed(0)
-    blocks, places, heads, width = 7, 16, 3, 40
-    q = torch.randn(blocks, heads, width).to(dtype)
-    keys = torch.randn(blocks, places, width).to(dtype)
-    filled = torch.tensor([16, 1, 5, 16, 9, 15, 2])
-    mask = torch.zeros(blocks, places, dtype=dtype)
-    mask[torch.arange(places) >= filled[:, None]] = -torch.inf
-    exact = paged.plain(q, keys, mask, 0.3)
-    found = paged.fused(q, keys, mask, 0.3)
-    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
-    for part, expected in zip(found, exact, strict=True):
-        torch.testing.assert_close(part, expected, rtol=0, atol=tolerance)
-
-
-@pytest.mark.parametrize("within", [paged.plain, paged.fused])
-def test_blocks_together_attend_as_one_row_of_keys(within) -> None:
-    """Whatever the order of the blocks, and with some that are nobody's."""
-    torch.manual_seed(0)
-    places, heads, width = 16, 3, 40
-    lengths = [16, 1, 33, 47]
-    owners = [2, 4, 0, 3, 3, 1, 2, 4, 3, 2]  # 4: nobody's
-    q = torch.randn(len(lengths), heads, width)
-    keys = torch.randn(len(owners), places, width)
-    mask = torch.zeros(len(owners), places)
-    expected = []
-    for number, length in enumerate(lengths):
-        own = [block for block, owner in enumerate(owners) if owner == number]
-        mask[own[-1], length - places * (len(own) - 1) :] = -torch.inf
-        row = keys[own].flatten(0, 1)[:length]
-        expected.append((q[number] @ row.T * 0.3).softmax(-1) @ row)
-    decodes = Decodes(len(lengths), slice(None), torch.tensor(owners), mask)
-    q_B = torch.cat([q, q.new_zeros(1, heads, width)])[decodes.owner_B]
-    found = paged.combine(*within(q_B, keys, mask, 0.3), decodes)
-    torch.testing.assert_close(found, torch.stack(expected), rtol=0, atol=1e-5)
-    torch.testing.assert_close(paged.attend(q, keys, decodes, 0.3), found, rtol=0, atol=1e-5)
+    lengths = torch.tensor([1, places, 3 * places + 5, 2, 2 * places - 1])
+    blocks = torch.randn(12, places, width).to(dtype)
+    table = torch.zeros(5, 4, dtype=torch.int64)
+    free = iter(torch.randperm(12).tolist())
+    for row, length in zip(table, lengths.tolist(), strict=True):
+        for column in range(-(-length // places)):
+            row[column] = next(free)
+    q = torch.randn(5, heads, width)
+    exact = decode.plain(q, blocks.float(), table, lengths, kept, 0.1)
+    found = native.attend(q, blocks, table, lengths, kept, 0.1)
+    torch.testing.assert_close(found, exact, rtol=0, atol=1e-5)
 
 
 def test_bfloat16_keeps_the_residual_in_bf16_and_logits_norms_and_gate_in_fp32(
@@ -181,7 +162,7 @@ def test_bfloat16_keeps_the_residual_in_bf16_and_logits_norms_and_gate_in_fp32(
     rounded = bench(random_model, (3, 5, 7), dtype=torch.bfloat16)
     logits, expected = rounded.step(), bench(random_model, (3, 5, 7)).step()
     assert logits.dtype == torch.float32
-    assert rounded.runner.cache.blocks(0, slice(None)).dtype == torch.bfloat16
+    assert rounded.runner.cache.blocks(0).dtype == torch.bfloat16
     parameters = rounded.runner.model.named_parameters()
     fp32 = {name for name, p in parameters if p.dtype == torch.float32}
     assert all("norm" in name or ".gate." in name or "lm_head" in name for name in fp32)
