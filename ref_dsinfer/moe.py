@@ -4,6 +4,8 @@ Shape letters: T tokens, A active experts a token, E experts, G groups, P pairs 
 of this rank, D hidden, I intermediate.
 """
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -53,6 +55,7 @@ class Experts(nn.Module):
 
     def __init__(self, config: ModelConfig, dtype: torch.dtype, ranks: Ranks) -> None:
         super().__init__()
+        self.total = config.experts
         self.count = config.experts // ranks.world
         self.first = ranks.rank * self.count
         inner, hidden, quantised = config.expert_intermediate, config.hidden, config.fp8
@@ -61,27 +64,35 @@ class Experts(nn.Module):
 
     def forward(self, x_TD: Tensor, weights_TA: Tensor, experts_TA: Tensor) -> Tensor:
         """Weighted sum of the chosen experts of this rank, fp32 [T, D]."""
-        local = experts_TA.flatten() - self.first
-        elsewhere = (local < 0) | (local >= self.count)
+        local_P = experts_TA.flatten() - self.first
+        elsewhere_P = (local_P < 0) | (local_P >= self.count)
         # Pairs sorted by expert: each expert then has one run of rows; those of other ranks' last.
-        order = local.masked_fill(elsewhere, self.count).argsort(stable=True)
-        counts = torch.bincount(local.masked_fill(elsewhere, self.count), minlength=self.count)
-        sizes = counts[: self.count].tolist()
-        order = order[: sum(sizes)]
-        token_P = order // experts_TA.shape[1]
-        x_PD = x_TD[token_P]
-        runs = [
-            self._expert(number, run) for number, run in enumerate(x_PD.split(sizes)) if len(run)
-        ]
-        y_TD = torch.zeros_like(x_TD, dtype=torch.float32)
-        if runs:
-            y_PD = torch.cat(runs).float() * weights_TA.flatten()[order, None]
-            y_TD.index_add_(0, token_P, y_PD)
-        return y_TD
+        sorted_P, order_P = local_P.masked_fill(elsewhere_P, self.count).sort(stable=True)
+        numbers_E = torch.arange(self.count, device=x_TD.device)
+        ends_E = torch.searchsorted(sorted_P, numbers_E, right=True).int()
+        x_PD = x_TD[order_P // experts_TA.shape[1]]
+        inner_PI = gated(grouped(x_PD, self.gate_up_proj, ends_E))
+        y_PD = grouped(inner_PI, self.down_proj, ends_E)[order_P.argsort()].float()
+        if self.count < self.total:
+            y_PD = y_PD.masked_fill(elsewhere_P[:, None], 0)  # those rows were never computed
+        return (y_PD.view(*experts_TA.shape, -1) * weights_TA[..., None]).sum(dim=1)
 
-    def _expert(self, number: int, x_PD: Tensor) -> Tensor:
-        inner = gated(F.linear(x_PD, self.gate_up_proj.matrix(number).flatten(0, 1)))
-        return F.linear(inner, self.down_proj.matrix(number))
+
+def grouped(x_PI: Tensor, weight: Weight, ends_E: Tensor) -> Tensor:
+    """Each run of rows times its own matrix of the stack [E, ..., in]; returns [P, out].
+
+    `ends_E`, int32, tells where the runs end; rows behind the last are not computed.
+    """
+    if weight.weight_scale_inv is None:
+        matrices_EIO = weight.weight.flatten(1, -2).transpose(1, 2)
+        return torch._grouped_mm(x_PI, matrices_EIO, offs=ends_E)
+    # Dequantised one by one, since all of them together may not fit.
+    ends = ends_E.tolist()
+    runs = [
+        F.linear(x_PI[start:end], weight.matrix(number).flatten(0, -2))
+        for number, (start, end) in enumerate(pairwise([0, *ends]))
+    ]
+    return F.pad(torch.cat(runs), (0, 0, 0, len(x_PI) - ends[-1]))
 
 
 class MoE(nn.Module):
