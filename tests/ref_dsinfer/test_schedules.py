@@ -1,0 +1,93 @@
+"""Whatever runs beside it, and however often it starts over, an answer is the one given alone."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from ref_dsinfer.engine import Engine
+from ref_dsinfer.errors import UsageError
+
+PROMPTS = 12
+LONGEST_PROMPT, LONGEST_ANSWER = 70, 40
+SCHEDULES = 240
+Prompt = tuple[int, ...]
+
+
+def made(model: Path, **arguments: int) -> Engine:
+    length = LONGEST_PROMPT + LONGEST_ANSWER
+    return Engine(
+        model, device="cpu", dtype="float32", max_model_len=length, threads=1, **arguments
+    )
+
+
+@pytest.fixture(scope="module")
+def alone(random_model: Path) -> dict[Prompt, list[int]]:
+    """Answers of the longest kind, each alone in an engine that reads its prompt at once."""
+    chance = random.Random(0)
+    engine = made(random_model, max_running=1)
+    answers: dict[Prompt, list[int]] = {}
+    for number in range(PROMPTS):
+        ids = tuple(chance.randrange(96) for _ in range(chance.randint(1, LONGEST_PROMPT)))
+        engine.add(number, ids, LONGEST_ANSWER)
+        answers[ids] = []
+        while engine.busy:
+            answers[ids] += engine.step()[0].token_ids
+    return answers
+
+
+def scheduled(model: Path, alone: dict[Prompt, list[int]], seed: int) -> int:
+    """Random arrivals and lengths, some aborted, in an engine of random sizes; times that a
+    sequence had to start over."""
+    chance = random.Random(seed)
+    block = chance.choice([1, 3, 8, 16, 64])
+    least = -(-(LONGEST_PROMPT + LONGEST_ANSWER) // block) * block
+    engine = made(
+        model,
+        max_running=chance.randint(1, 8),
+        block_size=block,
+        cache_tokens=least + chance.choice([0, 0, 40, 200, 800]),
+        step_tokens=chance.choice([1, 7, 40, 500]),
+    )
+    wanted: dict[int, tuple[Prompt, int]] = {}
+    answers: dict[int, list[int]] = {}
+    arriving = chance.randint(2, 10)
+    aborted: set[int] = set()
+    while arriving or engine.busy:
+        while arriving and (not engine.busy or chance.random() < 0.3):
+            number, ids = len(wanted), chance.choice(list(alone))
+            wanted[number] = ids, chance.randint(1, LONGEST_ANSWER)
+            answers[number] = []
+            engine.add(number, *wanted[number])
+            arriving -= 1
+        if chance.random() < 0.02:
+            aborted.add(chance.choice(list(wanted)))
+            engine.abort(max(aborted))
+        for output in engine.step() if engine.busy else []:
+            answers[output.id] += output.token_ids
+    for number, (ids, length) in wanted.items():
+        expected = alone[ids][:length]
+        if number in aborted:
+            expected = expected[: len(answers[number])]
+        assert answers[number] == expected, f"schedule {seed}, request {number}"
+    pool = engine.scheduler.pool
+    assert pool.free == pool.blocks
+    return engine.scheduler.preempted
+
+
+@pytest.mark.slow
+def test_an_answer_does_not_depend_on_the_schedule(
+    random_model: Path, alone: dict[Prompt, list[int]]
+) -> None:
+    times = [scheduled(random_model, alone, seed) for seed in range(SCHEDULES)]
+    assert sum(count > 0 for count in times) > SCHEDULES // 8  # else preemption is not tried
+
+
+def test_some_schedules_at_once(random_model: Path, alone: dict[Prompt, list[int]]) -> None:
+    for seed in range(1000, 1012):
+        scheduled(random_model, alone, seed)
+
+
+def test_a_cache_too_small_for_one_request_is_refused(random_model: Path) -> None:
+    with pytest.raises(UsageError, match="cache holds 96 tokens and one request may need 110"):
+        made(random_model, cache_tokens=100, block_size=16)
