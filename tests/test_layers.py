@@ -13,7 +13,7 @@ SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
 # Entry scripts reach these before they know what to do, so at import time they need nothing but
 # the standard library. The engine in ref_dsinfer may import torch, and the others theirs: nobody
 # imports these modules before an engine is chosen.
-OF_THE_ENGINE = {"torch", "safetensors", "triton", "numpy"}
+OF_THE_ENGINE = {"torch", "safetensors", "triton", "numpy", "psutil"}
 HEAVY_AT_IMPORT = {
     "backends/pytorch.py": OF_THE_ENGINE,
     "backends/vllm.py": {"vllm", "psutil"},

@@ -194,7 +194,7 @@ def test_a_fault_in_the_engine_reaches_every_open_stream_with_its_origin(
     async def body() -> None:
         streams = [asyncio.create_task(collect(backend, request(n, 400))) for n in range(3)]
         await asyncio.sleep(0.1)
-        backend._engine.runner.cache._layers.clear()
+        backend._engine.runner.cache._layers = torch.empty(0)
         for stream in streams:
             with pytest.raises(RuntimeError, match="engine stopped") as caught:
                 await asyncio.wait_for(stream, 10)
