@@ -19,6 +19,7 @@ from backends.types import Backend, Delta, EngineConfig, Request
 from ref_dsinfer.engine import Engine
 from ref_dsinfer.errors import EngineError, LaunchError, UsageError, UserError
 from ref_dsinfer.parallel import Place
+from ref_dsinfer.scheduler import STEP_TOKENS
 from ref_dsinfer.sequence import Output
 
 log = logging.getLogger(__name__)
@@ -46,19 +47,22 @@ class Options:
     """What this engine takes from `--engine-arg`."""
 
     threads: int | None = None  # of this process, on CPU; None: its share of the cores
+    cache_tokens: int | None = None  # in the cache; None: as many as the free memory holds
+    step_tokens: int = STEP_TOKENS  # in one step at most
     gemm: str = "bf16"  # arithmetic of products: fp8 weights are dequantised (W8A16)
 
     @classmethod
     def parse(cls, config: EngineConfig) -> "Options":
         """Read the options by name. Errors: UsageError, with the nearest name known."""
         refuse_unknown("pytorch", config.options, cls.__dataclass_fields__)
-        threads = config.options.get("threads")
-        if threads is not None and (not threads.isdecimal() or int(threads) < 1):
-            raise UsageError(f"engine option threads={threads}: it must be 1 or more")
         gemm = config.options.get("gemm", cls.gemm)
         if gemm != "bf16":
             raise UsageError(f"engine option gemm={gemm}: bf16 is known")
-        return cls(threads=None if threads is None else int(threads), gemm=gemm)
+        numbers = {name: text for name, text in config.options.items() if name != "gemm"}
+        for name, text in numbers.items():
+            if not text.isdecimal() or int(text) < 1:
+                raise UsageError(f"engine option {name}={text}: it must be 1 or more")
+        return cls(gemm=gemm, **{name: int(text) for name, text in numbers.items()})
 
 
 class PyTorchBackend(Backend):
@@ -106,6 +110,7 @@ class PyTorchBackend(Backend):
 
     def effective(self) -> Mapping[str, Any]:
         assert self._engine
+        pool = self._engine.scheduler.pool
         return {
             "processes": self._place.world,
             "device": str(self._engine.ranks.device),
@@ -113,6 +118,7 @@ class PyTorchBackend(Backend):
             "max_model_len": self._engine.max_model_len,
             "max_running": self._engine.scheduler.max_running,
             **asdict(self._options),
+            "cache_tokens": pool.blocks * pool.block_size,
         }
 
     async def stream(self, request: Request) -> AsyncIterator[Delta]:
@@ -163,6 +169,8 @@ class PyTorchBackend(Backend):
             max_running=config.max_running or MAX_RUNNING,
             seed=config.seed,
             threads=self._options.threads,
+            cache_tokens=self._options.cache_tokens,
+            step_tokens=self._options.step_tokens,
         )
 
     def _lead(self, loop: asyncio.AbstractEventLoop, ready: "asyncio.Future[Engine]") -> None:
