@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +28,7 @@ from typing import Any, Self
 from ref_dsinfer.errors import GradingError
 
 START_S = 60.0  # an interpreter and its imports, on a machine that is busy
+LEVELS = ("full", "kernel", "bwrap", "container", "none")
 REPLY_BYTES = 64 << 20
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -40,6 +41,7 @@ class Limits:
     cpu: int = 3600  # seconds
     file: int = 32 << 20  # bytes of any file written, standard output included
     descriptors: int = 64  # open files
+    processes: int = 256  # threads
 
 
 class SandboxError(GradingError):
@@ -55,9 +57,20 @@ class TimeLimit(Ended):
 
 
 class Sandbox:
-    """Where processes are started from; closed, all of them are killed."""
+    """Where processes are started from; closed, all of them are killed.
 
-    def __init__(self) -> None:
+    `level`: how well they are confined, one of `LEVELS`; None where nothing at or above `minimum`
+    holds, and nothing can be started then. `reason`: why, or why it is not the strongest, for
+    users. `canaries`: which small attacks, tried at that level, were "held" and which are "open".
+    """
+
+    level: str | None
+    reason: str
+    canaries: Mapping[str, str]
+
+    def __init__(self, level: str = "auto", minimum: str = "kernel") -> None:
+        # to be found by running canaries; so far there is one fence, and nothing is tried
+        self.level, self.reason, self.canaries = "kernel", "", {}
         self._live: set[Confined] = set()
         self._lock = threading.Lock()
 

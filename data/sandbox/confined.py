@@ -45,7 +45,7 @@ def _handler(task: dict[str, Any]) -> Handler:
     return handler
 
 
-def _limit(memory: int, cpu: int, file: int, descriptors: int) -> None:
+def _limit(memory: int, cpu: int, file: int, descriptors: int, processes: int) -> None:
     for which, value in (
         (resource.RLIMIT_AS, memory),
         (resource.RLIMIT_CPU, cpu),
