@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from backends.types import Completion
+from data import pickles
 from data.prompts import Prompts
 from ref_dsinfer.errors import InputFileError, OutputError
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SUFFIXES = (".pkl", ".parquet")
+ROW_GROUP = 512  # rows of a parquet file written at once
 _FIELDS = {"sample_index", "request_id", "token_ids", "finish", "first_ns", "last_ns"}
 
 
@@ -112,10 +114,12 @@ def results_frame(
 
 
 def answer_columns(answers: Sequence[Sequence[int]], prompts: Prompts) -> dict[str, list]:
-    """The columns that follow from an answer's token ids, stop id excluded."""
+    """The columns that follow from an answer's token ids, stop id excluded; ids as int32 arrays."""
+    import numpy as np
+
     return {
         "model_output": [prompts.text(ids) for ids in answers],
-        "tok_model_output": [list(ids) for ids in answers],
+        "tok_model_output": [np.array(ids, np.int32) for ids in answers],
         "tok_model_output_len": [len(ids) for ids in answers],
     }
 
@@ -140,8 +144,8 @@ def write_frame(frame: "pd.DataFrame", path: str | Path) -> list[Path]:
     Errors: OutputError.
     """
     pickled, parquet = twins(path)
-    write_whole(pickled, frame.to_pickle)
-    write_whole(parquet, _one_type_a_column(frame).to_parquet)
+    write_whole(pickled, lambda path: pickles.dump(frame, path))
+    write_whole(parquet, lambda path: _write_parquet(_one_type_a_column(frame), path))
     return [pickled, parquet]
 
 
@@ -200,6 +204,17 @@ def _journal_row(row: object) -> tuple[int, Completion]:
         raise ValueError("unknown finish")
     index = row.pop("sample_index")
     return index, Completion(**{**row, "token_ids": tuple(ids)})
+
+
+def _write_parquet(frame: "pd.DataFrame", path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.Schema.from_pandas(frame)
+    with pq.ParquetWriter(path, schema) as writer:
+        for start in range(0, len(frame), ROW_GROUP):  # a copy of the whole would fill memory
+            rows = frame.iloc[start : start + ROW_GROUP]
+            writer.write_table(pa.Table.from_pandas(rows, schema))
 
 
 def _one_type_a_column(frame: "pd.DataFrame") -> "pd.DataFrame":
