@@ -10,17 +10,20 @@ import binascii
 import io
 import json
 import pickle
+import time
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from data.sandbox import Confined, Ended, Limits, Sandbox
+from data.sandbox import Confined, Ended, Limits, Sandbox, TimeLimit
+from data.tasks import Verdict
 from ref_dsinfer.errors import GradingError
 
 TIME_LIMIT_S = 60.0  # what the MLPerf reference sets; LiveCodeBench's own default is 6
+Mode = Literal["reference", "fixed-stdio"]  # see `program`
 _FENCE = "```python"
 _TESTS_BYTES = 1 << 30  # of one problem, unpacked
 
@@ -84,42 +87,87 @@ class Problems:
             ) from error
 
 
-def extract(text: str) -> str | None:
+def extract(text: str) -> tuple[str, str] | None:
     """The inside of the first fence that opens with ```` ```python ````, if it is ever closed.
 
-    A fence of `python3` counts, and leaves its 3 in the code, which is a statement without effect.
+    With it the rule's name. A fence of `python3` counts, and leaves its 3 in the code, which is a
+    statement without effect.
     """
     _, opened, rest = text.partition(_FENCE)
     code, closed, _ = rest.partition("```")
-    return code.strip() if opened and closed else None
+    return (code.strip(), "first fence") if opened and closed else None
 
 
-def passes(code: str, problem: Problem, sandbox: Sandbox, time_limit: float = TIME_LIMIT_S) -> bool:
+def passes(
+    code: str,
+    problem: Problem,
+    sandbox: Sandbox,
+    time_limit: float = TIME_LIMIT_S,
+    mode: Mode = "reference",
+) -> Verdict:
     """Whether `code` loads and passes every test, each within `time_limit` seconds.
 
     A program that takes too long, dies or breaks a limit does not pass, like one that is wrong.
+    The verdict's rule names the test that has decided.
 
     Errors: SandboxError; GradingError where a test's expected value can't be read.
     """
-    limits = Limits(cpu=int(time_limit * (len(problem.tests) + 1)) + 5)
+    count = len(problem.tests)
+    deadline = time.monotonic() + (time_limit + 1) * count + 5  # of all of it, as there
+    limits = Limits(cpu=int((time_limit + 1) * count) + 5)
+
+    def seconds() -> float:
+        return max(0.01, min(time_limit, deadline - time.monotonic()))
+
     with sandbox.start("data.tasks.program", limits) as process:
         try:
-            loaded = process.ask({"code": code, "function": problem.function}, time_limit)
-            return loaded.get("ok") is True and all(
-                _passes_test(process, test, problem, time_limit) for test in problem.tests
-            )
-        except Ended:
-            return False
+            fault = _load(process, code, problem, mode, seconds())
+        except Ended as error:
+            fault = _fault(error)
+        if fault:
+            return Verdict(False, f"does not load: {fault}")
+        for number, test in enumerate(problem.tests, 1):
+            try:
+                fault = _run(process, test, problem, seconds())
+            except Ended as error:
+                fault = _fault(error)
+            if fault:
+                return Verdict(False, f"test {number} of {count}: {fault}")
+    return Verdict(True, f"all of {count} tests")
 
 
-def _passes_test(process: Confined, test: Case, problem: Problem, time_limit: float) -> bool:
+def _load(process: Confined, code: str, problem: Problem, mode: Mode, seconds: float) -> str | None:
+    """What is wrong with a program, if anything is. Errors: Ended."""
+    reply = process.ask({"code": code, "function": problem.function, "mode": mode}, seconds)
+    return None if reply.get("ok") is True else _said(reply)
+
+
+def _run(process: Confined, test: Case, problem: Problem, seconds: float) -> str | None:
+    """What is wrong with a program's answer to one test, if anything is. Errors: Ended."""
     process.give(test.input.encode(errors="surrogatepass"))
-    reply = process.ask({}, time_limit)
+    reply = process.ask({}, seconds)
     if reply.get("ok") is not True:
-        return False
+        return _said(reply)
     if problem.function is None:
-        return same_output(process.printed().decode(errors="replace"), test.output)
-    return same_value(reply.get("value"), _expected(test, problem))
+        right = same_output(_text(process.printed()), test.output)
+        return None if right else "wrong output"
+    return None if same_value(reply.get("value"), _expected(test, problem)) else "wrong value"
+
+
+def _said(reply: dict[str, Any]) -> str:
+    """A program's own words on what went wrong: one short line, whatever it sent."""
+    return " ".join(str(reply.get("error", "it failed")).split())[:200]
+
+
+def _fault(error: Ended) -> str:
+    return "time limit" if isinstance(error, TimeLimit) else str(error)
+
+
+def _text(printed: bytes) -> str:
+    try:
+        return printed.decode(errors="surrogatepass")  # as a test's own JSON may hold them
+    except UnicodeDecodeError:
+        return printed.decode(errors="replace")
 
 
 def same_output(printed: str, expected: str) -> bool:

@@ -90,12 +90,12 @@ def _problem(*tests, function=None):
 )
 def test_returned_values(returned, expected, right, sandbox):
     code = f"class Solution:\n    def f(self, a):\n        return {returned}"
-    assert passes(code, _problem(("7", expected), function="f"), sandbox, 5) is right
+    assert passes(code, _problem(("7", expected), function="f"), sandbox, 5).right is right
 
 
 def test_a_recursive_value_is_wrong(sandbox):
     code = "def f(a):\n    x = []\n    x.append(x)\n    return x"
-    assert not passes(code, _problem(("7", "[]"), function="f"), sandbox, 5)
+    assert not passes(code, _problem(("7", "[]"), function="f"), sandbox, 5).right
 
 
 @pytest.mark.parametrize(
@@ -219,5 +219,5 @@ def test_an_unknown_problem_is_the_error_of_its_row(tmp_path, sandbox):
 
 
 def test_the_first_closed_fence_counts():
-    assert extract("```python\na\n```\n```python\nb\n```") == "a"
+    assert extract("```python\na\n```\n```python\nb\n```") == ("a", "first fence")
     assert extract("```python\na") is None
