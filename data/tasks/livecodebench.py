@@ -7,6 +7,7 @@ a test's input goes in, its expected output stays here.
 
 import base64
 import binascii
+import hashlib
 import io
 import json
 import pickle
@@ -71,9 +72,7 @@ class Problems:
         """Errors: GradingError where there is no such problem, or its tests can't be unpacked."""
         if question_id not in self:
             raise GradingError(f"{self.path.name} has no problem {question_id}")
-        with self.path.open("rb") as file:
-            file.seek(self._offsets[question_id])
-            row = json.loads(file.readline())
+        row = json.loads(self._line(question_id))
         try:
             tests = json.loads(row["public_test_cases"]) + _private(row["private_test_cases"])
             return Problem(
@@ -85,6 +84,15 @@ class Problems:
             raise GradingError(
                 f"problem {question_id} can't be read: {type(error).__name__}: {error}"
             ) from error
+
+    def digest(self, question_id: str) -> str:
+        """A hash of a problem that there is, in hexadecimal."""
+        return hashlib.sha256(self._line(question_id)).hexdigest()
+
+    def _line(self, question_id: str) -> bytes:
+        with self.path.open("rb") as file:
+            file.seek(self._offsets[question_id])
+            return file.readline()
 
 
 def extract(text: str) -> tuple[str, str] | None:
