@@ -13,6 +13,7 @@ from data.prompts import Prompts
 from ref_dsinfer.errors import OutputError
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
 SUFFIXES = (".pkl", ".parquet")
@@ -77,7 +78,9 @@ def results_frame(
     )
 
 
-def answer_columns(answers: Sequence[Sequence[int]], prompts: Prompts) -> dict[str, list]:
+def answer_columns(
+    answers: "Sequence[Sequence[int] | np.ndarray]", prompts: Prompts
+) -> dict[str, list]:
     """The columns that follow from an answer's token ids, stop id excluded; ids as int32 arrays."""
     import numpy as np
 

@@ -7,14 +7,13 @@ that can't be had is said to be ungraded; both concern that row alone.
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from data.sandbox import Confined, Ended, Limits, Sandbox, SandboxError, TimeLimit
 from data.tasks import Answer, Grade, Status, Verdict, aime, choice, livecodebench, math500
@@ -87,23 +86,35 @@ class MathWorker:
         reply = self._worker.ask({"given": given, "truth": truth}, MATH_LIMIT_S)
         return Verdict(bool(reply["right"]), str(reply["rule"]))
 
+    def forms(self, formula: str) -> dict[str, str]:
+        """A formula's spellings that are compared, by whose they are. Errors: as of `judge`."""
+        return self._worker.ask({"forms": formula}, MATH_LIMIT_S)
+
     def close(self) -> None:
         """Kill the process, if there is one."""
         self._worker.close()
 
 
+class Answers(Protocol):
+    """Answers by row; they may be made when they are asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: int, /) -> Answer: ...
+
+
 def grade_all(
-    answers: Sequence[Answer],
+    answers: Answers,
     problems: livecodebench.Problems | None,
     sandbox: Sandbox,
     rules: Rules = Rules(),
     workers: int | None = None,
     rows: Sequence[int] | None = None,
-) -> Iterator[Grade]:
+) -> Generator[Grade, None, None]:
     """The grade of each answer, or of those at `rows`, as it comes; in that order they begin.
 
-    An answer is asked for when its turn has come, so `answers` may make it then. `problems` may be
-    None where none is LiveCodeBench's. `workers`: answers graded at once, by default one a core.
+    `problems` may be None where no answer is LiveCodeBench's. `workers`: answers graded at once, by
+    default one a core.
     """
     everything = range(len(answers)) if rows is None else rows
     yield from each(
@@ -121,7 +132,7 @@ def each(
     sandbox: Sandbox,
     make_worker: Callable[[], Any],
     workers: int | None = None,
-) -> Iterator[T]:
+) -> Generator[T, None, None]:
     """What `work` returns for each row, as it comes. Each call has one of the workers to itself.
 
     When this ends early, for whatever reason, so do the sandbox's processes.
@@ -179,6 +190,8 @@ def content_hash(
 @cache
 def grader_version() -> str:
     """A hash of the rules' own text and of the versions of what they are built on. Hexadecimal."""
+    from importlib import metadata  # takes a while, and --help needs none of it
+
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())

@@ -256,8 +256,16 @@ def _may_evaluate(expression: str) -> bool:
 
 
 def handler() -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """What a confined worker answers with: `{"given", "truth"}` by `{"right", "rule"}`."""
+    """What a confined worker answers with: `{"given", "truth"}` by `{"right", "rule"}`.
+
+    And `{"forms": formula}` by its spellings that are compared, as MATH and as PRM800K write it.
+    """
     for library in ("pylatexenc.latex2text", "sympy.parsing.sympy_parser"):
         import_module(library)  # loaded before the clock of a row starts
 
-    return lambda message: asdict(judge(message["given"], message["truth"]))
+    def answer(message: dict[str, Any]) -> dict[str, Any]:
+        if "forms" in message:
+            return {"MATH": _as_math(message["forms"]), "PRM800K": _as_prm(message["forms"])}
+        return asdict(judge(message["given"], message["truth"]))
+
+    return answer
