@@ -11,11 +11,13 @@ import hashlib
 import io
 import json
 import pickle
+import re
 import time
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +28,7 @@ from ref_dsinfer.errors import GradingError
 TIME_LIMIT_S = 60.0  # what the MLPerf reference sets; LiveCodeBench's own default is 6
 Mode = Literal["reference", "fixed-stdio"]  # see `program`
 _FENCE = "```python"
+_WORD = re.compile(r"\S+")
 _TESTS_BYTES = 1 << 30  # of one problem, unpacked
 
 
@@ -136,7 +139,7 @@ def passes(
             return Verdict(False, f"does not load: {fault}")
         for number, test in enumerate(problem.tests, 1):
             try:
-                fault = _run(process, test, problem, seconds())
+                fault = _run(process, test, problem, mode, seconds())
             except Ended as error:
                 fault = _fault(error)
             if fault:
@@ -150,16 +153,19 @@ def _load(process: Confined, code: str, problem: Problem, mode: Mode, seconds: f
     return None if reply.get("ok") is True else _said(reply)
 
 
-def _run(process: Confined, test: Case, problem: Problem, seconds: float) -> str | None:
+def _run(process: Confined, test: Case, problem: Problem, mode: Mode, seconds: float) -> str | None:
     """What is wrong with a program's answer to one test, if anything is. Errors: Ended."""
-    process.give(test.input.encode(errors="surrogatepass"))
-    reply = process.ask({}, seconds)
+    on_files = mode == "fixed-stdio" and problem.function is None
+    process.give(test.input.encode(errors="surrogatepass") if on_files else b"")
+    reply = process.ask({"input": "" if on_files else test.input}, seconds)
     if reply.get("ok") is not True:
         return _said(reply)
-    if problem.function is None:
-        right = same_output(_text(process.printed()), test.output)
-        return None if right else "wrong output"
-    return None if same_value(reply.get("value"), _expected(test, problem)) else "wrong value"
+    if problem.function is not None:
+        right = same_value(reply.get("value"), _expected(test, problem))
+        return None if right else "wrong value"
+    printed = process.printed().decode(errors="replace") if on_files else reply.get("printed")
+    right = isinstance(printed, str) and same_output(printed, test.output)
+    return None if right else "wrong output"
 
 
 def _said(reply: dict[str, Any]) -> str:
@@ -171,19 +177,12 @@ def _fault(error: Ended) -> str:
     return "time limit" if isinstance(error, TimeLimit) else str(error)
 
 
-def _text(printed: bytes) -> str:
-    try:
-        return printed.decode(errors="surrogatepass")  # as a test's own JSON may hold them
-    except UnicodeDecodeError:
-        return printed.decode(errors="replace")
-
-
 def same_output(printed: str, expected: str) -> bool:
     """Line by line without outer blanks: the same text, or the same exact decimal numbers."""
-    given_lines, true_lines = printed.strip().split("\n"), expected.strip().split("\n")
-    return len(given_lines) == len(true_lines) and all(
+    printed, expected = printed.strip(), expected.strip()
+    return printed.count("\n") == expected.count("\n") and all(
         given.strip() == true.strip() or _same_numbers(given, true)
-        for given, true in zip(given_lines, true_lines, strict=True)
+        for given, true in zip(printed.split("\n"), expected.split("\n"), strict=True)
     )
 
 
@@ -196,7 +195,7 @@ def same_value(tagged: Any, expected: Any) -> bool:
         tagged = tagged["tuple"]
     try:
         return bool(_untagged(tagged) == expected)
-    except (ValueError, TypeError, RecursionError):
+    except (ValueError, TypeError, ArithmeticError, RecursionError):
         return False
 
 
@@ -208,22 +207,51 @@ def _expected(test: Case, problem: Problem) -> Any:
 
 
 def _same_numbers(given: str, true: str) -> bool:
-    try:
-        return [Decimal(word) for word in given.split()] == [Decimal(word) for word in true.split()]
-    except InvalidOperation:
+    try:  # word by word: a line may be as long as a program likes
+        pairs = zip(_WORD.finditer(given), _WORD.finditer(true), strict=True)
+        return all(Decimal(word[0]) == Decimal(true_word[0]) for word, true_word in pairs)
+    except (InvalidOperation, ValueError):  # no number, or one line is longer
         return False
+
+
+class _One:
+    """NumPy's scalar or array of one element equals that element in any number of brackets."""
+
+    def __init__(self, item: Any) -> None:
+        self._item = item
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        while isinstance(other, list) and len(other) == 1:
+            other = other[0]
+        return bool(self._item == other)
 
 
 def _untagged(value: Any) -> Any:
     """The plain value behind the tags. ValueError: it holds what no expected value can equal."""
     if isinstance(value, list):
         return [_untagged(item) for item in value]
+    if isinstance(value, float) and value != value:
+        return float("nan")  # JSON's own NaN is one object, which a list would find equal
     if not isinstance(value, dict):
         return value
-    if isinstance(value.get("tuple"), list):
-        return tuple(_untagged(item) for item in value["tuple"])
-    if isinstance(value.get("dict"), list):
-        return {_untagged(key): _untagged(item) for key, item in value["dict"]}
+    if len(value) != 1:
+        raise ValueError("not a plain value")
+    ((tag, inside),) = value.items()
+    match tag, inside:
+        case "one", _:
+            return _One(_untagged(inside))
+        case "tuple", list():
+            return tuple(_untagged(item) for item in inside)
+        case "dict", list():
+            return {_untagged(key): _untagged(item) for key, item in inside}
+        case "complex", [real, imaginary]:
+            return complex(real, imaginary)
+        case "decimal", str():
+            return Decimal(inside)
+        case "fraction", str():
+            return Fraction(inside)
     raise ValueError("not a plain value")
 
 
