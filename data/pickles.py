@@ -9,7 +9,12 @@ import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
+
+if TYPE_CHECKING:
+    import numpy as np
+
+MANY = 64  # ints that make an array of a list
 
 # All that a pickled frame of text, numbers and lists needs, under the names pandas 1.5 to 3 and
 # numpy 1 and 2 write. Anything else, whatever a pickle could call, is refused.
@@ -54,7 +59,7 @@ _SEPARATORS = re.compile(rb"(" + _INT + rb"++)|e?" + _FRAME + rb"?+\(?", re.DOTA
 def load(file: BinaryIO) -> object:
     """What a pickle holds, where it names nothing but what a plain frame needs.
 
-    Lists of ints alone come as arrays. Errors: OSError; nearly any where the file is damaged.
+    Long lists of ints alone come as arrays. Errors: OSError; nearly any where the file is damaged.
     """
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         return _FrameUnpickler(data).load()
@@ -67,6 +72,17 @@ def dump(frame: object, path: Path) -> None:
     """
     with path.open("wb") as file:
         _FramePickler(file, pickle.HIGHEST_PROTOCOL).dump(frame)
+
+
+def compact(ints: list[int]) -> "list[int] | np.ndarray":
+    """Many ints as an array, of int32 where that holds them; few as they are."""
+    import numpy as np
+
+    if len(ints) < MANY:
+        return ints
+    array = np.array(ints)
+    fits = array.dtype != object and array.min() >= -(1 << 31) and array.max() < 1 << 31
+    return array.astype(np.int32) if fits else array
 
 
 class _FrameUnpickler(pickle._Unpickler):  # the one in C can't be told to make arrays
@@ -97,15 +113,13 @@ class _FrameUnpickler(pickle._Unpickler):  # the one in C can't be told to make 
         if ints is None:
             self.stack.append([])
             return
-        import numpy as np
-
         number, body, last = ints.groups(b"")
         plain = _SEPARATORS.sub(rb"\1", body) + last[:-1]
-        array = np.array(pickle.loads(b"\x80\x04](" + plain + b"e."), np.int32)
-        self.stack.append(array)
+        value = compact(pickle.loads(b"\x80\x04](" + plain + b"e."))
+        self.stack.append(value)
         if number:
             put = len(self.memo) if len(number) == 1 else int.from_bytes(number[1:], "little")
-            self.memo[put] = array
+            self.memo[put] = value
         self._data.seek(ints.end())
 
     def _fills_an_array(self) -> bool:

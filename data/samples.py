@@ -47,7 +47,7 @@ def read_frame(path: str | Path) -> "pd.DataFrame":
             if kind == ".parquet":
                 frame: object = _parquet(file)
             elif kind == ".jsonl":
-                frame = pd.DataFrame(_json_rows(file))
+                frame = _of_rows(_json_rows(file))
             else:
                 frame = pickles.load(file)
     except OSError as error:
@@ -144,15 +144,21 @@ def _json_rows(file: BinaryIO) -> list[dict[str, Any]]:
     return rows
 
 
-def _compact(value: Any) -> Any:
-    """A list of ints, such as token ids, as an array."""
-    if type(value) is not list or set(map(type, value)) != {int}:
-        return value
-    import numpy as np
+def _of_rows(rows: list[dict[str, Any]]) -> "pd.DataFrame":
+    import pandas as pd
 
-    array = np.array(value)
-    fits = array.dtype != object and abs(array).max() < 1 << 31
-    return array.astype(np.int32) if fits else array
+    # as objects, since pandas' own type of text would be a second copy beside the first
+    frame = pd.DataFrame(rows, dtype=object)
+    for name in frame:
+        if frame[name].map(type).isin((int, float)).all():
+            frame[name] = frame[name].infer_objects()
+    return frame
+
+
+def _compact(value: Any) -> Any:
+    return (
+        pickles.compact(value) if type(value) is list and set(map(type, value)) == {int} else value
+    )
 
 
 def _first_line(error: Exception) -> str:
