@@ -87,7 +87,9 @@ def evaluate(
     rows = _rows(graded, answers.tasks, lengths)
     present = [task for task in TASKS if task in answers.tasks]
     tasks = [_totals(task, rows[rows["task"] == task]) for task in present]
-    return Evaluation(graded, tasks, _totals("all", rows), fence, expected)
+    return Evaluation(
+        graded, tasks, _totals("all", rows.assign(lenient=float("nan"))), fence, expected
+    )
 
 
 class FrameAnswers:

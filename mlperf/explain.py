@@ -1,14 +1,13 @@
 """The steps that decide one row."""
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data.samples import require_columns, row_task
-from data.sandbox import Ended, Limits, Sandbox, SandboxError
-from data.tasks import Answer, Grade, livecodebench
-from data.tasks.grading import MathWorker, grade_all
-from data.tasks.livecodebench import Problems
+from data.sandbox import Ended, Sandbox, SandboxError
+from data.tasks import Answer, Grade
+from data.tasks.grading import MathWorker, Rules, grade_all
+from data.tasks.livecodebench import Case, Problems, passes
 from mlperf.evaluate import COLUMNS, FrameAnswers, Grading
 from ref_dsinfer.errors import GradingError, UsageError
 
@@ -38,11 +37,11 @@ def explain(frame: "pd.DataFrame", row: int, problems: Path | None, grading: Gra
     with Sandbox(grading.sandbox) as sandbox:
         (grade,) = grade_all([answer], store, sandbox, grading.rules, workers=1)
         lines.append(f"extracted: {_short(grade.extracted)}")
-        if sandbox.level and grade.extracted is not None:
+        if sandbox.level and grade.extracted and answer.ground_truth:
             if answer.task == "math500":
                 lines += _forms(grade, answer, sandbox)
-            if store and answer.task == "livecodebench":
-                lines += _failing_test(grade, answer, store, sandbox, grading)
+            if store and str(answer.ground_truth) in store:
+                lines += _failing_test(grade, answer, store, sandbox, grading.rules)
     detail = f": {grade.detail}" if grade.detail else ""
     lines.append(f"{grade.status} by {grade.rule}{detail} ({grade.seconds:.3f} s)")
     return "\n".join(lines)
@@ -61,44 +60,24 @@ def _forms(grade: Grade, answer: Answer, sandbox: Sandbox) -> list[str]:
 
 
 def _failing_test(
-    grade: Grade, answer: Answer, problems: Problems, sandbox: Sandbox, grading: Grading
+    grade: Grade, answer: Answer, problems: Problems, sandbox: Sandbox, rules: Rules
 ) -> list[str]:
-    """The test that a program has failed, and what it made of it."""
-    found = re.search(r"test (\d+) of \d+: ", grade.rule)
-    if not found:
-        return []
+    """The test that a program fails, if there is one, and what it makes of it."""
+    lines: list[str] = []
+
+    def tell(test: Case, given: object) -> None:
+        lines.extend(
+            f"{name} of the failing test: {_short(value)}"
+            for name, value in (("input", test.input), ("expected", test.output), ("given", given))
+        )
+
     try:
         problem = problems.read(str(answer.ground_truth))
-    except GradingError:
-        return []  # as the grade says
-    test = problem.tests[int(found[1]) - 1]
-    output = _output(str(grade.extracted), problem, int(found[1]), sandbox, grading)
-    return [
-        f"test {found[1]}, {'standard input' if problem.function is None else problem.function}:",
-        f"  input: {_short(test.input)}",
-        f"  expected: {_short(test.output)}",
-        f"  given: {_short(output)}",
-    ]
-
-
-def _output(
-    code: str, problem: livecodebench.Problem, number: int, sandbox: Sandbox, grading: Grading
-) -> str:
-    """What a program makes of test `number`, from 1, after those before it."""
-    limit = grading.rules.code_limit
-    with sandbox.start("data.tasks.program", Limits()) as process:
-        try:
-            message = {"code": code, "function": problem.function, "mode": grading.rules.mode}
-            reply = process.ask(message, limit)
-            for test in problem.tests[:number]:
-                process.give(test.input.encode(errors="surrogatepass"))
-                reply = process.ask({}, limit)
-        except Ended as error:
-            return f"nothing: {error}"
-        if reply.get("ok") is True and problem.function is not None:
-            return str(reply.get("value"))
-        printed = process.printed().decode(errors="replace")
-        return printed if reply.get("ok") is True else f"{printed} ({reply.get('error')})"
+        code = str(grade.extracted)
+        passes(code, problem, sandbox, rules.code_limit, rules.mode, tell)
+    except GradingError as error:
+        return [f"no test can be run: {error}"]
+    return lines
 
 
 def _short(value: object) -> str:

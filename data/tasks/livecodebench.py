@@ -14,7 +14,7 @@ import pickle
 import re
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
@@ -115,11 +115,13 @@ def passes(
     sandbox: Sandbox,
     time_limit: float = TIME_LIMIT_S,
     mode: Mode = "reference",
+    on_failure: Callable[[Case, object], None] = lambda test, given: None,
 ) -> Verdict:
     """Whether `code` loads and passes every test, each within `time_limit` seconds.
 
     A program that takes too long, dies or breaks a limit does not pass, like one that is wrong.
-    The verdict's rule names the test that has decided.
+    The verdict's rule names the test that has decided; `on_failure` hears of it, and of what the
+    program made of it.
 
     Errors: SandboxError; GradingError where a test's expected value can't be read.
     """
@@ -138,11 +140,13 @@ def passes(
         if fault:
             return Verdict(False, f"does not load: {fault}")
         for number, test in enumerate(problem.tests, 1):
+            given = None
             try:
-                fault = _run(process, test, problem, mode, seconds())
+                fault, given = _run(process, test, problem, mode, seconds())
             except Ended as error:
                 fault = _fault(error)
             if fault:
+                on_failure(test, given)
                 return Verdict(False, f"test {number} of {count}: {fault}")
     return Verdict(True, f"all of {count} tests")
 
@@ -153,19 +157,24 @@ def _load(process: Confined, code: str, problem: Problem, mode: Mode, seconds: f
     return None if reply.get("ok") is True else _said(reply)
 
 
-def _run(process: Confined, test: Case, problem: Problem, mode: Mode, seconds: float) -> str | None:
-    """What is wrong with a program's answer to one test, if anything is. Errors: Ended."""
+def _run(
+    process: Confined, test: Case, problem: Problem, mode: Mode, seconds: float
+) -> tuple[str | None, object]:
+    """What is wrong with a program's answer to one test, if anything is, and the answer.
+
+    Errors: Ended.
+    """
     on_files = mode == "fixed-stdio" and problem.function is None
     process.give(test.input.encode(errors="surrogatepass") if on_files else b"")
     reply = process.ask({"input": "" if on_files else test.input}, seconds)
     if reply.get("ok") is not True:
-        return _said(reply)
+        return _said(reply), None
     if problem.function is not None:
-        right = same_value(reply.get("value"), _expected(test, problem))
-        return None if right else "wrong value"
+        value = reply.get("value")
+        return None if same_value(value, _expected(test, problem)) else "wrong value", value
     printed = process.printed().decode(errors="replace") if on_files else reply.get("printed")
     right = isinstance(printed, str) and same_output(printed, test.output)
-    return None if right else "wrong output"
+    return None if right else "wrong output", printed
 
 
 def _said(reply: dict[str, Any]) -> str:
