@@ -25,6 +25,7 @@ from data.sandbox import Confined, Ended, Limits, Sandbox, TimeLimit
 from data.tasks import Verdict
 from ref_dsinfer.errors import GradingError
 
+INT_DIGITS = 50_000  # of an integer as text, in all of LiveCodeBench's runner
 TIME_LIMIT_S = 60.0  # what the MLPerf reference sets; LiveCodeBench's own default is 6
 Mode = Literal["reference", "fixed-stdio"]  # see `program`
 _FENCE = "```python"
@@ -210,9 +211,15 @@ def same_value(tagged: Any, expected: Any) -> bool:
 
 def _expected(test: Case, problem: Problem) -> Any:
     try:
-        return json.loads(test.output)
+        return json.loads(test.output, parse_int=_integer)
     except ValueError as error:
         raise GradingError(f"problem {problem.id}: expected output is not JSON") from error
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > INT_DIGITS:
+        raise ValueError("an integer of too many digits")
+    return int(Decimal(digits))  # int itself reads fewer, unless all of this process is told to
 
 
 def _same_numbers(given: str, true: str) -> bool:
@@ -249,6 +256,8 @@ def _untagged(value: Any) -> Any:
         raise ValueError("not a plain value")
     ((tag, inside),) = value.items()
     match tag, inside:
+        case "int", str():
+            return int(inside, 16)
         case "one", _:
             return _One(_untagged(inside))
         case "tuple", list():

@@ -111,7 +111,7 @@ def _tagged(value: Any) -> Any:
     if value is None or isinstance(value, bool | str):
         return value
     if isinstance(value, int):
-        return int(value)
+        return int(value) if value.bit_length() < 64 else {"int": hex(value)}
     if isinstance(value, float):
         return float(value)
     if isinstance(value, complex):

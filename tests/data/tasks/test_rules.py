@@ -15,7 +15,11 @@ CASES = Path(__file__).parents[1] / "cases"
 
 
 def _rows():
-    return [json.loads(line) for line in (CASES / "grading.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line)
+        for name in ("grading.jsonl", "more_grading.jsonl")
+        for line in (CASES / name).read_text(encoding="utf-8").splitlines()
+    ]
 
 
 def test_every_labelled_case_agrees(sandbox):
@@ -33,7 +37,7 @@ def test_every_labelled_case_agrees(sandbox):
     wanted = [
         Grade(i, row["expected_extracted"], row["expected_correct"]) for i, row in enumerate(judged)
     ]
-    assert len(judged) > 300
+    assert len(judged) > 550
     assert [g for g in grades if g != wanted[g.sample_index]] == []
 
 
