@@ -116,6 +116,8 @@ def test_an_output_file_is_taken_by_its_name(a_run):
         "accuracy.txt",
         "mine.parquet",
         "mine.pkl",
+        "mine_grades.jsonl",
+        "mine_report.json",
     ]
 
 

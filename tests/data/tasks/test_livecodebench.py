@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.tasks import Answer
-from data.tasks.grading import grade_all
+from data.tasks.grading import Rules, grade_all
 from data.tasks.livecodebench import (
     Case,
     Problem,
@@ -230,10 +230,11 @@ def test_an_unknown_problem_is_the_error_of_its_row(tmp_path, sandbox):
     path.write_text(json.dumps(_row()) + "\n")
     code = "```python\nprint(input())\n```"
     answers = [Answer(i, "livecodebench", code, truth) for i, truth in enumerate(["q1", "q2"])]
-    first, second = grade_all(answers, Problems(path), sandbox, 5)
-    assert (first.correct, first.error) == (True, None)
-    assert not second.correct
-    assert "no problem q2" in str(second.error)
+    grades = grade_all(answers, Problems(path), sandbox, Rules(5))
+    first, second = sorted(grades, key=lambda grade: grade.sample_index)
+    assert (first.status, first.detail) == ("ok", None)
+    assert second.status == "not_graded"
+    assert "no problem q2" in str(second.detail)
 
 
 def test_the_first_closed_fence_counts():
