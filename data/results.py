@@ -84,10 +84,11 @@ def answer_columns(
     """The columns that follow from an answer's token ids, stop id excluded; ids as int32 arrays."""
     import numpy as np
 
+    arrays = [np.array(ids, np.int32) for ids in answers]
     return {
-        "model_output": [prompts.text(ids) for ids in answers],
-        "tok_model_output": [np.array(ids, np.int32) for ids in answers],
-        "tok_model_output_len": [len(ids) for ids in answers],
+        "model_output": [prompts.text(ids.tolist()) for ids in arrays],
+        "tok_model_output": arrays,
+        "tok_model_output_len": [len(ids) for ids in arrays],
     }
 
 
