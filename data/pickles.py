@@ -122,6 +122,11 @@ class _FrameUnpickler(pickle._Unpickler):  # the one in C can't be told to make 
             self.memo[put] = value
         self._data.seek(ints.end())
 
+    def load_build(self) -> None:
+        if callable(self.stack[-2]):
+            raise pickle.UnpicklingError("it changes what it names, which no frame needs")
+        super().load_build()  # type: ignore[misc]  # not in the stubs
+
     def _fills_an_array(self) -> bool:
         """Whether a list here is the content of an array of objects, in its state's fifth place."""
         import numpy as np
@@ -131,6 +136,7 @@ class _FrameUnpickler(pickle._Unpickler):  # the one in C can't be told to make 
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = pickle._Unpickler.dispatch | {
         pickle.FRAME[0]: load_frame,
         pickle.EMPTY_LIST[0]: load_empty_list,
+        pickle.BUILD[0]: load_build,
     }
 
 
