@@ -17,6 +17,14 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """Whether an answer is right, and the rule that has decided it."""
+
+    right: bool
+    rule: str
+
+
+@dataclass(frozen=True)
 class Grade:
     """What became of one answer. An `error` says why it could not be judged; it is no verdict."""
 

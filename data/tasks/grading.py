@@ -37,7 +37,7 @@ class MathWorker:
         if "error" in reply:
             self.close()
             raise GradingError(f"comparing failed: {reply['error']}")
-        return bool(reply["equal"])
+        return bool(reply["right"])
 
     def close(self) -> None:
         """Kill the process, if there is one."""
@@ -107,7 +107,8 @@ def _grade(
     sandbox: Sandbox,
     code_limit: float,
 ) -> Grade:
-    extracted = _extract(answer.task, answer.text.strip())
+    found = _extract(answer.task, answer.text.strip())
+    extracted = found[0] if found else None
     try:
         correct = (
             extracted is not None
@@ -121,7 +122,7 @@ def _grade(
     return Grade(answer.sample_index, extracted, correct)
 
 
-def _extract(task: str, text: str) -> str | int | None:
+def _extract(task: str, text: str) -> tuple[str | int, str] | None:
     if task == "aime":
         return aime.extract(text)
     if task == "math500":
@@ -141,12 +142,13 @@ def _is_right(
 ) -> bool:
     truth = answer.ground_truth
     if answer.task == "aime":
-        return aime.equal(extracted, truth)
+        return aime.judge(extracted, truth).right
     if not (extracted and truth):  # an empty answer is never right, nor is any to an empty truth
         return False
     if answer.task == "math500":
         return worker.equal(extracted, str(truth))
     if answer.task == "livecodebench":
         assert problems is not None  # grade_all has made sure
-        return livecodebench.passes(extracted, problems.read(str(truth)), sandbox, code_limit)
-    return choice.equal(extracted, truth)
+        problem = problems.read(str(truth))
+        return livecodebench.passes(extracted, problem, sandbox, code_limit).right
+    return choice.judge(extracted, truth).right

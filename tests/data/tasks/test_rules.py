@@ -1,13 +1,11 @@
-"""Every labelled case, and wild texts, through each task's extractor and comparer."""
+"""Every labelled case through each task's extractor and comparer."""
 
 import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from data.tasks import TASKS, Answer, Grade, aime, choice, livecodebench, math500, task_of
+from data.tasks import TASKS, Answer, Grade, livecodebench, math500, task_of
 from data.tasks.grading import MathWorker, grade_all
 from ref_dsinfer.errors import GradingError
 
@@ -15,7 +13,11 @@ CASES = Path(__file__).parents[1] / "cases"
 
 
 def _rows():
-    return [json.loads(line) for line in (CASES / "grading.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line)
+        for name in ("grading.jsonl", "more_grading.jsonl")
+        for line in (CASES / name).read_text(encoding="utf-8").splitlines()
+    ]
 
 
 def test_every_labelled_case_agrees(sandbox):
@@ -33,7 +35,7 @@ def test_every_labelled_case_agrees(sandbox):
     wanted = [
         Grade(i, row["expected_extracted"], row["expected_correct"]) for i, row in enumerate(judged)
     ]
-    assert len(judged) > 300
+    assert len(judged) > 550
     assert [g for g in grades if g != wanted[g.sample_index]] == []
 
 
@@ -41,7 +43,8 @@ def test_every_labelled_case_agrees(sandbox):
     "row", [row for row in _rows() if row["dataset"] == "livecodebench"], ids=lambda row: row["id"]
 )
 def test_code_is_extracted_as_labelled(row):
-    assert livecodebench.extract(row["model_output"].strip()) == row["expected_extracted"]
+    found = livecodebench.extract(row["model_output"].strip())
+    assert (found and found[0]) == row["expected_extracted"]
 
 
 @pytest.mark.parametrize(
@@ -66,62 +69,6 @@ def test_task_of(name, task):
 def test_task_of_unknown_names_the_known(name):
     with pytest.raises(ValueError, match=r"unknown data set.*gpqa.*livecodebench"):
         task_of(name)
-
-
-# Pieces that the rules look for, so that wild texts reach them
-PIECES = st.sampled_from([
-    r"\boxed{", "}", "{", "Answer:", "FINAL ANSWER", "(", ")", "B", "j", "42", " ", "\n", "/", "^",
-    "```python", "```", r"\frac", r"\sqrt", r"\text{", ",", "=", "0.5", "\\", "%", "million",
-    "inf", "1e999", "nan", "٤", "[", "]", "|", "_", "cm", r"\left", "-", "!", "\0", "\ud800",
-])  # fmt: skip
-WILD = st.lists(PIECES | st.text(max_size=4), max_size=12).map("".join)
-
-
-@given(WILD)
-@settings(max_examples=300, deadline=None)
-def test_extractors_never_raise(text):
-    assert choice.extract(text, "gpqa") in (None, *"ABCD")
-    assert choice.extract(text, "mmlu_pro") in (None, *"ABCDEFGHIJ")
-    number = aime.extract(text)
-    assert number is None or 0 <= number <= 999
-    for found in (math500.extract(text), livecodebench.extract(text)):
-        assert found is None or found in text
-
-
-@given(WILD, WILD)
-@settings(max_examples=300, deadline=None)
-def test_normalising_never_raises(given_text, truth):
-    math500._as_math(given_text)
-    math500._elements(math500._as_prm(truth))
-
-
-@given(WILD, st.none() | st.integers() | st.floats() | WILD)
-@settings(max_examples=200, deadline=None)
-def test_comparers_never_raise(text, truth):
-    assert aime.equal(7, truth) in (True, False)
-    assert choice.equal("A", truth) in (True, False)
-    assert livecodebench.same_output(text, str(truth)) in (True, False)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "answer" + " " * 200_000 + "?",
-        "Answer:" * 40_000,
-        "final " * 50_000,
-        r"\boxed{" * 40_000,
-        r"\boxed{" + "9" * 200_000 + "x",
-        r"\boxed{" + "9" * 5000 + "}",
-        "{" * 300_000,
-    ],
-    ids=range(7),
-)
-@pytest.mark.timeout(5)
-def test_long_texts_are_read_in_linear_time(text):
-    for task in ("gpqa", "mmlu_pro"):
-        choice.extract(text, task)
-    aime.extract(text)
-    math500.extract(text)
 
 
 def test_units_go_one_after_the_other():
