@@ -14,7 +14,6 @@ from data.sandbox import kernel, seccomp
 from data.sandbox.types import Limits
 
 Handler = Callable[[dict[str, Any]], dict[str, Any]]
-WORK = "/tmp"  # the working directory where the process has a root of its own
 _SOCKET = 3
 
 

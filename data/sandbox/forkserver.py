@@ -67,7 +67,7 @@ def _prepare(task: dict[str, Any]) -> int:
     Path("/proc/self/oom_score_adj").write_text("1000")  # rather these than the grader
     proc = os.open("/proc", os.O_PATH)
     if task["level"] == "full":
-        kernel.enter_namespaces([*task["readable"], *kernel.DEVICES], confined.WORK)
+        kernel.enter_namespaces([*task["readable"], *kernel.DEVICES], task["work"])
     gc.collect()
     gc.freeze()
     return proc
@@ -79,10 +79,8 @@ def _supervise(task: dict[str, Any], limits: Limits, descriptors: list[int], pro
     try:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         if task["level"] == "full":
-            work = confined.WORK
-            kernel.enter_own_namespaces(work)
-        else:
-            work = tempfile.mkdtemp(prefix="grade-")
+            kernel.enter_own_namespaces(task["work"])
+        work = tempfile.mkdtemp(prefix="grade-", dir=task["work"])
         child = os.fork()
         if child == 0:
             os.close(lifeline)
@@ -100,8 +98,7 @@ def _supervise(task: dict[str, Any], limits: Limits, descriptors: list[int], pro
             with contextlib.suppress(ProcessLookupError):
                 end(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        if task["level"] != "full":
-            remove(work)
+        remove(work)
         os._exit(0)
 
 

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -43,6 +44,8 @@ class Host:
                 "root": str(_ROOT),
                 "packages": _packages(),
                 "readable": _readable(),
+                # where the process has a root of its own, or bubblewrap's, that is /tmp
+                "work": "/tmp" if level in ("full", "bwrap") else tempfile.gettempdir(),
             }
             flags = ["-I", "-S", "-B", "-X", "utf8", "-c", _CODE, json.dumps(task)]
             wrapper = _bubblewrap() if level == "bwrap" else []

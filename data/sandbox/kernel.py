@@ -95,6 +95,8 @@ def _enter_root(readable: Iterable[str], work: str) -> None:
         _show(Path(path), root)
     for folder in (work, "/proc"):
         Path(root + folder).mkdir(parents=True, exist_ok=True)
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        Path(root, "dev", name).symlink_to(f"/proc/self/fd/{number}")
     # processes mount a /proc of their own, which takes that one is in sight already
     _mount(".", root + "/proc", None, _BIND | _RECURSIVE)
     os.chdir(root)
