@@ -93,13 +93,15 @@ def _size(process: psutil.Process) -> int:
         return 0
 
 
-def evaluate(columns: dict[str, list[Any]], folder: Path, script: Path, *options: str) -> Cost:
+def evaluate(
+    columns: dict[str, list[Any]], folder: Path, script: Path, problems: Path, *options: str
+) -> Cost:
     """Grade a frame by an `eval_accuracy.py`."""
     import pandas as pd
 
     modules = folder / "modules"
     modules.mkdir(parents=True)
-    (modules / "datasets.py").write_text(PROBLEMS_MODULE.format(path=str(folder.parent / PROBLEMS)))
+    (modules / "datasets.py").write_text(PROBLEMS_MODULE.format(path=str(problems)))
     answers = folder / "answers.pkl"
     pd.DataFrame(columns).to_pickle(answers)
     command = [sys.executable, str(script), "--input-file", str(answers), *options]
@@ -125,18 +127,18 @@ def compare(
     what: str, columns: dict[str, list[Any]], bars: tuple[str, str], args: argparse.Namespace
 ) -> tuple[float, float]:
     """Grade a frame by ours, and by the reference where there is one. Seconds of each."""
-    folder = args.folder / what
+    folder, problems = args.folder / what, args.folder / PROBLEMS
     options = ["--expected-rows", str(len(columns["dataset"]))]
-    if (args.folder / PROBLEMS).exists():
-        options += ["--livecodebench-file", str(args.folder / PROBLEMS)]
-    ours = evaluate(columns, folder / "ours", ROOT / "eval_accuracy.py", *options)
+    if problems.exists():
+        options += ["--livecodebench-file", str(problems)]
+    ours = evaluate(columns, folder / "ours", ROOT / "eval_accuracy.py", problems, *options)
     show(what, f"{ours.seconds:.1f} s", bars[0])
     show("  peak memory", f"{ours.peak / 1e6:.0f} MB", bars[1])
     show("  exact_match", ours.exact_match[:10])
     if not args.reference:
         return ours.seconds, 0.0
     script = args.reference.resolve() / "eval_accuracy.py"
-    theirs = evaluate(columns, folder / "theirs", script)
+    theirs = evaluate(columns, folder / "theirs", script, problems)
     show("  the reference", f"{theirs.seconds:.1f} s")
     show("  its exact_match", theirs.exact_match[:10])
     return ours.seconds, theirs.seconds

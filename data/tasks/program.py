@@ -6,15 +6,14 @@ function is loaded once and called once a test. So state lives on from test to t
 there. Expected outputs never come here. What its standard input and output are: `stdio`.
 """
 
-import _posixsubprocess
 import ast
 import builtins
 import json
-import os
 import sys
 from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
+from importlib import import_module
 from itertools import compress
 from operator import not_
 from types import ModuleType
@@ -36,13 +35,12 @@ PRELUDE = "\n".join(
 _MODULE = "tmp_sol"  # programs can see their module's name
 _WRAPPER = "wrapped_function"
 _INT_DIGITS = 50_000  # of an int as text
-_HARMLESS = ("os.listdir", "os.scandir", "os.walk", "os.fwalk", "os.putenv", "os.unsetenv")
 
 
 def handler() -> "Program":
-    """The guard is up from here on, so everything this module needs is imported by now."""
-    vars(_posixsubprocess)["fork_exec"] = _refuse  # the one way to a process without an event
-    sys.addaudithook(_guard)
+    """A runner of programs. What nearly every one of them imports is loaded by now."""
+    for name in _STAR_IMPORTS:
+        import_module(name)
     return Program()
 
 
@@ -125,24 +123,3 @@ def _tagged(value: Any) -> Any:
     if isinstance(value, dict):
         return {"dict": [[_tagged(key), _tagged(item)] for key, item in value.items()]}
     return {"other": type(value).__name__}
-
-
-def _refuse(*_arguments: Any) -> None:
-    raise PermissionError("starting a process is not allowed here")
-
-
-def _guard(event: str, arguments: tuple[Any, ...]) -> None:
-    """Audit hook: no processes, signals, sockets, foreign code, or files opened for writing."""
-    if event == "open":
-        path, _mode, flags = arguments
-        if isinstance(path, int) or not flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
-            return
-    elif event == "import":
-        if arguments[0] in ("ctypes", "_ctypes"):
-            raise ImportError(f"{arguments[0]} is not available here")
-        return
-    elif event in _HARMLESS or not event.startswith(
-        ("os.", "socket.", "subprocess.", "ctypes.", "pty.", "signal.pthread_kill")
-    ):
-        return
-    raise PermissionError(f"{event} is not allowed here")
