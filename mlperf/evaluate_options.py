@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import get_args
 
 from backends.options import positive_int
-from data.sandbox import LEVELS
+from data.sandbox.levels import LEVELS
 from data.tasks.grading import Rules
 from data.tasks.livecodebench import TIME_LIMIT_S, Mode
 from mlperf.evaluate import GRADED, LOG_ENDING, Grading, beside, evaluate, report
