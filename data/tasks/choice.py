@@ -10,10 +10,12 @@ from data.tasks import Verdict
 
 LETTERS = {"gpqa": "A-D", "mmlu_pro": "A-J"}
 
-# The possessive blanks keep a search over tens of thousands of blanks linear.
+# ANSWER as a word, after FINAL even without a blank. A first letter that does not ignore case makes
+# the search four times as fast; possessive blanks keep it linear over tens of thousands of them.
 _ANSWER = {
     task: re.compile(
-        rf"\b(?:FINAL\s*+)?ANSWER\b\s*+[:=]?\s*+\(?\s*+([{letters}])(?![A-Za-z])", re.IGNORECASE
+        r"[Aa](?i:(?<=\b.)|(?<=\bFINAL.))"
+        rf"(?i:NSWER\b\s*+[:=]?\s*+\(?\s*+([{letters}])(?![A-Za-z]))"
     )
     for task, letters in LETTERS.items()
 }

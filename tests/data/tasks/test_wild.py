@@ -42,7 +42,7 @@ WORDS = [
     *(r"\pi", r"\infty", r"\cup", r"\cdot", r"\begin{pmatrix}", r"\end{pmatrix}", r"\\", "√", "π"),
     *("million", "degrees", "inches", " or ", " and ", "inf", "nan", "lambda", "if", "ff(", "True"),
 ]
-TEXT = st.lists(st.sampled_from(WORDS) | st.text(max_size=3), max_size=14).map("".join)
+TEXT = st.lists(st.sampled_from(WORDS) | st.text(max_size=3), max_size=10).map("".join)
 TRUTH = (
     TEXT
     | st.none()
@@ -63,7 +63,7 @@ VALUE = st.recursive(
             max_size=2,
         )
     ),
-    max_leaves=6,
+    max_leaves=4,
 )
 many = settings(deadline=None, suppress_health_check=list(HealthCheck), database=None)
 
