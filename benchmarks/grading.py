@@ -42,11 +42,11 @@ class Cost:
 
     seconds: float
     peak: int  # bytes
-    exact_match: str  # as printed; "failed" where nothing was
+    exact_match: str  # as printed
 
 
 def run(command: list[str], folder: Path, modules: Path) -> Cost:
-    """Run a command to its end, watching the memory of its process tree.
+    """Run a command to its end, watching the memory of its process tree. One that fails ends this.
 
     `modules`: a folder that goes first on its path of imports.
     """
@@ -69,8 +69,8 @@ def run(command: list[str], folder: Path, modules: Path) -> Cost:
     said = log.read_text(errors="replace")
     found = re.search(r"'exact_match': ([\d.]+)", said)
     if process.returncode or found is None:
-        print(said[-2000:], file=sys.stderr)
-    return Cost(seconds, peak, found[1] if found else "failed")
+        sys.exit(f"{' '.join(command)} failed:\n{said[-2000:]}")
+    return Cost(seconds, peak, found[1])
 
 
 def _memory(process: psutil.Process) -> int:

@@ -67,8 +67,12 @@ class Reference:
             readlines=lambda *_hint: text.split("\n"),
         )
         printed = _Output()
+
+        def open_stand_in(*arguments: Any, **options: Any) -> Any:
+            return mock.mock_open(read_data=text)(*arguments, **options)  # takes a while to make
+
         with (
-            mock.patch("builtins.open", mock.mock_open(read_data=text)),
+            mock.patch("builtins.open", open_stand_in),
             mock.patch("sys.stdin", _Input(text)),
             mock.patch("sys.stdout", printed),
             contextlib.suppress(SystemExit),
