@@ -15,6 +15,8 @@ from typing import Any
 SHARES = {"mmlu_pro": 2409, "aime": 932, "math500": 500, "gpqa": 198}  # LiveCodeBench: 349 of 4388
 MEAN_TOKENS, MOST_TOKENS = 3886, 20_000
 CHARACTERS = 4  # a token, of English and formulas
+PUBLIC = 2  # tests of a problem that are shown, and small
+SIZES = (10, 100, 1000, 2000)  # of the hidden tests' inputs
 _PHRASES = (
     "So we need to check the condition again. ",
     "Wait, that is not quite right: let me recompute $x^2 - 5x + 6 = 0$. ",
@@ -45,7 +47,8 @@ def programs(count: int, tests: int, path: Path, seed: int = 0) -> dict[str, lis
     rows = []
     with path.open("w", encoding="utf-8") as file:
         for number in range(count):
-            lists = [[rng.randrange(10**6) for _ in range(2000)] for _ in range(tests)]
+            sizes = [5 if test < PUBLIC else rng.choice(SIZES) for test in range(tests)]
+            lists = [[rng.randrange(10**6) for _ in range(size)] for size in sizes]
             call = number % 2 == 1
             cases = [
                 {
@@ -57,7 +60,7 @@ def programs(count: int, tests: int, path: Path, seed: int = 0) -> dict[str, lis
                 }
                 for values in lists
             ]
-            private = json.dumps(cases[2:]).encode()
+            private = json.dumps(cases[PUBLIC:]).encode()
             packed = base64.b64encode(zlib.compress(pickle.dumps(private.decode())))
             row = {
                 "question_id": str(number),
@@ -68,7 +71,7 @@ def programs(count: int, tests: int, path: Path, seed: int = 0) -> dict[str, lis
                 "contest_date": "2024-01-01T00:00:00",
                 "difficulty": "medium",
                 "starter_code": "",
-                "public_test_cases": json.dumps(cases[:2]),
+                "public_test_cases": json.dumps(cases[:PUBLIC]),
                 "private_test_cases": packed.decode(),
                 "metadata": json.dumps({"func_name": "count"} if call else {}),
             }
