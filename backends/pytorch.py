@@ -6,6 +6,7 @@ the followers what came in (requests, aborts, the end), and all ranks take the s
 """
 
 import asyncio
+import gc
 import logging
 import queue
 import threading
@@ -13,6 +14,8 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
+
+import torch
 
 from backends.options import refuse_unknown
 from backends.types import Backend, Delta, EngineConfig, Request
@@ -124,10 +127,10 @@ class PyTorchBackend(Backend):
     async def stream(self, request: Request) -> AsyncIterator[Delta]:
         """Errors: LengthError, ModelError, UsageError for this request alone; EngineError before
         `start`; else whatever stopped the engine."""
-        if self._engine is None:
-            raise EngineError("the pytorch engine has not been started")
         if self._failure:
             raise _reported(self._failure)
+        if self._engine is None:
+            raise EngineError("the pytorch engine has not been started")
         sampling = request.sampling
         self._engine.check(
             request.prompt_ids, request.max_new_tokens, sampling.temperature, sampling.top_p
@@ -151,13 +154,17 @@ class PyTorchBackend(Backend):
                 self._inbox.put(Abort(request.id))
 
     async def close(self) -> None:
-        """End the engine on every rank; streams still open raise EngineError."""
+        """End the engine on every rank, and free it; streams still open raise EngineError."""
         if self._thread is None:
             return
         self._inbox.put(Stop())
         thread, self._thread = self._thread, None
         await asyncio.to_thread(thread.join)
         self._fail(self._failure or EngineError("the pytorch engine was closed"))
+        self._engine = None  # what comes next, grading, may take long and needs the memory
+        gc.collect()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
 
     def _load(self) -> Engine:
         config = self.config

@@ -12,27 +12,35 @@ EVERY_S = 30.0  # between two lines where there is no terminal
 
 
 class Progress:
-    """Counts finished answers; tokens are those of finished answers only."""
+    """Counts what is done of `unit`, and its tokens where it has any.
 
-    def __init__(self, total: int, every_s: float = EVERY_S) -> None:
+    Several at a time, told apart by `name`, are several bars.
+    """
+
+    def __init__(
+        self, total: int, name: str = "", unit: str = "sample", every_s: float = EVERY_S
+    ) -> None:
         self.done = 0
         self.tokens = 0
         self._total = total
+        self._name = name
+        self._unit = unit
         self._every_s = every_s
         self._start = self._last = time.monotonic()
         self._bar = None
         if sys.stderr.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total, unit="sample", dynamic_ncols=True)
+            self._bar = tqdm(total=total, desc=name or None, unit=unit, dynamic_ncols=True)
 
-    def add(self, tokens: int) -> None:
-        """One more answer, of `tokens` tokens, is there."""
+    def add(self, tokens: int = 0) -> None:
+        """One more is done, of `tokens` tokens."""
         self.done += 1
         self.tokens += tokens
         now = time.monotonic()
         if self._bar is not None:
-            self._bar.set_postfix_str(f"{self._rate(now):.0f} tokens/s", refresh=False)
+            if self.tokens:
+                self._bar.set_postfix_str(self._rate(now), refresh=False)
             self._bar.update()
         elif now - self._last >= self._every_s:
             self._last = now
@@ -44,7 +52,8 @@ class Progress:
         # more samples than foreseen may come: LoadGen draws a server's schedule at random
         left = spent / self.done * max(self._total - self.done, 0) if self.done else float("nan")
         return (
-            f"{self.done} of {max(self._total, self.done)} samples, {self._rate(now):.0f} tokens/s,"
+            f"{self._name}{': ' if self._name else ''}{self.done} of"
+            f" {max(self._total, self.done)} {self._unit}s, {self._rate(now)},"
             f" {_clock(spent)} gone, {_clock(left)} left"
         )
 
@@ -61,8 +70,9 @@ class Progress:
             self._bar.close()
         log.info("%s", self.line(time.monotonic()))
 
-    def _rate(self, now: float) -> float:
-        return self.tokens / max(now - self._start, 1e-9)
+    def _rate(self, now: float) -> str:
+        count, unit = (self.tokens, "token") if self.tokens else (self.done, self._unit)
+        return f"{count / max(now - self._start, 1e-9):.0f} {unit}s/s"
 
 
 def _clock(seconds: float) -> str:

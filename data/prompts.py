@@ -41,6 +41,7 @@ class Prompts:
             raise ModelError(f"{folder}: tokenizer_config.json names no eos_token")
         self.eos_id: int = self._tokenizer.eos_token_id
         self.stop_ids: frozenset[int] = frozenset({self.eos_id, *_generation_stops(folder)})
+        self.vocabulary = len(self._tokenizer)  # ids below this have a text
         self._silent = {self.eos_id, self._tokenizer.bos_token_id}
 
     def ids(self, text: str) -> tuple[int, ...]:

@@ -1,68 +1,46 @@
-"""Answers out: a journal that survives a crash, and the results frame with its twin files."""
+"""Answers out: a journal of them, and the results frame with its twin files."""
 
-import json
 import os
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from backends.types import Completion
+from data import pickles
+from data.lines import Lines, read_lines
 from data.prompts import Prompts
-from ref_dsinfer.errors import InputFileError, OutputError
+from ref_dsinfer.errors import OutputError
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
 SUFFIXES = (".pkl", ".parquet")
+ROW_GROUP = 512  # rows of a parquet file written at once
 _FIELDS = {"sample_index", "request_id", "token_ids", "finish", "first_ns", "last_ns"}
 
 
-class Journal:
-    """Finished answers, one JSON line each, handed to the operating system at once.
+class Journal(Lines):
+    """Finished answers, one JSON line each.
 
     A run begins its own journal: one of an earlier run under the same name is replaced.
 
     Errors: OutputError where the file can't be written.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        try:
-            # unbuffered: a line is one system call, so a killed process tears the last one at most
-            self._file = self.path.open("wb", buffering=0)
-        except OSError as error:
-            raise OutputError(f"{self.path}: can't be written: {error.strerror}") from error
-
     def add(self, sample_index: int, completion: Completion) -> None:
         """Append one answer. `sample_index` is its row in the data set."""
-        row = {
-            "sample_index": sample_index,
-            "request_id": completion.request_id,
-            "finish": completion.finish,
-            "first_ns": completion.first_ns,
-            "last_ns": completion.last_ns,
-            "token_ids": completion.token_ids,
-        }
-        line = json.dumps(row, separators=(",", ":")).encode() + b"\n"
-        try:
-            written = self._file.write(line)
-        except OSError as error:
-            raise OutputError(f"{self.path}: can't be written: {error.strerror}") from error
-        if written != len(line):
-            raise OutputError(f"{self.path}: can't be written: the disk is full")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._file.close()
+        self.write(
+            {
+                "sample_index": sample_index,
+                "request_id": completion.request_id,
+                "finish": completion.finish,
+                "first_ns": completion.first_ns,
+                "last_ns": completion.last_ns,
+                "token_ids": completion.token_ids,
+            }
+        )
 
 
 def read_journal(path: str | Path) -> list[tuple[int, Completion]]:
@@ -70,18 +48,7 @@ def read_journal(path: str | Path) -> list[tuple[int, Completion]]:
 
     Errors: InputFileError where the file is missing, or a whole line is not a completion.
     """
-    try:
-        lines = Path(path).read_bytes().split(b"\n")
-    except OSError as error:
-        raise InputFileError(f"{path}: can't be read: {error.strerror}") from error
-    rows = []
-    # what follows the last line feed is empty, or torn because the writer was killed
-    for number, line in enumerate(lines[:-1], 1):
-        try:
-            rows.append(_journal_row(json.loads(line)))
-        except (ValueError, RecursionError) as error:
-            raise InputFileError(f"{path}: line {number} is not a finished answer") from error
-    return rows
+    return read_lines(path, _journal_row, "a finished answer")
 
 
 def results_frame(
@@ -111,12 +78,17 @@ def results_frame(
     )
 
 
-def answer_columns(answers: Sequence[Sequence[int]], prompts: Prompts) -> dict[str, list]:
-    """The columns that follow from an answer's token ids, stop id excluded."""
+def answer_columns(
+    answers: "Sequence[Sequence[int] | np.ndarray]", prompts: Prompts
+) -> dict[str, list]:
+    """The columns that follow from an answer's token ids, stop id excluded; ids as int32 arrays."""
+    import numpy as np
+
+    arrays = [np.array(ids, np.int32) for ids in answers]
     return {
-        "model_output": [prompts.text(ids) for ids in answers],
-        "tok_model_output": [list(ids) for ids in answers],
-        "tok_model_output_len": [len(ids) for ids in answers],
+        "model_output": [prompts.text(ids.tolist()) for ids in arrays],
+        "tok_model_output": arrays,
+        "tok_model_output_len": [len(ids) for ids in arrays],
     }
 
 
@@ -140,8 +112,8 @@ def write_frame(frame: "pd.DataFrame", path: str | Path) -> list[Path]:
     Errors: OutputError.
     """
     pickled, parquet = twins(path)
-    write_whole(pickled, frame.to_pickle)
-    write_whole(parquet, _one_type_a_column(frame).to_parquet)
+    write_whole(pickled, lambda path: pickles.dump(frame, path))
+    write_whole(parquet, lambda path: _write_parquet(_one_type_a_column(frame), path))
     return [pickled, parquet]
 
 
@@ -200,6 +172,17 @@ def _journal_row(row: object) -> tuple[int, Completion]:
         raise ValueError("unknown finish")
     index = row.pop("sample_index")
     return index, Completion(**{**row, "token_ids": tuple(ids)})
+
+
+def _write_parquet(frame: "pd.DataFrame", path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.Schema.from_pandas(frame)
+    with pq.ParquetWriter(path, schema) as writer:
+        for start in range(0, len(frame), ROW_GROUP):  # a copy of the whole would fill memory
+            rows = frame.iloc[start : start + ROW_GROUP]
+            writer.write_table(pa.Table.from_pandas(rows, schema))
 
 
 def _one_type_a_column(frame: "pd.DataFrame") -> "pd.DataFrame":

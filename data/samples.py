@@ -1,12 +1,12 @@
 """Data sets and result files in: read a frame safely, check it, turn its rows into samples."""
 
 import json
-import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from data import pickles
 from data.tasks import task_of
 from ref_dsinfer.errors import ColumnsError, EmptyDataError, InputFileError
 
@@ -15,33 +15,6 @@ if TYPE_CHECKING:
 
 COLUMNS = ("dataset", "question", "text_input", "ground_truth")
 PICKLES = (".pkl", ".pickle")
-
-# All that a pickled frame of text, numbers and lists needs, under the names pandas 1.5 to 3 and
-# numpy 1 and 2 write. Anything else, whatever a pickle could call, is refused.
-_ADMITTED: dict[str, frozenset[str]] = {
-    "builtins": frozenset({"bytearray", "slice"}),
-    "numpy": frozenset({"dtype", "ndarray"}),
-    "numpy.core.multiarray": frozenset({"_reconstruct", "scalar"}),
-    "numpy.core.numeric": frozenset({"_frombuffer"}),
-    "pandas": frozenset({"DataFrame", "Index", "NA", "RangeIndex", "StringDtype"}),
-    "pandas._libs.arrays": frozenset({"__pyx_unpickle_NDArrayBacked"}),
-    "pandas._libs.internals": frozenset({"_unpickle_block"}),
-    "pandas._libs.missing": frozenset({"NA"}),
-    "pandas.arrays": frozenset({"ArrowStringArray", "StringArray"}),
-    "pandas.core.arrays.string_": frozenset({"StringArray", "StringDtype"}),
-    "pandas.core.arrays.string_arrow": frozenset({"ArrowStringArray"}),
-    "pandas.core.frame": frozenset({"DataFrame"}),
-    "pandas.core.indexes.base": frozenset({"Index", "_new_Index"}),
-    "pandas.core.indexes.numeric": frozenset({"Int64Index"}),
-    "pandas.core.indexes.range": frozenset({"RangeIndex"}),
-    "pandas.core.internals.blocks": frozenset({"new_block"}),
-    "pandas.core.internals.managers": frozenset({"BlockManager"}),
-    "pyarrow.lib": frozenset({"_restore_array", "chunked_array", "py_buffer", "type_for_alias"}),
-}
-_MOVED = {
-    ("pandas.core.indexes.numeric", "Int64Index"): ("pandas", "Index"),
-    ("pandas.core.internals.blocks", "new_block"): ("pandas._libs.internals", "_unpickle_block"),
-}
 
 
 @dataclass(frozen=True)
@@ -59,6 +32,7 @@ def read_frame(path: str | Path) -> "pd.DataFrame":
     """Read a frame from a pickle, a parquet file or JSON lines; rows are numbered from 0.
 
     A pickle is read without running what it names: only the types of a plain frame are admitted.
+    Lists of token ids come as arrays, of int32 where that holds them.
 
     Errors: InputFileError where there is no such file, or it is no frame; EmptyDataError.
     """
@@ -71,11 +45,11 @@ def read_frame(path: str | Path) -> "pd.DataFrame":
     try:
         with path.open("rb") as file:
             if kind == ".parquet":
-                frame: object = pd.read_parquet(file)
+                frame: object = _parquet(file)
             elif kind == ".jsonl":
-                frame = pd.DataFrame(_json_rows(file))
+                frame = _of_rows(_json_rows(file))
             else:
-                frame = _unpickler(file).load()
+                frame = pickles.load(file)
     except OSError as error:
         raise InputFileError(f"{path}: can't be read: {error.strerror or error}") from error
     except Exception as error:  # damaged input makes these libraries raise nearly anything
@@ -120,6 +94,43 @@ def row_task(index: int, name: object) -> str:
         raise ColumnsError(f"row {index}: {error}") from error
 
 
+def _parquet(file: BinaryIO) -> "pd.DataFrame":
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    source = pq.ParquetFile(file, pre_buffer=False)
+    schema = source.schema_arrow
+    narrow = [
+        field.with_type(pa.list_(pa.int32())) if _is_ids(source, field) else field
+        for field in schema
+    ]
+    target = pa.schema(narrow, schema.metadata)
+    # in batches: the whole of it in 64 bits would take as much memory as all the rest
+    batches = [batch.cast(target) for batch in source.iter_batches(128)]
+    return pa.Table.from_batches(batches, target).to_pandas()
+
+
+def _is_ids(source: Any, field: Any) -> bool:
+    """Whether a column holds lists of integers within int32, by the file's own statistics."""
+    import pyarrow as pa
+
+    if not (pa.types.is_list(field.type) and pa.types.is_integer(field.type.value_type)):
+        return False
+    footer = source.metadata
+    groups = [footer.row_group(number) for number in range(footer.num_row_groups)]
+    for group in groups:
+        for number in range(group.num_columns):
+            column = group.column(number)
+            if column.path_in_schema.split(".")[0] != field.name:
+                continue
+            found = column.statistics
+            if found is None or not found.has_min_max:
+                return False
+            if found.min < -(1 << 31) or found.max >= 1 << 31:
+                return False
+    return True
+
+
 def _json_rows(file: BinaryIO) -> list[dict[str, Any]]:
     # pandas' own reader turns "042" into 42 and dates into timestamps; answers must stay as written
     rows = []
@@ -129,28 +140,25 @@ def _json_rows(file: BinaryIO) -> list[dict[str, Any]]:
         row = json.loads(line)
         if not isinstance(row, dict):
             raise ValueError(f"line {number} is not an object")
-        rows.append(row)
+        rows.append({name: _compact(value) for name, value in row.items()})
     return rows
 
 
-def _unpickler(file: BinaryIO) -> pickle.Unpickler:
-    class FrameUnpickler(pickle.Unpickler):
-        def find_class(self, module: str, name: str) -> Any:
-            module = module.replace("numpy._core", "numpy.core")
-            if name not in _ADMITTED.get(module, ()):
-                raise pickle.UnpicklingError(f"it names {module}.{name}, which no frame needs")
-            module, name = _MOVED.get((module, name), (module, name))
-            if module.startswith("numpy.core."):
-                module = module.replace("numpy.core", _numpy_core())
-            return super().find_class(module, name)
+def _of_rows(rows: list[dict[str, Any]]) -> "pd.DataFrame":
+    import pandas as pd
 
-    return FrameUnpickler(file)
+    # as objects, since pandas' own type of text would be a second copy beside the first
+    frame = pd.DataFrame(rows, dtype=object)
+    for name in frame:
+        if frame[name].map(type).isin((int, float)).all():
+            frame[name] = frame[name].infer_objects()
+    return frame
 
 
-def _numpy_core() -> str:
-    import numpy as np
-
-    return "numpy.core" if np.lib.NumpyVersion(np.__version__) < "2.0.0" else "numpy._core"
+def _compact(value: Any) -> Any:
+    return (
+        pickles.compact(value) if type(value) is list and set(map(type, value)) == {int} else value
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -1,36 +1,49 @@
 """LoadGen's accuracy log: one row an answer, its token ids as the hexadecimal bytes of int32s.
 
-The public grader drops the rows it can't use and averages over the rest. Here each of them is an
-error: an accuracy says something about all the samples or nothing.
+The public grader drops the rows it can't use, averages over the rest, and reads ids of eight bytes
+as twice as many of four. Here each row that can't be used is an error: an accuracy says something
+about all the samples or nothing. Ids of eight bytes are told by their upper halves, and read so.
 """
 
 import hashlib
 import json
-import sys
-from array import array
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ref_dsinfer.errors import GradingError, InputFileError
 
-_ID_BYTES = 4
-_LARGEST_ID = 1 << 24  # far above any vocabulary; floats read as int32 lie far above it
+if TYPE_CHECKING:
+    import numpy as np
+
+_LARGEST_ID = 1 << 24  # far above any vocabulary; floats read as integers lie far above it
+_BLANKS = " \t\r\n"
+_NAMED = 5  # samples that a message names at most
 
 
-def read(path: str | Path, rows: int | None = None) -> list[tuple[int, tuple[int, ...]]]:
-    """Sample index and token ids of every answer in the log, in order of the index.
+@dataclass(frozen=True)
+class AccuracyLog:
+    """What a log holds."""
 
-    `rows`: how many samples the data set has, where it is known. An answer that was empty is in the
-    log as the one stop id that LoadGen was given for it; see `without_stop`.
+    answers: "Sequence[tuple[int, np.ndarray]]"  # sample index, and token ids as int32, in order
+    id_bytes: int  # of an id in the log: 4, as LoadGen's rules want it, or 8
+
+
+def read(path: str | Path, rows: int | None = None) -> AccuracyLog:
+    """The answers in a log, in order of the sample's index.
+
+    A log is a JSON list, as LoadGen writes it, or an object a line. `rows`: how many samples the
+    data set has, where it is known. An answer that was empty is in the log as the one stop id that
+    LoadGen was given for it; see `without_stop`.
 
     Errors: InputFileError where there is no such file. GradingError where it is not a whole log of
     an accuracy run: JSON cut short, no rows, an index out of range, missing or twice, bytes that
-    are not int32 ids.
+    are not ids.
     """
-    entries = _entries(path)
-    answers: dict[int, tuple[int, ...]] = {}
-    for number, entry in enumerate(entries):
+    answers: dict[int, np.ndarray] = {}
+    counts: dict[int, int] = {}  # ids in an answer, as LoadGen was told, where the log says it
+    for number, entry in enumerate(_entries(Path(path))):
         where = f"{path}: entry {number}"
         index = entry.get("qsl_idx") if isinstance(entry, dict) else None
         if type(index) is not int or not isinstance(entry.get("data"), str):
@@ -40,16 +53,36 @@ def read(path: str | Path, rows: int | None = None) -> list[tuple[int, tuple[int
             raise GradingError(f"{where} has qsl_idx {index}{limit}")
         if index in answers:
             raise GradingError(f"{where} answers sample {index} a second time")
-        answers[index] = _ids(entry, where)
-    missing = next((i for i in range(len(answers)) if i not in answers), None)
-    if missing is not None:
-        raise GradingError(f"{path}: sample {missing} has no answer, later ones have")
-    if _looks_like_int64(list(answers.values())):
-        raise GradingError(f"{path}: ids were logged as int64, LoadGen's accuracy log needs int32")
-    return sorted(answers.items())
+        answers[index] = halves(entry["data"], where)
+        if type(entry.get("token_count")) is int:
+            counts[index] = entry["token_count"]
+    if not answers:
+        raise GradingError(f"{path}: holds no answers, as after a performance run")
+    refuse_gaps(answers, str(path))
+    id_bytes = _id_bytes(answers, counts, path)
+    for index, found in answers.items():
+        ids = found[::2].copy() if id_bytes == 8 else found
+        if ids.min() < 0 or ids.max() > _LARGEST_ID:
+            raise GradingError(
+                f"{path}: the data of sample {index} holds numbers that are no token ids"
+                " (floats, perhaps: LoadGen's log needs int32)"
+            )
+        answers[index] = ids
+    return AccuracyLog(sorted(answers.items()), id_bytes)
 
 
-def without_stop(ids: Sequence[int], stop_ids: frozenset[int]) -> tuple[int, ...]:
+def refuse_gaps(indices: Collection[int], where: str) -> None:
+    """Errors: GradingError naming the samples that have no answer while later ones have."""
+    if missing := sorted(set(range(max(indices) + 1)) - set(indices)):
+        raise GradingError(f"{where}: no answer to samples {named(missing)}, but to later ones")
+
+
+def named(indices: Sequence[int]) -> str:
+    """The first few of many samples, for a message."""
+    return ", ".join(map(str, indices[:_NAMED])) + (", …" if len(indices) > _NAMED else "")
+
+
+def without_stop(ids: "np.ndarray", stop_ids: frozenset[int]) -> "np.ndarray":
     """An answer without the stop id that stands for an empty one.
 
     Engines here never report the stop id that ends an answer, so the only one in a log is that of
@@ -57,7 +90,7 @@ def without_stop(ids: Sequence[int], stop_ids: frozenset[int]) -> tuple[int, ...
     id at the end of a longer answer, which other harnesses log, is counted as the official script
     counts it.
     """
-    return () if len(ids) == 1 and ids[0] in stop_ids else tuple(ids)
+    return ids[:0] if len(ids) == 1 and int(ids[0]) in stop_ids else ids
 
 
 def sha256(path: str | Path) -> str:
@@ -66,39 +99,77 @@ def sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _entries(path: str | Path) -> list[Any]:
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise InputFileError(f"{path}: can't be read: {error.strerror}") from error
-    try:
-        entries = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise GradingError(f"{path}: not whole JSON, the run was cut short: {error}") from error
-    if not isinstance(entries, list):
-        raise GradingError(f"{path}: not a list of answers")
-    if not entries:
-        raise GradingError(f"{path}: holds no answers, as after a performance run")
-    return entries
+def halves(data: str, where: str) -> "np.ndarray":
+    """Hexadecimal bytes as int32: ids, or the halves of such as were logged in eight bytes.
 
+    Errors: GradingError where they are not such bytes.
+    """
+    import numpy as np
 
-def _ids(entry: dict[str, Any], where: str) -> tuple[int, ...]:
     try:
-        data = bytes.fromhex(entry["data"])
+        raw = bytes.fromhex(data)
     except ValueError as error:
         raise GradingError(f"{where}: data is not hexadecimal") from error
-    if not data or len(data) % _ID_BYTES:
-        raise GradingError(f"{where}: {len(data)} bytes of data are no int32 ids")
-    if entry.get("token_count") == len(data) / (2 * _ID_BYTES):
-        raise GradingError(f"{where}: ids were logged as int64, they must be int32")
-    ids = array("i", data)
-    if sys.byteorder == "big":
-        ids.byteswap()
-    if min(ids) < 0 or max(ids) > _LARGEST_ID:
-        raise GradingError(f"{where}: data holds numbers that are no token ids")
-    return tuple(ids)
+    if not raw or len(raw) % 4:
+        raise GradingError(f"{where}: {len(raw)} bytes of data are no int32 ids")
+    return np.frombuffer(raw, "<i4").astype(np.int32)
 
 
-def _looks_like_int64(answers: Sequence[Sequence[int]]) -> bool:
-    """Whether every second number of every answer is 0, the upper half of a small int64."""
-    return all(len(ids) % 2 == 0 and not any(ids[1::2]) for ids in answers)
+def _entries(path: Path) -> Iterator[Any]:
+    """The values of a JSON list, or of a file of JSON values; one at a time."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputFileError(f"{path}: can't be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise GradingError(f"{path}: not JSON") from error
+    position = _after_blanks(text, 0)
+    is_list = text[position : position + 1] == "["
+    position += is_list
+    decode = json.JSONDecoder().raw_decode
+    count = 0
+    while True:
+        position = _after_blanks(text, position)
+        if is_list and count == 0 and text[position : position + 1] == "]":
+            break
+        if not is_list and position == len(text):
+            return
+        try:
+            entry, position = decode(text, position)
+        except (ValueError, RecursionError) as error:
+            raise _cut(path, count) from error
+        yield entry
+        count += 1
+        if is_list:
+            position = _after_blanks(text, position)
+            if text[position : position + 1] == "]":
+                break
+            if text[position : position + 1] != ",":
+                raise _cut(path, count)
+            position += 1
+    if _after_blanks(text, position + 1) != len(text):
+        raise GradingError(f"{path}: something follows the end of the list")
+
+
+def _after_blanks(text: str, position: int) -> int:
+    while position < len(text) and text[position] in _BLANKS:
+        position += 1
+    return position
+
+
+def _cut(path: Path, count: int) -> GradingError:
+    return GradingError(
+        f"{path}: not whole JSON after {count} answers: the run was cut short, so its accuracy is"
+        " unknown"
+    )
+
+
+def _id_bytes(answers: "dict[int, np.ndarray]", counts: dict[int, int], path: str | Path) -> int:
+    """How many bytes an id has: by the counts in the log, else by upper halves that are all 0."""
+    sizes = {4 * len(answers[index]) / count if count else 0 for index, count in counts.items()}
+    narrow = all(len(found) % 2 == 0 and not found[1::2].any() for found in answers.values())
+    if sizes and not sizes & {4.0, 8.0}:
+        raise GradingError(f"{path}: the token_count of no answer fits its data: no int32 ids")
+    if 8.0 in sizes and not (narrow and sizes == {8.0}):
+        raise GradingError(f"{path}: of some answers an id has eight bytes, but not of all")
+    return 8 if 8.0 in sizes or (narrow and not sizes) else 4

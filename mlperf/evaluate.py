@@ -1,16 +1,32 @@
 """From answers to the accuracy figure: grade a results frame, total it, print and write it."""
 
+import contextlib
+import json
 import logging
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backends.options import MAX_NEW_TOKENS
-from data.tasks import TASKS, Answer, Grade
-from data.tasks.livecodebench import TIME_LIMIT_S
+from data.sandbox import Sandbox, SandboxError, TimeLimit
+from data.tasks import TASKS, Answer, Grade, lenient
+from data.tasks.grading import (
+    MATH_LIMIT_S,
+    Rules,
+    Worker,
+    content_hash,
+    each,
+    grade_all,
+    grader_version,
+)
+from data.tasks.livecodebench import Problems
 from mlperf import accuracy_log
-from mlperf.figures import Evaluation, Totals
+from mlperf.figures import ROWS, Evaluation, Fence, Totals
+from mlperf.grading_log import GradingLog
+from mlperf.inputs import PROBLEMS, find_problems
 from ref_dsinfer.errors import ColumnsError, GradingError, UsageError
 
 if TYPE_CHECKING:
@@ -20,144 +36,120 @@ log = logging.getLogger(__name__)
 
 COLUMNS = ("dataset", "ground_truth", "model_output", "tok_model_output_len")
 ACCURACY_LOG = "mlperf_log_accuracy.json"
-PROBLEMS = "livecodebench.jsonl"
-_DATA = Path(__file__).resolve().parents[1] / "data"
+# What is written beside a graded frame, whose own name ends in this
+GRADED = "_evaluated"
+LOG_ENDING, REPORT_ENDING = "_grades.jsonl", "_report.json"
+
+
+@dataclass(frozen=True)
+class Grading:
+    """How to grade."""
+
+    rules: Rules = field(default_factory=Rules)
+    sandbox: str = "auto"  # level
+    workers: int | None = None  # answers graded at once; None: one a core
+    lenient: bool = False  # ask math-verify too
+    fresh: bool = False  # what the log has is not kept
 
 
 def evaluate(
-    frame: "pd.DataFrame", problems: Path | None, code_limit: float = TIME_LIMIT_S
+    frame: "pd.DataFrame",
+    problems: Path | None,
+    grading: Grading = Grading(),
+    log_path: Path | None = None,
+    expected: int = ROWS,
 ) -> Evaluation:
-    """Grade every row of a results frame.
+    """Grade every row of a results frame, which should have `expected` rows.
 
     `problems`: LiveCodeBench's problems, JSON lines; may be None where no row needs them.
-    `code_limit`: seconds a program may take for loading, and for each test.
+    `log_path`: where each grade is kept as it comes, and what an earlier run graded is read from.
 
-    Errors: ColumnsError; GradingError where problems are missing; SandboxError.
+    Errors: ColumnsError; GradingError where problems are missing; UsageError, InputFileError,
+    OutputError. A row that can't be judged is none: see `Evaluation.require_all`.
     """
-    import pandas as pd
-
     from data.samples import require_columns, row_task
-    from data.sandbox import Sandbox
-    from data.tasks.grading import grade_all
-    from data.tasks.livecodebench import Problems
 
+    if grading.lenient and find_spec("math_verify") is None:
+        raise UsageError(f"--lenient needs a package: pip install {lenient.PACKAGE}")
     require_columns(frame, COLUMNS)
     lengths = _lengths(frame)
-    answers = [
-        Answer(
-            position,
-            row_task(position, dataset),
+    answers = FrameAnswers(frame, [row_task(i, name) for i, name in enumerate(frame["dataset"])])
+    store = None
+    if "livecodebench" in answers.tasks:
+        if problems is None:
+            raise GradingError(f"no {PROBLEMS} was found: name it with --livecodebench-file")
+        store = Problems(problems)
+    with Sandbox(grading.sandbox) as sandbox:
+        fence = Fence(sandbox.level, sandbox.reason, sandbox.canaries)
+        grades = _grades(answers, store, sandbox, grading, log_path)
+        opinions = dict(_opinions(answers, sandbox, grading)) if grading.lenient else None
+    graded = _with_grades(frame, grades, opinions)
+    rows = _rows(graded, answers.tasks, lengths)
+    present = [task for task in TASKS if task in answers.tasks]
+    tasks = [_totals(task, rows[rows["task"] == task]) for task in present]
+    return Evaluation(
+        graded, tasks, _totals("all", rows.assign(lenient=float("nan"))), fence, expected
+    )
+
+
+class FrameAnswers:
+    """The answers in a results frame, each made when it is asked for."""
+
+    def __init__(self, frame: "pd.DataFrame", tasks: Sequence[str]) -> None:
+        self.tasks = tasks  # of each row
+        self._texts = frame["model_output"].array
+        self._truths = frame["ground_truth"].array
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    def __getitem__(self, row: int, /) -> Answer:
+        text, truth = self._texts[row], self._truths[row]
+        return Answer(
+            row,
+            self.tasks[row],
             "" if _is_missing(text) else str(text),
             None if _is_missing(truth) else truth,
         )
-        for position, (dataset, truth, text) in enumerate(
-            zip(*(frame[name] for name in COLUMNS[:3]), strict=True)
-        )
-    ]
-    needs_problems = any(answer.task == "livecodebench" for answer in answers)
-    if needs_problems and problems is None:
-        raise GradingError(f"no {PROBLEMS} was found: name it with --livecodebench-file")
-    with Sandbox() as sandbox:
-        grades = grade_all(
-            answers,
-            Problems(problems) if needs_problems and problems else None,
-            sandbox,
-            code_limit,
-            on_done=_progress(len(answers)),
-        )
-    truncated = lengths >= MAX_NEW_TOKENS
-    if "finish" in frame.columns:
-        truncated |= (frame["finish"] == "length").to_numpy()
-    graded = frame.assign(
-        extracted_answer=pd.Series([g.extracted for g in grades], frame.index, dtype=object),
-        prompt_accuracy=[100.0 if g.correct else 0.0 for g in grades],
-        grading_error=pd.Series([g.error for g in grades], frame.index, dtype=object),
-    )
-    rows = pd.DataFrame(
-        {
-            "task": [answer.task for answer in answers],
-            "right": graded["prompt_accuracy"].to_numpy(),
-            "tokens": lengths.to_numpy(),
-            "no_answer": [grade.extracted is None for grade in grades],
-            "truncated": truncated.to_numpy(),
-            "error": [grade.error is not None for grade in grades],
-        }
-    )
-    present = [task for task in TASKS if (rows["task"] == task).any()]
-    tasks = [_totals(task, rows[rows["task"] == task]) for task in present]
-    return Evaluation(graded, tasks, _totals("all", rows))
 
 
-def read_results(input_file: Path, dataset_file: Path | None, model: str | None) -> "pd.DataFrame":
-    """The results frame in a pickle, parquet or JSON-lines file, or made from LoadGen's log.
+def report(
+    evaluation: Evaluation, output: Path, source: Path, grading: Grading, problems: Path | None
+) -> None:
+    """Print the figures, and write the graded frame, a report and accuracy.txt.
 
-    A log (.json) holds token ids alone: `dataset_file` has the rows they answer, `model` is the
-    directory with the tokenizer.
-
-    Errors: UsageError where a log comes without either; InputFileError, EmptyDataError,
-    GradingError, ModelError, ColumnsError.
-    """
-    from data.samples import read_frame
-
-    if input_file.suffix.lower() != ".json":
-        return read_frame(input_file)
-    if dataset_file is None:
-        raise UsageError(f"{input_file} holds token ids alone: add --dataset-file")
-    if not model:
-        raise UsageError(f"{input_file} holds token ids alone: add --model or set MLPERF_MODEL")
-    from data.prompts import Prompts
-    from data.results import answer_columns, answer_rows
-
-    dataset = read_frame(dataset_file)
-    answers = accuracy_log.read(input_file, len(dataset))
-    if len(answers) < len(dataset):
-        log.warning("%s answers %d of %d samples", input_file, len(answers), len(dataset))
-    prompts = Prompts(model)
-    ids = [accuracy_log.without_stop(answer, prompts.stop_ids) for _, answer in answers]
-    indices = [index for index, _ in answers]
-    # how an answer ended is not in the log
-    dataset = dataset.drop(columns="finish", errors="ignore")
-    return answer_rows(dataset, indices, answer_columns(ids, prompts))
-
-
-def find_problems(given: Path | None, beside: Sequence[Path]) -> Path | None:
-    """The file of LiveCodeBench's problems: the one given, or the first where they usually lie.
-
-    Errors: GradingError where the one given is not there.
-    """
-    if given is not None:
-        if not given.is_file():
-            raise GradingError(f"--livecodebench-file: no such file: {given}")
-        return given
-    candidates = [path.parent / PROBLEMS for path in beside] + [_DATA / PROBLEMS]
-    return next((path for path in candidates if path.is_file()), None)
-
-
-def report(evaluation: Evaluation, output: Path, source: Path | None) -> None:
-    """Print the figures, write the graded frame to `output` (.pkl and .parquet) and accuracy.txt.
-
-    `source`: LoadGen's accuracy log of the same run, whose hash accuracy.txt must hold.
+    `output` is the graded frame's file (.pkl, and .parquet beside it). `source` is what was graded;
+    where it is LoadGen's log, accuracy.txt holds its hash, as it must.
 
     Errors: OutputError.
     """
     from data.results import write_frame, write_whole
 
     lines = [evaluation.result_line]
-    if source is not None:
-        lines.append(f"hash={accuracy_log.sha256(source)}")
+    if not evaluation.whole:
+        lines.append(evaluation.verdict)
+    digest = accuracy_log.sha256(source) if source.is_file() else None
+    if digest and source.suffix.lower() == ".json":
+        lines.append(f"hash={digest}")
     text = "\n".join(lines) + "\n"
+    told = evaluation.as_json() | {
+        "input": {"file": str(source), "sha256": digest},
+        "livecodebench": {"file": str(problems) if problems else None, **asdict(grading.rules)},
+        "math_limit_s": MATH_LIMIT_S,
+        "grader": grader_version(),
+    }
     paths = write_frame(evaluation.frame, output)
-    accuracy_txt = output.parent / "accuracy.txt"
-    write_whole(accuracy_txt, lambda path: path.write_text(text, encoding="utf-8"))
-    if evaluation.total.errors:
-        log.warning(
-            "%d rows could not be judged and count as wrong: see grading_error in %s",
-            *(evaluation.total.errors, paths[0]),
-        )
-    for path in (*paths, accuracy_txt):
+    for path, content in (
+        (beside(output, REPORT_ENDING), json.dumps(told, indent=2) + "\n"),
+        (output.parent / "accuracy.txt", text),
+    ):
+        write_whole(path, partial(_write_text, content))
+        paths.append(path)
+    for path in paths:
         log.info("wrote %s", path)
     print(evaluation.result_line)
     print(evaluation.table())
+    print(evaluation.fence)
     print(evaluation.verdict)
 
 
@@ -166,44 +158,140 @@ def evaluate_and_report(
     source_path: Path,
     problems: Path | None,
     out_dir: Path,
-    code_limit: float = TIME_LIMIT_S,
+    grading: Grading = Grading(),
+    expected: int = ROWS,
 ) -> Evaluation:
     """Grade the answers of an accuracy run in `out_dir`, where LoadGen's log lies; then `report`.
 
     `source_path` is the run's data set, beside which `problems` are looked for where None is given.
-    Writes results_evaluated.pkl, its parquet twin and accuracy.txt.
+    Writes results_evaluated.pkl and what `report` writes beside it.
     """
-    near = [source_path, out_dir / ACCURACY_LOG]
-    evaluation = evaluate(frame, find_problems(problems, near), code_limit)
     source = out_dir / ACCURACY_LOG
-    report(evaluation, out_dir / "results_evaluated.pkl", source if source.is_file() else None)
+    output = out_dir / f"results{GRADED}.pkl"
+    problems = find_problems(problems, [source_path, source])
+    evaluation = evaluate(frame, problems, grading, beside(output, LOG_ENDING), expected)
+    report(evaluation, output, source, grading, problems)
     return evaluation
 
 
-def evaluate_file(
-    input_file: Path,
-    dataset_file: Path | None,
-    model: str | None,
-    problems: Path | None,
-    output_file: Path | None,
-    code_limit: float,
-) -> Evaluation:
-    """Grade a file, see `read_results`; then `report`.
+def beside(output: Path, ending: str) -> Path:
+    """The file that stands by a graded frame's: x_report.json by x_evaluated.pkl."""
+    from data.results import twins
 
-    By default `<input>_evaluated.pkl` is written beside the input.
-    """
-    from data.results import check_writable, twins
+    stem = twins(output)[0].stem.removesuffix(GRADED)
+    return output.with_name(stem + ending)
 
-    if not 0 < code_limit < float("inf"):
-        raise UsageError(f"--time-limit must be a number of seconds above 0, not {code_limit}")
-    output = output_file or input_file.with_name(f"{input_file.stem}_evaluated.pkl")
-    frame = read_results(input_file, dataset_file, model)
-    for path in twins(output):
-        check_writable(path)
-    near = [path for path in (dataset_file, input_file) if path is not None]
-    evaluation = evaluate(frame, find_problems(problems, near), code_limit)
-    report(evaluation, output, input_file if input_file.suffix.lower() == ".json" else None)
-    return evaluation
+
+def _write_text(content: str, path: Path) -> None:
+    path.write_text(content, encoding="utf-8")
+
+
+def _grades(
+    answers: FrameAnswers,
+    problems: Problems | None,
+    sandbox: Sandbox,
+    grading: Grading,
+    log_path: Path | None,
+) -> list[Grade]:
+    """The grade of every row; programs first, since they take longest."""
+    keys = [content_hash(answers[row], problems, grading.rules) for row in range(len(answers))]
+    grades: dict[int, Grade] = {}
+    with contextlib.ExitStack() as stack:
+        kept_log = stack.enter_context(GradingLog(log_path, grading.fresh)) if log_path else None
+        for row, key in enumerate(keys):
+            if kept_log and key in kept_log.kept:
+                grades[row] = replace(kept_log.kept[key], sample_index=row)
+        if grades:
+            log.info("%d of %d rows are graded already (--fresh: anew)", len(grades), len(keys))
+        left = sorted(
+            (row for row in range(len(keys)) if row not in grades),
+            key=lambda row: answers.tasks[row] != "livecodebench",
+        )
+        found = grade_all(answers, problems, sandbox, grading.rules, grading.workers, left)
+        for grade in _shown(found, [answers.tasks[row] for row in left], answers.tasks):
+            grades[grade.sample_index] = grade
+            if kept_log:
+                kept_log.add(keys[grade.sample_index], grade)
+    return [grades[row] for row in range(len(keys))]
+
+
+def _shown(
+    grades: Generator[Grade, None, None], left: Sequence[str], tasks: Sequence[str]
+) -> Iterator[Grade]:
+    """The grades as they come, counted task by task. `left`: the task of each that will come."""
+    from data.progress import Progress
+
+    with contextlib.ExitStack() as stack:
+        bars = {
+            task: stack.enter_context(Progress(left.count(task), task, "row"))
+            for task in TASKS
+            if task in left
+        }
+        stack.enter_context(contextlib.closing(grades))
+        for grade in grades:
+            yield grade
+            bars[tasks[grade.sample_index]].add()
+
+
+def _opinions(
+    answers: FrameAnswers, sandbox: Sandbox, grading: Grading
+) -> Iterable[tuple[int, bool | None]]:
+    """Row and math-verify's opinion of it; None where it has none."""
+    if sandbox.level is None:
+        return []
+
+    def ask(row: int, worker: Worker) -> tuple[int, bool | None]:
+        answer = answers[row]
+        message = {"text": answer.text[-lenient.TAIL :], "truth": str(answer.ground_truth)}
+        try:
+            return row, bool(worker.ask(message, MATH_LIMIT_S)["right"])
+        except (TimeLimit, SandboxError):
+            return row, None
+
+    rows = [row for row, task in enumerate(answers.tasks) if task in lenient.TASKS]
+    module = lenient.__name__
+    return each(ask, rows, sandbox, lambda: Worker(sandbox, module), grading.workers)
+
+
+def _with_grades(
+    frame: "pd.DataFrame", grades: Sequence[Grade], opinions: dict[int, bool | None] | None
+) -> "pd.DataFrame":
+    import pandas as pd
+
+    def column(values: Iterable[Any]) -> "pd.Series":
+        return pd.Series(list(values), frame.index, dtype=object)
+
+    graded = frame.assign(
+        extracted_answer=column(grade.extracted for grade in grades),
+        prompt_accuracy=[100.0 if grade.correct else 0.0 for grade in grades],
+        grading_status=column(grade.status for grade in grades),
+        grading_rule=column(grade.rule for grade in grades),
+        grading_detail=column(grade.detail for grade in grades),
+    )
+    if opinions is None:
+        return graded.drop(columns="lenient_accuracy", errors="ignore")  # of an earlier grading
+    told = column(opinions.get(row) for row in range(len(grades)))
+    return graded.assign(lenient_accuracy=100.0 * told.astype(float))
+
+
+def _rows(graded: "pd.DataFrame", tasks: Sequence[str], lengths: "pd.Series") -> "pd.DataFrame":
+    """What is totalled, a row each."""
+    import pandas as pd
+
+    truncated = lengths >= MAX_NEW_TOKENS
+    if "finish" in graded.columns:
+        truncated |= (graded["finish"] == "length").to_numpy()
+    return pd.DataFrame(
+        {
+            "task": list(tasks),
+            "status": graded["grading_status"].to_numpy(),
+            "tokens": lengths.to_numpy(),
+            "truncated": truncated.to_numpy(),
+            "lenient": graded["lenient_accuracy"].to_numpy(float)
+            if "lenient_accuracy" in graded.columns
+            else float("nan"),
+        }
+    )
 
 
 def _lengths(frame: "pd.DataFrame") -> "pd.Series":
@@ -226,36 +314,16 @@ def _is_missing(value: Any) -> bool:
 
 
 def _totals(task: str, rows: "pd.DataFrame") -> Totals:
+    counts = rows["status"].value_counts()
+    opinion = float(rows["lenient"].mean())
     return Totals(
         task,
         len(rows),
-        float(rows["right"].mean()),
+        int(counts.get("ok", 0)),
         float(rows["tokens"].mean()),
-        int(rows["no_answer"].sum()),
+        int(counts.get("no_answer", 0)),
         int(rows["truncated"].sum()),
-        int(rows["error"].sum()),
+        int(counts.get("timeout", 0)),
+        int(counts.get("sandbox_error", 0) + counts.get("not_graded", 0)),
+        None if opinion != opinion else opinion,
     )
-
-
-def _progress(total: int) -> Callable[[Grade], None]:
-    """A bar on a terminal, a line a tenth of the way elsewhere."""
-    if sys.stderr.isatty():
-        from tqdm import tqdm
-
-        bar = tqdm(total=total, unit="row", desc="grading")
-
-        def advance(grade: Grade) -> None:
-            bar.update()
-            if bar.n == total:
-                bar.close()
-
-        return advance
-    done = 0
-
-    def say(grade: Grade) -> None:
-        nonlocal done
-        done += 1
-        if done * 10 // total > (done - 1) * 10 // total:
-            log.info("graded %d of %d rows", done, total)
-
-    return say

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ref_dsinfer.errors import LoadGenError
 
 if TYPE_CHECKING:
-    from mlperf.evaluate import Evaluation
+    from mlperf.figures import Evaluation
 
 DETAIL_LOG = "mlperf_log_detail.txt"
 MARK = ":::MLLOG "
@@ -126,7 +126,9 @@ def accuracy_figures(evaluation: "Evaluation", seconds: float) -> dict[str, floa
 
 
 def accuracy_reasons(evaluation: "Evaluation") -> list[str]:
-    """Which of the official limits, that hold for the whole data set only, a score misses."""
+    """Why a score is none, or which of the limits it misses, which hold for all the data only."""
+    if evaluation.total.ungraded:
+        return [evaluation.ungraded]
     reached = evaluation.accurate and evaluation.length_fits
     return [] if reached or not evaluation.whole else [evaluation.verdict]
 

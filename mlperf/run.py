@@ -14,6 +14,9 @@ from backends.options import add_engine_options, choose_backend, engine_config
 from backends.types import Backend
 from data.inference import add_data_options
 from mlperf import report, settings
+from mlperf.evaluate import LOG_ENDING, REPORT_ENDING, evaluate_and_report
+from mlperf.evaluate_options import add_grading_options, grading
+from mlperf.inputs import PROBLEMS, find_problems
 from ref_dsinfer.errors import GradingError, LoadGenError, UsageError
 
 if TYPE_CHECKING:
@@ -32,6 +35,7 @@ LEFT = (
         for name in ("summary.txt", "detail.txt", "accuracy.json", "trace.json")
     ),
     *(f"{RESULTS}{end}" for end in (".pkl", ".parquet", "_evaluated.pkl", "_evaluated.parquet")),
+    *(f"{RESULTS}{end}" for end in (LOG_ENDING, REPORT_ENDING)),
     JOURNAL,
     RECORD,
     ENGINE_LOG,
@@ -53,13 +57,7 @@ def add_options(parser: argparse.ArgumentParser, torchrun: bool = False) -> None
         " earlier run's: LoadGen's logs, results.pkl and .parquet, the journal of finished answers"
         " and run.json (default: mlperf_results)",
     )
-    parser.add_argument(
-        "--livecodebench-file",
-        type=Path,
-        metavar="FILE",
-        help="LiveCodeBench's problems with their tests, for --accuracy"
-        " (default: livecodebench.jsonl beside the data set, then in data/)",
-    )
+    add_grading_options(parser)
     add_engine_options(parser, torchrun)
     if not torchrun:
         parser.add_argument(
@@ -78,7 +76,6 @@ def run(args: argparse.Namespace, torchrun: bool = False) -> None:
     """
     from data.results import check_writable, read_journal, results_frame, write_frame, write_whole
     from data.workload import build
-    from mlperf.evaluate import evaluate_and_report
 
     spec, world = choose_backend(args, torchrun)
     if args.mode not in spec.scenarios:
@@ -88,6 +85,7 @@ def run(args: argparse.Namespace, torchrun: bool = False) -> None:
     folder = args.output_dir / args.mode / ("accuracy" if args.accuracy else "performance")
     check_writable(folder)
     settings.refuse_audit()
+    how = grading(args)
     mode = settings.MODES[args.mode]
     test_settings = settings.test_settings(args)
     config = engine_config(
@@ -113,7 +111,9 @@ def run(args: argparse.Namespace, torchrun: bool = False) -> None:
     write_frame(results, folder / RESULTS)
     detail = report.read_detail(folder / report.DETAIL_LOG)
     if args.accuracy:
-        evaluation = evaluate_and_report(results, args.input_file, problems, folder)
+        evaluation = evaluate_and_report(
+            results, args.input_file, problems, folder, how, len(workload)
+        )
         figures = report.accuracy_figures(evaluation, seconds)
         reasons = report.accuracy_reasons(evaluation)
     else:
@@ -125,6 +125,8 @@ def run(args: argparse.Namespace, torchrun: bool = False) -> None:
     told = json.dumps(record, indent=2, default=str)  # paths as text
     write_whole(folder / RECORD, lambda path: path.write_text(told + "\n"))
     print(report.table(outcome))
+    if args.accuracy:
+        evaluation.require_all()
     if not args.accuracy and outcome.validity != "VALID" and not stamps:
         raise LoadGenError("; ".join(report.performance_reasons(detail)))
 
@@ -134,8 +136,6 @@ def _problems(args: argparse.Namespace, workload: "Workload") -> Path | None:
 
     Errors: GradingError where rows need them and they are not there.
     """
-    from mlperf.evaluate import PROBLEMS, find_problems
-
     problems = find_problems(args.livecodebench_file, [args.input_file])
     if problems is None and any(sample.task == "livecodebench" for sample in workload.samples):
         raise GradingError(f"no {PROBLEMS} was found: name it with --livecodebench-file")

@@ -117,7 +117,7 @@ def check_logs(folder: Path, stop_ids: Sequence[int]) -> int:
     logged = []
     for entry in entries:
         ids, first = (
-            accuracy_log._ids({"data": entry[key]}, key) for key in ("data", "token_data")
+            tuple(accuracy_log.halves(entry[key], key).tolist()) for key in ("data", "token_data")
         )
         assert first == ids[:1]
         assert entry["token_count"] == len(ids)

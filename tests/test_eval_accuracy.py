@@ -116,6 +116,8 @@ def test_an_output_file_is_taken_by_its_name(a_run):
         "accuracy.txt",
         "mine.parquet",
         "mine.pkl",
+        "mine_grades.jsonl",
+        "mine_report.json",
     ]
 
 
@@ -163,7 +165,10 @@ def test_an_interrupt_ends_it_and_its_children_at_once(a_run):
     _, stderr = process.communicate(timeout=20)
     assert process.returncode == 130
     assert "interrupted" in stderr
-    assert not any(Path(f"/proc/{child}").exists() for child in alive)
+    deadline = time.monotonic() + 5  # whoever inherits them has to collect them
+    while any(Path(f"/proc/{child}").exists() for child in alive):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_help_needs_no_package_and_no_time():
@@ -192,3 +197,120 @@ def test_json_lines_with_odd_text_are_graded(tmp_path):
     done = run("--input-file", tmp_path / "a.jsonl")
     assert done.returncode == 0, done.stderr
     assert "'exact_match': 25.0" in done.stdout
+
+
+def test_fewer_rows_are_stamped_and_more_refused(a_run):
+    results = a_run / "results.pkl"
+    done = run("--input-file", results, "--expected-rows", 9)
+    assert done.returncode == 0, done.stderr
+    stamp = "not comparable with the official limits: 7 of 9 rows"
+    assert done.stdout.splitlines()[-1] == stamp
+    assert stamp in (a_run / "accuracy.txt").read_text()
+    assert run("--input-file", results, "--expected-rows", 6).returncode == 13
+    read_frame(results).drop(index=[2, 3]).to_pickle(a_run / "few.pkl")
+    done = run("--input-file", a_run / "few.pkl")
+    assert done.returncode == 13
+    assert "no answer to samples 2, 3, but to later ones" in done.stderr
+
+
+def test_ids_of_eight_bytes_are_graded_and_said(a_run, model_dir):
+    log = a_run / "mlperf_log_accuracy.json"
+    entries = json.loads(log.read_text())
+    for entry in entries:
+        ids = struct.unpack(f"<{len(entry['data']) // 8}i", bytes.fromhex(entry["data"]))
+        entry["data"] = struct.pack(f"<{len(ids)}q", *ids).hex()
+    log.write_text(json.dumps(entries))
+    given = ("--input-file", log, "--dataset-file", a_run / "data.pkl", "--tokenizer", model_dir)
+    done = run(*given)
+    assert done.returncode == 0, done.stderr
+    assert f"'exact_match': {EXACT_MATCH}" in done.stdout
+    assert "ids have eight bytes" in done.stderr
+    entries[0]["data"] = struct.pack("<3f", 1, 2, 3).hex()
+    log.write_text(json.dumps(entries))
+    done = run(*given)
+    assert done.returncode == 13
+    assert "sample 0 holds numbers that are no token ids" in done.stderr
+
+
+def test_another_tokenizer_is_noticed(a_run, model_dir):
+    log = a_run / "mlperf_log_accuracy.json"
+    entries = json.loads(log.read_text())
+    entries[1]["data"] = struct.pack("<2i", 128_000, 3).hex()
+    log.write_text(json.dumps(entries))
+    given = ("--dataset-file", a_run / "data.pkl", "--tokenizer", model_dir)
+    done = run("--input-file", log, *given)
+    assert done.returncode == 0, done.stderr
+    assert "1 ids are beyond the tokenizer's 258" in done.stderr
+
+
+def test_one_row_is_explained_and_nothing_written(a_run):
+    before = sorted(a_run.iterdir())
+    done = run("--input-file", a_run / "results.pkl", "--explain", 5)
+    assert done.returncode == 0, done.stderr
+    assert "given of the failing test: '2\\n'" in done.stdout
+    assert sorted(a_run.iterdir()) == before
+
+
+def test_two_gradings_are_compared(a_run):
+    given = ("--input-file", a_run / "results.pkl", "--output-file")
+    assert run(*given, a_run / "one.pkl").returncode == 0
+    frame = read_frame(a_run / "results.pkl")
+    frame.loc[5, "model_output"] = frame.loc[4, "model_output"]
+    frame.to_parquet(a_run / "other.parquet")
+    assert run("--input-file", a_run / "other.parquet").returncode == 0
+    before = sorted(a_run.iterdir())
+    done = run("--input-file", a_run / "one.pkl", "--compare", a_run / "other_evaluated.parquet")
+    assert done.returncode == 0, done.stderr
+    first, second, row = done.stdout.splitlines()
+    assert first == "rows 7, both right 5, neither 1, the first alone 0, the second alone 1"
+    assert second.endswith("p = 1")
+    assert row.startswith("row 5, livecodebench: ")
+    assert sorted(a_run.iterdir()) == before
+    done = run("--input-file", a_run / "one.pkl", "--compare", a_run / "results.pkl")
+    assert done.returncode == 4
+
+
+def test_how_programs_read_is_chosen_and_kept_apart(a_run):
+    given = ("--input-file", a_run / "results.pkl")
+    assert run(*given).returncode == 0
+    done = run(*given, "--lcb-mode", "fixed-stdio")
+    assert "5 of 7 rows are graded already" in done.stderr
+    assert json.loads((a_run / "results_report.json").read_text())["livecodebench"]["mode"] == (
+        "fixed-stdio"
+    )
+    assert "7 of 7 rows are graded already" in run(*given).stderr
+    assert "graded already" not in run(*given, "--fresh").stderr
+
+
+def test_without_a_sandbox_only_where_it_is_said(a_run):
+    done = run("--input-file", a_run / "results.pkl", "--no-sandbox-i-trust-this-code")
+    assert done.returncode == 0, done.stderr
+    report = json.loads((a_run / "results_report.json").read_text())
+    assert report["sandbox"]["level"] == "none"
+    assert run("--input-file", a_run / "results.pkl", "--sandbox", "none").returncode == 2
+
+
+def test_without_a_sandbox_the_end_is_an_error_after_all_is_written(a_run):
+    script = """
+import eval_accuracy
+from data.sandbox import levels
+from ref_dsinfer import errors
+levels.find = lambda *_: levels.Found(None, "nothing holds here")  # as on an old machine
+errors.run(eval_accuracy.main)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, "--input-file", a_run / "results.pkl"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 13, done.stderr
+    assert done.stderr.splitlines()[-1] == (
+        "error: 3 of 7 rows could not be judged and count as wrong here; the first: there is no"
+        " sandbox: nothing holds here"
+    )
+    assert "NOT A RESULT: 3 of 7 rows" in done.stdout
+    graded = read_frame(a_run / "results_evaluated.pkl")
+    assert graded["grading_status"].value_counts()["not_graded"] == 3
+    assert json.loads((a_run / "results_report.json").read_text())["sandbox"]["level"] is None

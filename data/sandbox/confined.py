@@ -1,81 +1,86 @@
-"""The inside of a confined process: limits first, then one JSON line in and one out, for ever.
+"""The inside of a confined process: layers first, then one JSON line in and one out, for ever.
 
-`sandbox.Confined` starts this file by its path, with the standard library alone. The module it
-names is imported, and its `handler()` gives the function that answers messages.
+`forkserver` forks it. The module it serves is imported already; its `handler()` gives the function
+that answers messages. Descriptors 0 and 1 are files of the grader, 3 is the socket it talks on.
 """
 
 import json
 import os
-import resource
-import signal
 import sys
 from collections.abc import Callable
-from importlib import import_module
 from typing import Any
 
+from data.sandbox import kernel, seccomp
+from data.sandbox.types import Limits
+
 Handler = Callable[[dict[str, Any]], dict[str, Any]]
+_SOCKET = 3
 
 
-def main() -> None:
-    """Serve until the other side closes the socket."""
-    task = json.loads(sys.argv.pop())
-    _die_with(task["parent"])
-    _limit(**task["limits"])
+def main(
+    task: dict[str, Any], limits: Limits, work: str, descriptors: tuple[int, int, int]
+) -> None:
+    """Serve until the other side closes the socket. `descriptors`: input, output, socket."""
+    os.setsid()
+    kernel.die_with_parent()
+    _place(descriptors)
+    os.chdir(work)
     try:
-        handle = _handler(task)
+        missing = _confine(task["level"], limits, task["readable"], work)
+        handle: Handler = sys.modules[task["module"]].handler()
     except Exception as error:  # noqa: BLE001 - told to the other side, which ends the run
-        _send(task["socket"], {"failed": f"{type(error).__name__}: {error}"})
+        send(_SOCKET, {"failed": f"{type(error).__name__}: {error}"})
         return
-    _send(task["socket"], {"ready": True})
-    while (message := _receive(task["socket"])) is not None:
+    send(_SOCKET, {"missing": missing})
+    while (message := _receive()) is not None:
         try:
             reply = handle(message)
         except MemoryError:
             reply = {"error": "memory limit"}
-        _send(task["socket"], reply)
+        send(_SOCKET, reply)
 
 
-def _handler(task: dict[str, Any]) -> Handler:
-    sys.path += task["packages"]
-    sys.path.append(task["root"])
-    try:
-        handler: Handler = import_module(task["module"]).handler()
-    finally:
-        sys.path.remove(task["root"])
-    return handler
+def _place(descriptors: tuple[int, int, int]) -> None:
+    """Leave four descriptors open, the third being the server's own /dev/null."""
+    high = [os.dup2(descriptor, 100 + i) for i, descriptor in enumerate(descriptors)]
+    for descriptor, place in zip(high, (0, 1, _SOCKET), strict=True):
+        os.dup2(descriptor, place)
+    os.closerange(_SOCKET + 1, 4096)  # the server holds a dozen
+    sys.stdin = sys.__stdin__ = os.fdopen(  # type: ignore[misc]
+        0, encoding="utf-8", closefd=False
+    )
+    sys.stdout = sys.__stdout__ = os.fdopen(  # type: ignore[misc]
+        1, "w", encoding="utf-8", closefd=False
+    )
 
 
-def _limit(memory: int, cpu: int, file: int, descriptors: int) -> None:
-    for which, value in (
-        (resource.RLIMIT_AS, memory),
-        (resource.RLIMIT_CPU, cpu),
-        (resource.RLIMIT_FSIZE, file),
-        (resource.RLIMIT_NOFILE, descriptors),
-        (resource.RLIMIT_CORE, 0),
+def _confine(level: str, limits: Limits, readable: list[str], work: str) -> list[str]:
+    """Put on all layers that work here. Returns what does not; canaries judge whether it matters.
+
+    Only a process in namespaces of its own fails where it can't be put there.
+    """
+    missing: list[str] = []
+    if level == "none":
+        return missing
+    if level == "full":
+        kernel.mount_proc()
+    kernel.limit(limits)
+    for layer in (
+        kernel.drop_privileges,
+        lambda: kernel.landlock(readable, work),
+        seccomp.restrict,
     ):
-        _, hard = resource.getrlimit(which)
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(which, (value, value))
+        try:
+            layer()
+        except OSError as error:
+            missing.append(str(error.strerror))
+    return missing
 
 
-def _die_with(parent: int) -> None:
-    """Have the kernel kill this process when the one that started it is gone."""
-    if sys.platform != "linux":
-        return
-    import ctypes
-
-    set_parent_death_signal = 1
-    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
-    if os.getppid() != parent:
-        sys.exit("the parent is gone")
-    for name in ("ctypes", "ctypes._endian", "_ctypes"):
-        del sys.modules[name]  # so that a handler's guard sees any later import
-
-
-def _receive(socket: int) -> dict[str, Any] | None:
+def _receive() -> dict[str, Any] | None:
     received = bytearray()
     while not received.endswith(b"\n"):
-        chunk = os.read(socket, 1 << 20)
+        chunk = os.read(_SOCKET, 1 << 20)
         if not chunk:
             return None
         received += chunk
@@ -83,11 +88,8 @@ def _receive(socket: int) -> dict[str, Any] | None:
     return message
 
 
-def _send(socket: int, reply: dict[str, Any]) -> None:
+def send(socket: int, reply: dict[str, Any]) -> None:
+    """Write a reply as one line."""
     line = json.dumps(reply).encode() + b"\n"
     while line:
         line = line[os.write(socket, line) :]
-
-
-if __name__ == "__main__":
-    main()

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 TASKS = ("gpqa", "mmlu_pro", "math500", "aime", "livecodebench")  # in the order names are matched
 
@@ -17,13 +18,40 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """Whether an answer is right, and the rule that has decided it."""
+
+    right: bool
+    rule: str
+
+
+Status = Literal["ok", "wrong", "no_answer", "timeout", "sandbox_error", "not_graded"]
+
+
+@dataclass(frozen=True)
 class Grade:
-    """What became of one answer. An `error` says why it could not be judged; it is no verdict."""
+    """What became of one answer.
+
+    The last two statuses are no verdict: the row could not be judged, and a figure that counts it
+    is not the figure.
+    """
 
     sample_index: int  # row in the frame that is graded
     extracted: str | int | None  # None: no answer was found in the text
-    correct: bool
-    error: str | None = None
+    status: Status
+    rule: str  # how the answer was found and what has decided, e.g. "boxed, sympy"
+    seconds: float  # spent on this row
+    detail: str | None = None  # why there is no verdict
+
+    @property
+    def correct(self) -> bool:
+        """Whether the answer is right."""
+        return self.status == "ok"
+
+    @property
+    def judged(self) -> bool:
+        """Whether there is a verdict. Too slow is one: it counts as wrong."""
+        return self.status not in ("sandbox_error", "not_graded")
 
 
 def task_of(dataset: object) -> str:

@@ -7,25 +7,27 @@ reference.
 import re
 from typing import Any
 
+from data.tasks import Verdict
+
 _BOXED = re.compile(r"\\boxed{\s*+(\d++)\s*+}")
 _ANSWER = re.compile(r"Answer:\s*+(\d++)(?![\w.])", re.IGNORECASE)
 
 
-def extract(text: str) -> int | None:
-    """The last boxed integer; where there is no box at all, the last `Answer: N`."""
-    found = _BOXED.findall(text) or _ANSWER.findall(text)
-    if not found:
-        return None
-    try:
-        number = int(found[-1])
-    except ValueError:  # thousands of digits
-        return None
-    return number if number <= 999 else None
+def extract(text: str) -> tuple[int, str] | None:
+    """The last boxed integer; where there is no box at all, the last `Answer: N`; and which."""
+    for rule, pattern in (("boxed", _BOXED), ("answer line", _ANSWER)):
+        if found := pattern.findall(text):
+            try:
+                number = int(found[-1])
+            except ValueError:  # thousands of digits
+                return None
+            return (number, rule) if number <= 999 else None
+    return None
 
 
-def equal(given: int, truth: Any) -> bool:
+def judge(given: int, truth: Any) -> Verdict:
     """Whether the truth, read by `int`, is the number; a truth `int` can't read equals nothing."""
     try:
-        return int(truth) == given
+        return Verdict(int(truth) == given, "integer")
     except (ValueError, TypeError, OverflowError):
-        return False
+        return Verdict(False, "truth is no integer")

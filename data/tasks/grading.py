@@ -1,43 +1,72 @@
-"""Grading many answers at once: each task's rules, over all cores, in the order of the answers."""
+"""Grading many answers at once: each task's rules, over all cores, each grade as it comes.
 
+One answer never costs another. What is slow is killed after its time, and what needs a process
+that can't be had is said to be ungraded; both concern that row alone.
+"""
+
+import hashlib
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from data.sandbox import Confined, Ended, Limits, Sandbox, SandboxError, TimeLimit
-from data.tasks import Answer, Grade, aime, choice, livecodebench, math500
+from data.tasks import Answer, Grade, Status, Verdict, aime, choice, livecodebench, math500
 from ref_dsinfer.errors import GradingError
 
 MATH_LIMIT_S = 5.0  # the slowest realistic pair of 844 took 0.12 s
 MATH_LIMITS = Limits(memory=1 << 30)
+_LIBRARIES = ("sympy", "pylatexenc", "mpmath")  # that the rules are built on
+
+T = TypeVar("T")
 
 
-class MathWorker:
-    """One confined process that compares formulas; a fresh one after any that had to be killed."""
+@dataclass(frozen=True)
+class Rules:
+    """What may be chosen about grading."""
 
-    def __init__(self, sandbox: Sandbox) -> None:
+    code_limit: float = livecodebench.TIME_LIMIT_S  # seconds a program may load, and take a test
+    mode: livecodebench.Mode = "reference"  # how a program's standard input is made
+
+
+class Worker:
+    """A confined process that serves a module's handler; a fresh one after any that was killed."""
+
+    def __init__(self, sandbox: Sandbox, module: str, limits: Limits = MATH_LIMITS) -> None:
         self._sandbox = sandbox
+        self._module = module
+        self._limits = limits
         self._process: Confined | None = None
 
-    def equal(self, given: str, truth: str) -> bool:
-        """Errors: GradingError where the comparison takes too long, or too much memory."""
-        if self._process is None:
-            self._process = self._sandbox.start("data.tasks.math500", MATH_LIMITS)
-        try:
-            reply = self._process.ask({"given": given, "truth": truth}, MATH_LIMIT_S)
-        except TimeLimit as error:
-            self.close()
-            raise GradingError(f"timeout: comparing took over {MATH_LIMIT_S:g} s") from error
-        except Ended as error:
-            self.close()
-            raise GradingError(f"comparing failed: {error}") from error
-        if "error" in reply:
-            self.close()
-            raise GradingError(f"comparing failed: {reply['error']}")
-        return bool(reply["equal"])
+    def ask(self, message: dict[str, Any], seconds: float) -> dict[str, Any]:
+        """The handler's reply.
+
+        Errors: TimeLimit where it takes longer than that, or too much memory. SandboxError where
+        no process can be started, or two of them die of the message.
+        """
+        for last in (False, True):
+            if self._process is None:
+                self._process = self._sandbox.start(self._module, self._limits)
+            try:
+                reply = self._process.ask(message, seconds)
+            except TimeLimit:
+                self.close()
+                raise
+            except Ended as error:
+                self.close()
+                if last:
+                    raise SandboxError(f"two processes have ended: {error}") from error
+                continue
+            if "error" in reply:
+                self.close()
+                raise TimeLimit(str(reply["error"]))
+            break
+        return reply
 
     def close(self) -> None:
         """Kill the process, if there is one."""
@@ -46,47 +75,86 @@ class MathWorker:
             self._process = None
 
 
+class MathWorker:
+    """Compares formulas in a confined process."""
+
+    def __init__(self, sandbox: Sandbox) -> None:
+        self._worker = Worker(sandbox, "data.tasks.math500")
+
+    def judge(self, given: str, truth: str) -> Verdict:
+        """Errors: TimeLimit, SandboxError; see `Worker`."""
+        reply = self._worker.ask({"given": given, "truth": truth}, MATH_LIMIT_S)
+        return Verdict(bool(reply["right"]), str(reply["rule"]))
+
+    def forms(self, formula: str) -> dict[str, str]:
+        """A formula's spellings that are compared, by whose they are. Errors: as of `judge`."""
+        return self._worker.ask({"forms": formula}, MATH_LIMIT_S)
+
+    def close(self) -> None:
+        """Kill the process, if there is one."""
+        self._worker.close()
+
+
+class Answers(Protocol):
+    """Answers by row; they may be made when they are asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: int, /) -> Answer: ...
+
+
 def grade_all(
-    answers: Sequence[Answer],
+    answers: Answers,
     problems: livecodebench.Problems | None,
     sandbox: Sandbox,
-    code_limit: float = livecodebench.TIME_LIMIT_S,
+    rules: Rules = Rules(),
     workers: int | None = None,
-    on_done: Callable[[Grade], None] = lambda grade: None,
-) -> list[Grade]:
-    """A grade an answer, in order. `problems` may be None where no answer is LiveCodeBench's.
+    rows: Sequence[int] | None = None,
+) -> Generator[Grade, None, None]:
+    """The grade of each answer, or of those at `rows`, as it comes; in that order they begin.
 
-    `code_limit`: seconds a program may take for loading, and for each test. `workers`: answers
-    graded at once, by default one a core. `on_done` hears of each grade as it comes, in the
-    caller's thread.
-
-    Errors: GradingError where problems are missing, SandboxError where no process can be started.
-    What concerns one answer alone is the `error` of its grade.
+    `problems` may be None where no answer is LiveCodeBench's. `workers`: answers graded at once, by
+    default one a core.
     """
-    if problems is None and any(answer.task == "livecodebench" for answer in answers):
-        raise GradingError("LiveCodeBench answers can't be graded without their problems")
-    workers = workers or len(os.sched_getaffinity(0))
-    math_workers = [MathWorker(sandbox) for _ in range(workers)]
-    free: SimpleQueue[MathWorker] = SimpleQueue()
-    for worker in math_workers:
+    everything = range(len(answers)) if rows is None else rows
+    yield from each(
+        lambda row, worker: _grade(answers[row], worker, problems, sandbox, rules),
+        everything,
+        sandbox,
+        lambda: MathWorker(sandbox),
+        workers,
+    )
+
+
+def each(
+    work: Callable[[int, Any], T],
+    rows: Sequence[int],
+    sandbox: Sandbox,
+    make_worker: Callable[[], Any],
+    workers: int | None = None,
+) -> Generator[T, None, None]:
+    """What `work` returns for each row, as it comes. Each call has one of the workers to itself.
+
+    When this ends early, for whatever reason, so do the sandbox's processes.
+    """
+    count = workers or len(os.sched_getaffinity(0))
+    made = [make_worker() for _ in range(count)]
+    free: SimpleQueue[Any] = SimpleQueue()
+    for worker in made:
         free.put(worker)
 
-    def grade(answer: Answer) -> Grade:
+    def one(row: int) -> T:
         worker = free.get()
         try:
-            return _grade(answer, worker, problems, sandbox, code_limit)
+            return work(row, worker)
         finally:
             free.put(worker)
 
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="grade")
-    # programs first: they take longest
-    order = sorted(range(len(answers)), key=lambda i: answers[i].task != "livecodebench")
-    futures = {pool.submit(grade, answers[i]): i for i in order}
+    pool = ThreadPoolExecutor(count, thread_name_prefix="grade")
+    futures = [pool.submit(one, row) for row in rows]
     try:
-        grades: dict[int, Grade] = {}
         for future in as_completed(futures):
-            grades[futures[future]] = future.result()
-            on_done(grades[futures[future]])
+            yield future.result()
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
         while not all(future.done() for future in futures):
@@ -95,33 +163,45 @@ def grade_all(
         raise
     finally:
         pool.shutdown()
-        for worker in math_workers:
+        for worker in made:
             worker.close()
-    return [grades[i] for i in range(len(answers))]
 
 
-def _grade(
-    answer: Answer,
-    worker: MathWorker,
-    problems: livecodebench.Problems | None,
-    sandbox: Sandbox,
-    code_limit: float,
-) -> Grade:
-    extracted = _extract(answer.task, answer.text.strip())
-    try:
-        correct = (
-            extracted is not None
-            and answer.ground_truth is not None
-            and _is_right(extracted, answer, worker, problems, sandbox, code_limit)
-        )
-    except SandboxError:
-        raise
-    except GradingError as error:
-        return Grade(answer.sample_index, extracted, correct=False, error=str(error))
-    return Grade(answer.sample_index, extracted, correct)
+def content_hash(
+    answer: Answer, problems: livecodebench.Problems | None, rules: Rules = Rules()
+) -> str:
+    """A name for all that a grade depends on: answer, truth, tests, rules, limits and the grader.
+
+    Two runs that agree in it agree in the grade. Hexadecimal.
+    """
+    parts: list[object] = [grader_version(), answer.task, type(answer.ground_truth).__name__]
+    parts.append(answer.ground_truth)
+    if answer.task == "math500":
+        parts += [MATH_LIMIT_S, MATH_LIMITS]
+    if answer.task == "livecodebench":
+        truth = str(answer.ground_truth)
+        known = problems is not None and truth in problems
+        parts += [rules, problems.digest(truth) if problems and known else None]
+    digest = hashlib.sha256(repr(parts).encode(errors="surrogatepass"))
+    digest.update(b"\0" + answer.text.encode(errors="surrogatepass"))
+    return digest.hexdigest()
 
 
-def _extract(task: str, text: str) -> str | int | None:
+@cache
+def grader_version() -> str:
+    """A hash of the rules' own text and of the versions of what they are built on. Hexadecimal."""
+    from importlib import metadata  # takes a while, and --help needs none of it
+
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    digest.update(repr([metadata.version(name) for name in _LIBRARIES]).encode())
+    return digest.hexdigest()
+
+
+def extract(task: str, text: str) -> tuple[str | int, str] | None:
+    """The answer in a text as its task's rules find it, and the name of the rule that did."""
+    text = text.strip()
     if task == "aime":
         return aime.extract(text)
     if task == "math500":
@@ -131,22 +211,61 @@ def _extract(task: str, text: str) -> str | int | None:
     return choice.extract(text, task)
 
 
-def _is_right(
+def _grade(
+    answer: Answer,
+    worker: MathWorker,
+    problems: livecodebench.Problems | None,
+    sandbox: Sandbox,
+    rules: Rules,
+) -> Grade:
+    start = time.perf_counter()
+    found = extract(answer.task, answer.text)
+    extracted, how = found or (None, "no answer")
+    detail = None
+    status: Status
+    if found is None:
+        status = "no_answer"
+    else:
+        try:
+            verdict = _judge(extracted, answer, worker, problems, sandbox, rules)
+            status = "ok" if verdict.right else "wrong"
+            how = f"{how}, {verdict.rule}"
+        except TimeLimit as error:
+            status, detail = "timeout", str(error)
+        except SandboxError as error:
+            status, detail = "sandbox_error", str(error)
+        except GradingError as error:
+            status, detail = "not_graded", str(error)
+    seconds = time.perf_counter() - start
+    return Grade(answer.sample_index, extracted, status, how, seconds, detail)
+
+
+def _judge(
     extracted: Any,
     answer: Answer,
     worker: MathWorker,
     problems: livecodebench.Problems | None,
     sandbox: Sandbox,
-    code_limit: float,
-) -> bool:
+    rules: Rules,
+) -> Verdict:
+    """Errors: TimeLimit, SandboxError; GradingError where a process or a problem is missing."""
     truth = answer.ground_truth
+    if truth is None:
+        return Verdict(False, "no truth")
     if answer.task == "aime":
-        return aime.equal(extracted, truth)
-    if not (extracted and truth):  # an empty answer is never right, nor is any to an empty truth
-        return False
+        return aime.judge(extracted, truth)
+    # an empty answer is never right, nor is any to an empty truth
+    if not extracted:
+        return Verdict(False, "empty answer")
+    if not truth:
+        return Verdict(False, "empty truth")
+    if answer.task not in ("math500", "livecodebench"):
+        return choice.judge(extracted, truth)
+    if sandbox.level is None:
+        raise GradingError(f"there is no sandbox: {sandbox.reason}")
     if answer.task == "math500":
-        return worker.equal(extracted, str(truth))
-    if answer.task == "livecodebench":
-        assert problems is not None  # grade_all has made sure
-        return livecodebench.passes(extracted, problems.read(str(truth)), sandbox, code_limit)
-    return choice.equal(extracted, truth)
+        return worker.judge(extracted, str(truth))
+    if problems is None:
+        raise GradingError("there are no problems to test programs with")
+    problem = problems.read(str(truth))
+    return livecodebench.passes(extracted, problem, sandbox, rules.code_limit, rules.mode)

@@ -7,21 +7,29 @@ a test's input goes in, its expected output stays here.
 
 import base64
 import binascii
+import hashlib
 import io
 import json
 import pickle
+import re
+import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
+from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from data.sandbox import Confined, Ended, Limits, Sandbox
+from data.sandbox import Confined, Ended, Limits, Sandbox, TimeLimit
+from data.tasks import Verdict
 from ref_dsinfer.errors import GradingError
 
+INT_DIGITS = 50_000  # of an integer as text, in all of LiveCodeBench's runner
 TIME_LIMIT_S = 60.0  # what the MLPerf reference sets; LiveCodeBench's own default is 6
+Mode = Literal["reference", "fixed-stdio"]  # see `program`
 _FENCE = "```python"
+_WORD = re.compile(r"\S+")
 _TESTS_BYTES = 1 << 30  # of one problem, unpacked
 
 
@@ -68,9 +76,7 @@ class Problems:
         """Errors: GradingError where there is no such problem, or its tests can't be unpacked."""
         if question_id not in self:
             raise GradingError(f"{self.path.name} has no problem {question_id}")
-        with self.path.open("rb") as file:
-            file.seek(self._offsets[question_id])
-            row = json.loads(file.readline())
+        row = json.loads(self._line(question_id))
         try:
             tests = json.loads(row["public_test_cases"]) + _private(row["private_test_cases"])
             return Problem(
@@ -83,51 +89,110 @@ class Problems:
                 f"problem {question_id} can't be read: {type(error).__name__}: {error}"
             ) from error
 
+    def digest(self, question_id: str) -> str:
+        """A hash of a problem that there is, in hexadecimal."""
+        return hashlib.sha256(self._line(question_id)).hexdigest()
 
-def extract(text: str) -> str | None:
+    def _line(self, question_id: str) -> bytes:
+        with self.path.open("rb") as file:
+            file.seek(self._offsets[question_id])
+            return file.readline()
+
+
+def extract(text: str) -> tuple[str, str] | None:
     """The inside of the first fence that opens with ```` ```python ````, if it is ever closed.
 
-    A fence of `python3` counts, and leaves its 3 in the code, which is a statement without effect.
+    With it the rule's name. A fence of `python3` counts, and leaves its 3 in the code, which is a
+    statement without effect.
     """
     _, opened, rest = text.partition(_FENCE)
     code, closed, _ = rest.partition("```")
-    return code.strip() if opened and closed else None
+    return (code.strip(), "first fence") if opened and closed else None
 
 
-def passes(code: str, problem: Problem, sandbox: Sandbox, time_limit: float = TIME_LIMIT_S) -> bool:
+def passes(
+    code: str,
+    problem: Problem,
+    sandbox: Sandbox,
+    time_limit: float = TIME_LIMIT_S,
+    mode: Mode = "reference",
+    on_failure: Callable[[Case, object], None] = lambda test, given: None,
+) -> Verdict:
     """Whether `code` loads and passes every test, each within `time_limit` seconds.
 
     A program that takes too long, dies or breaks a limit does not pass, like one that is wrong.
+    The verdict's rule names the test that has decided; `on_failure` hears of it, and of what the
+    program made of it.
 
     Errors: SandboxError; GradingError where a test's expected value can't be read.
     """
-    limits = Limits(cpu=int(time_limit * (len(problem.tests) + 1)) + 5)
+    count = len(problem.tests)
+    deadline = time.monotonic() + (time_limit + 1) * count + 5  # of all of it, as there
+    limits = Limits(cpu=int((time_limit + 1) * count) + 5)
+
+    def seconds() -> float:
+        return max(0.01, min(time_limit, deadline - time.monotonic()))
+
     with sandbox.start("data.tasks.program", limits) as process:
         try:
-            loaded = process.ask({"code": code, "function": problem.function}, time_limit)
-            return loaded.get("ok") is True and all(
-                _passes_test(process, test, problem, time_limit) for test in problem.tests
-            )
-        except Ended:
-            return False
+            fault = _load(process, code, problem, mode, seconds())
+        except Ended as error:
+            fault = _fault(error)
+        if fault:
+            return Verdict(False, f"does not load: {fault}")
+        for number, test in enumerate(problem.tests, 1):
+            given = None
+            try:
+                fault, given = _run(process, test, problem, mode, seconds())
+            except Ended as error:
+                fault = _fault(error)
+            if fault:
+                on_failure(test, given)
+                return Verdict(False, f"test {number} of {count}: {fault}")
+    return Verdict(True, f"all of {count} tests")
 
 
-def _passes_test(process: Confined, test: Case, problem: Problem, time_limit: float) -> bool:
-    process.give(test.input.encode(errors="surrogatepass"))
-    reply = process.ask({}, time_limit)
+def _load(process: Confined, code: str, problem: Problem, mode: Mode, seconds: float) -> str | None:
+    """What is wrong with a program, if anything is. Errors: Ended."""
+    reply = process.ask({"code": code, "function": problem.function, "mode": mode}, seconds)
+    return None if reply.get("ok") is True else _said(reply)
+
+
+def _run(
+    process: Confined, test: Case, problem: Problem, mode: Mode, seconds: float
+) -> tuple[str | None, object]:
+    """What is wrong with a program's answer to one test, if anything is, and the answer.
+
+    Errors: Ended.
+    """
+    on_files = mode == "fixed-stdio" and problem.function is None
+    process.give(test.input.encode(errors="surrogatepass") if on_files else b"")
+    reply = process.ask({"input": "" if on_files else test.input}, seconds)
     if reply.get("ok") is not True:
-        return False
-    if problem.function is None:
-        return same_output(process.printed().decode(errors="replace"), test.output)
-    return same_value(reply.get("value"), _expected(test, problem))
+        return _said(reply), None
+    if problem.function is not None:
+        value = reply.get("value")
+        return None if same_value(value, _expected(test, problem)) else "wrong value", value
+    printed = process.printed().decode(errors="replace") if on_files else reply.get("printed")
+    right = isinstance(printed, str) and same_output(printed, test.output)
+    return None if right else "wrong output", printed
+
+
+def _said(reply: dict[str, Any]) -> str:
+    """A program's own words on what went wrong: one short line, whatever it sent."""
+    return " ".join(str(reply.get("error", "it failed")).split())[:200]
+
+
+def _fault(error: Ended) -> str:
+    return "time limit" if isinstance(error, TimeLimit) else str(error)
 
 
 def same_output(printed: str, expected: str) -> bool:
     """Line by line without outer blanks: the same text, or the same exact decimal numbers."""
-    given_lines, true_lines = printed.strip().split("\n"), expected.strip().split("\n")
-    return len(given_lines) == len(true_lines) and all(
+    printed, expected = printed.strip(), expected.strip()
+    return printed.count("\n") == expected.count("\n") and all(
         given.strip() == true.strip() or _same_numbers(given, true)
-        for given, true in zip(given_lines, true_lines, strict=True)
+        for given, true in zip(printed.split("\n"), expected.split("\n"), strict=True)
     )
 
 
@@ -140,34 +205,71 @@ def same_value(tagged: Any, expected: Any) -> bool:
         tagged = tagged["tuple"]
     try:
         return bool(_untagged(tagged) == expected)
-    except (ValueError, TypeError, RecursionError):
+    except (ValueError, TypeError, ArithmeticError, RecursionError):
         return False
 
 
 def _expected(test: Case, problem: Problem) -> Any:
     try:
-        return json.loads(test.output)
+        return json.loads(test.output, parse_int=_integer)
     except ValueError as error:
         raise GradingError(f"problem {problem.id}: expected output is not JSON") from error
 
 
+def _integer(digits: str) -> int:
+    if len(digits) > INT_DIGITS:
+        raise ValueError("an integer of too many digits")
+    return int(Decimal(digits))  # int itself reads fewer, unless all of this process is told to
+
+
 def _same_numbers(given: str, true: str) -> bool:
-    try:
-        return [Decimal(word) for word in given.split()] == [Decimal(word) for word in true.split()]
-    except InvalidOperation:
+    try:  # word by word: a line may be as long as a program likes
+        pairs = zip(_WORD.finditer(given), _WORD.finditer(true), strict=True)
+        return all(Decimal(word[0]) == Decimal(true_word[0]) for word, true_word in pairs)
+    except (InvalidOperation, ValueError):  # no number, or one line is longer
         return False
+
+
+class _One:
+    """NumPy's scalar or array of one element equals that element in any number of brackets."""
+
+    def __init__(self, item: Any) -> None:
+        self._item = item
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        while isinstance(other, list) and len(other) == 1:
+            other = other[0]
+        return bool(self._item == other)
 
 
 def _untagged(value: Any) -> Any:
     """The plain value behind the tags. ValueError: it holds what no expected value can equal."""
     if isinstance(value, list):
         return [_untagged(item) for item in value]
+    if isinstance(value, float) and value != value:
+        return float("nan")  # JSON's own NaN is one object, which a list would find equal
     if not isinstance(value, dict):
         return value
-    if isinstance(value.get("tuple"), list):
-        return tuple(_untagged(item) for item in value["tuple"])
-    if isinstance(value.get("dict"), list):
-        return {_untagged(key): _untagged(item) for key, item in value["dict"]}
+    if len(value) != 1:
+        raise ValueError("not a plain value")
+    ((tag, inside),) = value.items()
+    match tag, inside:
+        case "int", str():
+            return int(inside, 16)
+        case "one", _:
+            return _One(_untagged(inside))
+        case "tuple", list():
+            return tuple(_untagged(item) for item in inside)
+        case "dict", list():
+            return {_untagged(key): _untagged(item) for key, item in inside}
+        case "complex", [real, imaginary]:
+            return complex(real, imaginary)
+        case "decimal", str():
+            return Decimal(inside)
+        case "fraction", str():
+            return Fraction(inside)
     raise ValueError("not a plain value")
 
 

@@ -3,14 +3,17 @@
 Format: the prompt asks for `\\boxed{...}`. Rules: the graders of MATH (Hendrycks et al.) and
 PRM800K, as the MLPerf DeepSeek-R1 reference uses them; the oddities are part of the figure.
 
-`equal` may run for minutes and eat gigabytes (`9**9**9**9` is a short answer) and lets sympy
+`judge` may run for minutes and eat gigabytes (`9**9**9**9` is a short answer) and lets sympy
 evaluate what the model wrote, so it runs in a confined worker only (see `sandbox`).
 """
 
 import re
 from collections.abc import Callable
+from dataclasses import asdict
 from importlib import import_module
 from typing import Any
+
+from data.tasks import Verdict
 
 _TEXT = re.compile(r"^\\text\{(.+?)\}$")
 _UNITS = [  # dropped one after the other: which goes first shows in "minuteseconds"
@@ -25,8 +28,11 @@ _THOUSANDS = re.compile(r"(\d),(\d\d\d)($|\D)")
 _BRACKETS = "()[]"
 
 
-def extract(text: str) -> str | None:
-    """What the last `\\boxed{` holds up to its own closing brace; None where it is never closed."""
+def extract(text: str) -> tuple[str, str] | None:
+    """What the last `\\boxed{` holds up to its own closing brace, and the rule's name.
+
+    None where that brace is never closed.
+    """
     start = text.rfind(r"\boxed{")
     if start < 0:
         return None
@@ -35,33 +41,41 @@ def extract(text: str) -> str | None:
     for match in re.finditer(r"[{}]", text[start:]):
         depth += 1 if match[0] == "{" else -1
         if depth == 0:
-            return text[start : start + match.start()].strip()
+            return text[start : start + match.start()].strip(), "boxed"
     return None
 
 
-def equal(given: str, truth: str) -> bool:
+def judge(given: str, truth: str) -> Verdict:
     """Whether two formulas are the same: as MATH writes them, as PRM800K does, then by sympy."""
     if _as_math(given) == _as_math(truth):
-        return True
+        return Verdict(True, "same text (MATH)")
     given, truth = _as_prm(given), _as_prm(truth)
     if given == truth:
-        return True
+        return Verdict(True, "same text (PRM800K)")
     if not given:
-        return False
+        return Verdict(False, "nothing is left (PRM800K)")
     given_parts, truth_parts = _elements(given), _elements(truth)
     if len(given_parts) != len(truth_parts):
-        return False
+        return Verdict(False, "number of elements")
     if len(truth_parts) > 1 and (given[0], given[-1]) != (truth[0], truth[-1]):
-        return False
-    return all(map(_element_equal, given_parts, truth_parts))
+        return Verdict(False, "brackets")
+    verdict = Verdict(False, "")
+    for pair in zip(given_parts, truth_parts, strict=True):
+        verdict = _judge_element(*pair)
+        if not verdict.right:
+            break
+    return verdict
 
 
-def _element_equal(given: str, truth: str) -> bool:
+def _judge_element(given: str, truth: str) -> Verdict:
     if _FRACTION.search(given) and _FRACTION.search(truth):
-        return given == truth  # a fraction must be reduced
+        return Verdict(given == truth, "fractions as written")
     if _is_integer(given) != _is_integer(truth):
-        return False
-    return _sympy_equal(given, truth)
+        return Verdict(False, "one is an integer")
+    difference = f"({truth})-({given})"
+    if not _may_evaluate(difference):
+        return Verdict(False, "not for sympy")
+    return Verdict(_is_zero(difference), "sympy")
 
 
 def _unwrapped(text: str) -> str:
@@ -207,10 +221,7 @@ def _is_integer(text: str) -> bool:
 # --- by sympy
 
 
-def _sympy_equal(given: str, truth: str) -> bool:
-    difference = f"({truth})-({given})"
-    if not _may_evaluate(difference):
-        return False
+def _is_zero(difference: str) -> bool:
     import sympy
     from sympy.parsing import sympy_parser
 
@@ -245,8 +256,16 @@ def _may_evaluate(expression: str) -> bool:
 
 
 def handler() -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """What a confined worker answers with: `{"given", "truth"}` by `{"equal"}`."""
+    """What a confined worker answers with: `{"given", "truth"}` by `{"right", "rule"}`.
+
+    And `{"forms": formula}` by its spellings that are compared, as MATH and as PRM800K write it.
+    """
     for library in ("pylatexenc.latex2text", "sympy.parsing.sympy_parser"):
         import_module(library)  # loaded before the clock of a row starts
 
-    return lambda message: {"equal": equal(message["given"], message["truth"])}
+    def answer(message: dict[str, Any]) -> dict[str, Any]:
+        if "forms" in message:
+            return {"MATH": _as_math(message["forms"]), "PRM800K": _as_prm(message["forms"])}
+        return asdict(judge(message["given"], message["truth"]))
+
+    return answer

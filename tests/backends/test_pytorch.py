@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -223,6 +224,21 @@ def test_close_ends_open_streams_and_may_come_twice_or_before_start(model: Path)
             await collect(backend, request(0))
 
     asyncio.run(asyncio.wait_for(body(), 30))
+
+
+def test_close_frees_the_engine(model: Path) -> None:
+    backend = PyTorchBackend(config(model))
+
+    async def body() -> "weakref.ref[Engine]":
+        await backend.start()
+        await collect(backend, request(0))
+        assert backend._engine is not None
+        engine = weakref.ref(backend._engine)
+        await backend.close()
+        return engine
+
+    engine = asyncio.run(asyncio.wait_for(body(), 30))
+    assert engine() is None  # while the backend is still there: grading follows
 
 
 def test_what_stops_the_start_is_raised_from_it(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import pytest
 from data.sandbox import Sandbox
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def sandbox():
     with Sandbox() as started:
         yield started

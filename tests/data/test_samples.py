@@ -102,6 +102,20 @@ def test_a_pickle_cannot_call_anything(tmp_path, monkeypatch, attack):
     assert not (tmp_path / "attacked").exists()
 
 
+@pytest.mark.parametrize(
+    "named", [b"cpandas\nDataFrame\n", b"cpandas._libs.internals\n_unpickle_block\n"]
+)
+@pytest.mark.parametrize(
+    "state", [b"}X\x04\x00\x00\x00meanK\x01s", b"N}X\x04\x00\x00\x00meanK\x01s\x86"]
+)
+def test_a_pickle_cannot_change_what_it_names(tmp_path, named, state):
+    before = vars(pd.DataFrame).get("mean")
+    (tmp_path / "a.pkl").write_bytes(b"\x80\x04" + named + state + b"b.")
+    with pytest.raises(InputFileError, match="it changes what it names"):
+        read_frame(tmp_path / "a.pkl")
+    assert vars(pd.DataFrame).get("mean") is before
+
+
 def test_a_dotted_name_is_not_resolved(tmp_path):
     (tmp_path / "a.pkl").write_bytes(b"\x80\x04\x8c\x06pandas\x8c\x0eDataFrame.eval\x93.")
     with pytest.raises(InputFileError, match=r"DataFrame\.eval"):
@@ -115,7 +129,7 @@ def test_a_dotted_name_is_not_resolved(tmp_path):
         ("a.csv", b"a,b", r"expected a \.pkl"),
         ("a", b"", r"expected a \.pkl"),
         ("a.pkl", b"", "not a .pkl data frame"),
-        ("a.pkl", pickle.dumps([1, 2]), "holds a list"),
+        ("a.pkl", pickle.dumps(["a"]), "holds a list"),
         ("a.pkl", pickle.dumps({"a": 1}), "holds a dict"),
         ("a.pkl", b"\x80\x05no", "not a .pkl data frame"),
         ("a.parquet", b"no", "not a .parquet data frame"),

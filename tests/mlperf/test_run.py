@@ -4,6 +4,7 @@ import json
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -175,6 +176,9 @@ def test_an_accuracy_run_is_graded_and_its_log_holds_the_answers(
     results = folder(script, "offline", "accuracy")
     assert re.search(r"^\{'exact_match': [\d.]+, 'tokens_per_sample': [\d.]+, ", out, re.MULTILINE)
     assert "'exact_match': " in (results / "accuracy.txt").read_text()
+    told = json.loads((results / "results_report.json").read_text())
+    assert (told["rows"], told["expected_rows"]) == (12, 12)
+    assert len((results / "results_grades.jsonl").read_text().splitlines()) == 12
     frame = pd.read_parquet(results / "results.parquet").set_index("sample_index")
     logged = json.loads((results / "mlperf_log_accuracy.json").read_text())
     assert len(logged) == 12
@@ -182,6 +186,36 @@ def test_an_accuracy_run_is_graded_and_its_log_holds_the_answers(
         data = bytes.fromhex(entry["data"])
         ids = [int.from_bytes(data[at : at + 4], "little") for at in range(0, len(data), 4)]
         assert ids == list(frame.loc[entry["qsl_idx"], "tok_model_output"])
+
+
+def test_the_engine_is_closed_before_grading_starts(
+    echo_model: Path, data_set: Callable[[int], Path], tmp_path: Path
+) -> None:
+    script = """
+import sys
+import backends.echo, mlperf.run, run_mlperf
+close, grade = backends.echo.EchoEngine.close, mlperf.run.evaluate_and_report
+async def closing(self):
+    await close(self)
+    print("closed")
+def grading(*arguments):
+    print("grading")
+    return grade(*arguments)
+backends.echo.EchoEngine.close, mlperf.run.evaluate_and_report = closing, grading
+run_mlperf.main()
+"""
+    given = ("--backend", "echo", "--model", echo_model, "--input-file", data_set(5), "--accuracy")
+    ended = subprocess.run(
+        [sys.executable, "-c", script, *map(str, given), "--output-dir", str(tmp_path)],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    told = ended.stdout.splitlines()
+    assert [line for line in told if line in ("closed", "grading")] == ["closed", "grading"]
 
 
 def test_a_failing_request_ends_the_run_and_leaves_the_others(
@@ -268,7 +302,7 @@ def test_a_run_replaces_what_an_earlier_one_has_left(
 ) -> None:
     results = folder(script, "offline")
     results.mkdir(parents=True)
-    for name in ("results.pkl", "results_evaluated.pkl", "run.json"):
+    for name in ("results.pkl", "results_evaluated.pkl", "results_grades.jsonl", "run.json"):
         (results / name).write_text("old")
     code, _, _ = script.run(
         "run_mlperf.py", "--input-file", data_set(5), "--engine-arg", "fail_at=1"

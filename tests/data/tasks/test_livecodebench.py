@@ -4,6 +4,7 @@ import base64
 import json
 import pickle
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.tasks import Answer
-from data.tasks.grading import grade_all
+from data.tasks.grading import Rules, grade_all
 from data.tasks.livecodebench import (
     Case,
     Problem,
@@ -25,43 +26,47 @@ from data.tasks.livecodebench import (
 from ref_dsinfer.errors import GradingError
 
 CASES = Path(__file__).parents[1] / "cases" / "livecodebench.jsonl"
-# The public runner's stand-in for standard input breaks these two correct programs. Ours reads.
-FIXED_STDIO = {"hm_lines:readline_then_read", "hm_lines:buffer_readlines"}
-
-
-def _check(tmp_path, rows, code_limit, sandbox):
-    path = tmp_path / "problems.jsonl"
-    path.write_text("".join(json.dumps(row["problem"]) + "\n" for row in rows))
-    answers = [
-        Answer(i, "livecodebench", f"```python\n{row['code']}\n```", row["problem"]["question_id"])
-        for i, row in enumerate(rows)
-    ]
-    grades = grade_all(answers, Problems(path), sandbox, code_limit)
-    got = {row["id"]: grade.correct for row, grade in zip(rows, grades, strict=True)}
-    wanted = {
-        row["id"]: (row["expected_pass"] or row["id"] in FIXED_STDIO)
-        and row["category"] != "exploit"
-        for row in rows
-    }
-    assert [grade.error for grade in grades if grade.error] == []
-    assert got == wanted
-
-
+# The public runner's stand-in for standard input breaks these two correct programs.
+FIXED = {"hm_lines:readline_then_read", "hm_lines:buffer_readlines"}
+# The public runner takes these functions from programs; here they are left to the sandbox.
+TAKEN = {"hm_add:os_system", "hm_add:os_getcwd", "hm_add:multiprocessing_pool"}
 ROWS = [json.loads(line) for line in CASES.read_text().splitlines()]
-PORTABLE = [row for row in ROWS if not row["environment_dependent"]]
 
 
-def test_labelled_programs_agree(tmp_path, sandbox):
-    rows = [row for row in PORTABLE if row["category"] != "time"]
-    assert len(rows) > 35
-    _check(tmp_path, rows, 20, sandbox)
+def _passed(row, sandbox, code_limit, mode, tmp_path):
+    path = tmp_path / f"{row['id'].replace(':', '-')}-{mode}.jsonl"
+    path.write_text(json.dumps(row["problem"]) + "\n")
+    problem = Problems(path).read(row["problem"]["question_id"])
+    return passes(row["code"], problem, sandbox, code_limit, mode).right
+
+
+def _check(tmp_path, sandbox, mode, slow):
+    rows = [row for row in ROWS if slow == (row["category"] == "time")]
+    with ThreadPoolExecutor(2) as pool:
+        got = pool.map(
+            lambda row: _passed(row, sandbox, 4 if slow else 20, mode, tmp_path),
+            rows,
+        )
+        wrong = {
+            row["id"]
+            for row, passed in zip(rows, got, strict=True)
+            if passed is not (row["expected_pass"] and row["category"] != "exploit")
+        }
+    portable = {row["id"] for row in rows if not row["environment_dependent"]}
+    assert wrong & portable == (FIXED & portable if mode == "fixed-stdio" else set())
+    return wrong - portable
+
+
+@pytest.mark.parametrize("mode", ["reference", "fixed-stdio"])
+def test_labelled_programs_agree(tmp_path, sandbox, mode):
+    elsewhere = _check(tmp_path, sandbox, mode, slow=False)
+    if mode == "reference":
+        assert elsewhere <= TAKEN
 
 
 @pytest.mark.slow
 def test_labelled_programs_that_take_their_time_agree(tmp_path, sandbox):
-    rows = [row for row in PORTABLE if row["category"] == "time"]
-    assert len(rows) == 3
-    _check(tmp_path, rows, 4, sandbox)
+    _check(tmp_path, sandbox, "reference", slow=True)
 
 
 def _problem(*tests, function=None):
@@ -86,16 +91,29 @@ def _problem(*tests, function=None):
         ("{'other': 'x'}", '{"other": "x"}', True),
         ("a", "7", True),
         ("10**5000", "1", False),
+        ("10**5000", "1" + "0" * 5000, True),  # more digits than int() reads by itself
+        ("[float('nan')]", "[NaN]", False),
+        ("__import__('fractions').Fraction(1, 2)", "0.5", True),
+        ("[__import__('decimal').Decimal(7)]", "[7.0]", True),
+        ("__import__('decimal').Decimal('sNaN')", "1", False),
+        ("complex(7, 0)", "7", True),
+        ("__import__('numpy').int64(7)", "7", True),
+        ("__import__('numpy').array([7])", "7", True),  # as its == with brackets around says
+        ("[__import__('numpy').array([7])]", "[[7]]", True),
+        ("__import__('numpy').array([7, 7])", "[7, 7]", False),  # which is no single truth
+        ("__import__('collections').deque([1])", "[1]", False),
+        ("__import__('collections').Counter('a')", '{"a": 1}', True),
+        ("exit()", "null", False),
     ],
 )
 def test_returned_values(returned, expected, right, sandbox):
     code = f"class Solution:\n    def f(self, a):\n        return {returned}"
-    assert passes(code, _problem(("7", expected), function="f"), sandbox, 5) is right
+    assert passes(code, _problem(("7", expected), function="f"), sandbox, 5).right is right
 
 
 def test_a_recursive_value_is_wrong(sandbox):
     code = "def f(a):\n    x = []\n    x.append(x)\n    return x"
-    assert not passes(code, _problem(("7", "[]"), function="f"), sandbox, 5)
+    assert not passes(code, _problem(("7", "[]"), function="f"), sandbox, 5).right
 
 
 @pytest.mark.parametrize(
@@ -212,12 +230,13 @@ def test_an_unknown_problem_is_the_error_of_its_row(tmp_path, sandbox):
     path.write_text(json.dumps(_row()) + "\n")
     code = "```python\nprint(input())\n```"
     answers = [Answer(i, "livecodebench", code, truth) for i, truth in enumerate(["q1", "q2"])]
-    first, second = grade_all(answers, Problems(path), sandbox, 5)
-    assert (first.correct, first.error) == (True, None)
-    assert not second.correct
-    assert "no problem q2" in str(second.error)
+    grades = grade_all(answers, Problems(path), sandbox, Rules(5))
+    first, second = sorted(grades, key=lambda grade: grade.sample_index)
+    assert (first.status, first.detail) == ("ok", None)
+    assert second.status == "not_graded"
+    assert "no problem q2" in str(second.detail)
 
 
 def test_the_first_closed_fence_counts():
-    assert extract("```python\na\n```\n```python\nb\n```") == "a"
+    assert extract("```python\na\n```\n```python\nb\n```") == ("a", "first fence")
     assert extract("```python\na") is None

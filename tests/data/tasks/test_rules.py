@@ -1,21 +1,23 @@
-"""Every labelled case, and wild texts, through each task's extractor and comparer."""
+"""Every labelled case through each task's extractor and comparer."""
 
 import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from data.tasks import TASKS, Answer, Grade, aime, choice, livecodebench, math500, task_of
+from data.sandbox import TimeLimit
+from data.tasks import TASKS, Answer, livecodebench, math500, task_of
 from data.tasks.grading import MathWorker, grade_all
-from ref_dsinfer.errors import GradingError
 
 CASES = Path(__file__).parents[1] / "cases"
 
 
 def _rows():
-    return [json.loads(line) for line in (CASES / "grading.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line)
+        for name in ("grading.jsonl", "more_grading.jsonl")
+        for line in (CASES / name).read_text(encoding="utf-8").splitlines()
+    ]
 
 
 def test_every_labelled_case_agrees(sandbox):
@@ -30,18 +32,17 @@ def test_every_labelled_case_agrees(sandbox):
         sandbox=sandbox,
         workers=2,
     )
-    wanted = [
-        Grade(i, row["expected_extracted"], row["expected_correct"]) for i, row in enumerate(judged)
-    ]
-    assert len(judged) > 300
-    assert [g for g in grades if g != wanted[g.sample_index]] == []
+    wanted = [(row["expected_extracted"], row["expected_correct"]) for row in judged]
+    assert len(judged) > 550
+    assert [g for g in grades if (g.extracted, g.correct) != wanted[g.sample_index]] == []
 
 
 @pytest.mark.parametrize(
     "row", [row for row in _rows() if row["dataset"] == "livecodebench"], ids=lambda row: row["id"]
 )
 def test_code_is_extracted_as_labelled(row):
-    assert livecodebench.extract(row["model_output"].strip()) == row["expected_extracted"]
+    found = livecodebench.extract(row["model_output"].strip())
+    assert (found and found[0]) == row["expected_extracted"]
 
 
 @pytest.mark.parametrize(
@@ -68,62 +69,6 @@ def test_task_of_unknown_names_the_known(name):
         task_of(name)
 
 
-# Pieces that the rules look for, so that wild texts reach them
-PIECES = st.sampled_from([
-    r"\boxed{", "}", "{", "Answer:", "FINAL ANSWER", "(", ")", "B", "j", "42", " ", "\n", "/", "^",
-    "```python", "```", r"\frac", r"\sqrt", r"\text{", ",", "=", "0.5", "\\", "%", "million",
-    "inf", "1e999", "nan", "٤", "[", "]", "|", "_", "cm", r"\left", "-", "!", "\0", "\ud800",
-])  # fmt: skip
-WILD = st.lists(PIECES | st.text(max_size=4), max_size=12).map("".join)
-
-
-@given(WILD)
-@settings(max_examples=300, deadline=None)
-def test_extractors_never_raise(text):
-    assert choice.extract(text, "gpqa") in (None, *"ABCD")
-    assert choice.extract(text, "mmlu_pro") in (None, *"ABCDEFGHIJ")
-    number = aime.extract(text)
-    assert number is None or 0 <= number <= 999
-    for found in (math500.extract(text), livecodebench.extract(text)):
-        assert found is None or found in text
-
-
-@given(WILD, WILD)
-@settings(max_examples=300, deadline=None)
-def test_normalising_never_raises(given_text, truth):
-    math500._as_math(given_text)
-    math500._elements(math500._as_prm(truth))
-
-
-@given(WILD, st.none() | st.integers() | st.floats() | WILD)
-@settings(max_examples=200, deadline=None)
-def test_comparers_never_raise(text, truth):
-    assert aime.equal(7, truth) in (True, False)
-    assert choice.equal("A", truth) in (True, False)
-    assert livecodebench.same_output(text, str(truth)) in (True, False)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "answer" + " " * 200_000 + "?",
-        "Answer:" * 40_000,
-        "final " * 50_000,
-        r"\boxed{" * 40_000,
-        r"\boxed{" + "9" * 200_000 + "x",
-        r"\boxed{" + "9" * 5000 + "}",
-        "{" * 300_000,
-    ],
-    ids=range(7),
-)
-@pytest.mark.timeout(5)
-def test_long_texts_are_read_in_linear_time(text):
-    for task in ("gpqa", "mmlu_pro"):
-        choice.extract(text, task)
-    aime.extract(text)
-    math500.extract(text)
-
-
 def test_units_go_one_after_the_other():
     assert math500._as_prm("5 minuteseconds") == "5"
 
@@ -141,24 +86,24 @@ def test_units_go_one_after_the_other():
 def test_endless_formulas_are_cut_off_and_said(slow, truth, monkeypatch, sandbox):
     monkeypatch.setattr("data.tasks.grading.MATH_LIMIT_S", 1.0)
     worker = MathWorker(sandbox)
-    assert worker.equal("x+1", "1+x")
-    with pytest.raises(GradingError, match=r"timeout|memory"):
-        worker.equal(slow, truth)
-    assert worker.equal("x+1", "1+x")  # the next row has a worker again
+    assert worker.judge("x+1", "1+x").right
+    with pytest.raises(TimeLimit, match=r"no answer within 1 s|memory"):
+        worker.judge(slow, truth)
+    assert worker.judge("x+1", "1+x").right  # the next row has a worker again
     worker.close()
 
 
 @pytest.mark.parametrize("given_text", ["2023^2023^2023", "1/0", "(", "x**", ")" * 50])
 def test_what_cannot_be_evaluated_is_wrong_not_an_error(given_text, sandbox):
     worker = MathWorker(sandbox)
-    assert not worker.equal(given_text, "x")
+    assert not worker.judge(given_text, "x").right
     worker.close()
 
 
-def test_a_memory_hog_is_an_error_not_a_verdict(sandbox):
+def test_a_memory_hog_is_no_verdict(sandbox):
     worker = MathWorker(sandbox)
-    with pytest.raises(GradingError, match="memory"):
-        worker.equal("[0]*(10**10)", "x")
+    with pytest.raises(TimeLimit, match="memory"):
+        worker.judge("[0]*(10**10)", "x")
     worker.close()
 
 
@@ -173,13 +118,16 @@ def test_every_task_is_graded_and_missing_truths_are_wrong(sandbox):
     answers = [Answer(i, task, texts[task], truths[task]) for i, task in enumerate(texts)]
     answers += [Answer(4, "aime", r"\boxed{42}", None), Answer(5, "gpqa", "", "B")]
     answers.append(Answer(6, "math500", r"\boxed{0}", 0))
-    grades = grade_all(answers, None, sandbox)
+    grades = sorted(grade_all(answers, None, sandbox), key=lambda grade: grade.sample_index)
     assert [grade.correct for grade in grades] == [True] * 4 + [False] * 3
     assert [grade.extracted for grade in grades] == ["B", "J", "2x", 42, 42, None, "0"]
-    assert {grade.error for grade in grades} == {None}
+    assert [grade.status for grade in grades[4:]] == ["wrong", "no_answer", "wrong"]
+    assert {grade.detail for grade in grades} == {None}
     assert set(texts) | {"livecodebench"} == set(TASKS)
 
 
-def test_programs_without_problems_are_refused_before_anything_is_graded(sandbox):
-    with pytest.raises(GradingError, match="without their problems"):
-        grade_all([Answer(0, "livecodebench", "```python\n1\n```", "q")], None, sandbox)
+def test_programs_without_problems_are_not_graded(sandbox):
+    answer = Answer(0, "livecodebench", "```python\n1\n```", "q")
+    (grade,) = grade_all([answer], None, sandbox)
+    assert (grade.status, grade.extracted) == ("not_graded", "1")
+    assert "no problems" in str(grade.detail)

@@ -1,0 +1,143 @@
+"""The grader's side of a confined process: questions, answers, and a sure end."""
+
+import contextlib
+import json
+import os
+import socket
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+from data.sandbox.host import START_S, Host, HostGone
+from data.sandbox.types import Ended, Limits, SandboxError, TimeLimit
+
+REPLY_BYTES = 64 << 20
+_END_S = 10.0  # for a supervisor to kill and clean up
+
+
+class Confined:
+    """A process that serves the handler of a module of this package; see `confined`.
+
+    `missing`: layers of the sandbox that this machine can't give it.
+
+    Errors: HostGone; SandboxError where the process fails before it can serve.
+    """
+
+    def __init__(self, host: Host, limits: Limits, on_close: Callable[["Confined"], None]) -> None:
+        self._on_close = on_close
+        self._limits = limits
+        self._stack = contextlib.ExitStack()
+        try:
+            self._start(host)
+        except OSError as error:
+            self.close()
+            raise SandboxError(f"a process to grade in can't be started: {error}") from error
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, host: Host) -> None:
+        self._socket, theirs = map(self._stack.enter_context, socket.socketpair())
+        self._lifeline, held = map(self._stack.enter_context, socket.socketpair())
+        self._input, self._output = map(self._file, ("input", "output"))
+        ends = [theirs.fileno(), held.fileno(), self._input, self._output]
+        host.fork(self._limits, ends)
+        theirs.close()
+        held.close()
+        try:
+            ready = self._receive(time.monotonic() + START_S)
+        except Ended as error:
+            if not host.runs:
+                raise HostGone from error
+            raise SandboxError(f"a process to grade in did not start: {error}") from error
+        if "failed" in ready:
+            raise SandboxError(f"a process to grade in failed to start: {ready['failed']}")
+        self.missing: list[str] = ready["missing"]
+
+    def _file(self, name: str) -> int:
+        """A descriptor of a file in memory, which no path leads to."""
+        file = os.memfd_create(name)
+        self._stack.callback(os.close, file)
+        return file
+
+    def ask(self, message: dict[str, Any], seconds: float) -> dict[str, Any]:
+        """Send a message and wait for the answer, which is as trustworthy as the code that runs.
+
+        Errors: TimeLimit, Ended. The process is of no further use then.
+        """
+        deadline = time.monotonic() + seconds
+        try:
+            self._socket.settimeout(seconds)
+            self._socket.sendall(json.dumps(message).encode() + b"\n")
+        except TimeoutError as error:
+            raise TimeLimit(f"no answer within {seconds:g} s") from error
+        except OSError as error:
+            raise Ended(f"the process ended: {error.strerror}") from error
+        try:
+            return self._receive(deadline)
+        except TimeLimit as error:
+            raise TimeLimit(f"no answer within {seconds:g} s") from error
+
+    def _receive(self, deadline: float) -> dict[str, Any]:
+        received = bytearray()
+        while not received.endswith(b"\n"):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise TimeLimit
+            self._socket.settimeout(left)
+            try:
+                chunk = self._socket.recv(1 << 20)
+            except TimeoutError as error:
+                raise TimeLimit from error
+            except OSError as error:
+                raise Ended(f"the process ended: {error.strerror}") from error
+            if not chunk:
+                raise Ended("the process ended without an answer")
+            received += chunk
+            if len(received) > REPLY_BYTES:
+                raise Ended("the answer is too long")
+        try:
+            reply = json.loads(received)
+        except (ValueError, RecursionError) as error:
+            raise Ended("the answer is not JSON") from error
+        if not isinstance(reply, dict):
+            raise Ended("the answer is not an object")
+        return reply
+
+    def give(self, data: bytes) -> None:
+        """Lay `data` on the process's standard input and empty its standard output."""
+        for file, content in ((self._input, data), (self._output, b"")):
+            os.ftruncate(file, 0)
+            os.lseek(file, 0, os.SEEK_SET)  # shared with the process, which may have moved it
+            while content:
+                content = content[os.pwrite(file, content, os.fstat(file).st_size) :]
+
+    def printed(self) -> bytes:
+        """What stands on the process's standard output."""
+        return os.pread(self._output, self._limits.file, 0)
+
+    def close(self) -> None:
+        """Kill the process and all it has started. Safe to call twice."""
+        self._on_close(self)
+        with contextlib.suppress(OSError, AttributeError):  # closed before, or never opened
+            self._lifeline.settimeout(_END_S)
+            self._lifeline.shutdown(socket.SHUT_WR)
+            self._lifeline.recv(1)  # ends with the supervisor
+        self._stack.close()
+
+    def end(self) -> None:
+        """Kill the process from another thread; its owner then meets `Ended`."""
+        with contextlib.suppress(OSError):
+            self._lifeline.shutdown(socket.SHUT_WR)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,147 @@
+"""Which system calls a confined process may make: a list of what is allowed, in BPF.
+
+Whatever is not on the list is answered with ENOSYS, as by a kernel that lacks the call, so a
+library falls back where it can. Some calls are allowed with certain arguments only, and answered
+with EPERM otherwise. Paths can't be seen here: which files may be opened is Landlock's matter.
+"""
+
+import ctypes
+import errno
+import os
+import platform
+import struct
+from dataclasses import dataclass
+
+_ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column, audit number
+
+# name:x86_64:aarch64; a dash where the architecture has no such call
+_ALLOWED = """
+read:0:63 write:1:64 readv:19:65 writev:20:66 pread64:17:67 pwrite64:18:68 preadv:295:69
+pwritev:296:70 lseek:8:62 close:3:57 close_range:436:436 stat:4:- fstat:5:80 lstat:6:-
+newfstatat:262:79 statx:332:291 statfs:137:43 fstatfs:138:44 access:21:- faccessat:269:48
+faccessat2:439:439 getdents:78:- getdents64:217:61 getcwd:79:17 chdir:80:49 fchdir:81:50
+readlink:89:- readlinkat:267:78 umask:95:166 mkdir:83:- mkdirat:258:34 rmdir:84:- unlink:87:-
+unlinkat:263:35 rename:82:- renameat:264:38 renameat2:316:276 ftruncate:77:46 fallocate:285:47
+fsync:74:82 fdatasync:75:83 flock:73:32 sendfile:40:71 copy_file_range:326:285 fadvise64:221:223
+dup:32:23 dup2:33:- dup3:292:24 pipe:22:- pipe2:293:59 poll:7:- ppoll:271:73 select:23:-
+pselect6:270:72 epoll_create:213:- epoll_create1:291:20 epoll_ctl:233:21 epoll_wait:232:-
+epoll_pwait:281:22 epoll_pwait2:441:441 eventfd:284:- eventfd2:290:19 recvfrom:45:207
+shutdown:48:210 getsockname:51:204 getpeername:52:205 getsockopt:55:209 mmap:9:222 mprotect:10:226
+munmap:11:215 brk:12:214 mremap:25:216 madvise:28:233 msync:26:227 mincore:27:232
+membarrier:324:283 futex:202:98 futex_waitv:449:449 set_robust_list:273:99 get_robust_list:274:100
+rseq:334:293 set_tid_address:218:96 arch_prctl:158:- exit:60:93 exit_group:231:94
+sched_yield:24:124 sched_getaffinity:204:123 getcpu:309:168 rt_sigaction:13:134
+rt_sigprocmask:14:135 rt_sigreturn:15:139 rt_sigpending:127:136 rt_sigsuspend:130:133
+rt_sigtimedwait:128:137 sigaltstack:131:132 pause:34:- alarm:37:- setitimer:38:103 getitimer:36:102
+restart_syscall:219:128 nanosleep:35:101 clock_nanosleep:230:115 clock_gettime:228:113
+clock_getres:229:114 gettimeofday:96:169 time:201:- times:100:153 getpid:39:172 gettid:186:178
+getppid:110:173 getpgid:121:155 getpgrp:111:- getsid:124:156 getuid:102:174 geteuid:107:175
+getgid:104:176 getegid:108:177 getresuid:118:148 getresgid:120:150 getgroups:115:158
+getpriority:140:141 getrlimit:97:163 setrlimit:160:164 getrusage:98:165 sysinfo:99:179 uname:63:160
+getrandom:318:278 wait4:61:260 waitid:247:95
+"""
+
+_ALL = 0xFFFFFFFF
+
+
+@dataclass(frozen=True)
+class _Is:
+    """An argument, or the bits of it in `mask`, is one of `values` (32 bits, low or high half)."""
+
+    argument: int
+    values: tuple[int, ...]
+    mask: int = _ALL
+    high: bool = False
+
+
+def _conditional(pid: int) -> tuple[tuple[str, tuple[_Is, ...]], ...]:
+    """What is allowed with certain arguments. `pid`: the process's own number."""
+    truncate, access = 0o1000, 0o3
+    thread, any_thread_flag = 0x10900, 0x7D0F00  # CLONE_THREAD, _SIGHAND, _VM; what libcs add
+    no_block_no_exec = 0o2004000
+    return (
+        # truncating through a descriptor that only reads is a write that old Landlocks let pass
+        *(
+            (name, (_Is(flags, (0, 1, 2, 3, *(truncate | way for way in (1, 2, 3))), mask),))
+            for name, flags, mask in (
+                ("open:2:-", 1, truncate | access),
+                ("openat:257:56", 2, truncate | access),
+            )
+        ),
+        # threads, and nothing else that is a new process or a new namespace
+        ("clone:56:220", (_Is(0, (thread,), _ALL & ~(any_thread_flag & ~thread)),)),
+        ("kill:62:129", (_Is(0, (pid,)),)),
+        ("tgkill:234:131", (_Is(0, (pid,)),)),
+        ("prlimit64:302:261", (_Is(0, (0, pid)),)),
+        # a descriptor's flags, locks and copies; not whom it signals
+        ("fcntl:72:25", (_Is(1, (*range(8), 36, 37, 38, 1030, 1032)),)),
+        # a terminal's state and size (asked for only), blocking, close-on-exec, bytes to read
+        ("ioctl:16:29", (_Is(1, (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)),)),
+        ("prctl:157:167", (_Is(0, (15, 16)),)),  # a thread's name
+        # asyncio wakes itself through a pair of sockets: streams, which reach no one else
+        ("socketpair:53:199", (_Is(0, (1,)), _Is(1, (1,), _ALL & ~no_block_no_exec))),
+        ("sendto:44:206", (_Is(4, (0,)), _Is(4, (0,), high=True))),
+    )
+
+
+_KILL, _ERRNO, _ALLOW = 0x80000000, 0x00050000, 0x7FFF0000
+_LOAD, _AND, _EQUAL, _RETURN = 0x20, 0x54, 0x15, 0x06
+
+
+def _op(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
+    return struct.pack("=HBBI", code, if_true, if_false, value)
+
+
+def _number(entry: str, column: int) -> int | None:
+    number = entry.split(":")[1 + column]
+    return None if number == "-" else int(number)
+
+
+def _block(conditions: tuple[_Is, ...]) -> list[bytes]:
+    """Allow where all conditions hold, else refuse. The last two instructions are the verdicts."""
+    tests = [(condition, value) for condition in conditions for value in condition.values]
+    length = 2 * len(conditions) + len(tests)
+    block: list[bytes] = []
+    for condition in conditions:
+        block.append(_op(_LOAD, 16 + 8 * condition.argument + 4 * condition.high))
+        block.append(_op(_AND, condition.mask))
+        for left in reversed(range(len(condition.values))):  # comparisons after this one
+            value = condition.values[-1 - left]
+            refuse = length + 1 - len(block) - 1
+            block.append(_op(_EQUAL, value, left, 0 if left else refuse))
+    return [*block, _op(_RETURN, _ALLOW), _op(_RETURN, _ERRNO | errno.EPERM)]
+
+
+def program(machine: str, pid: int) -> bytes:
+    """The filter for a machine, as `platform.machine()` names it, and the process of number `pid`.
+
+    Errors: OSError where the machine's calls are not known here.
+    """
+    if machine not in _ARCHITECTURES:
+        raise OSError(errno.ENOSYS, f"system calls of {machine} are not known")
+    column, audit = _ARCHITECTURES[machine]
+    ops = [_op(_LOAD, 4), _op(_EQUAL, audit, 1, 0), _op(_RETURN, _KILL), _op(_LOAD, 0)]
+    for entry in _ALLOWED.split():
+        if (number := _number(entry, column)) is not None:
+            ops += [_op(_EQUAL, number, 0, 1), _op(_RETURN, _ALLOW)]
+    for entry, conditions in _conditional(pid):
+        if (number := _number(entry, column)) is not None:
+            block = _block(conditions)
+            ops += [_op(_EQUAL, number, 0, len(block)), *block]
+    return b"".join([*ops, _op(_RETURN, _ERRNO | errno.ENOSYS)])
+
+
+def restrict() -> None:
+    """Put the filter on this process, for ever. It must not be able to gain privileges by now.
+
+    Errors: OSError where the kernel has no seccomp or an outer filter forbids it.
+    """
+
+    class Program(ctypes.Structure):
+        _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
+
+    code = program(platform.machine(), os.getpid())
+    libc = ctypes.CDLL(None, use_errno=True)
+    set_seccomp, filter_mode = 22, 2
+    if libc.prctl(set_seccomp, filter_mode, ctypes.byref(Program(len(code) // 8, code)), 0, 0):
+        raise OSError(ctypes.get_errno(), f"seccomp: {os.strerror(ctypes.get_errno())}")

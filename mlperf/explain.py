@@ -1,0 +1,85 @@
+"""The steps that decide one row."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data.samples import require_columns, row_task
+from data.sandbox import Ended, Sandbox, SandboxError
+from data.tasks import Answer, Grade
+from data.tasks.grading import MathWorker, Rules, grade_all
+from data.tasks.livecodebench import Case, Problems, passes
+from mlperf.evaluate import COLUMNS, FrameAnswers, Grading
+from ref_dsinfer.errors import GradingError, UsageError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_SHOWN = 500  # characters of a text
+
+
+def explain(frame: "pd.DataFrame", row: int, problems: Path | None, grading: Grading) -> str:
+    """How row `row` of a results frame is graded, in lines for people.
+
+    Errors: UsageError where there is no such row; ColumnsError.
+    """
+    require_columns(frame, COLUMNS)
+    if not 0 <= row < len(frame):
+        raise UsageError(f"--explain: there is no row {row}, rows are 0 to {len(frame) - 1}")
+    names = frame["dataset"].iloc[row]
+    tasks = [row_task(row, names)] * len(frame)
+    answer = FrameAnswers(frame, tasks)[row]
+    store = Problems(problems) if problems and answer.task == "livecodebench" else None
+    lines = [
+        f"row {row}: {names}, task {answer.task}",
+        f"text: {len(answer.text)} characters, the last: {_short(answer.text[-_SHOWN:])}",
+        f"truth: {_short(answer.ground_truth)}",
+    ]
+    with Sandbox(grading.sandbox) as sandbox:
+        (grade,) = grade_all([answer], store, sandbox, grading.rules, workers=1)
+        lines.append(f"extracted: {_short(grade.extracted)}")
+        if sandbox.level and grade.extracted and answer.ground_truth:
+            if answer.task == "math500":
+                lines += _forms(grade, answer, sandbox)
+            if store and str(answer.ground_truth) in store:
+                lines += _failing_test(grade, answer, store, sandbox, grading.rules)
+    detail = f": {grade.detail}" if grade.detail else ""
+    lines.append(f"{grade.status} by {grade.rule}{detail} ({grade.seconds:.3f} s)")
+    return "\n".join(lines)
+
+
+def _forms(grade: Grade, answer: Answer, sandbox: Sandbox) -> list[str]:
+    worker = MathWorker(sandbox)
+    try:
+        forms = [worker.forms(str(text)) for text in (grade.extracted, answer.ground_truth)]
+    except (Ended, SandboxError) as error:
+        return [f"normal forms: none ({error})"]
+    finally:
+        worker.close()
+    given, truth = forms
+    return [f"as {whose} writes them: {given[whose]!r} and {truth[whose]!r}" for whose in given]
+
+
+def _failing_test(
+    grade: Grade, answer: Answer, problems: Problems, sandbox: Sandbox, rules: Rules
+) -> list[str]:
+    """The test that a program fails, if there is one, and what it makes of it."""
+    lines: list[str] = []
+
+    def tell(test: Case, given: object) -> None:
+        lines.extend(
+            f"{name} of the failing test: {_short(value)}"
+            for name, value in (("input", test.input), ("expected", test.output), ("given", given))
+        )
+
+    try:
+        problem = problems.read(str(answer.ground_truth))
+        code = str(grade.extracted)
+        passes(code, problem, sandbox, rules.code_limit, rules.mode, tell)
+    except GradingError as error:
+        return [f"no test can be run: {error}"]
+    return lines
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2]} … {text[-_SHOWN // 2 :]}"

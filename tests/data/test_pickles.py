@@ -1,0 +1,149 @@
+"""Pickled frames: the same values as the standard library gives, in a fraction of the memory."""
+
+import contextlib
+import io
+import pickle
+import random
+import tracemalloc
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from data import pickles
+
+LENGTHS = (0, 1, 2, 63, 64, 65, 999, 1000, 1001, 2000, 2001, 2064, 20_000)
+
+
+def _load(data, tmp_path):
+    (tmp_path / "a.pkl").write_bytes(data)
+    with (tmp_path / "a.pkl").open("rb") as file:
+        return pickles.load(file)
+
+
+def _plain(value):
+    """Arrays of one dimension as lists, however deep."""
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, list | tuple):
+        return type(value)(map(_plain, value))
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value
+
+
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+@pytest.mark.parametrize("largest", [255, 65_535, 129_000, 2**31 - 1])
+def test_lists_of_every_length_are_what_they_were(tmp_path, protocol, largest):
+    rng = random.Random(largest)
+    lists = [[rng.randint(-largest if largest > 2**20 else 0, largest) for _ in range(n)]
+             for n in LENGTHS]  # fmt: skip
+    frame = pd.DataFrame({"ids": pd.Series(lists, dtype=object), "n": LENGTHS})
+    read = _load(pickle.dumps(frame, protocol), tmp_path)
+    assert [_plain(ids) for ids in read["ids"]] == lists
+    assert read["n"].tolist() == list(LENGTHS)
+    kinds = [type(ids) is np.ndarray and ids.dtype == np.int32 for ids in read["ids"]]
+    assert kinds == [n >= pickles.MANY for n in LENGTHS]
+
+
+MIXED = [1] * 1000
+ODD = [
+    [*MIXED, "a"],
+    ["a", *MIXED],
+    [*MIXED, 1.5],
+    [*MIXED, [1, 2], (3, 4)],
+    [*MIXED, 2**40],
+    [True] * 100,
+    [None, *MIXED],
+    [MIXED, MIXED],
+    (MIXED, [2] * 64, MIXED),
+    {"a": [3] * 1000, "b": ([4] * 70, 5, [6])},
+    [[[7] * 64] * 3],
+    [{}, [8] * 2000, {"x": [9] * 64}],
+    [2**31] * 100,
+    ["e(K\x01e" * 30, [75] * 100],
+]
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("value", ODD, ids=range(len(ODD)))
+def test_other_lists_are_left_alone(tmp_path, protocol, value):
+    assert _plain(_load(pickle.dumps(value, protocol), tmp_path)) == value
+
+
+def test_a_list_that_occurs_twice_is_one_object(tmp_path):
+    first, (again,) = _load(pickle.dumps([MIXED, [MIXED]]), tmp_path)
+    assert first is again
+
+
+@pytest.mark.parametrize("rows", [1, 3, 64, 1000, 1500])
+def test_columns_of_objects_stay_columns(tmp_path, rows):
+    # the cells of such columns are one list in the pickle
+    frame = pd.DataFrame(
+        {"a": pd.Series(range(rows), dtype=object), "b": pd.Series(["x"] * rows, dtype=object)}
+    )
+    for part in (frame, frame[["a"]], frame[["b", "a"]]):
+        pd.testing.assert_frame_equal(_load(pickle.dumps(part), tmp_path), part)
+
+
+VALUES = st.recursive(
+    st.integers() | st.integers(0, 200_000) | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=5) | st.tuples(inner, inner),
+    max_leaves=12,
+)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.integers(0, 2**17), max_size=3000) | VALUES, st.integers(0, 5))
+def test_any_value_is_read_as_the_library_reads_it(tmp_path, value, protocol):
+    assert _plain(_load(pickle.dumps(value, protocol), tmp_path)) == value
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=200))
+def test_wild_bytes_never_do_more_than_fail(tmp_path, data):
+    admitted = pickle.dumps(pd.DataFrame({"a": [[1] * 70]}), 4)
+    cut = len(data) % len(admitted)
+    for content in (data or b"x", admitted[:cut] + data + admitted[cut:]):
+        with contextlib.suppress(Exception):  # damaged input raises nearly anything
+            _load(content, tmp_path)
+
+
+def test_reading_takes_a_fraction_of_the_memory(tmp_path):
+    rows, length = 300, 4000
+    rng = random.Random(1)
+    ids = [[rng.randrange(300, 129_000) for _ in range(length)] for _ in range(rows)]
+    data = pickle.dumps(pd.DataFrame({"ids": pd.Series(ids, dtype=object)}))
+    del ids
+    tracemalloc.start()
+    try:
+        _load(data, tmp_path)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2 * 4 * rows * length  # lists take ten times four bytes an id
+
+
+@pytest.mark.parametrize("kind", [list, np.array])
+def test_arrays_and_lists_are_written_as_lists(tmp_path, kind):
+    lists = [list(range(n, n + n)) for n in (1, 2, 64, 1000, 1001)]
+    cells = [np.array(ids, np.int32) if kind is np.array else ids for ids in lists]
+    frame = pd.DataFrame({"ids": pd.Series(cells, dtype=object), "again": [cells[2]] * 5})
+    frame["n"] = frame["score"] = 1.5
+    pickles.dump(frame, tmp_path / "out.pkl")
+    read = pd.read_pickle(tmp_path / "out.pkl")
+    assert read["ids"].tolist() == lists
+    assert read["again"].tolist() == [lists[2]] * 5
+    assert read["again"][0] is read["ids"][2]
+    assert read["n"].tolist() == [1.5] * 5
+    again = _load((tmp_path / "out.pkl").read_bytes(), tmp_path)
+    assert [list(ids) for ids in again["ids"]] == lists
+
+
+def test_what_is_written_is_what_the_library_writes(tmp_path):
+    frame = pd.DataFrame({"ids": [[1, 2], list(range(3000))], "t": ["a", "ü"]}, index=[4, 2])
+    pickles.dump(frame, tmp_path / "out.pkl")
+    whole = io.BytesIO((tmp_path / "out.pkl").read_bytes())
+    pd.testing.assert_frame_equal(pickle.load(whole), frame)
