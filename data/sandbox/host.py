@@ -4,6 +4,7 @@ import contextlib
 import functools
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from data.sandbox.types import Limits, SandboxError
 
+_ENDS_S = 0.5  # from the end of its sockets to its own
 START_S = 60.0  # an interpreter and its imports, on a machine that is busy
 _ROOT = Path(__file__).resolve().parents[2]
 # no -m and no PYTHONPATH: an isolated interpreter that finds this package and nothing else
@@ -84,8 +86,12 @@ class Host:
 
     @property
     def runs(self) -> bool:
-        """Whether the server is still there."""
-        return self._process.poll() is None
+        """Whether the server is still there, and not just about to be gone."""
+        try:
+            self._process.wait(_ENDS_S)
+        except subprocess.TimeoutExpired:
+            return True
+        return False
 
     def close(self) -> None:
         """End the server; processes it has started live on until they are closed."""
@@ -119,11 +125,16 @@ def _readable() -> list[str]:
 
 
 def _bubblewrap() -> list[str]:
-    """A command line that runs another one with what it reads, and nothing else of the machine."""
+    """A command line that runs another one with what it reads, and nothing else of the machine.
+
+    Errors: SandboxError where there is no bubblewrap.
+    """
+    if not (found := shutil.which("bwrap")):
+        raise SandboxError("bubblewrap is not installed")
     binary = [str(Path(sys.executable).parent), str(Path(sys.executable).resolve().parent)]
     ours = [str(_ROOT / package) for package in ("data", "ref_dsinfer")]
     shown = [word for path in (*_readable(), *binary, *ours) for word in ("--ro-bind", path, path)]
     return [
-        *("bwrap", "--unshare-all", "--hostname", "sandbox", "--cap-drop", "ALL"),
+        *(found, "--unshare-all", "--hostname", "sandbox", "--cap-drop", "ALL"),
         *("--tmpfs", "/tmp", "--proc", "/proc", "--dev", "/dev", *shown, "--chdir", "/", "--"),
     ]

@@ -42,9 +42,11 @@ class Confined:
         self._lifeline, held = map(self._stack.enter_context, socket.socketpair())
         self._input, self._output = map(self._file, ("input", "output"))
         ends = [theirs.fileno(), held.fileno(), self._input, self._output]
-        host.fork(self._limits, ends)
-        theirs.close()
-        held.close()
+        try:
+            host.fork(self._limits, ends)
+        finally:  # whoever has the other ends, it is not this process
+            theirs.close()
+            held.close()
         try:
             ready = self._receive(time.monotonic() + START_S)
         except Ended as error:

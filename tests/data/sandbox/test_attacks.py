@@ -91,7 +91,7 @@ class TestWhereALevelHolds:
         assert {name: change for name, change in changes.items() if change} == {}
 
 
-@pytest.mark.parametrize("user", USERS)
+@pytest.mark.parametrize("user", ["this user", pytest.param("nobody", marks=pytest.mark.slow)])
 def test_attacks_bite_where_nothing_holds(user):
     names = BITES_AS_ROOT if user == "this user" and IS_ROOT else BITES
     outcomes = _run("none", user, tuple(sorted(names)))["outcomes"]

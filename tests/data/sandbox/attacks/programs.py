@@ -170,15 +170,15 @@ KERNEL = {
 RESOURCES = {
     "memory": "m = mmap.mmap(-1, 6 << 30)",
     "memory_in_pieces": "m = [mmap.mmap(-1, 64 << 20) for _ in range(100)]",
-    "threads": "threading.stack_size(1 << 16)\nfor _ in range(1500):\n"
+    "threads": "threading.stack_size(1 << 16)\nfor _ in range(800):\n"
     "    threading.Thread(target=time.sleep, args=(5,), daemon=True).start()\ntime.sleep(0.4)",
     "descriptors": "fs = [os.dup(0) for _ in range(500)]",
     "big_file": "with open('x', 'wb') as f: f.write(bytes(40 << 20))",
     "sparse_file": "with open('x', 'wb') as f: f.truncate(1 << 40)",
     "much_in_files": "for n in range(6):\n    open(str(n), 'wb').write(bytes(20 << 20))\n"
     "time.sleep(0.4)",
-    "many_files": "for n in range(8000): open(str(n), 'w').close()\ntime.sleep(0.3)",
-    "nested_folders": "for n in range(8000): os.mkdir('x'); os.chdir('x')\ntime.sleep(0.3)",
+    "many_files": "for n in range(4500): open(str(n), 'w').close()\ntime.sleep(0.3)",
+    "nested_folders": "for n in range(4500): os.mkdir('x'); os.chdir('x')\ntime.sleep(0.3)",
     "big_output": "for n in range(40): os.write(1, bytes(1 << 20))",
     "signals_blocked": "signal.pthread_sigmask(2, range(1, 64))\nwhile True: time.sleep(1)",
 }
