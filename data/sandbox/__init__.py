@@ -49,7 +49,8 @@ class Sandbox:
     def __init__(self, level: str = "auto", minimum: str = "kernel") -> None:
         self._live: set[Confined] = set()
         self._hosts: dict[str, Host] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of the processes that live
+        self._starting = threading.Lock()  # of the servers, which may take a while
         found = levels.find(level, minimum)
         self.level, self.reason, self.canaries = found.level, found.reason, found.canaries
         if self.level == "none":
@@ -78,13 +79,13 @@ class Sandbox:
         raise SandboxError("a process to grade in can't be started: its server dies")
 
     def _host(self, module: str, level: str) -> Host:
-        with self._lock:
+        with self._starting:
             if module not in self._hosts:
                 self._hosts[module] = Host(module, level)
             return self._hosts[module]
 
     def _retire(self, module: str, host: Host) -> None:
-        with self._lock:
+        with self._starting:
             if self._hosts.get(module) is host:
                 del self._hosts[module]
                 host.close()
@@ -105,7 +106,7 @@ class Sandbox:
             left = list(self._live)
         for process in left:
             process.close()
-        with self._lock:
+        with self._starting:
             while self._hosts:
                 self._hosts.popitem()[1].close()
 

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import IO
 
 from data.sandbox.types import Limits, SandboxError
 
@@ -51,28 +52,44 @@ class Host:
             }
             flags = ["-I", "-S", "-B", "-X", "utf8", "-c", _CODE, json.dumps(task)]
             wrapper = _bubblewrap() if level == "bwrap" else []
-            try:
-                self._process = subprocess.Popen(
-                    [*wrapper, sys.executable, *flags],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    pass_fds=[theirs.fileno()],
-                    cwd="/",
-                    env=_environment(),
-                    start_new_session=True,
-                )
-            except OSError as error:
-                self._control.close()
-                raise SandboxError(f"a process to grade in can't be started: {error}") from error
+            with tempfile.TemporaryFile() as said:
+                self._process = self._run([*wrapper, sys.executable, *flags], theirs, said)
+                theirs.close()
+                fault = self._fault(said)
+        if fault:
+            self.close()
+            raise SandboxError(f"a process to grade in can't be started: {fault}")
+
+    def _run(
+        self, command: list[str], control: socket.socket, said: IO[bytes]
+    ) -> subprocess.Popen[bytes]:
+        try:
+            return subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=said,
+                pass_fds=[control.fileno()],
+                cwd="/",
+                env=_environment(),
+                start_new_session=True,
+            )
+        except OSError as error:
+            self._control.close()
+            raise SandboxError(f"a process to grade in can't be started: {error}") from error
+
+    def _fault(self, said: IO[bytes]) -> str | None:
+        """Why the server does not serve, if it does not: its word, or the last it wrote."""
         self._control.settimeout(START_S)
         try:
-            ready = json.loads(self._control.recv(1 << 16) or b'{"failed": "it ended at once"}')
+            ready = self._control.recv(1 << 16)
         except OSError as error:
-            ready = {"failed": str(error)}
-        if "failed" in ready:
-            self.close()
-            raise SandboxError(f"a process to grade in failed to start: {ready['failed']}")
+            return str(error)
+        if ready:
+            fault: str | None = json.loads(ready).get("failed")
+            return fault
+        said.seek(0)
+        return (said.read().decode(errors="replace").strip() or "it ended at once").split("\n")[-1]
 
     def fork(self, limits: Limits, descriptors: list[int]) -> None:
         """Ask for a process. `descriptors`: its socket and lifeline, standard input and output.

@@ -5,6 +5,7 @@ A level holds when its processes start and none of the `canaries` run in one get
 
 import os
 import socket
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -42,6 +43,8 @@ def find(level: str, minimum: str) -> Found:
     for name in (level, minimum):
         if name not in (*LEVELS, "auto"):
             raise ValueError(f"{name!r} is no level of the sandbox ({', '.join(LEVELS)})")
+    if sys.platform != "linux":
+        return Found(None, "programs can be confined on Linux only")
     if level in ("container", "none"):
         return _asserted(level)
     tried = (level,) if level != "auto" else _FOUND[:1] if minimum == "full" else _FOUND

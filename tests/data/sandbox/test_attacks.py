@@ -71,6 +71,7 @@ def _run(level, user, names):
 def _held(level, user):
     result = _run(level, user, tuple(BODIES))
     assert result["level"] == level, result["reason"]
+    assert result["goes on"]
     return result["outcomes"]
 
 

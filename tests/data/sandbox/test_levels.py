@@ -101,6 +101,7 @@ def test_without_all_nothing_holds():
     level, reason, _ = _find(landlock=False, namespaces=False, path="/bin/nowhere")
     assert level is None
     assert all(f"{name}: " in reason for name in ("full", "kernel", "bwrap"))
+    assert "bubblewrap is not installed" in reason
 
 
 def test_a_container_is_believed_and_told_what_is_open():
@@ -132,6 +133,16 @@ def test_bubblewrap_holds():
     with Sandbox("bwrap") as sandbox:
         assert sandbox.level == "bwrap", sandbox.reason
         assert set(sandbox.canaries.values()) == {"held"}
+
+
+@needs_bubblewrap
+def test_what_bubblewrap_complains_of_is_told():
+    python = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", sys.executable]
+    command = [*python, "-c", FIND, "bwrap"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    level, reason, _ = json.loads(done.stdout)
+    assert level in ("bwrap", None)
+    assert level or "bwrap: a process to grade in can't be started: bwrap: " in reason
 
 
 def test_unknown_levels_are_refused():

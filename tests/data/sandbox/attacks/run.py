@@ -2,7 +2,7 @@
 
 Started by its path, as any user, with a level and the names of attacks, in a temporary directory
 of its own (`TMPDIR`); only the standard library is needed. Printed: the level, why, and for each
-attack whether it got through and what of the host it has changed.
+attack whether it got through and what of the host it has changed; and whether the run goes on.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from data.sandbox import Sandbox
 from data.tasks.livecodebench import Case, Problem, passes
 
 GOOD = "def f(t):\n    return t['port'] + 1\n"
-SLOW = {"signals_blocked": 0.5, "kill_all": 2.0, "fork_bomb": 2.0, "sleeping_child": 0.5}
+SECONDS = {"signals_blocked": 0.5, "kill_all": 2.0, "fork_bomb": 2.0, "sleeping_child": 0.5}
 
 
 class Host:
@@ -121,26 +121,24 @@ def main():
     with Sandbox(level) as sandbox:
         outcomes = {}
         result = {"level": sandbox.level, "reason": sandbox.reason, "outcomes": outcomes}
+        good = Problem("good", "f", [Case('{"port": 1}', "2")])
         for name in names if sandbox.level else ():
+            if not outcomes:  # and so that the server runs before the state of the host is taken
+                assert passes(GOOD, good, sandbox, 20).right
             with tempfile.TemporaryDirectory(
                 prefix="attack-", ignore_cleanup_errors=True
             ) as folder:
                 host = Host(folder)
-                text = json.dumps(host.target)
-                good = Problem("good", "f", [Case(text, str(host.target["port"] + 1))])
-                assert passes(GOOD, good, sandbox, 20).right, "the run does not go on"
-                host.before = host.state()
-                attack = Problem(name, "f", [Case(text, '"bitten"')])
+                attack = Problem(name, "f", [Case(json.dumps(host.target), '"bitten"')])
                 code = programs.program(programs.BODIES[name])
-                start = time.monotonic()
-                verdict = passes(code, attack, sandbox, SLOW.get(name, 10))
+                verdict = passes(code, attack, sandbox, SECONDS.get(name, 10))
                 outcomes[name] = {
                     "bitten": verdict.right,
                     "rule": verdict.rule,
                     "changes": host.changes(),
-                    "seconds": time.monotonic() - start,
                 }
                 host.close()
+        result["goes on"] = passes(GOOD, good, sandbox, 20).right
     print(json.dumps(result))
 
 
