@@ -43,17 +43,15 @@ _MOVED = {
     ("pandas.core.internals.blocks", "new_block"): ("pandas._libs.internals", "_unpickle_block"),
 }
 
-# A list of nothing but ints in the opcodes of protocols 1 and later, from what follows EMPTY_LIST.
-# The quantifiers are possessive: one look at each byte, whatever stands there.
+# A list of nothing but ints in the opcodes of protocols 1 and later, from what follows EMPTY_LIST:
+# the list's number among the objects, batches of ints, perhaps a single one.
+_NUMBER = re.compile(rb"\x94|q.|r.{4}|", re.DOTALL)
 _INT = rb"(?:K.|M..|J.{4})"
 _FRAME = rb"(?:\x95.{8})"  # only says how many bytes to read at once
-_INTS = re.compile(
-    rb"(\x94|q.|r.{4})?+" + _FRAME + rb"?+"  # the list's number among the objects
-    rb"\((" + _INT + rb"(?:" + _INT + rb"|e" + _FRAME + rb"?+\(|" + _FRAME + rb")*+)e"
-    rb"(" + _INT + rb"a)?+",
-    re.DOTALL,
-)
-_SEPARATORS = re.compile(rb"(" + _INT + rb"++)|e?" + _FRAME + rb"?+\(?", re.DOTALL)
+_BATCH = re.compile(_FRAME + rb"?\(((?:" + _INT + rb"|" + _FRAME + rb")+)e", re.DOTALL)
+_SINGLE = re.compile(_FRAME + rb"?(" + _INT + rb")a", re.DOTALL)
+_MORE = re.compile(_FRAME + rb"?\(", re.DOTALL)
+_INTS_OR_FRAME = re.compile(rb"((?:" + _INT + rb")+)|" + _FRAME, re.DOTALL)
 
 
 def load(file: BinaryIO) -> object:
@@ -109,18 +107,35 @@ class _FrameUnpickler(pickle._Unpickler):  # the one in C can't be told to make 
         self.read(8)  # the whole file is at hand
 
     def load_empty_list(self) -> None:
-        ints = None if self._fills_an_array() else _INTS.match(self._data, self._data.tell())
-        if ints is None:
+        found = None if self._fills_an_array() else self._ints()
+        if found is None:
             self.stack.append([])
             return
-        number, body, last = ints.groups(b"")
-        plain = _SEPARATORS.sub(rb"\1", body) + last[:-1]
-        value = compact(pickle.loads(b"\x80\x04](" + plain + b"e."))
+        number, ints = found
+        value = compact(pickle.loads(b"\x80\x04](" + ints + b"e."))
         self.stack.append(value)
         if number:
             put = len(self.memo) if len(number) == 1 else int.from_bytes(number[1:], "little")
             self.memo[put] = value
-        self._data.seek(ints.end())
+
+    def _ints(self) -> tuple[bytes, bytes] | None:
+        """The number of the list that begins here, and its ints' opcodes; what is read is passed.
+
+        None where it holds anything else.
+        """
+        number = _NUMBER.match(self._data, self._data.tell())
+        assert number
+        position, batches = number.end(), []
+        while batch := _BATCH.match(self._data, position):
+            batches.append(_INTS_OR_FRAME.sub(rb"\1", batch[1]))
+            position = batch.end()
+        if single := _SINGLE.match(self._data, position):
+            batches.append(single[1])
+            position = single.end()
+        if not batches or _MORE.match(self._data, position):
+            return None
+        self._data.seek(position)
+        return number[0], b"".join(batches)
 
     def load_build(self) -> None:
         if callable(self.stack[-2]):

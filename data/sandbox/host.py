@@ -26,6 +26,10 @@ _CODE = f"import sys; sys.path.append({str(_ROOT)!r}); from data.sandbox import 
 )
 
 
+# Where working directories lie: at full the place is covered, so nothing readable may lie there.
+WORK = {"full": "/grading", "bwrap": "/tmp"}
+
+
 class HostGone(Exception):
     """The server has ended; a new one may do."""
 
@@ -47,8 +51,7 @@ class Host:
                 "root": str(_ROOT),
                 "packages": _packages(),
                 "readable": _readable(),
-                # where the process has a root of its own, or bubblewrap's, that is /tmp
-                "work": "/tmp" if level in ("full", "bwrap") else tempfile.gettempdir(),
+                "work": WORK.get(level) or tempfile.gettempdir(),
             }
             flags = ["-I", "-S", "-B", "-X", "utf8", "-c", _CODE, json.dumps(task)]
             wrapper = _bubblewrap() if level == "bwrap" else []
