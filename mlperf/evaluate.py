@@ -88,7 +88,12 @@ def evaluate(
     present = [task for task in TASKS if task in answers.tasks]
     tasks = [_totals(task, rows[rows["task"] == task]) for task in present]
     return Evaluation(
-        graded, tasks, _totals("all", rows.assign(lenient=float("nan"))), fence, expected
+        graded,
+        tasks,
+        _totals("all", rows.assign(lenient=float("nan"))),
+        fence,
+        expected,
+        grading.rules.unofficial if store else "",
     )
 
 

@@ -71,6 +71,7 @@ class Evaluation:
     total: Totals
     fence: Fence
     expected: int = ROWS  # rows that there should be
+    unofficial: str = ""  # options by which programs were not tested as the official figure's were
 
     @property
     def exact_match(self) -> float:
@@ -94,8 +95,9 @@ class Evaluation:
 
     @property
     def whole(self) -> bool:
-        """Whether all rows of the whole data set are judged, for which alone the limits hold."""
-        return self.total.rows == self.expected == ROWS and not self.total.ungraded
+        """Whether all rows of the whole data set are judged, as the official figure's were."""
+        judged = not self.total.ungraded and not self.unofficial
+        return self.total.rows == self.expected == ROWS and judged
 
     @property
     def accurate(self) -> bool:
@@ -112,6 +114,8 @@ class Evaluation:
         """How the figures stand to the official limits, which hold for the whole data set only."""
         if self.total.ungraded:
             return f"NOT A RESULT: {self.ungraded}"
+        if self.unofficial:
+            return f"not the official figure: graded with {self.unofficial}"
         if not self.whole:
             expected = self.expected if self.total.rows < self.expected else ROWS
             return f"not comparable with the official limits: {self.total.rows} of {expected} rows"

@@ -275,6 +275,7 @@ def test_how_programs_read_is_chosen_and_kept_apart(a_run):
     assert run(*given).returncode == 0
     done = run(*given, "--lcb-mode", "fixed-stdio")
     assert "5 of 7 rows are graded already" in done.stderr
+    assert "not the official figure: graded with --lcb-mode fixed-stdio" in done.stdout
     assert json.loads((a_run / "results_report.json").read_text())["livecodebench"]["mode"] == (
         "fixed-stdio"
     )

@@ -33,6 +33,19 @@ class Rules:
     code_limit: float = livecodebench.TIME_LIMIT_S  # seconds a program may load, and take a test
     mode: livecodebench.Mode = "reference"  # how a program's standard input is made
 
+    @property
+    def unofficial(self) -> str:
+        """The options by which these are not the official rules; "" where they are."""
+        limit = f"--time-limit {self.code_limit:g}"
+        return " ".join(
+            option
+            for option, changed in (
+                (f"--lcb-mode {self.mode}", self.mode != "reference"),
+                (limit, self.code_limit != livecodebench.TIME_LIMIT_S),
+            )
+            if changed
+        )
+
 
 class Worker:
     """A confined process that serves a module's handler; a fresh one after any that was killed."""
