@@ -11,6 +11,7 @@ from typing import Any
 from backends import registry
 from backends.types import BackendSpec, EngineConfig
 from ref_dsinfer.errors import LaunchError, LengthError, ModelError, UsageError
+from ref_dsinfer.processor import DTYPES
 
 DEFAULT_MODEL = "deepseek-ai/DeepSeek-R1"
 DEFAULT_REVISION = "56d4cbbb4d29f4355bab4b9a39ccb717a14ad5ad"  # not R1-0528, which scores otherwise
@@ -79,9 +80,10 @@ def add_engine_options(parser: argparse.ArgumentParser, torchrun: bool = False) 
     )
     group.add_argument(
         "--dtype",
-        choices=("bfloat16", "float32"),
+        choices=DTYPES,
         default=EngineConfig.dtype,
-        help="of activations (default: bfloat16)",
+        help="of activations; auto: bfloat16, but float32 on CPUs that can't multiply it"
+        " (default: auto)",
     )
     group.add_argument(
         "--max-model-len",

@@ -117,7 +117,7 @@ class PyTorchBackend(Backend):
         return {
             "processes": self._place.world,
             "device": str(self._engine.ranks.device),
-            "dtype": self.config.dtype,
+            "dtype": self._engine.dtype,
             "max_model_len": self._engine.max_model_len,
             "max_running": self._engine.scheduler.max_running,
             **asdict(self._options),

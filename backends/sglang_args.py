@@ -18,6 +18,7 @@ from sglang.srt.server_args import ServerArgs
 from backends.options import model_length, refuse_unknown
 from backends.types import EngineConfig
 from ref_dsinfer.errors import ModelError, UsageError
+from ref_dsinfer.processor import dtype_for
 
 RESERVED = 6  # tokens of its context that SGLang gives to neither prompt nor answer
 CPU_CACHE_BYTES = 4 << 30  # at most, where nobody asks for more: SGLang would take most memory
@@ -123,7 +124,7 @@ def _asked(config: EngineConfig, device: str) -> dict[str, str]:
     asked: dict[str, object] = {
         "model_path": config.model,
         "device": device,
-        "dtype": config.dtype,
+        "dtype": dtype_for(config.dtype, device),
         "random_seed": config.seed,
         "context_length": model_length(config) + RESERVED,
         "tp_size": config.tensor_parallel,
@@ -211,7 +212,7 @@ def _cpu_tokens(config: EngineConfig) -> int:
     model = _model(Path(config.model))
     try:
         values = model["num_hidden_layers"] * (model["kv_lora_rank"] + model["qk_rope_head_dim"])
-        bytes_ = values * (4 if config.dtype == "float32" else 2)
+        bytes_ = values * (4 if dtype_for(config.dtype, "cpu") == "float32" else 2)
     except (KeyError, TypeError) as error:
         raise ModelError(
             f"{config.model}/config.json: not of DeepSeek-V3's architecture"

@@ -59,7 +59,7 @@ class EngineConfig:
 
     model: str  # local directory; of a server that runs already, its tokenizer's
     device: str = "auto"  # auto, cpu or cuda
-    dtype: str = "bfloat16"  # of activations: bfloat16 or float32
+    dtype: str = "auto"  # of activations: auto, bfloat16 or float32
     max_model_len: int | None = None  # tokens of prompt and answer; None: what the model allows
     max_running: int | None = None  # sequences decoded at once
     tensor_parallel: int = 1  # processes

@@ -33,6 +33,7 @@ from backends.children import Children
 from backends.options import refuse_unknown
 from backends.types import Backend, Delta, EngineConfig, Finish, Request
 from ref_dsinfer.errors import EngineError, ModelError, UsageError
+from ref_dsinfer.processor import dtype_for
 
 LOG_LINE = "%(asctime)s %(levelname)s %(processName)s %(filename)s:%(lineno)d] %(message)s"
 SPECULATIVE = {"method": "mtp", "num_speculative_tokens": 3}  # what the benchmark's rules allow
@@ -164,7 +165,7 @@ def engine_args(config: EngineConfig) -> AsyncEngineArgs:
     args.model = config.model
     args.skip_tokenizer_init = True
     args.seed = config.seed
-    args.dtype = config.dtype
+    args.dtype = dtype_for(config.dtype, current_platform.device_type)
     args.max_num_seqs = config.max_running
     args.tensor_parallel_size = config.tensor_parallel
     args.pipeline_parallel_size = config.pipeline_parallel

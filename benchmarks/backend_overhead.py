@@ -29,6 +29,7 @@ from mlperf.qsl import query_sample_library
 from mlperf.report import read_detail
 from mlperf.settings import loadgen
 from mlperf.sut import Sut
+from ref_dsinfer.processor import dtype_for
 
 TINY = Path("data/tiny")
 FOUND = "found: "  # what a part of this program has to say, among what engines print
@@ -248,7 +249,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=TINY / "model")
     parser.add_argument("--input-file", type=Path, default=TINY / "final_output.pkl")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--dtype", default=dtype_for("auto", "cpu"))
     parser.add_argument("--requests", type=int, default=240)
     parser.add_argument("--max-new-tokens", type=int, default=4000)
     parser.add_argument("--max-running", type=int, default=64)

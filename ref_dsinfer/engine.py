@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from ref_dsinfer import checkpoint, parallel
+from ref_dsinfer import checkpoint, parallel, processor
 from ref_dsinfer.blocks import BlockPool
 from ref_dsinfer.cache import BLOCK_SIZE, block_count
 from ref_dsinfer.config import ModelConfig
@@ -25,8 +25,6 @@ from ref_dsinfer.sequence import Finish, Output, Sequence
 
 log = logging.getLogger(__name__)
 
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-
 
 class Engine:
     """A model, ready to answer."""
@@ -36,7 +34,7 @@ class Engine:
         model_dir: Path | str,
         *,
         device: str = "auto",
-        dtype: str = "bfloat16",
+        dtype: str = "auto",
         max_model_len: int | None = None,
         max_running: int = 64,
         seed: int = 0,
@@ -57,8 +55,9 @@ class Engine:
         model_dir = Path(model_dir)
         place = Place.from_environment()
         where = parallel.choose_device(device, place)
-        if dtype not in DTYPES:
-            raise UsageError(f"dtype {dtype!r} is unknown; {', '.join(DTYPES)} are known")
+        if dtype not in processor.DTYPES:
+            known = ", ".join(processor.DTYPES)
+            raise UsageError(f"dtype {dtype!r} is unknown; {known} are known")
         if max_running < 1:
             raise UsageError(f"max_running is {max_running}; it must be 1 or more")
         self.config = ModelConfig.read(model_dir)
@@ -76,7 +75,8 @@ class Engine:
         began = time.monotonic()
         self.ranks = Ranks(place, where)
         self.seed = seed
-        kind = DTYPES[dtype]
+        self.dtype = processor.dtype_for(dtype, where.type)
+        kind: torch.dtype = getattr(torch, self.dtype)
         model = Model.load(model_dir, self.config, kind, self.ranks, self.max_model_len)
         blocks = block_count(
             self.config,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ref_dsinfer import errors
 from ref_dsinfer.errors import EmptyDataError, InputFileError, ModelError
+from ref_dsinfer.processor import DTYPES
 
 if TYPE_CHECKING:
     from ref_dsinfer.engine import Engine
@@ -28,7 +29,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
     parser.add_argument("--top-p", type=float, default=1.0)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--dtype", choices=DTYPES, default="auto")
     return parser.parse_args()
 
 

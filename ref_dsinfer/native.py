@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ref_dsinfer import processor
+
 log = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("kernels") / "attend.cpp"
@@ -78,7 +80,7 @@ def attend(
 
 def _built(compiler: str) -> Path:
     """The library for this source, these flags and this processor; compiled where it is missing."""
-    about = "\n".join((SOURCE.read_text(), *FLAGS, compiler, _processor()))
+    about = "\n".join((SOURCE.read_text(), *FLAGS, compiler, processor.about()))
     name = f"attend-{hashlib.sha256(about.encode()).hexdigest()[:16]}.so"
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ref_dsinfer"
     built = folder / name
@@ -94,12 +96,3 @@ def _built(compiler: str) -> Path:
                 subprocess.run([compiler, *words], check=True, capture_output=True)
             whole.replace(built)
     return built
-
-
-def _processor() -> str:
-    """What `-march=native` depends on."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags"))}))

@@ -1,0 +1,40 @@
+"""What the processor here can do. Needs no torch, so that a parent of engines may ask."""
+
+import platform
+from functools import cache
+from pathlib import Path
+
+DTYPES = ("auto", "bfloat16", "float32")  # of activations
+
+
+def dtype_for(dtype: str, device: str) -> str:
+    """What "auto" means on a device, cpu or cuda: bfloat16, except where a CPU can't multiply it.
+
+    Without such instructions torch computes a product of bfloat16 one number at a time: on an AVX2
+    machine, 1,024 x 1,024 matrices took 70 times as long as in float32 (torch 2.13).
+    """
+    if dtype != "auto":
+        return dtype
+    return "bfloat16" if device != "cpu" or _multiplies_bfloat16() else "float32"
+
+
+def about() -> str:
+    """What code compiled for just this processor depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags"))}))
+
+
+@cache
+def _multiplies_bfloat16() -> bool:
+    """Whether oneDNN, which torch multiplies with, has its own way: from AVX-512 on, or Arm's."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return False
+    words = {
+        word for line in lines if line.startswith(("flags", "Features")) for word in line.split()
+    }
+    return {"avx512bw", "avx512vl", "avx512dq"} <= words or "bf16" in words
