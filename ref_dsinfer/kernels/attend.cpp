@@ -15,6 +15,8 @@ using std::int64_t;
 
 // So many rows and heads at a time: what is loaded for one serves the others.
 constexpr int64_t ROWS = 4, HEADS = 2;
+// So many rows between two looks at the softmax's largest: they stay in the first caches.
+constexpr int64_t TILE = 16;
 
 struct bfloat16 {
     std::uint16_t bits;
@@ -29,27 +31,55 @@ static float value(bfloat16 x) {
     return result;
 }
 
-// weights[head][i] = query[head] · row[i]; a head's weights lie `stride` apart from the next one's.
-static void dots(const float* query, const float* rows, int64_t width, float* weights,
-                 int64_t stride) {
+// Rows as float32: where they lie, or else copied. Where their number is no multiple of ROWS the
+// copy ends in rows from before.
+static const float* readable(const float* rows, int64_t count, int64_t width, float* copy) {
+    return count % ROWS ? std::copy_n(rows, count * width, copy), copy : rows;
+}
+
+static const float* readable(const bfloat16* rows, int64_t count, int64_t width, float* copy) {
+    for (int64_t i = 0; i < count * width; ++i) copy[i] = value(rows[i]);
+    return copy;
+}
+
+// weights[head][i] = query[head] · row[i]; a head's weights lie TILE apart from the next one's.
+static void dots(const float* query, const float* rows, int64_t width, float* weights) {
     float sums[HEADS][ROWS] = {};
     for (int64_t j = 0; j < width; ++j)
         for (int64_t head = 0; head < HEADS; ++head)
             for (int64_t i = 0; i < ROWS; ++i)
                 sums[head][i] += query[head * width + j] * rows[i * width + j];
     for (int64_t head = 0; head < HEADS; ++head)
-        std::copy_n(sums[head], ROWS, weights + head * stride);
+        std::copy_n(sums[head], ROWS, weights + head * TILE);
 }
 
 // output[head] += weights[head][i] · row[i], summed over the rows.
-static void accumulate(const float* weights, int64_t stride, const float* rows, int64_t width,
-                       int64_t kept, float* output) {
-    for (int64_t head = 0; head < HEADS; ++head)
-        for (int64_t j = 0; j < kept; ++j) {
+static void accumulate(const float* weights, const float* rows, int64_t width, int64_t kept,
+                       float* output) {
+    for (int64_t j = 0; j < kept; ++j)
+        for (int64_t head = 0; head < HEADS; ++head) {
             float sum = output[head * kept + j];
-            for (int64_t i = 0; i < ROWS; ++i) sum += weights[head * stride + i] * rows[i * width + j];
+            for (int64_t i = 0; i < ROWS; ++i) sum += weights[head * TILE + i] * rows[i * width + j];
             output[head * kept + j] = sum;
         }
+}
+
+// Dot products into shares of the softmax so far, whose sum and output are kept for its largest.
+static void weigh(float* weights, int64_t count, float scale, float& largest, float& sum,
+                  float* output, int64_t kept) {
+    float high = largest;
+    for (int64_t i = 0; i < count; ++i) high = std::max(high, scale * weights[i]);
+    if (high > largest) {
+        const float fade = std::exp(largest - high);
+        sum *= fade;
+        for (int64_t j = 0; j < kept; ++j) output[j] *= fade;
+        largest = high;
+    }
+    for (int64_t i = 0; i < count; ++i) {
+        weights[i] = std::exp(scale * weights[i] - high);
+        sum += weights[i];
+    }
+    std::fill(weights + count, weights + TILE, 0.0f);
 }
 
 // One sequence of `length` tokens: query and output are [heads, width] and [heads, kept].
@@ -57,35 +87,23 @@ template <typename T>
 static void sequence(const float* query, const T* cache, const int64_t* table, int64_t length,
                      float* output, int64_t heads, int64_t width, int64_t kept, int64_t places,
                      float scale) {
-    const int64_t stride = places + ROWS;  // what lies behind the last row gets a weight of 0
-    std::vector<float> rows(stride * width, 0), weights(heads * stride), sums(heads, 0);
+    std::vector<float> copy(TILE * width, 0), weights(heads * TILE), sums(heads, 0);
     std::vector<float> largest(heads, -std::numeric_limits<float>::infinity());
     std::fill_n(output, heads * kept, 0.0f);
-    for (int64_t first = 0; first < length; first += places) {
-        const int64_t count = std::min(places, length - first);
-        const T* block = cache + table[first / places] * places * width;
-        for (int64_t i = 0; i < count * width; ++i) rows[i] = value(block[i]);
+    for (int64_t first = 0, count; first < length; first += count) {
+        const int64_t place = first % places;
+        count = std::min({TILE, places - place, length - first});
+        const T* row = cache + (table[first / places] * places + place) * width;
+        const float* rows = readable(row, count, width, copy.data());
         for (int64_t i = 0; i < count; i += ROWS)
             for (int64_t head = 0; head < heads; head += HEADS)
-                dots(query + head * width, &rows[i * width], width, &weights[head * stride + i],
-                     stride);
-        for (int64_t head = 0; head < heads; ++head) {
-            float* weight = &weights[head * stride];
-            float high = largest[head];
-            for (int64_t i = 0; i < count; ++i) high = std::max(high, scale * weight[i]);
-            const float fade = std::exp(largest[head] - high);
-            largest[head] = high;
-            sums[head] *= fade;
-            for (int64_t j = 0; j < kept; ++j) output[head * kept + j] *= fade;
-            for (int64_t i = 0; i < count; ++i) {
-                weight[i] = std::exp(scale * weight[i] - high);
-                sums[head] += weight[i];
-            }
-            std::fill_n(weight + count, ROWS, 0.0f);
-        }
+                dots(query + head * width, rows + i * width, width, &weights[head * TILE + i]);
+        for (int64_t head = 0; head < heads; ++head)
+            weigh(&weights[head * TILE], count, scale, largest[head], sums[head],
+                  output + head * kept, kept);
         for (int64_t i = 0; i < count; i += ROWS)
             for (int64_t head = 0; head < heads; head += HEADS)
-                accumulate(&weights[head * stride + i], stride, &rows[i * width], width, kept,
+                accumulate(&weights[head * TILE + i], rows + i * width, width, kept,
                            output + head * kept);
     }
     for (int64_t head = 0; head < heads; ++head)
