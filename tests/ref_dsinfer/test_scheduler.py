@@ -87,7 +87,7 @@ TestTraffic = Traffic.TestCase
 
 
 def test_those_who_came_first_start_first_and_start_over_last() -> None:
-    scheduler = Scheduler(BlockPool(4, 4), 3)
+    scheduler = Scheduler([BlockPool(4, 4)], 3)
     first, second, third = sequences = [Sequence(i, (0,) * 4, 20) for i in range(3)]
     for sequence in sequences:
         scheduler.add(sequence)
