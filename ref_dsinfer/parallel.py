@@ -14,11 +14,13 @@ over ranks; attention in one of two ways, which the model sees as three calls of
 Shape letters: T this rank's tokens, G those of all ranks, N sequences, V vocabulary.
 """
 
+import contextlib
 import os
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import count
 from typing import Any
 
 import torch
@@ -31,6 +33,9 @@ from ref_dsinfer.errors import LaunchError, ParallelError, UsageError
 
 # Followers sit in a broadcast while rank 0 has nothing to do, however long that is.
 IDLE_TIMEOUT = timedelta(days=365)
+# torchrun starts all ranks at once, and before they meet they only read options and data.
+MEET_TIMEOUT = timedelta(minutes=5)
+_meetings = count()  # of this process
 
 
 @dataclass(frozen=True)
@@ -120,11 +125,39 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def _met(place: Place) -> dist.Store:
+    """torchrun's store, once all ranks have come to it. Errors: LaunchError naming the missing.
+
+    On one machine torchrun ends all ranks where one fails; nobody does on several.
+    """
+    keys = [f"here/{rank}" for rank in range(place.world)]
+    try:
+        common, _, _ = next(dist.rendezvous("env://", timeout=MEET_TIMEOUT))
+        store = dist.PrefixStore(str(next(_meetings)), common)
+        store.set(keys[place.rank], "")
+        with contextlib.suppress(dist.DistStoreError):
+            store.wait(keys, MEET_TIMEOUT)
+        missing = [str(rank) for rank, key in enumerate(keys) if not store.check([key])]
+    except dist.DistError as error:
+        raise LaunchError(
+            f"rank {place.rank} can't reach rank 0, whose machine may say why: {error}"
+        ) from error
+    if missing:
+        raise LaunchError(
+            f"after {MEET_TIMEOUT.seconds} s these of {place.world} ranks have not come: "
+            f"{', '.join(missing)}; what their machines print says why"
+        )
+    return store
+
+
 class Ranks:
     """This process among the others, and what they say to each other; attention is tp."""
 
     def __init__(self, place: Place, device: torch.device) -> None:
-        """Meet the other ranks: all of them must come here. A lone process meets nobody."""
+        """Meet the other ranks: all of them must come here. A lone process meets nobody.
+
+        Errors: LaunchError where some don't come.
+        """
         self.rank, self.world, self.device = place.rank, place.world, device
         self.local_world = place.local_world
         if self.world == 1:
@@ -132,7 +165,13 @@ class Ranks:
         on_gpu = device.type == "cuda"
         if on_gpu:
             torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if on_gpu else "gloo", device_id=device if on_gpu else None)
+        dist.init_process_group(
+            "nccl" if on_gpu else "gloo",
+            device_id=device if on_gpu else None,
+            store=_met(place),
+            rank=self.rank,
+            world_size=self.world,
+        )
         self._control = dist.new_group(backend="gloo", timeout=IDLE_TIMEOUT)
 
     @property

@@ -1,4 +1,5 @@
-"""What each rank of test_parallel runs under torchrun: the answers of an engine, written as JSON.
+"""What each rank of test_parallel runs under torchrun: the answers of an engine, and logits of a
+step, written as JSON.
 
 rank_answers.py MODEL OUTPUT ATTENTION DTYPE TEMPERATURE
 """
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from ref_dsinfer import errors
 from ref_dsinfer.engine import Engine
+from ref_dsinfer.sequence import Sequence
 
 
 def answers(
@@ -34,6 +36,18 @@ def answers(
     return engine, found
 
 
+def logits(engine: Engine) -> list[list[float]]:
+    """Of five prompts of unequal length after their first step."""
+    scheduler = engine.scheduler
+    for number in range(5):
+        scheduler.add(Sequence(number, tuple(range(1, 2 + 9 * number)), 9))
+    work = scheduler.schedule()
+    found = engine.runner.run(work).tolist()
+    for one in work:
+        scheduler.remove(one.sequence)
+    return [row for _, row in sorted(zip((one.sequence.id for one in work), found, strict=True))]
+
+
 def main() -> None:
     """Write this rank's answers to OUTPUT.rank."""
     model, output, attention, dtype, temperature = sys.argv[1:]
@@ -41,7 +55,9 @@ def main() -> None:
     words = engine.ranks.share(["x"] * 1000 if engine.ranks.rank == 0 else None)
     nothing = engine.ranks.share(None)
     assert (len(words), nothing) == (1000, None)
-    Path(f"{output}.{engine.ranks.rank}").write_text(json.dumps(found))
+    written = json.dumps({"answers": found, "logits": logits(engine)})
+    Path(f"{output}.{engine.ranks.rank}").write_text(written)
+    assert all(pool.free == pool.blocks for pool in engine.scheduler.pools)
     engine.close()
 
 
