@@ -3,8 +3,8 @@
 A model directory holds either a Hugging Face checkpoint or `model{rank}-mp{world}.safetensors`
 made from one by `ref_dsinfer.convert`. Both keep Hugging Face's names, and `rank_pieces` is the one
 place that says what a rank's part is, so that a converted model and one sliced while loading are
-the same, bit for bit. Routed experts go whole to ranks in contiguous ranges. Where ranks don't share
-the attention's heads, each has its weights whole: from the files of all ranks, if need be.
+the same, bit for bit. Routed experts go whole to ranks in contiguous ranges. With data-parallel
+attention each rank has its weights whole; those of a converted model lie in the files of all ranks.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ SHARED_DIM = {
     "o_proj": 1,
     "down_proj": 1,
 }
-OF_HEADS = {"q_proj", "q_b_proj", "kv_b_proj", "o_proj"}  # of those, what the attention's heads have
+OF_HEADS = {"q_proj", "q_b_proj", "kv_b_proj", "o_proj"}  # of those, the attention's heads'
 LINEAR = SHARED_DIM.keys() - {"embed_tokens", "lm_head"} | {"q_a_proj", "kv_a_proj_with_mqa"}
 
 

@@ -106,9 +106,9 @@ FOLLOWER_GRACE_S = 10  # torchrun ends a machine's other ranks well within this 
 def run(main: Callable[[], None]) -> None:
     """Run an entry script's `main` and end the process with the exit code of what it raised.
 
-    Of a machine's ranks all but the first hold a user's error back for a moment: where the first met
-    the same one, it is said once, and torchrun ends the others; where it did not, the message still
-    comes out.
+    Of a machine's ranks all but the first hold a user's error back for a moment: where the first
+    met the same one, it is said once, and torchrun ends the others; where it did not, the message
+    still comes out.
     """
     rank = int(os.environ.get("RANK", "0"))
     logging.basicConfig(

@@ -1,7 +1,8 @@
 """Building blocks. Row-parallel products return a rank's partial sum: whoever adds up several of
 them has `Ranks` sum them once.
 
-Shape letters: T tokens, G tokens of all ranks, N sequences, D hidden, H this rank's heads, I intermediate, V vocabulary.
+Shape letters: T tokens, G tokens of all ranks, N sequences, D hidden, H this rank's heads,
+I intermediate, V vocabulary.
 """
 
 import torch

@@ -49,7 +49,8 @@ class Scheduler:
         self.pools = pools
         self.max_running = max_running  # sequences
         self.share_running = share_of(max_running, len(pools))
-        self.step_tokens = max(share_of(step_tokens, len(pools)), self.share_running)  # of a step
+        # of a share: so all together, padded to the largest, are no more than one would be
+        self.step_tokens = max(share_of(step_tokens, len(pools)), self.share_running)
         self.preempted = 0  # times that a sequence had to start over
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # the oldest first

@@ -18,9 +18,7 @@ def answers(
     model: Path, attention: str, dtype: str, temperature: float
 ) -> tuple[Engine, list[list[int]]]:
     """Twelve answers of unequal length; some prompts come while others run, one is aborted."""
-    engine = Engine(
-        model, device="cpu", dtype=dtype, attention=attention, max_running=5, threads=1
-    )
+    engine = Engine(model, device="cpu", dtype=dtype, attention=attention, max_running=5, threads=1)
     chance = random.Random(3)
     found: list[list[int]] = [[] for _ in range(12)]
     for number in range(12):

@@ -1,4 +1,4 @@
-"""What each rank of test_parallel runs under torchrun: random schedules, held against answers alone.
+"""What each rank of test_parallel runs under torchrun: random schedules, held to answers alone.
 
 rank_schedules.py MODEL ALONE FIRST_SEED LAST_SEED
 

@@ -83,9 +83,9 @@ def together(
     return read(world, output)
 
 
-def one_process(model: Path) -> Found:
+def one_process(model: Path, attention: str = "tp") -> Found:
     worker = runpy.run_path(str(ANSWERS))
-    engine, found = worker["answers"](model, "tp", "float32", 0.0)
+    engine, found = worker["answers"](model, attention, "float32", 0.0)
     assert len({token for answer in found for token in answer}) > 20
     return Found(found, torch.tensor(worker["logits"](engine)))
 
@@ -113,6 +113,10 @@ def test_ranks_together_give_the_tokens_of_one(
         model = tmp_path / "converted"
         convert(random_model, model, world)
     assert together(world, attention, model, tmp_path / "answers").same_as(alone)
+
+
+def test_for_one_process_both_kinds_of_attention_are_one(random_model: Path, alone: Found) -> None:
+    assert one_process(random_model, "dp").same_as(alone)
 
 
 def test_fp8_and_heads_that_do_not_divide(write_model: Callable[..., Path], tmp_path: Path) -> None:
