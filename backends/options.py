@@ -23,6 +23,7 @@ FLAGS = {
     "tensor_parallel": "--tensor-parallel",
     "pipeline_parallel": "--pipeline-parallel",
     "data_parallel": "--data-parallel",
+    "attention": "--attention",
     "attention_dp": "--attention-dp",
     "expert_parallel": "--expert-parallel",
     "memory_share": "--memory-share",
@@ -96,6 +97,13 @@ def add_engine_options(parser: argparse.ArgumentParser, torchrun: bool = False) 
         type=positive_int,
         metavar="N",
         help="sequences decoded at once, by each server (default: the engine's own)",
+    )
+    group.add_argument(
+        "--attention",
+        choices=("tp", "dp"),
+        default=EngineConfig.attention,
+        help="pytorch: what each process has of the attention, a part of its heads (tp) or of the"
+        " requests, whose cache then is the sum of all processes' (dp) (default: tp)",
     )
     group.add_argument("--seed", type=int, default=EngineConfig.seed, help="default: 0")
     group.add_argument(

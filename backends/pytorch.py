@@ -50,7 +50,7 @@ class Options:
     """What this engine takes from `--engine-arg`."""
 
     threads: int | None = None  # of this process, on CPU; None: its share of the cores
-    cache_tokens: int | None = None  # in the cache; None: as many as the free memory holds
+    cache_tokens: int | None = None  # in all caches; None: as many as the free memory holds
     step_tokens: int = STEP_TOKENS  # in one step at most
     gemm: str = "bf16"  # arithmetic of products: fp8 weights are dequantised (W8A16)
 
@@ -113,15 +113,16 @@ class PyTorchBackend(Backend):
 
     def effective(self) -> Mapping[str, Any]:
         assert self._engine
-        pool = self._engine.scheduler.pool
+        pools = self._engine.scheduler.pools
         return {
             "processes": self._place.world,
             "device": str(self._engine.ranks.device),
             "dtype": self._engine.dtype,
+            "attention": self.config.attention,
             "max_model_len": self._engine.max_model_len,
             "max_running": self._engine.scheduler.max_running,
             **asdict(self._options),
-            "cache_tokens": pool.blocks * pool.block_size,
+            "cache_tokens": sum(pool.blocks * pool.block_size for pool in pools),
         }
 
     async def stream(self, request: Request) -> AsyncIterator[Delta]:
@@ -172,6 +173,7 @@ class PyTorchBackend(Backend):
             config.model,
             device=config.device,
             dtype=config.dtype,
+            attention=config.attention,
             max_model_len=config.max_model_len,
             max_running=config.max_running or MAX_RUNNING,
             seed=config.seed,

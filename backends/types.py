@@ -65,6 +65,7 @@ class EngineConfig:
     tensor_parallel: int = 1  # processes
     pipeline_parallel: int = 1  # processes
     data_parallel: int = 1  # replicas
+    attention: str = "tp"  # each process has some of its heads (tp) or of the requests (dp)
     attention_dp: int = 1  # of the tensor-parallel processes: groups with whole attention each
     expert_parallel: bool = False  # whole experts to each process, not a slice of each
     memory_share: float | None = None  # of the device's memory, for weights and cache together

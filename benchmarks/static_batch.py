@@ -65,7 +65,7 @@ class StaticBatch:
     def _forward(self, tokens_NT: Tensor, start: int) -> Tensor:
         """Logits [N, V] after the last token."""
         model = self.model
-        x = model.embed_tokens(tokens_NT)
+        x = model.embed_tokens(tokens_NT, tokens_NT.shape[1])
         rotations = model.rotations[start : start + tokens_NT.shape[1]]
         for number, layer in enumerate(model.layers):
             attention = layer.self_attn

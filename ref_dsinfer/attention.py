@@ -23,12 +23,12 @@ from ref_dsinfer.rope import rotate
 
 
 class Attention(nn.Module):
-    """One layer's attention over this rank's heads; returns a partial sum."""
+    """One layer's attention of this rank's tokens over its heads; returns a partial sum."""
 
     def __init__(self, config: ModelConfig, layer: int, dtype: torch.dtype, ranks: Ranks) -> None:
         super().__init__()
         self.config, self.layer = config, layer
-        self.heads = config.heads // ranks.world
+        self.heads = config.heads // ranks.head_parts
 
         def linear(outputs: int, inputs: int) -> Linear:
             return Linear(outputs, inputs, dtype=dtype, quantised=config.fp8)
@@ -54,6 +54,8 @@ class Attention(nn.Module):
 
     def forward(self, x_TD: Tensor, rotations: Tensor, batch: Batch, cache: PagedCache) -> Tensor:
         """Attend; writes the tokens' latents into the cache. `rotations` [T, R/2] are theirs."""
+        if not len(x_TD):  # other ranks have tokens in this step
+            return x_TD
         config = self.config
         if config.q_lora is None:
             q = self.q_proj(x_TD)

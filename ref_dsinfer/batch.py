@@ -1,4 +1,5 @@
-"""What one step feeds the model. Tokens of all sequences lie one after another; none is padding.
+"""What one step feeds this rank's model. Tokens of all sequences lie one after another; none is
+padding.
 
 Shape letters: T tokens, N decoded sequences, M blocks of the longest of them.
 """
@@ -33,3 +34,4 @@ class Batch:
     rows_T: Tensor  # int64, where the cache keeps each token
     decodes: Decodes | None
     prefills: tuple[Prefill, ...]
+    width: int  # tokens of the rank that has most

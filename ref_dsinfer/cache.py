@@ -71,7 +71,7 @@ def block_count(
     block_size: int,
     tokens: int | None,
 ) -> int:
-    """How many blocks the cache has, on every rank alike.
+    """How many blocks a rank's cache has, on every rank alike.
 
     As many as fit the free memory, though no more than `sequences` of the `longest` (in tokens)
     can fill; or those of just so many `tokens`.
@@ -83,7 +83,7 @@ def block_count(
     blocks, each = tokens // block_size, -(-longest // block_size)
     if blocks < each:
         raise UsageError(
-            f"the cache holds {blocks * block_size} tokens and one request may need {longest}: "
+            f"a cache holds {blocks * block_size} tokens and one request may need {longest}: "
             "lower --max-model-len, or split the model over more processes"
         )
     return min(blocks, each * sequences)

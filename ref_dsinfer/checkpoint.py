@@ -3,7 +3,8 @@
 A model directory holds either a Hugging Face checkpoint or `model{rank}-mp{world}.safetensors`
 made from one by `ref_dsinfer.convert`. Both keep Hugging Face's names, and `rank_pieces` is the one
 place that says what a rank's part is, so that a converted model and one sliced while loading are
-the same, bit for bit. Routed experts go whole to ranks in contiguous ranges.
+the same, bit for bit. Routed experts go whole to ranks in contiguous ranges. With data-parallel
+attention each rank has its weights whole; those of a converted model lie in the files of all ranks.
 """
 
 import contextlib
@@ -12,12 +13,12 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, uint8
+from torch import Tensor, cat, uint8
 
 from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.errors import CheckpointError, OutputError
@@ -40,6 +41,7 @@ SHARED_DIM = {
     "o_proj": 1,
     "down_proj": 1,
 }
+OF_HEADS = {"q_proj", "q_b_proj", "kv_b_proj", "o_proj"}  # of those, the attention's heads'
 LINEAR = SHARED_DIM.keys() - {"embed_tokens", "lm_head"} | {"q_a_proj", "kv_a_proj_with_mqa"}
 
 
@@ -56,9 +58,9 @@ class Entry:
 class Piece(Entry):
     """A tensor, or the part of it that one rank holds; `shape` is the part's."""
 
-    file: Path
-    dim: int | None = None  # along which it is cut; None: whole
-    start: int = 0  # first index along `dim`
+    files: tuple[Path, ...]  # where several, each has a part of it, in order along `dim`
+    dim: int | None = None  # along which it is cut, or put together; None: whole
+    start: int = 0  # first index along `dim`, where it is cut
 
 
 def rank_file(rank: int, world: int) -> str:
@@ -118,7 +120,8 @@ def locate(model_dir: Path, world: int) -> list[Path]:
         sizes = ", ".join(map(str, sorted(made)))
         raise CheckpointError(
             f"{missing[0]} is missing: the weights were made for a world size of {sizes}, "
-            f"this run has {world}; start as many processes, or run {convert}"
+            f"this run has {world}; start as many processes, name the Hugging Face directory, "
+            f"or run {convert}"
         )
     raise CheckpointError(f"{model_dir} holds no weights (*.safetensors)")
 
@@ -128,7 +131,7 @@ def whole(file: Path) -> list[Piece]:
     try:
         with safe_open(file, "pt") as handle:
             slices = ((name, handle.get_slice(name)) for name in handle.keys())  # noqa: SIM118
-            pieces = [Piece(n, s.get_dtype(), tuple(s.get_shape()), file) for n, s in slices]
+            pieces = [Piece(n, s.get_dtype(), tuple(s.get_shape()), (file,)) for n, s in slices]
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{file} can't be read as safetensors: {error}") from error
     for piece in pieces:
@@ -137,19 +140,36 @@ def whole(file: Path) -> list[Piece]:
     return pieces
 
 
-def rank_pieces(model_dir: Path, config: ModelConfig, rank: int, world: int) -> list[Piece]:
-    """What one rank of `world` loads, file by file.
+def rank_pieces(
+    model_dir: Path, config: ModelConfig, rank: int, world: int, head_parts: int
+) -> list[Piece]:
+    """What one rank of `world` loads, file by file; `head_parts`: over how many of these ranks the
+    attention's heads are split.
 
     Errors: CheckpointError if weights are missing or can't be split.
     """
     files = locate(model_dir, world)
-    if RANK_FILE.fullmatch(files[0].name):
-        return whole(files[rank])
-    parts = (part_of(p, config, rank, world) for file in files for p in whole(file))
-    return [part for part in parts if part is not None]
+    if not RANK_FILE.fullmatch(files[0].name):
+        parts = (part_of(p, config, rank, world, head_parts) for f in files for p in whole(f))
+        return [part for part in parts if part is not None]
+    pieces = whole(files[rank])
+    if head_parts == world:
+        return pieces
+    joined = [joined_of(p, files) for p in pieces if module_of(p.name) in OF_HEADS]
+    return [p for p in pieces if module_of(p.name) not in OF_HEADS] + joined
 
 
-def part_of(piece: Piece, config: ModelConfig, rank: int, world: int) -> Piece | None:
+def joined_of(piece: Piece, files: list[Path]) -> Piece:
+    """The whole tensor of which each rank's file has such a piece."""
+    dim = SHARED_DIM[module_of(piece.name)]
+    shape = list(piece.shape)
+    shape[dim] *= len(files)
+    return replace(piece, shape=tuple(shape), files=tuple(files), dim=dim)
+
+
+def part_of(
+    piece: Piece, config: ModelConfig, rank: int, world: int, head_parts: int
+) -> Piece | None:
     """A rank's part of a Hugging Face tensor; None if it has none.
 
     Scales are cut like their weights. Layers beyond the model's own are MTP's and dropped.
@@ -158,33 +178,39 @@ def part_of(piece: Piece, config: ModelConfig, rank: int, world: int) -> Piece |
         return None
     if expert := EXPERT.search(piece.name):
         return piece if int(expert[1]) // (config.experts // world) == rank else None
-    dim = SHARED_DIM.get(module_of(piece.name))
-    if dim is None or world == 1:
+    module = module_of(piece.name)
+    dim = SHARED_DIM.get(module)
+    if dim is None or (head_parts if module in OF_HEADS else world) == 1:
         return piece
     if dim >= len(piece.shape) or piece.shape[dim] % world:
         raise CheckpointError(f"{piece.name} {list(piece.shape)} can't be split in {world}")
     size = piece.shape[dim] // world
     shape = (*piece.shape[:dim], size, *piece.shape[dim + 1 :])
-    return Piece(piece.name, piece.dtype, shape, piece.file, dim, rank * size)
+    return replace(piece, shape=shape, dim=dim, start=rank * size)
 
 
 def read(pieces: Iterable[Piece]) -> Iterator[tuple[str, Tensor]]:
-    """Read pieces one by one, with one file open (and mapped) at a time.
+    """Read pieces one by one, with only their own files open (and mapped) at a time.
 
     Errors: CheckpointError.
     """
-    for file, group in groupby(pieces, key=lambda piece: piece.file):
+    for files, group in groupby(pieces, key=lambda piece: piece.files):
         try:
-            with safe_open(file, "pt") as handle:
+            with contextlib.ExitStack() as opened:
+                handles = [opened.enter_context(safe_open(file, "pt")) for file in files]
                 for piece in group:
                     if piece.dim is None:
-                        yield piece.name, handle.get_tensor(piece.name)
+                        yield piece.name, handles[0].get_tensor(piece.name)
+                    elif len(handles) > 1:
+                        parts = [handle.get_tensor(piece.name) for handle in handles]
+                        yield piece.name, cat(parts, piece.dim)
                     else:
                         cut = slice(piece.start, piece.start + piece.shape[piece.dim])
-                        part = handle.get_slice(piece.name)
+                        part = handles[0].get_slice(piece.name)
                         yield piece.name, part[cut] if piece.dim == 0 else part[:, cut]
         except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{file} can't be read: {error}") from error
+            names = ", ".join(map(str, files))
+            raise CheckpointError(f"{names} can't be read: {error}") from error
 
 
 def write(path: Path, entries: Iterable[Entry], tensors: Iterable[tuple[str, Tensor]]) -> None:

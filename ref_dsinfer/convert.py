@@ -35,7 +35,7 @@ def convert(source: Path, target: Path, world: int) -> list[Path]:
     tensors = [piece for file in sources for piece in checkpoint.whole(file)]
     written = []
     for rank in range(world):
-        parts = (checkpoint.part_of(piece, config, rank, world) for piece in tensors)
+        parts = (checkpoint.part_of(piece, config, rank, world, world) for piece in tensors)
         pieces = [part for part in parts if part is not None]
         path = target / checkpoint.rank_file(rank, world)
         # On a terminal a bar that moves, elsewhere one plain line a rank.

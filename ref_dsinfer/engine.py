@@ -17,10 +17,10 @@ from ref_dsinfer.cache import BLOCK_SIZE, block_count
 from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.errors import LengthError, ModelError, UsageError
 from ref_dsinfer.model import Model
-from ref_dsinfer.parallel import Place, Ranks
+from ref_dsinfer.parallel import Place
 from ref_dsinfer.runner import Runner
 from ref_dsinfer.sampler import sample
-from ref_dsinfer.scheduler import STEP_TOKENS, Scheduler
+from ref_dsinfer.scheduler import STEP_TOKENS, Scheduler, share_of
 from ref_dsinfer.sequence import Finish, Output, Sequence
 
 log = logging.getLogger(__name__)
@@ -35,6 +35,7 @@ class Engine:
         *,
         device: str = "auto",
         dtype: str = "auto",
+        attention: str = "tp",
         max_model_len: int | None = None,
         max_running: int = 64,
         seed: int = 0,
@@ -45,9 +46,11 @@ class Engine:
     ) -> None:
         """Load this rank's part of the model; all ranks come here together.
 
+        `attention` says how ranks share it: tp, each has some heads, or dp, some sequences.
         `max_model_len` is in tokens of prompt and answer (None: the model's own), `max_running` in
         sequences, `threads` per process (None: this process's share of the cores). The cache has
-        blocks of `block_size` tokens, `cache_tokens` in all (None: what fits the free memory); a
+        blocks of `block_size` tokens, `cache_tokens` in all of what ranks hold apart (None: what
+        fits the free memory); a
         step runs `step_tokens` at most.
         Errors: UsageError, ModelError, ParallelError, CheckpointError. What every rank can find
         out from options and files is found before they meet, so that none waits for another.
@@ -68,12 +71,13 @@ class Engine:
                 f"max_model_len {self.max_model_len} is not between 1 and the model's "
                 f"{self.config.max_positions}"
             )
-        parallel.check(self.config, place.world)
+        parallel.check(self.config, place.world, attention)
         checkpoint.locate(model_dir, place.world)
 
         torch.set_num_threads(threads or max(1, parallel.cores() // place.local_world))
         began = time.monotonic()
-        self.ranks = Ranks(place, where)
+        self.ranks = parallel.meet(place, where, attention)
+        shares = self.ranks.shares
         self.seed = seed
         self.dtype = processor.dtype_for(dtype, where.type)
         kind: torch.dtype = getattr(torch, self.dtype)
@@ -83,11 +87,12 @@ class Engine:
             kind,
             self.ranks,
             longest=self.max_model_len,
-            sequences=max_running,
+            sequences=share_of(max_running, shares),
             block_size=block_size,
-            tokens=cache_tokens,
+            tokens=cache_tokens and cache_tokens // shares,
         )
-        self.scheduler = Scheduler(BlockPool(blocks, block_size), max_running, step_tokens)
+        pools = [BlockPool(blocks, block_size) for _ in range(shares)]
+        self.scheduler = Scheduler(pools, max_running, step_tokens)
         self.runner = Runner(model, blocks, block_size, kind, self.ranks)
         self._sequences: dict[int, Sequence] = {}
         self.ranks.barrier()

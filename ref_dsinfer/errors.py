@@ -100,14 +100,15 @@ class LoadGenError(UserError):
 
 
 OURS = ("backends", "data", "mlperf", "ref_dsinfer")
-FOLLOWER_GRACE_S = 10  # torchrun ends the other ranks well within this once rank 0 has failed
+FOLLOWER_GRACE_S = 10  # torchrun ends a machine's other ranks well within this once one has failed
 
 
 def run(main: Callable[[], None]) -> None:
     """Run an entry script's `main` and end the process with the exit code of what it raised.
 
-    Ranks other than 0 hold a user's error back for a moment: where rank 0 met the same one, it is
-    said once, and torchrun ends the others; where it did not, the message still comes out.
+    Of a machine's ranks all but the first hold a user's error back for a moment: where the first
+    met the same one, it is said once, and torchrun ends the others; where it did not, the message
+    still comes out.
     """
     rank = int(os.environ.get("RANK", "0"))
     logging.basicConfig(
@@ -122,7 +123,7 @@ def run(main: Callable[[], None]) -> None:
         _with_packages(main)
         code = 0
     except UserError as error:
-        if rank != 0:
+        if os.environ.get("LOCAL_RANK", "0") != "0":
             time.sleep(FOLLOWER_GRACE_S)
         print(f"error: {error}", file=sys.stderr)
         code = error.exit_code

@@ -1,7 +1,8 @@
 """Building blocks. Row-parallel products return a rank's partial sum: whoever adds up several of
-them calls `Ranks.reduce` once.
+them has `Ranks` sum them once.
 
-Shape letters: T tokens, N sequences, D hidden, H this rank's heads, I intermediate, V vocabulary.
+Shape letters: T tokens, G tokens of all ranks, N sequences, D hidden, H this rank's heads,
+I intermediate, V vocabulary.
 """
 
 import torch
@@ -90,13 +91,14 @@ class Embedding(nn.Module):
         self.size = config.vocab_size // ranks.world
         self.weight = parameter((self.size, config.hidden), dtype)
 
-    def forward(self, tokens_T: Tensor) -> Tensor:
+    def forward(self, tokens_T: Tensor, width: int) -> Tensor:
+        """Hidden states [T, D]; `width` is that of the batch."""
         if self.ranks.world == 1:
             return F.embedding(tokens_T, self.weight)
-        local_T = tokens_T - self.ranks.rank * self.size
-        mine_T = (local_T >= 0) & (local_T < self.size)
-        part_TD = F.embedding(local_T.where(mine_T, 0), self.weight) * mine_T[:, None]
-        return self.ranks.reduce(part_TD, self.weight.dtype)
+        local_G = self.ranks.all_tokens(tokens_T, width) - self.ranks.rank * self.size
+        mine_G = (local_G >= 0) & (local_G < self.size)
+        part_GD = F.embedding(local_G.where(mine_G, 0), self.weight) * mine_G[:, None]
+        return self.ranks.own_tokens(part_GD, len(tokens_T), self.weight.dtype)
 
 
 class Head(nn.Module):

@@ -1,5 +1,7 @@
 """DeepSeek-V3 as one text, and how its weights get into it.
 
+Shape letters: T tokens of this rank, G of all ranks, N sequences, D hidden, V vocabulary.
+
 Modules carry Hugging Face's names, so that a checkpoint's tensor is found by its name; only what
 is one product here and several tensors there is mapped in `_places`.
 """
@@ -37,13 +39,13 @@ class Layer(nn.Module):
 
     def forward(self, x_TD: Tensor, rotations: Tensor, batch: Batch, cache: PagedCache) -> Tensor:
         attended = self.self_attn(self.input_layernorm(x_TD), rotations, batch, cache)
-        x_TD = x_TD + self.ranks.reduce(attended, x_TD.dtype)
-        mixed = self.mlp(self.post_attention_layernorm(x_TD))
-        return x_TD + self.ranks.reduce(mixed, x_TD.dtype)
+        x_TD = x_TD + self.ranks.all_heads(attended, x_TD.dtype)
+        x_GD = self.ranks.all_tokens(self.post_attention_layernorm(x_TD), batch.width)
+        return x_TD + self.ranks.own_tokens(self.mlp(x_GD), len(x_TD), x_TD.dtype)
 
 
 class Model(nn.Module):
-    """Token ids in, logits out. Every rank returns the same."""
+    """Token ids in, hidden states out, and of these logits, which are the same on every rank."""
 
     rotations: Tensor  # of every position, complex64 [position, rope_dim / 2]
 
@@ -57,7 +59,7 @@ class Model(nn.Module):
 
     def forward(self, batch: Batch, cache: PagedCache) -> Tensor:
         """Hidden states [T, D] after the last norm; the cache then holds the tokens."""
-        x_TD = self.embed_tokens(batch.tokens_T)
+        x_TD = self.embed_tokens(batch.tokens_T, batch.width)
         rotations = self.rotations[batch.positions_T]
         for layer in self.layers:
             x_TD = layer(x_TD, rotations, batch, cache)
@@ -81,7 +83,7 @@ class Model(nn.Module):
         model.to_empty(device=ranks.device)
         places = model._places()
         for name, tensor in checkpoint.read(
-            checkpoint.rank_pieces(model_dir, config, ranks.rank, ranks.world)
+            checkpoint.rank_pieces(model_dir, config, ranks.rank, ranks.world, ranks.head_parts)
         ):
             place = places.pop(name, None)
             if place is None:

@@ -1,18 +1,31 @@
 """The processes of one run. torchrun starts them; rank 0 leads.
 
-Every rank runs the same steps on the same requests. Weights are split over ranks; hidden states
-are whole on each, and equal bit for bit, since a reduction gives all ranks the same sum.
+Every rank schedules the same steps of the same requests. MLPs, experts and vocabulary are split
+over ranks; attention in one of two ways, which the model sees as three calls of `Ranks`:
+
+- tp, tensor-parallel: every rank runs all tokens with its part of the heads, so the cache is on all
+  ranks alike. Hidden states are whole on each, and equal bit for bit, since a reduction gives all
+  ranks the same sum.
+- dp, data-parallel: every rank runs the tokens of its own sequences with all heads, so the cache is
+  the sum of all ranks'. Around what is split, tokens are gathered from all ranks, and the sums of
+  partial results scattered to them. All ranks know from the schedule how many tokens each has, and
+  pad theirs to the largest count.
+
+Shape letters: T this rank's tokens, G those of all ranks, N sequences, V vocabulary.
 """
 
+import contextlib
 import os
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import count
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
 from ref_dsinfer.config import FP8_BLOCK, ModelConfig
@@ -20,6 +33,9 @@ from ref_dsinfer.errors import LaunchError, ParallelError, UsageError
 
 # Followers sit in a broadcast while rank 0 has nothing to do, however long that is.
 IDLE_TIMEOUT = timedelta(days=365)
+# torchrun starts all ranks at once, and before they meet they only read options and data.
+MEET_TIMEOUT = timedelta(minutes=5)
+_meetings = count()  # of this process
 
 
 @dataclass(frozen=True)
@@ -47,32 +63,38 @@ class Place:
             raise LaunchError(f"WORLD_SIZE is set but {error}: start with torchrun") from error
 
 
-def check(config: ModelConfig, world: int) -> None:
+def check(config: ModelConfig, world: int, attention: str = "tp") -> None:
     """Refuse to split a model that does not divide.
 
     Needs the configuration only, so every rank finds out by itself before it meets the others.
-    Errors: ParallelError.
+    Errors: UsageError for an unknown kind of attention; ParallelError.
     """
+    if attention not in ATTENTION:
+        raise UsageError(f"attention {attention!r} is unknown; {', '.join(ATTENTION)} are known")
     shared = config.shared_experts * config.expert_intermediate
     sizes = {
         "vocabulary entries": config.vocab_size,
-        "attention heads": config.heads,
         "routed experts": config.experts,
         "dense MLP columns": config.dense_intermediate,
         "shared expert columns": shared,
     }
+    if attention == "tp":
+        sizes = {"attention heads": config.heads} | sizes
     for what, size in sizes.items():
         if size % world:
             raise ParallelError(f"{size} {what} can't be split over {world} processes")
     if not config.fp8 or world == 1:
         return
     blocks = {
-        "query rows": config.heads * (config.nope_dim + config.rope_dim),
-        "key and value rows": config.heads * (config.nope_dim + config.v_dim),
-        "attention outputs": config.heads * config.v_dim,
         "dense MLP columns": config.dense_intermediate,
         "shared expert columns": shared,
     }
+    if attention == "tp":
+        blocks |= {
+            "query rows": config.heads * (config.nope_dim + config.rope_dim),
+            "key and value rows": config.heads * (config.nope_dim + config.v_dim),
+            "attention outputs": config.heads * config.v_dim,
+        }
     for what, size in blocks.items():
         if size // world % FP8_BLOCK:
             raise ParallelError(
@@ -103,11 +125,39 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def _met(place: Place) -> dist.Store:
+    """torchrun's store, once all ranks have come to it. Errors: LaunchError naming the missing.
+
+    On one machine torchrun ends all ranks where one fails; nobody does on several.
+    """
+    keys = [f"here/{rank}" for rank in range(place.world)]
+    try:
+        common, _, _ = next(dist.rendezvous("env://", timeout=MEET_TIMEOUT))
+        store = dist.PrefixStore(str(next(_meetings)), common)
+        store.set(keys[place.rank], "")
+        with contextlib.suppress(dist.DistStoreError):
+            store.wait(keys, MEET_TIMEOUT)
+        missing = [str(rank) for rank, key in enumerate(keys) if not store.check([key])]
+    except dist.DistError as error:
+        raise LaunchError(
+            f"rank {place.rank} can't reach rank 0, whose machine may say why: {error}"
+        ) from error
+    if missing:
+        raise LaunchError(
+            f"after {MEET_TIMEOUT.seconds} s these of {place.world} ranks have not come: "
+            f"{', '.join(missing)}; what their machines print says why"
+        )
+    return store
+
+
 class Ranks:
-    """This process among the others, and what they say to each other."""
+    """This process among the others, and what they say to each other; attention is tp."""
 
     def __init__(self, place: Place, device: torch.device) -> None:
-        """Meet the other ranks: all of them must come here. A lone process meets nobody."""
+        """Meet the other ranks: all of them must come here. A lone process meets nobody.
+
+        Errors: LaunchError where some don't come.
+        """
         self.rank, self.world, self.device = place.rank, place.world, device
         self.local_world = place.local_world
         if self.world == 1:
@@ -115,8 +165,41 @@ class Ranks:
         on_gpu = device.type == "cuda"
         if on_gpu:
             torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if on_gpu else "gloo", device_id=device if on_gpu else None)
+        dist.init_process_group(
+            "nccl" if on_gpu else "gloo",
+            device_id=device if on_gpu else None,
+            store=_met(place),
+            rank=self.rank,
+            world_size=self.world,
+        )
         self._control = dist.new_group(backend="gloo", timeout=IDLE_TIMEOUT)
+
+    @property
+    def head_parts(self) -> int:
+        """In how many parts the attention's heads are split."""
+        return self.world
+
+    @property
+    def shares(self) -> int:
+        """In how many shares the sequences are split, each with a cache of its own."""
+        return 1
+
+    @property
+    def own_share(self) -> int:
+        """The share whose tokens this rank runs."""
+        return 0
+
+    def all_heads(self, part_TD: Tensor, dtype: torch.dtype) -> Tensor:
+        """The sum over all heads, of a sum over this rank's."""
+        return self.reduce(part_TD, dtype)
+
+    def all_tokens(self, x_T: Tensor, width: int) -> Tensor:
+        """The tokens of all ranks [G, ...], those of each padded with zeros to `width`."""
+        return x_T
+
+    def own_tokens(self, part_GD: Tensor, count: int, dtype: torch.dtype) -> Tensor:
+        """Of what `all_tokens` has become: the ranks' sum for the `count` of this rank, [T, D]."""
+        return self.reduce(part_GD, dtype)
 
     def reduce(self, part: Tensor, dtype: torch.dtype) -> Tensor:
         """Sum every rank's part in fp32 and round once to `dtype`; the same bits on all ranks."""
@@ -171,3 +254,42 @@ class Ranks:
         """Part from the others; nothing of this object may be used afterwards."""
         if self.world > 1:
             dist.destroy_process_group()
+
+
+class DataParallelRanks(Ranks):
+    """Ranks whose attention is dp."""
+
+    @property
+    def head_parts(self) -> int:
+        return 1
+
+    @property
+    def shares(self) -> int:
+        return self.world
+
+    @property
+    def own_share(self) -> int:
+        return self.rank
+
+    def all_heads(self, part_TD: Tensor, dtype: torch.dtype) -> Tensor:
+        return part_TD.to(dtype)
+
+    def all_tokens(self, x_T: Tensor, width: int) -> Tensor:
+        x_T = F.pad(x_T, (0, 0) * (x_T.dim() - 1) + (0, width - len(x_T)))
+        x_G = x_T.new_empty(self.world * width, *x_T.shape[1:])
+        dist.all_gather_single(x_G, x_T.contiguous())
+        return x_G
+
+    def own_tokens(self, part_GD: Tensor, count: int, dtype: torch.dtype) -> Tensor:
+        part_GD = part_GD.float().contiguous()
+        sum_TD = part_GD.new_empty(len(part_GD) // self.world, part_GD.shape[1])
+        dist.reduce_scatter_single(sum_TD, part_GD)
+        return sum_TD[:count].to(dtype)
+
+
+ATTENTION = {"tp": Ranks, "dp": DataParallelRanks}
+
+
+def meet(place: Place, device: torch.device, attention: str) -> Ranks:
+    """Meet the other ranks, as one of ATTENTION; for a lone process both are plain attention."""
+    return (ATTENTION[attention] if place.world > 1 else Ranks)(place, device)

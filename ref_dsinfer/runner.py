@@ -21,7 +21,7 @@ class Runner:
     def __init__(
         self, model: Model, blocks: int, block_size: int, dtype: torch.dtype, ranks: Ranks
     ) -> None:
-        self.model, self.device = model, ranks.device
+        self.model, self.ranks, self.device = model, ranks, ranks.device
         self.cache = PagedCache(model.config, blocks, block_size, dtype, ranks.device)
         size = blocks * block_size
         log.info(
@@ -31,14 +31,25 @@ class Runner:
 
     @torch.inference_mode()
     def run(self, work: list[Work]) -> Tensor:
-        """Logits [N, V] after each work's last token. Decodes come first."""
-        hidden_TD = self.model(self.batch(work), self.cache)
-        if len(hidden_TD) > len(work):
-            hidden_TD = hidden_TD[self._ids([end - 1 for end in accumulate(w.count for w in work)])]
-        return self.model.logits(hidden_TD)
+        """Logits [N, V] after each work's last token, on every rank. The work of all ranks comes
+        share by share, and of each share decodes first."""
+        shares: list[list[Work]] = [[] for _ in range(self.ranks.shares)]
+        for one in work:
+            shares[one.sequence.share].append(one)
+        own = shares[self.ranks.own_share]
+        width = max(sum(one.count for one in share) for share in shares)
+        hidden_ND = self.model(self.batch(own, width), self.cache)
+        if len(hidden_ND) > len(own):
+            hidden_ND = hidden_ND[self._ids([end - 1 for end in accumulate(w.count for w in own)])]
+        width = max(map(len, shares))
+        hidden_ND = self.ranks.all_tokens(hidden_ND, width)
+        if len(hidden_ND) > len(work):  # some share is padded
+            rows = [n * width + row for n, share in enumerate(shares) for row in range(len(share))]
+            hidden_ND = hidden_ND[self._ids(rows)]
+        return self.model.logits(hidden_ND)
 
-    def batch(self, work: list[Work]) -> Batch:
-        """The tokens of a step."""
+    def batch(self, work: list[Work], width: int) -> Batch:
+        """The tokens of this rank's work in a step, in which a rank has `width` at most."""
         tokens: list[int] = []
         positions: list[int] = []
         rows: list[int] = []
@@ -53,7 +64,8 @@ class Runner:
         ]
         decodes = self._decodes(decoded) if decoded else None
         return Batch(
-            self._ids(tokens), self._ids(positions), self._ids(rows), decodes, tuple(prefills)
+            *(self._ids(tokens), self._ids(positions), self._ids(rows)),
+            *(decodes, tuple(prefills), width),
         )
 
     def _rows(self, work: Work, start: int) -> list[int]:

@@ -1,6 +1,6 @@
 """Which tokens run in a step. Deterministic: every rank has one and all of them agree."""
 
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass
 
 from ref_dsinfer.blocks import BlockPool
@@ -28,17 +28,29 @@ class Work:
         return self.count == 1 and self.start > 0
 
 
+def share_of(total: int, shares: int) -> int:
+    """The largest of so many equal shares, in whole numbers."""
+    return -(-total // shares)
+
+
 class Scheduler:
     """First come, first served. Running answers get their next token in every step, then prompts
     get what is left of its tokens. A sequence is admitted when there are blocks for all it has;
     where a running one finds no block, the youngest gives its own back and starts over later.
+
+    Where ranks have caches of their own, all of this holds for each one's share of the sequences. A
+    sequence gets its share when it is admitted: the one with the fewest running.
     """
 
-    def __init__(self, pool: BlockPool, max_running: int, step_tokens: int = STEP_TOKENS) -> None:
-        """The pool must hold the longest sequence, or an answer may never end."""
-        self.pool = pool
+    def __init__(
+        self, pools: list[BlockPool], max_running: int, step_tokens: int = STEP_TOKENS
+    ) -> None:
+        """One pool a share. Each must hold the longest sequence, or an answer may never end."""
+        self.pools = pools
         self.max_running = max_running  # sequences
-        self.step_tokens = max(step_tokens, max_running)
+        self.share_running = share_of(max_running, len(pools))
+        # of a share: so all together, padded to the largest, are no more than one would be
+        self.step_tokens = max(share_of(step_tokens, len(pools)), self.share_running)
         self.preempted = 0  # times that a sequence had to start over
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # the oldest first
@@ -53,20 +65,18 @@ class Scheduler:
         self.waiting.append(sequence)
 
     def schedule(self) -> list[Work]:
-        """The work of one step, decodes first; it counts as done from now on."""
-        left = self.step_tokens
+        """The work of one step, share by share and in each decodes first; it counts as done."""
+        left = [self.step_tokens] * len(self.pools)
         work: list[Work] = []
         position = 0
-        while position < len(self.running):  # preemption shortens the list from its end
+        while position < len(self.running):  # preemption shortens the list, from here on
             sequence = self.running[position]
             if self._has_room(sequence):
                 work.append(self._run(sequence, left))
-                left -= work[-1].count
-            position += 1
-        while left and self._admits():
+                position += 1
+        while self._admits(left):
             work.append(self._run(self.running[-1], left))
-            left -= work[-1].count
-        return sorted(work, key=lambda one: not one.decodes)
+        return sorted(work, key=lambda one: (one.sequence.share, not one.decodes))
 
     def remove(self, sequence: Sequence) -> None:
         """Take a sequence out, waiting or running, and its blocks back."""
@@ -76,42 +86,54 @@ class Scheduler:
             self.waiting.remove(sequence)
         self._release(sequence)
 
-    def _run(self, sequence: Sequence, tokens: int) -> Work:
-        """As many of the sequence's tokens as there are and may be."""
+    def _run(self, sequence: Sequence, left: list[int]) -> Work:
+        """As many of the sequence's tokens as there are and are left to its share."""
         start = sequence.cached
-        sequence.cached = min(sequence.length, start + tokens)
+        sequence.cached = min(sequence.length, start + left[sequence.share])
+        left[sequence.share] -= sequence.cached - start
         return Work(sequence, start, sequence.cached - start)
 
     def _has_room(self, sequence: Sequence) -> bool:
         """Whether all tokens of a running sequence have their blocks, at the cost of younger ones.
 
-        Not if it is the youngest and there is no block left: it has then been preempted itself.
+        Not if it is its share's youngest and no block is left: it has then been preempted itself.
         """
-        missing = self.pool.needed(sequence.length) - len(sequence.blocks)
-        while self.pool.free < missing:
-            youngest = self.running.pop()
+        pool = self.pools[sequence.share]
+        missing = pool.needed(sequence.length) - len(sequence.blocks)
+        while pool.free < missing:
+            youngest = next(o for o in reversed(self.running) if o.share == sequence.share)
+            self.running.remove(youngest)
             self._release(youngest)
             self.waiting.appendleft(youngest)
             self.preempted += 1
             if youngest is sequence:
                 return False
-        sequence.blocks += self.pool.take(missing)
+        sequence.blocks += pool.take(missing)
         return True
 
-    def _admits(self) -> bool:
-        """Admit the first that waits, if it may run."""
+    def _admits(self, left: list[int]) -> bool:
+        """Admit the first that waits, if it may run, to a share to which tokens are left."""
         if not self.waiting or len(self.running) >= self.max_running:
             return False
         sequence = self.waiting[0]
-        needed = self.pool.needed(sequence.length)
-        # a block to spare for each running answer, or the next step might preempt it again
-        if self.pool.free < min(needed + len(self.running), self.pool.blocks):
+        running = Counter(one.share for one in self.running)
+        able = [
+            share
+            for share, pool in enumerate(self.pools)
+            if left[share]
+            and running[share] < self.share_running
+            # a block to spare for each running answer, or the next step might preempt it again
+            and pool.free >= min(pool.needed(sequence.length) + running[share], pool.blocks)
+        ]
+        if not able:
             return False
-        sequence.blocks = self.pool.take(needed)
+        sequence.share = min(able, key=lambda share: (running[share], -self.pools[share].free))
+        pool = self.pools[sequence.share]
+        sequence.blocks = pool.take(pool.needed(sequence.length))
         self.running.append(self.waiting.popleft())
         return True
 
     def _release(self, sequence: Sequence) -> None:
-        self.pool.give(sequence.blocks)
+        self.pools[sequence.share].give(sequence.blocks)
         sequence.blocks = []
         sequence.cached = 0

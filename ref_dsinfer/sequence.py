@@ -20,7 +20,8 @@ class Sequence:
     seed: int = 0
     answer_ids: list[int] = field(default_factory=list)
     cached: int = 0  # tokens, from the first on, whose latents are in the cache
-    blocks: list[int] = field(default_factory=list)  # of the cache, in order
+    blocks: list[int] = field(default_factory=list)  # of its share's cache, in order
+    share: int = 0  # while it runs: which ranks' it is, see parallel.py
 
     def __post_init__(self) -> None:
         # Its own stream of numbers: an answer does not depend on what else is running.

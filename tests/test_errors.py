@@ -74,7 +74,7 @@ def test_another_rank_holds_a_shared_mistake_back() -> None:
         [sys.executable, "-c", "from ref_dsinfer import errors\n"
          "def main():\n    raise errors.UsageError('x')\nerrors.run(main)"],
         cwd=ROOT,
-        env={"PATH": "", "RANK": "1"},
+        env={"PATH": "", "LOCAL_RANK": "1"},
         stderr=subprocess.PIPE,
         text=True,
     )  # fmt: skip

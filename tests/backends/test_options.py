@@ -64,6 +64,7 @@ def test_the_environment_chooses_where_options_do_not(monkeypatch: pytest.Monkey
         ("--eager", "--compile"),
         ("--max-new-tokens", "-1"),
         ("--dtype", "int4"),
+        ("--attention", "ep"),
     ],
 )
 def test_bad_values_are_refused(given: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -131,6 +132,7 @@ def test_each_script_is_held_to_its_way_of_starting(monkeypatch: pytest.MonkeyPa
         ("pytorch", ("--tensor-parallel", 2), "pytorch does not know --tensor-parallel"),
         ("pytorch", ("--eager", "--kv-dtype", "fp8"), "does not know --eager, --kv-dtype"),
         ("pytorch", ("--endpoint", "http://localhost:1"), "does not know --endpoint"),
+        ("vllm", ("--attention", "dp"), "vllm does not know --attention"),
         ("vllm", ("--served-model", "r1"), "does not know --served-model"),
         (
             "vllm",
@@ -165,6 +167,12 @@ def test_options_of_an_engine_with_its_own_processes(tmp_path: Path) -> None:
         compile=True,
         start_timeout=60,
     )
+
+
+def test_torchrun_says_how_many_processes_share_the_attention(tmp_path: Path) -> None:
+    args = parse("--model", tmp_path, "--attention", "dp", torchrun=True)
+    config = options.engine_config(args, lookup("pytorch"), 4)
+    assert (config.attention, config.tensor_parallel) == ("dp", 4)
 
 
 def test_endpoints_of_servers(tmp_path: Path) -> None:

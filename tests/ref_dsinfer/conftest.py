@@ -89,7 +89,7 @@ class Bench:
         self.config = ModelConfig.read(model_dir)
         model = Model.load(model_dir, self.config, dtype, ranks, self.config.max_positions)
         self.runner = Runner(model, blocks, block_size, dtype, ranks)
-        self.scheduler = Scheduler(BlockPool(blocks, block_size), len(prompts))
+        self.scheduler = Scheduler([BlockPool(blocks, block_size)], len(prompts))
         self.sequences = [Sequence(i, prompt, 99) for i, prompt in enumerate(prompts)]
         for sequence in self.sequences:
             self.scheduler.add(sequence)

@@ -1,6 +1,7 @@
-"""What each rank of test_parallel runs under torchrun: the answers of an engine, written as JSON.
+"""What each rank of test_parallel runs under torchrun: the answers of an engine, and logits of a
+step, written as JSON.
 
-rank_answers.py MODEL OUTPUT DTYPE TEMPERATURE
+rank_answers.py MODEL OUTPUT ATTENTION DTYPE TEMPERATURE
 """
 
 import json
@@ -10,11 +11,14 @@ from pathlib import Path
 
 from ref_dsinfer import errors
 from ref_dsinfer.engine import Engine
+from ref_dsinfer.sequence import Sequence
 
 
-def answers(model: Path, dtype: str, temperature: float) -> tuple[Engine, list[list[int]]]:
+def answers(
+    model: Path, attention: str, dtype: str, temperature: float
+) -> tuple[Engine, list[list[int]]]:
     """Twelve answers of unequal length; some prompts come while others run, one is aborted."""
-    engine = Engine(model, device="cpu", dtype=dtype, max_running=5, threads=1)
+    engine = Engine(model, device="cpu", dtype=dtype, attention=attention, max_running=5, threads=1)
     chance = random.Random(3)
     found: list[list[int]] = [[] for _ in range(12)]
     for number in range(12):
@@ -30,14 +34,28 @@ def answers(model: Path, dtype: str, temperature: float) -> tuple[Engine, list[l
     return engine, found
 
 
+def logits(engine: Engine) -> list[list[float]]:
+    """Of five prompts of unequal length after their first step."""
+    scheduler = engine.scheduler
+    for number in range(5):
+        scheduler.add(Sequence(number, tuple(range(1, 2 + 9 * number)), 9))
+    work = scheduler.schedule()
+    found = engine.runner.run(work).tolist()
+    for one in work:
+        scheduler.remove(one.sequence)
+    return [row for _, row in sorted(zip((one.sequence.id for one in work), found, strict=True))]
+
+
 def main() -> None:
     """Write this rank's answers to OUTPUT.rank."""
-    model, output, dtype, temperature = sys.argv[1:]
-    engine, found = answers(Path(model), dtype, float(temperature))
+    model, output, attention, dtype, temperature = sys.argv[1:]
+    engine, found = answers(Path(model), attention, dtype, float(temperature))
     words = engine.ranks.share(["x"] * 1000 if engine.ranks.rank == 0 else None)
     nothing = engine.ranks.share(None)
     assert (len(words), nothing) == (1000, None)
-    Path(f"{output}.{engine.ranks.rank}").write_text(json.dumps(found))
+    written = json.dumps({"answers": found, "logits": logits(engine)})
+    Path(f"{output}.{engine.ranks.rank}").write_text(written)
+    assert all(pool.free == pool.blocks for pool in engine.scheduler.pools)
     engine.close()
 
 

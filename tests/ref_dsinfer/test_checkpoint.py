@@ -13,14 +13,14 @@ from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.convert import convert
 from ref_dsinfer.errors import CheckpointError, ModelError, OutputError, ParallelError
 from ref_dsinfer.model import Model
-from ref_dsinfer.parallel import Place, Ranks
+from ref_dsinfer.parallel import ATTENTION, Place
 
 
-def load(path: Path, rank: int = 0, world: int = 1, dtype: torch.dtype = torch.float32) -> Model:
+def load(path: Path, rank: int = 0, world: int = 1, attention: str = "tp") -> Model:
     """One rank's part; it meets no other rank, since nothing is computed."""
-    ranks = Ranks(Place(), torch.device("cpu"))
+    ranks = ATTENTION[attention](Place(), torch.device("cpu"))
     ranks.rank, ranks.world = rank, world
-    return Model.load(path, ModelConfig.read(path), dtype, ranks, 16)
+    return Model.load(path, ModelConfig.read(path), torch.float32, ranks, 16)
 
 
 def edit(path: Path, **changes: torch.Tensor | None) -> None:
@@ -57,13 +57,18 @@ def test_converted_and_direct_loads_are_the_same_bits(
     ]
     assert not list(tmp_path.glob(".*"))
     for rank in range(world):
-        same_bits(load(random_model, rank, world), load(tmp_path, rank, world))
+        for attention in ATTENTION:
+            direct = load(random_model, rank, world, attention)
+            same_bits(direct, load(tmp_path, rank, world, attention))
+            parts = world if attention == "tp" else 1
+            assert direct.layers[0].self_attn.heads == 4 // parts
 
 
 def test_fp8_converted_and_direct_loads_are_the_same_bits(fp8_model: Path, tmp_path: Path) -> None:
     convert(fp8_model, tmp_path, 2)
     for rank in range(2):
         same_bits(load(fp8_model, rank, 2), load(tmp_path, rank, 2))
+        same_bits(load(fp8_model, rank, 2, "dp"), load(tmp_path, rank, 2, "dp"))
     with pytest.raises(ParallelError, match="cuts fp8 blocks of 128"):
         convert(fp8_model, tmp_path, 4)
 

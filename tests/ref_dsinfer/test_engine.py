@@ -150,6 +150,7 @@ def test_an_id_is_open_once(engine: Engine) -> None:
     [
         ({"dtype": "float16"}, "dtype 'float16'"),
         ({"device": "tpu"}, "device 'tpu'"),
+        ({"attention": "ep"}, "attention 'ep' is unknown; tp, dp are known"),
         ({"max_running": 0}, "max_running is 0"),
         ({"max_model_len": 513}, "max_model_len 513"),
         ({"max_model_len": -1}, "max_model_len -1"),

@@ -3,74 +3,209 @@
 import json
 import os
 import runpy
+import socket
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
+import torch.distributed as dist
 
+from ref_dsinfer import fp8, parallel
 from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.convert import convert
 from ref_dsinfer.errors import LaunchError, ParallelError, UsageError
-from ref_dsinfer.parallel import Place, check, choose_device
+from ref_dsinfer.parallel import Place, Ranks, check, choose_device
 
-WORKER = Path(__file__).with_name("rank_answers.py")
+ANSWERS = Path(__file__).with_name("rank_answers.py")
+SCHEDULES = Path(__file__).with_name("rank_schedules.py")
 ROOT = Path(__file__).parents[2]
 
 
-def run(world: int, *arguments: object) -> subprocess.CompletedProcess[str]:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command = [*torchrun, f"--nproc_per_node={world}", str(WORKER), *map(str, arguments)]
+class Found(NamedTuple):
+    """What all ranks have written."""
+
+    answers: list[list[int]]
+    logits: torch.Tensor
+
+    def same_as(self, other: "Found") -> bool:
+        torch.testing.assert_close(self.logits, other.logits, rtol=0, atol=1e-5)
+        return self.answers == other.answers
+
+
+def start(worker: Path, world: int, arguments: tuple[object, ...], *node: str) -> subprocess.Popen:
+    """torchrun, on one machine or as one `node` of several."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", *(node or ("--standalone",))]
+    command = [*torchrun, f"--nproc_per_node={world}", str(worker), *map(str, arguments)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
 
 
-def answers(
-    world: int, model: Path, output: Path, dtype: str = "float32", temperature: float = 0.0
-) -> list[list[int]]:
-    """What all ranks answer; they must agree."""
-    done = run(world, model, output, dtype, temperature)
-    assert done.returncode == 0, done.stderr
+def run(worker: Path, world: int, *arguments: object) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error."""
+    with start(worker, world, arguments) as ranks:
+        out, err = ranks.communicate(timeout=300)
+    return ranks.returncode, out, err
+
+
+def run_nodes(world: int, *arguments: object) -> list[tuple[int, str]]:
+    """ANSWERS on two machines, each of half the ranks; exit code and standard error of each."""
+    with socket.create_server(("127.0.0.2", 0)) as server:
+        port = server.getsockname()[1]
+    several = ("--nnodes=2", "--master-addr=127.0.0.2", f"--master-port={port}")
+    nodes = [
+        start(ANSWERS, world // 2, arguments, *several, f"--node-rank={n}", f"--local-addr={addr}")
+        for n, addr in enumerate(("127.0.0.2", "127.0.0.3"))
+    ]
+    told = [node.communicate(timeout=120)[1] for node in nodes]
+    return [(node.returncode, err) for node, err in zip(nodes, told, strict=True)]
+
+
+def read(world: int, output: Path) -> Found:
+    """What all ranks have written; they must agree."""
     found = [json.loads(Path(f"{output}.{rank}").read_text()) for rank in range(world)]
     assert all(one == found[0] for one in found)
-    return found[0]
+    return Found(found[0]["answers"], torch.tensor(found[0]["logits"]))
+
+
+def together(
+    world: int, attention: str, model: Path, output: Path, dtype: str = "float32", drawn: float = 0
+) -> Found:
+    """What all ranks answer at a temperature of `drawn`."""
+    code, _, err = run(ANSWERS, world, model, output, attention, dtype, drawn)
+    assert code == 0, err
+    return read(world, output)
+
+
+def one_process(model: Path, attention: str = "tp") -> Found:
+    worker = runpy.run_path(str(ANSWERS))
+    engine, found = worker["answers"](model, attention, "float32", 0.0)
+    assert len({token for answer in found for token in answer}) > 20
+    return Found(found, torch.tensor(worker["logits"](engine)))
 
 
 @pytest.fixture(scope="module")
-def alone(random_model: Path) -> list[list[int]]:
-    _, found = runpy.run_path(str(WORKER))["answers"](random_model, "float32", 0.0)
-    assert len({token for answer in found for token in answer}) > 20
-    return found
+def alone(random_model: Path) -> Found:
+    return one_process(random_model)
 
 
-@pytest.mark.parametrize(("world", "converted"), [(2, False), (4, True)])
+@pytest.mark.parametrize(
+    ("world", "attention", "converted"),
+    [
+        (2, "tp", False),
+        (4, "tp", True),
+        (4, "dp", False),
+        pytest.param(2, "dp", True, marks=pytest.mark.slow),
+        pytest.param(4, "dp", True, marks=pytest.mark.slow),
+    ],
+)
 def test_ranks_together_give_the_tokens_of_one(
-    world: int, converted: bool, random_model: Path, alone: list[list[int]], tmp_path: Path
+    world: int, attention: str, converted: bool, random_model: Path, alone: Found, tmp_path: Path
 ) -> None:
     model = random_model
     if converted:
         model = tmp_path / "converted"
         convert(random_model, model, world)
-    assert answers(world, model, tmp_path / "answers") == alone
+    assert together(world, attention, model, tmp_path / "answers").same_as(alone)
 
 
-def test_ranks_stay_together_where_sums_are_rounded_and_tokens_drawn(
-    random_model: Path, alone: list[list[int]], tmp_path: Path
+def test_for_one_process_both_kinds_of_attention_are_one(random_model: Path, alone: Found) -> None:
+    assert one_process(random_model, "dp").same_as(alone)
+
+
+def test_fp8_and_heads_that_do_not_divide(write_model: Callable[..., Path], tmp_path: Path) -> None:
+    """Data-parallel attention has its heads whole."""
+    inner = {"intermediate_size": 256, "moe_intermediate_size": 128}
+    write_model(tmp_path / "hf", num_attention_heads=3, num_key_value_heads=3, **inner)
+    fp8.write_twin(tmp_path / "hf", tmp_path / "twin")
+    config = ModelConfig.read(tmp_path / "twin")
+    with pytest.raises(ParallelError, match="3 attention heads"):
+        check(config, 2, "tp")
+    expected = one_process(tmp_path / "twin")
+    assert together(2, "dp", tmp_path / "twin", tmp_path / "answers").same_as(expected)
+
+
+@pytest.mark.parametrize(
+    ("world", "attention"),
+    [
+        (4, "dp"),
+        pytest.param(2, "dp", marks=pytest.mark.slow),
+        pytest.param(2, "tp", marks=pytest.mark.slow),
+        pytest.param(4, "tp", marks=pytest.mark.slow),
+    ],
+)
+def test_ranks_on_two_machines_give_the_tokens_of_one(
+    world: int, attention: str, random_model: Path, alone: Found, tmp_path: Path
 ) -> None:
-    drawn = answers(2, random_model, tmp_path / "answers", "bfloat16", 0.8)
-    assert drawn != alone
-    assert [len(answer) for answer in drawn[:7]] == [len(answer) for answer in alone[:7]]
+    ended = run_nodes(world, random_model, tmp_path / "answers", attention, "float32", 0)
+    assert [code for code, _ in ended] == [0, 0], ended
+    assert read(world, tmp_path / "answers").same_as(alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attention", ["tp", "dp"])
+def test_ranks_stay_together_where_sums_are_rounded_and_tokens_drawn(
+    attention: str, random_model: Path, alone: Found, tmp_path: Path
+) -> None:
+    drawn = together(2, attention, random_model, tmp_path / "answers", "bfloat16", 0.8).answers
+    assert drawn != alone.answers
+    assert [len(answer) for answer in drawn[:7]] == [len(answer) for answer in alone.answers[:7]]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("world", "count"), [(2, 40), (4, 30)])
+def test_data_parallel_answers_do_not_depend_on_the_schedule(
+    world: int, count: int, random_model: Path, tmp_path: Path
+) -> None:
+    """Sequences that start over, fewer of them than ranks, all of a rank's aborted."""
+    tests = runpy.run_path(str(Path(__file__).with_name("test_schedules.py")))
+    answers = tests["answers_alone"](random_model)
+    (tmp_path / "alone").write_text(json.dumps(list(answers.items())))
+    code, out, err = run(SCHEDULES, world, random_model, tmp_path / "alone", 0, count)
+    assert code == 0, err
+    assert int(out) > count // 8  # else preemption is not tried
 
 
 def test_a_world_size_that_does_not_divide_ends_all_ranks_with_one_line(
     random_model: Path, tmp_path: Path
 ) -> None:
-    done = run(3, random_model, tmp_path / "answers", "float32", 0)
-    assert done.returncode != 0
-    said = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    code, _, err = run(ANSWERS, 3, random_model, tmp_path / "answers", "tp", "float32", 0)
+    assert code != 0
+    said = [line for line in err.splitlines() if line.startswith("error:")]
     assert said == ["error: 4 attention heads can't be split over 3 processes"]
-    assert "Error: " not in done.stderr.split("error:")[0]
+    assert "Error: " not in err.split("error:")[0]
+
+
+@pytest.mark.slow
+def test_a_mistake_on_one_machine_ends_the_others(random_model: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    first, second = run_nodes(4, model, tmp_path / "answers", "tp", "float32", 0)
+    assert first[0] != 0
+    assert second[0] != 0
+    for _, err in (first, second):
+        assert err.count("error: ") == 1, err
+        assert f"{model}/config.json does not exist" in err
+
+
+def test_ranks_that_do_not_come_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel, "MEET_TIMEOUT", timedelta(seconds=1))
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    given = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "RANK": "1"}
+    given |= {"WORLD_SIZE": "3", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(LaunchError, match="these of 3 ranks have not come: 0, 2"):
+        Ranks(Place(1, 3), torch.device("cpu"))
+    del store
+    with pytest.raises(LaunchError, match="rank 1 can't reach rank 0"):
+        Ranks(Place(1, 3), torch.device("cpu"))
 
 
 def test_what_must_divide_is_checked(random_model: Path) -> None:
@@ -80,6 +215,11 @@ def test_what_must_divide_is_checked(random_model: Path) -> None:
     for world in (3, 5, 8):
         with pytest.raises(ParallelError, match=f"over {world} processes"):
             check(config, world)
+    check(replace(config, heads=5), 4, "dp")
+    with pytest.raises(ParallelError, match="6 routed experts can't be split over 4 processes"):
+        check(replace(config, experts=6), 4, "dp")
+    with pytest.raises(UsageError, match="attention 'ep' is unknown; tp, dp are known"):
+        check(config, 1, "ep")
 
 
 def test_r1_splits_over_8_and_16_but_not_over_32() -> None:
@@ -111,10 +251,11 @@ def test_r1_splits_over_8_and_16_but_not_over_32() -> None:
         max_positions=163840,
         fp8=True,
     )
-    for world in (1, 2, 4, 8, 16):
-        check(r1, world)
-    with pytest.raises(ParallelError, match="cuts fp8 blocks of 128"):
-        check(r1, 32)
+    for attention in ("tp", "dp"):
+        for world in (1, 2, 4, 8, 16):
+            check(r1, world, attention)
+        with pytest.raises(ParallelError, match="cuts fp8 blocks of 128"):
+            check(r1, 32, attention)
 
 
 def test_the_place_comes_from_torchruns_environment() -> None:

@@ -11,18 +11,19 @@ LONGEST = 60  # tokens
 
 
 class Traffic(RuleBasedStateMachine):
-    """`memory[block, place]` stands for the cache: which token of whose lies there."""
+    """`memory[share, block, place]` stands for the caches: which token of whose lies there."""
 
     @initialize(
         size=st.integers(1, 9),
         more=st.integers(0, 20),
         running=st.integers(1, 5),
         tokens=st.integers(1, 80),
+        shares=st.integers(1, 3),
     )
-    def start(self, size: int, more: int, running: int, tokens: int) -> None:
-        self.pool = BlockPool(-(-LONGEST // size) + more, size)
-        self.scheduler = Scheduler(self.pool, running, tokens)
-        self.memory: dict[tuple[int, int], tuple[int, int]] = {}
+    def start(self, size: int, more: int, running: int, tokens: int, shares: int) -> None:
+        self.pools = [BlockPool(-(-LONGEST // size) + more, size) for _ in range(shares)]
+        self.scheduler = Scheduler(self.pools, running, tokens)
+        self.memory: dict[tuple[int, int, int], tuple[int, int]] = {}
         self.arrived: list[Sequence] = []
 
     @rule(length=st.integers(1, LONGEST - 1))
@@ -37,24 +38,29 @@ class Traffic(RuleBasedStateMachine):
             return
         work = self.scheduler.schedule()
         assert work
-        assert sum(one.count for one in work) <= self.scheduler.step_tokens
-        assert [one.decodes for one in work] == sorted((one.decodes for one in work), reverse=True)
+        for number in range(len(self.pools)):
+            share = [one for one in work if one.sequence.share == number]
+            assert sum(one.count for one in share) <= self.scheduler.step_tokens
+        order = [(one.sequence.share, not one.decodes) for one in work]
+        assert order == sorted(order)
         assert len({one.sequence for one in work}) == len(work)
-        size = self.pool.block_size
         for one in work:
             assert one.count > 0
             for position in range(one.start, one.stop):
-                place = one.sequence.blocks[position // size], position % size
-                self.memory[place] = one.sequence.id, position
+                self.memory[self.place(one.sequence, position)] = one.sequence.id, position
         for one in work:
             for position in range(one.stop):
-                place = one.sequence.blocks[position // size], position % size
+                place = self.place(one.sequence, position)
                 assert self.memory[place] == (one.sequence.id, position)
             if one.stop == one.sequence.length:
                 one.sequence.answer_ids.append(0)
                 if one.sequence.length == LONGEST:
                     self.arrived.remove(one.sequence)
                     self.scheduler.remove(one.sequence)
+
+    def place(self, sequence: Sequence, position: int) -> tuple[int, int, int]:
+        block, place = divmod(position, self.pools[0].block_size)
+        return sequence.share, sequence.blocks[block], place
 
     @rule(choice=st.integers(0, 99))
     def remove(self, choice: int) -> None:
@@ -69,15 +75,18 @@ class Traffic(RuleBasedStateMachine):
             self.step()
         assert not self.arrived
         assert not self.scheduler.busy
-        assert self.pool.free == self.pool.blocks
+        assert all(pool.free == pool.blocks for pool in self.pools)
 
     @invariant()
     def every_block_has_one_owner_or_is_free(self) -> None:
         running, waiting = self.scheduler.running, self.scheduler.waiting
-        held = [block for sequence in running for block in sequence.blocks]
-        assert len(held) == len(set(held))
-        assert len(held) + self.pool.free == self.pool.blocks
-        assert set(held).isdisjoint(self.pool._free)
+        for share, pool in enumerate(self.pools):
+            held = [block for one in running if one.share == share for block in one.blocks]
+            assert len(held) == len(set(held))
+            assert len(held) + pool.free == pool.blocks
+            assert set(held).isdisjoint(pool._free)
+            most = -(-self.scheduler.max_running // len(self.pools))
+            assert sum(one.share == share for one in running) <= most
         assert not any(sequence.blocks or sequence.cached for sequence in waiting)
         assert {*running, *waiting} == set(self.arrived)
         assert len(running) <= self.scheduler.max_running
@@ -87,7 +96,7 @@ TestTraffic = Traffic.TestCase
 
 
 def test_those_who_came_first_start_first_and_start_over_last() -> None:
-    scheduler = Scheduler(BlockPool(4, 4), 3)
+    scheduler = Scheduler([BlockPool(4, 4)], 3)
     first, second, third = sequences = [Sequence(i, (0,) * 4, 20) for i in range(3)]
     for sequence in sequences:
         scheduler.add(sequence)
@@ -100,3 +109,30 @@ def test_those_who_came_first_start_first_and_start_over_last() -> None:
     assert [one.sequence for one in scheduler.schedule()] == [first]
     assert scheduler.preempted == 1
     assert list(scheduler.waiting) == [second, third]
+
+
+def test_a_sequence_goes_where_fewest_run_and_then_where_most_blocks_are_free() -> None:
+    scheduler = Scheduler([BlockPool(9, 4), BlockPool(9, 4)], 6)
+    sequences = [Sequence(i, (0,) * length, 20) for i, length in enumerate((4, 12, 4, 4, 4))]
+    for sequence in sequences[:4]:
+        scheduler.add(sequence)
+    work = scheduler.schedule()
+    assert [one.sequence.id for one in work] == [0, 2, 1, 3]
+    assert [one.sequence.share for one in work] == [0, 0, 1, 1]
+    for done in (1, 3):
+        scheduler.remove(sequences[done])
+    scheduler.add(sequences[4])
+    assert [one.sequence.id for one in scheduler.schedule() if one.sequence.share == 1] == [4]
+
+
+def test_a_share_without_blocks_is_passed_over_and_preempts_its_own_only() -> None:
+    scheduler = Scheduler([BlockPool(4, 4), BlockPool(4, 4)], 4)
+    sequences = [Sequence(i, (0,) * length, 20) for i, length in enumerate((13, 4, 4))]
+    for sequence in sequences:
+        scheduler.add(sequence)
+    first, second, third = sequences
+    scheduler.schedule()
+    assert [one.share for one in sequences] == [0, 1, 1]
+    second.answer_ids += [0] * 9  # as if nine steps had gone by: its fourth block is the third's
+    assert [one.sequence for one in scheduler.schedule()] == [first, second]
+    assert list(scheduler.waiting) == [third]

@@ -2,6 +2,7 @@
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ SCHEDULES = 240
 Prompt = tuple[int, ...]
 
 
-def made(model: Path, **arguments: int) -> Engine:
+def made(model: Path, **arguments: Any) -> Engine:
     length = LONGEST_PROMPT + LONGEST_ANSWER
     return Engine(
         model, device="cpu", dtype="float32", max_model_len=length, threads=1, **arguments
@@ -23,9 +24,13 @@ def made(model: Path, **arguments: int) -> Engine:
 
 @pytest.fixture(scope="module")
 def alone(random_model: Path) -> dict[Prompt, list[int]]:
+    return answers_alone(random_model)
+
+
+def answers_alone(model: Path) -> dict[Prompt, list[int]]:
     """Answers of the longest kind, each alone in an engine that reads its prompt at once."""
     chance = random.Random(0)
-    engine = made(random_model, max_running=1)
+    engine = made(model, max_running=1)
     answers: dict[Prompt, list[int]] = {}
     for number in range(PROMPTS):
         ids = tuple(chance.randrange(96) for _ in range(chance.randint(1, LONGEST_PROMPT)))
@@ -36,22 +41,23 @@ def alone(random_model: Path) -> dict[Prompt, list[int]]:
     return answers
 
 
-def scheduled(model: Path, alone: dict[Prompt, list[int]], seed: int) -> int:
+def scheduled(model: Path, alone: dict[Prompt, list[int]], seed: int, shares: int = 1) -> int:
     """Random arrivals and lengths, some aborted, in an engine of random sizes; times that a
-    sequence had to start over."""
+    sequence had to start over. With `shares`, on so many ranks of data-parallel attention."""
     chance = random.Random(seed)
     block = chance.choice([1, 3, 8, 16, 64])
     least = -(-(LONGEST_PROMPT + LONGEST_ANSWER) // block) * block
     engine = made(
         model,
-        max_running=chance.randint(1, 8),
+        attention="tp" if shares == 1 else "dp",
+        max_running=chance.randint(1, 8) * chance.randint(1, shares),
         block_size=block,
-        cache_tokens=least + chance.choice([0, 0, 40, 200, 800]),
+        cache_tokens=(least + chance.choice([0, 0, 40, 200, 800])) * shares,
         step_tokens=chance.choice([1, 7, 40, 500]),
     )
     wanted: dict[int, tuple[Prompt, int]] = {}
     answers: dict[int, list[int]] = {}
-    arriving = chance.randint(2, 10)
+    arriving = chance.randint(2, 10 * shares)
     aborted: set[int] = set()
     while arriving or engine.busy:
         while arriving and (not engine.busy or chance.random() < 0.3):
@@ -70,8 +76,9 @@ def scheduled(model: Path, alone: dict[Prompt, list[int]], seed: int) -> int:
         if number in aborted:
             expected = expected[: len(answers[number])]
         assert answers[number] == expected, f"schedule {seed}, request {number}"
-    pool = engine.scheduler.pool
-    assert pool.free == pool.blocks
+    assert len(engine.scheduler.pools) == shares
+    assert all(pool.free == pool.blocks for pool in engine.scheduler.pools)
+    engine.close()
     return engine.scheduler.preempted
 
 
