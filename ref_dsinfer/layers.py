@@ -29,11 +29,11 @@ class Weight(nn.Module):
         scales = parameter(fp8.scale_shape(shape), torch.float32) if quantised else None
         self.weight_scale_inv = scales
 
-    def matrix(self, index: int | slice = slice(None)) -> Tensor:
-        """The weight, or one of the stack, in the model's dtype."""
+    def matrix(self) -> Tensor:
+        """The weight in the model's dtype."""
         if self.weight_scale_inv is None:
-            return self.weight[index]
-        return fp8.dequantise(self.weight[index], self.weight_scale_inv[index], self.dtype)
+            return self.weight
+        return fp8.dequantise(self.weight, self.weight_scale_inv, self.dtype)
 
     def product(self, x_TD: Tensor) -> Tensor:
         """x [T, in] times the matrix, or each of the stack: [T, all outs side by side]."""
