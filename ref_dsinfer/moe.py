@@ -77,9 +77,7 @@ class Experts(nn.Module):
         return (y_PD.view(*experts_TA.shape, -1) * weights_TA[..., None]).sum(dim=1)
 
 
-def grouped(
-    x_TI: Tensor, weight: Weight, ends_E: Tensor, tokens_P: Tensor | None = None
-) -> Tensor:
+def grouped(x_TI: Tensor, weight: Weight, ends_E: Tensor, tokens_P: Tensor | None = None) -> Tensor:
     """Each run of rows times its own matrices of the stack: see `gemm.grouped`."""
     return gemm.grouped(
         *(x_TI, weight.weight, weight.weight_scale_inv, ends_E, tokens_P, weight.arithmetic)

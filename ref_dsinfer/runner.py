@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ref_dsinfer.batch import Batch, Decodes, Prefill
 from ref_dsinfer.cache import PagedCache, token_bytes
+from ref_dsinfer.graphs import Decoder
 from ref_dsinfer.model import Model
 from ref_dsinfer.parallel import Ranks
 from ref_dsinfer.scheduler import Work
@@ -22,16 +23,26 @@ class Runner:
         self, model: Model, blocks: int, block_size: int, dtype: torch.dtype, ranks: Ranks
     ) -> None:
         self.model, self.device = model, ranks.device
-        self.cache = PagedCache(model.config, blocks, block_size, dtype, ranks.device)
+        # One block more than the scheduler knows, for the rows that pad a decode step.
+        self.spare = blocks
+        self.cache = PagedCache(model.config, blocks + 1, block_size, dtype, ranks.device)
+        self.decoder: Decoder | None = None  # for steps of decodes only, at fixed shapes
         size = blocks * block_size
         log.info(
             "the cache holds %d tokens in %d blocks, %.2f GiB",
             *(size, blocks, size * token_bytes(model.config, dtype) / 2**30),
         )
 
+    def use_graphs(self, most: int, longest: int) -> None:
+        """Decode in CUDA graphs: `most` sequences of at most `longest` tokens."""
+        self.decoder = Decoder(self.model, self.cache, self.spare, most, longest)
+        self.decoder.capture()
+
     @torch.inference_mode()
     def run(self, work: list[Work]) -> Tensor:
         """Logits [N, V] after each work's last token. Decodes come first."""
+        if self.decoder and all(one.decodes for one in work):
+            return self.decoder.run(work)
         hidden_TD = self.model(self.batch(work), self.cache)
         if len(hidden_TD) > len(work):
             hidden_TD = hidden_TD[self._ids([end - 1 for end in accumulate(w.count for w in work)])]

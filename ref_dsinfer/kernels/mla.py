@@ -147,7 +147,7 @@ def attend(
         BLOCK_C=block_c,
         BLOCK_R=max(16, triton.next_power_of_2(width - kept)),
         num_warps=8 if tall > 16 else 4,
-        num_stages=2,
+        num_stages=5 if narrow else 3,  # tables are loaded ahead of what they point to
     )
     _combine[(count * heads,)](part, sums, out, KEPT=kept, PARTS=parts, BLOCK_C=block_c)
     return out
