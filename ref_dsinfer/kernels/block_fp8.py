@@ -186,7 +186,7 @@ def product(
     elif rows <= SPLIT_ROWS:
         splits = _splits(tiles, -(-columns // FP8_BLOCK))
     parts = y if splits == 1 else y.new_empty(splits, *y.shape, dtype=torch.float32)
-    stage = FP8_BLOCK * (FP8_BLOCK * weight.itemsize + tall * x_TI.itemsize)
+    warps, stages = launch(tall, weight.itemsize, x_TI.itemsize)
     _product[(tiles * row_tiles, splits)](
         # a pointer that is not read may be any
         *(x_TI, x_TI if x_scale is None else x_scale),
@@ -200,13 +200,19 @@ def product(
         W_SCALED=scale is not None,
         X_SCALED=x_scale is not None,
         EVEN=columns % FP8_BLOCK == 0,
-        num_warps=8 if tall >= 64 else 4,
-        num_stages=max(1, min(4, STAGE_BYTES // stage)),
+        num_warps=warps,
+        num_stages=stages,
     )
     if splits > 1:
         size = y.numel()
         _add_up[(triton.cdiv(size, 1024),)](parts, y, size, splits, 1024)
     return y
+
+
+def launch(tall: int, weight_bytes: int, x_bytes: int) -> tuple[int, int]:
+    """Warps and stages of a program of `tall` rows, by the bytes of an item."""
+    stage = FP8_BLOCK * (FP8_BLOCK * weight_bytes + tall * x_bytes)
+    return 8 if tall >= 64 else 4, max(1, min(4, STAGE_BYTES // stage))
 
 
 def _tile_rows(rows: int, x_TI: Tensor) -> int:

@@ -133,7 +133,7 @@ def attend(
     part = q_NHL.new_empty(count, heads, parts, kept, dtype=torch.float32)
     sums = q_NHL.new_empty(count, heads, parts, dtype=torch.float32)
     out = q_NHL.new_empty(count, heads, kept)
-    narrow = q_NHL.itemsize == 2
+    rows, warps, stages = launch(tall, q_NHL.itemsize)
     block_c = triton.next_power_of_2(kept)
     _attend[(count, head_blocks, parts)](
         *(q_NHL, blocks_BSL, table_NM, lengths_N, part, sums),
@@ -143,14 +143,21 @@ def attend(
         SIZE=blocks_BSL.shape[1],
         PARTS=parts,
         BLOCK_H=tall,
-        BLOCK_L=32 if narrow else 16,
+        BLOCK_L=rows,
         BLOCK_C=block_c,
         BLOCK_R=max(16, triton.next_power_of_2(width - kept)),
-        num_warps=8 if tall > 16 else 4,
-        num_stages=5 if narrow else 3,  # tables are loaded ahead of what they point to
+        num_warps=warps,
+        num_stages=stages,
     )
     _combine[(count * heads,)](part, sums, out, KEPT=kept, PARTS=parts, BLOCK_C=block_c)
     return out
+
+
+def launch(tall: int, item_bytes: int) -> tuple[int, int, int]:
+    """Rows of a tile, warps and stages of a program of `tall` heads. Of the stages some go by
+    before a tile is on its way: its table is loaded first."""
+    wide = item_bytes > 2
+    return 16 if wide else 32, 8 if tall > 16 else 4, 3 if wide else 5
 
 
 def parts_of(programs: int) -> int:
