@@ -34,7 +34,7 @@ def build(kernel: triton.JITFunction, types: dict[str, str], warps: int, stages:
 def products() -> None:
     for kind, size in (("bf16", 2), ("fp8e4nv", 1)):
         for tall in (16, 64, 128):
-            types = {name: "*bf16" for name in ("x_ptr", "y_ptr")}
+            types = dict.fromkeys(("x_ptr", "y_ptr"), "*bf16")
             types |= {"x_ptr": f"*{kind}", "w_ptr": "*fp8e4nv", "w_scale_ptr": "*fp32"}
             types |= {"x_scale_ptr": "*fp32", "ends_ptr": "*i32", "tokens_ptr": "*i64"}
             warps, stages = block_fp8.launch(tall, weight_bytes=1, x_bytes=size)
@@ -55,8 +55,8 @@ def products() -> None:
 
 def attention() -> None:
     for tall in (16, 64):
-        types = {name: "*bf16" for name in ("q_ptr", "blocks_ptr")}
-        types |= {name: "*i64" for name in ("table_ptr", "lengths_ptr")}
+        types = dict.fromkeys(("q_ptr", "blocks_ptr"), "*bf16")
+        types |= dict.fromkeys(("table_ptr", "lengths_ptr"), "*i64")
         types |= {"part_ptr": "*fp32", "sum_ptr": "*fp32", "scale": "fp32"}
         rows, warps, stages = mla.launch(tall, item_bytes=2)
         ptx = build(
