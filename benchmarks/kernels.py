@@ -2,8 +2,8 @@
 
 The floor is what a kernel must read and write, over the bandwidth of a copy measured in the same
 run. All calls are replayed as CUDA graphs; weights are so many that none is still in the L2 cache
-when its turn comes again. The slice is one dense and three MoE layers as one rank of eight has them,
-without the other ranks, on random weights; `--json` writes what benchmarks.roofline reads.
+when its turn comes again. The slice is one dense and three MoE layers as one rank of eight has
+them, without the other ranks, on random weights; `--json` writes what benchmarks.roofline reads.
 
     python -m benchmarks.kernels [--json FILE]
 """
