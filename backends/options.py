@@ -30,6 +30,7 @@ FLAGS = {
     "kv_dtype": "--kv-dtype",
     "quantization": "--quantization",
     "attention_backend": "--attention-backend",
+    "gemm": "--gemm",
     "deterministic": "--deterministic",
     "eager": "--eager",
     "compile": "--compile",
@@ -104,6 +105,12 @@ def add_engine_options(parser: argparse.ArgumentParser, torchrun: bool = False) 
         default=EngineConfig.attention,
         help="pytorch: what each process has of the attention, a part of its heads (tp) or of the"
         " requests, whose cache then is the sum of all processes' (dp) (default: tp)",
+    )
+    group.add_argument(
+        "--gemm",
+        choices=("bf16", "fp8"),
+        help="pytorch: what block-fp8 weights are multiplied with: bf16 (W8A16), or activations"
+        " rounded to fp8 as well (W8A8) (default: bf16)",
     )
     group.add_argument("--seed", type=int, default=EngineConfig.seed, help="default: 0")
     group.add_argument(

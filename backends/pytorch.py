@@ -52,20 +52,20 @@ class Options:
     threads: int | None = None  # of this process, on CPU; None: its share of the cores
     cache_tokens: int | None = None  # in all caches; None: as many as the free memory holds
     step_tokens: int = STEP_TOKENS  # in one step at most
-    gemm: str = "bf16"  # arithmetic of products: fp8 weights are dequantised (W8A16)
+    graphs: bool = True  # on a GPU, decode in CUDA graphs; as a number, 0 or 1
 
     @classmethod
     def parse(cls, config: EngineConfig) -> "Options":
         """Read the options by name. Errors: UsageError, with the nearest name known."""
         refuse_unknown("pytorch", config.options, cls.__dataclass_fields__)
-        gemm = config.options.get("gemm", cls.gemm)
-        if gemm != "bf16":
-            raise UsageError(f"engine option gemm={gemm}: bf16 is known")
-        numbers = {name: text for name, text in config.options.items() if name != "gemm"}
+        graphs = config.options.get("graphs", "1")
+        if graphs not in ("0", "1"):
+            raise UsageError(f"engine option graphs={graphs}: it must be 0 or 1")
+        numbers = {name: text for name, text in config.options.items() if name != "graphs"}
         for name, text in numbers.items():
             if not text.isdecimal() or int(text) < 1:
                 raise UsageError(f"engine option {name}={text}: it must be 1 or more")
-        return cls(gemm=gemm, **{name: int(text) for name, text in numbers.items()})
+        return cls(graphs=graphs == "1", **{name: int(text) for name, text in numbers.items()})
 
 
 class PyTorchBackend(Backend):
@@ -119,6 +119,7 @@ class PyTorchBackend(Backend):
             "device": str(self._engine.ranks.device),
             "dtype": self._engine.dtype,
             "attention": self.config.attention,
+            "gemm": self.config.gemm or "bf16",
             "max_model_len": self._engine.max_model_len,
             "max_running": self._engine.scheduler.max_running,
             **asdict(self._options),
@@ -180,6 +181,8 @@ class PyTorchBackend(Backend):
             threads=self._options.threads,
             cache_tokens=self._options.cache_tokens,
             step_tokens=self._options.step_tokens,
+            gemm=config.gemm or "bf16",
+            graphs=self._options.graphs,
         )
 
     def _lead(self, loop: asyncio.AbstractEventLoop, ready: "asyncio.Future[Engine]") -> None:

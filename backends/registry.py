@@ -30,7 +30,7 @@ _TABLE = (
         scenarios=SCENARIOS,
         torchrun=True,
         devices=("cpu", "cuda"),
-        takes=frozenset({"attention"}),
+        takes=frozenset({"attention", "gemm"}),
     ),
     BackendSpec(
         name="vllm",

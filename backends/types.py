@@ -72,6 +72,9 @@ class EngineConfig:
     kv_dtype: str | None = None  # of the cache, by the engine's own name
     quantization: str | None = None  # of the weights, by the engine's own name
     attention_backend: str | None = None  # by the engine's own name
+    gemm: Literal["bf16", "fp8"] | None = (
+        None  # arithmetic of block-fp8 weights; None: the engine's own
+    )
     deterministic: bool = False  # the same answer whatever else is in the batch
     eager: bool = False  # neither compiled nor captured
     compile: bool = False  # with torch.compile, also where that is not the engine's default

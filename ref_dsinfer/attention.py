@@ -9,6 +9,8 @@ unrotated key, R rotated key, W a head's value; in the cache B blocks of S place
 its rotated key, M blocks of the longest sequence.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -136,13 +138,21 @@ class Attention(nn.Module):
         """
         q_NHC = torch.bmm(q_NHK.transpose(0, 1), self.w_HKC).transpose(0, 1)
         q_NHL = torch.cat([q_NHC, q_NHR], dim=-1)
-        compiled = q_NHL.is_cpu and native.library()
-        attended_NHC = (native.attend if compiled else plain)(
+        attended_NHC = kernel(q_NHL.device)(
             *(q_NHL, blocks_BSL, decodes.table_NM, decodes.lengths_N),
             *(self.config.kv_lora, self.config.softmax_scale),
         )
         attended_HNC = attended_NHC.to(q_NHL.dtype).transpose(0, 1)
         return torch.bmm(attended_HNC, self.w_HWC.transpose(1, 2)).transpose(0, 1)
+
+
+def kernel(device: torch.device) -> Callable[[Tensor, Tensor, Tensor, Tensor, int, float], Tensor]:
+    """What computes `plain` fastest on a device."""
+    if device.type == "cuda":
+        from ref_dsinfer.kernels import mla  # Triton is there where GPUs are
+
+        return mla.attend
+    return native.attend if native.library() else plain
 
 
 def plain(

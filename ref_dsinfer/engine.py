@@ -16,6 +16,7 @@ from ref_dsinfer.blocks import BlockPool
 from ref_dsinfer.cache import BLOCK_SIZE, block_count
 from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.errors import LengthError, ModelError, UsageError
+from ref_dsinfer.gemm import ARITHMETICS, Arithmetic
 from ref_dsinfer.model import Model
 from ref_dsinfer.parallel import Place
 from ref_dsinfer.runner import Runner
@@ -43,6 +44,8 @@ class Engine:
         block_size: int = BLOCK_SIZE,
         cache_tokens: int | None = None,
         step_tokens: int = STEP_TOKENS,
+        gemm: Arithmetic = "bf16",
+        graphs: bool = True,
     ) -> None:
         """Load this rank's part of the model; all ranks come here together.
 
@@ -50,8 +53,8 @@ class Engine:
         `max_model_len` is in tokens of prompt and answer (None: the model's own), `max_running` in
         sequences, `threads` per process (None: this process's share of the cores). The cache has
         blocks of `block_size` tokens, `cache_tokens` in all of what ranks hold apart (None: what
-        fits the free memory); a
-        step runs `step_tokens` at most.
+        fits the free memory); a step runs `step_tokens` at most. `gemm` is the arithmetic of
+        block-fp8 weights (gemm.py); with `graphs` a GPU decodes in CUDA graphs.
         Errors: UsageError, ModelError, ParallelError, CheckpointError. What every rank can find
         out from options and files is found before they meet, so that none waits for another.
         """
@@ -71,6 +74,13 @@ class Engine:
                 f"max_model_len {self.max_model_len} is not between 1 and the model's "
                 f"{self.config.max_positions}"
             )
+        if gemm not in ARITHMETICS:
+            raise UsageError(f"gemm {gemm!r} is unknown; {', '.join(ARITHMETICS)} are known")
+        if gemm == "fp8" and not self.config.fp8:
+            raise UsageError(
+                f"gemm fp8 needs block-fp8 weights, and {model_dir} has none: leave --gemm out, or "
+                "make them with python -m ref_dsinfer.fp8"
+            )
         parallel.check(self.config, place.world, attention)
         checkpoint.locate(model_dir, place.world)
 
@@ -82,6 +92,7 @@ class Engine:
         self.dtype = processor.dtype_for(dtype, where.type)
         kind: torch.dtype = getattr(torch, self.dtype)
         model = Model.load(model_dir, self.config, kind, self.ranks, self.max_model_len)
+        model.multiply_in(gemm)
         blocks = block_count(
             self.config,
             kind,
@@ -95,6 +106,8 @@ class Engine:
         self.scheduler = Scheduler(pools, max_running, step_tokens)
         self.runner = Runner(model, blocks, block_size, kind, self.ranks)
         self._sequences: dict[int, Sequence] = {}
+        if graphs and where.type == "cuda":
+            self.runner.use_graphs(share_of(max_running, shares), self.max_model_len)
         self.ranks.barrier()
         log.info("loaded %s on %s in %.1f s", model_dir, where, time.monotonic() - began)
 

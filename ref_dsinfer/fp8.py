@@ -52,6 +52,22 @@ def dequantise(values: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     return _unblocked(weight, values.shape).to(dtype)
 
 
+def quantise_rows(x_TI: Tensor) -> tuple[Tensor, Tensor]:
+    """Round activations to e4m3 with one scale for each 128 values of a row, the last cut short.
+
+    Returns (values [T, I], scales [T, I / 128] fp32).
+    """
+    groups = F.pad(x_TI.float(), (0, -x_TI.shape[1] % FP8_BLOCK)).unflatten(1, (-1, FP8_BLOCK))
+    scale = groups.abs().amax(dim=-1).clamp(min=SMALLEST_AMAX) / LARGEST
+    values = (groups / scale[..., None]).flatten(1)[:, : x_TI.shape[1]]
+    return values.to(E4M3), scale
+
+
+def dequantise_rows(values: Tensor, scale: Tensor) -> Tensor:
+    """What rows of e4m3 values stand for, fp32 [T, I]."""
+    return values.float() * scale.repeat_interleave(FP8_BLOCK, dim=1)[:, : values.shape[1]]
+
+
 def _blocks(weight: Tensor) -> Tensor:
     """View [..., R, C] as [..., R/128, 128, C/128, 128], padded with zeros where it must be."""
     rows, columns = weight.shape[-2:]

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ref_dsinfer import fp8
+from ref_dsinfer import fp8, gemm
 from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.parallel import Ranks
 
@@ -17,10 +17,11 @@ from ref_dsinfer.parallel import Ranks
 class Weight(nn.Module):
     """A matrix [out, in], or a stack of them, in the model's dtype or in block-fp8.
 
-    Sizes are this rank's. fp8 stays fp8 in memory and is dequantised in each product (W8A16).
+    Sizes are this rank's. fp8 stays fp8 in memory; `arithmetic` says how it is multiplied.
     """
 
     weight_scale_inv: nn.Parameter | None
+    arithmetic: gemm.Arithmetic = "bf16"  # see gemm.py
 
     def __init__(self, *shape: int, dtype: torch.dtype, quantised: bool = False) -> None:
         super().__init__()
@@ -29,11 +30,15 @@ class Weight(nn.Module):
         scales = parameter(fp8.scale_shape(shape), torch.float32) if quantised else None
         self.weight_scale_inv = scales
 
-    def matrix(self, index: int | slice = slice(None)) -> Tensor:
-        """The weight, or one of the stack, in the model's dtype."""
+    def matrix(self) -> Tensor:
+        """The weight in the model's dtype."""
         if self.weight_scale_inv is None:
-            return self.weight[index]
-        return fp8.dequantise(self.weight[index], self.weight_scale_inv[index], self.dtype)
+            return self.weight
+        return fp8.dequantise(self.weight, self.weight_scale_inv, self.dtype)
+
+    def product(self, x_TD: Tensor) -> Tensor:
+        """x [T, in] times the matrix, or each of the stack: [T, all outs side by side]."""
+        return gemm.dense(x_TD, self.weight, self.weight_scale_inv, self.arithmetic)
 
 
 def parameter(shape: tuple[int, ...], dtype: torch.dtype) -> nn.Parameter:
@@ -45,7 +50,7 @@ class Linear(Weight):
     """x [T, in] → [T, out]."""
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        return F.linear(x_TD, self.matrix())
+        return self.product(x_TD)
 
 
 class RMSNorm(nn.Module):
@@ -73,7 +78,7 @@ class MLP(nn.Module):
         self.down_proj = Linear(config.hidden, inner, dtype=dtype, quantised=config.fp8)
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        return self.down_proj(gated(F.linear(x_TD, self.gate_up_proj.matrix().flatten(0, 1))))
+        return self.down_proj(gated(self.gate_up_proj.product(x_TD)))
 
 
 def gated(gate_up: Tensor) -> Tensor:

@@ -17,7 +17,8 @@ from ref_dsinfer.batch import Batch
 from ref_dsinfer.cache import PagedCache
 from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.errors import CheckpointError
-from ref_dsinfer.layers import MLP, Embedding, Head, RMSNorm
+from ref_dsinfer.gemm import Arithmetic
+from ref_dsinfer.layers import MLP, Embedding, Head, RMSNorm, Weight
 from ref_dsinfer.moe import MoE
 from ref_dsinfer.parallel import Ranks
 
@@ -106,6 +107,12 @@ class Model(nn.Module):
             if isinstance(module, Attention):
                 module.prepare()
         return model
+
+    def multiply_in(self, arithmetic: Arithmetic) -> None:
+        """Choose the arithmetic of products with block-fp8 weights."""
+        for module in self.modules():
+            if isinstance(module, Weight):
+                module.arithmetic = arithmetic
 
     def _places(self) -> dict[str, Tensor]:
         """Where each tensor of a checkpoint goes, by Hugging Face's name."""

@@ -4,12 +4,11 @@ Shape letters: T tokens, A active experts a token, E experts, G groups, P pairs 
 of this rank, D hidden, I intermediate.
 """
 
-from itertools import pairwise
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ref_dsinfer import gemm
 from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.layers import MLP, Weight, gated, parameter
 from ref_dsinfer.parallel import Ranks
@@ -70,29 +69,19 @@ class Experts(nn.Module):
         sorted_P, order_P = local_P.masked_fill(elsewhere_P, self.count).sort(stable=True)
         numbers_E = torch.arange(self.count, device=x_TD.device)
         ends_E = torch.searchsorted(sorted_P, numbers_E, right=True).int()
-        x_PD = x_TD[order_P // experts_TA.shape[1]]
-        inner_PI = gated(grouped(x_PD, self.gate_up_proj, ends_E))
+        tokens_P = order_P // experts_TA.shape[1]
+        inner_PI = gated(grouped(x_TD, self.gate_up_proj, ends_E, tokens_P))
         y_PD = grouped(inner_PI, self.down_proj, ends_E)[order_P.argsort()].float()
         if self.count < self.total:
             y_PD = y_PD.masked_fill(elsewhere_P[:, None], 0)  # those rows were never computed
         return (y_PD.view(*experts_TA.shape, -1) * weights_TA[..., None]).sum(dim=1)
 
 
-def grouped(x_PI: Tensor, weight: Weight, ends_E: Tensor) -> Tensor:
-    """Each run of rows times its own matrix of the stack [E, ..., in]; returns [P, out].
-
-    `ends_E`, int32, tells where the runs end; rows behind the last are not computed.
-    """
-    if weight.weight_scale_inv is None:
-        matrices_EIO = weight.weight.flatten(1, -2).transpose(1, 2)
-        return torch._grouped_mm(x_PI, matrices_EIO, offs=ends_E)
-    # Dequantised one by one, since all of them together may not fit.
-    ends = ends_E.tolist()
-    runs = [
-        F.linear(x_PI[start:end], weight.matrix(number).flatten(0, -2))
-        for number, (start, end) in enumerate(pairwise([0, *ends]))
-    ]
-    return F.pad(torch.cat(runs), (0, 0, 0, len(x_PI) - ends[-1]))
+def grouped(x_TI: Tensor, weight: Weight, ends_E: Tensor, tokens_P: Tensor | None = None) -> Tensor:
+    """Each run of rows times its own matrices of the stack: see `gemm.grouped`."""
+    return gemm.grouped(
+        *(x_TI, weight.weight, weight.weight_scale_inv, ends_E, tokens_P, weight.arithmetic)
+    )
 
 
 class MoE(nn.Module):

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ref_dsinfer.batch import Batch, Decodes, Prefill
 from ref_dsinfer.cache import PagedCache, token_bytes
+from ref_dsinfer.graphs import Decoder
 from ref_dsinfer.model import Model
 from ref_dsinfer.parallel import Ranks
 from ref_dsinfer.scheduler import Work
@@ -22,12 +23,20 @@ class Runner:
         self, model: Model, blocks: int, block_size: int, dtype: torch.dtype, ranks: Ranks
     ) -> None:
         self.model, self.ranks, self.device = model, ranks, ranks.device
-        self.cache = PagedCache(model.config, blocks, block_size, dtype, ranks.device)
+        # One block more than the scheduler knows, for the rows that pad a decode step.
+        self.spare = blocks
+        self.cache = PagedCache(model.config, blocks + 1, block_size, dtype, ranks.device)
+        self.decoder: Decoder | None = None  # for steps of decodes only, at fixed shapes
         size = blocks * block_size
         log.info(
             "the cache holds %d tokens in %d blocks, %.2f GiB",
             *(size, blocks, size * token_bytes(model.config, dtype) / 2**30),
         )
+
+    def use_graphs(self, most: int, longest: int) -> None:
+        """Decode in CUDA graphs: `most` sequences of at most `longest` tokens."""
+        self.decoder = Decoder(self.model, self.cache, self.spare, most, longest)
+        self.decoder.capture()
 
     @torch.inference_mode()
     def run(self, work: list[Work]) -> Tensor:
@@ -37,16 +46,23 @@ class Runner:
         for one in work:
             shares[one.sequence.share].append(one)
         own = shares[self.ranks.own_share]
-        width = max(sum(one.count for one in share) for share in shares)
-        hidden_ND = self.model(self.batch(own, width), self.cache)
-        if len(hidden_ND) > len(own):
-            hidden_ND = hidden_ND[self._ids([end - 1 for end in accumulate(w.count for w in own)])]
         width = max(map(len, shares))
+        if self.decoder and all(one.decodes for one in work):
+            hidden_ND = self.decoder.run(own, width)
+        else:
+            tokens = max(sum(one.count for one in share) for share in shares)
+            hidden_ND = self._last(self.model(self.batch(own, tokens), self.cache), own)
         hidden_ND = self.ranks.all_tokens(hidden_ND, width)
         if len(hidden_ND) > len(work):  # some share is padded
             rows = [n * width + row for n, share in enumerate(shares) for row in range(len(share))]
             hidden_ND = hidden_ND[self._ids(rows)]
         return self.model.logits(hidden_ND)
+
+    def _last(self, hidden_TD: Tensor, work: list[Work]) -> Tensor:
+        """Of hidden states, those of each work's last token."""
+        if len(hidden_TD) == len(work):
+            return hidden_TD
+        return hidden_TD[self._ids([end - 1 for end in accumulate(one.count for one in work)])]
 
     def batch(self, work: list[Work], width: int) -> Batch:
         """The tokens of this rank's work in a step, in which a rank has `width` at most."""

@@ -252,10 +252,14 @@ def test_what_stops_the_start_is_raised_from_it(tmp_path: Path) -> None:
     ("changes", "error", "said"),
     [
         ({"options": {"thread": "1"}}, UsageError, "did you mean threads"),
-        ({"options": {"zzz": "1"}}, UsageError, "known: cache_tokens, gemm, step_tokens, threads"),
+        (
+            {"options": {"zzz": "1"}},
+            UsageError,
+            "known: cache_tokens, graphs, step_tokens, threads",
+        ),
         ({"options": {"threads": "two"}}, UsageError, "threads=two"),
         ({"options": {"step_tokens": "0"}}, UsageError, "step_tokens=0"),
-        ({"options": {"gemm": "fp8"}}, UsageError, "gemm=fp8"),
+        ({"options": {"graphs": "2"}}, UsageError, "graphs=2"),
         ({"tensor_parallel": 2}, LaunchError, "--nproc_per_node=2"),
     ],
 )

@@ -17,8 +17,8 @@ pytestmark = [
 ]
 
 
-def answers(device: str) -> dict[int, list[int]]:
-    engine = Engine(TINY / "model", device=device, dtype="float32", max_running=8)
+def answers(device: str, model: str = "model", graphs: bool = True) -> dict[int, list[int]]:
+    engine = Engine(TINY / model, device=device, dtype="float32", max_running=8, graphs=graphs)
     prompts = Prompts(TINY / "model")
     found: dict[int, list[int]] = {}
     for number, text in enumerate(read_frame(TINY / "final_output.pkl").text_input[::12]):
@@ -33,3 +33,8 @@ def answers(device: str) -> dict[int, list[int]]:
 
 def test_a_gpu_gives_the_tokens_of_a_cpu() -> None:
     assert answers("cuda") == answers("cpu")
+
+
+@pytest.mark.parametrize("model", ["model", "model-fp8"])
+def test_graphs_give_the_tokens_of_eager_steps(model: str) -> None:
+    assert answers("cuda", model, graphs=True) == answers("cuda", model, graphs=False)

@@ -1,0 +1,223 @@
+"""How long a full run of the benchmark takes on eight GPUs, from memory and network alone.
+
+A decode step reads the weights that its tokens touch and every sequence's latents, and adds up over
+the ranks twice a layer. What is measured replaces what is assumed: `--layer-us` is the time of one
+MoE layer of a rank, or `--measured` a file that `benchmarks.kernels --json` has written.
+
+    python -m benchmarks.roofline [--gpu h100] [--attention dp] [--gemm fp8] [--batch 256 ...]
+"""
+
+import argparse
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+# R1's shape, in values; see its config.json.
+HIDDEN, VOCABULARY, LAYERS, DENSE_LAYERS = 7168, 129_280, 61, 3
+HEADS, NOPE, ROPE, V_DIM, Q_LORA, KV_LORA = 128, 128, 64, 128, 1536, 512
+EXPERTS, ACTIVE, INNER, DENSE_INNER = 256, 8, 2048, 18_432
+EXPERT = 3 * HIDDEN * INNER
+DENSE = 3 * HIDDEN * DENSE_INNER
+LATENTS = (KV_LORA + ROPE) * 2  # bytes of a token and layer, bf16
+# Of attention, what every rank has whole, and what heads split.
+Q_A_KV_A = HIDDEN * (Q_LORA + KV_LORA + ROPE)
+BY_HEAD = HEADS * (Q_LORA * (NOPE + ROPE) + V_DIM * HIDDEN)
+KV_B = HEADS * (NOPE + V_DIM) * KV_LORA * 2  # bytes: unfolded once, kept in bf16
+GATE = EXPERTS * HIDDEN * 4  # bytes, fp32
+HEAD = VOCABULARY * HIDDEN * 4  # bytes, fp32
+FP8_SCALES = 1 + 4 / 128**2  # bytes a value, its share of a block's scale included
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU and its share of the node's network, by data sheet, and what of it is reached."""
+
+    bandwidth: float  # bytes/s
+    memory: float  # bytes
+    bf16: float  # FLOP/s, dense
+    network: float = 450e9  # bytes/s each way, NVLink 4
+    network_share: float = 0.7
+    latency: float = 10e-6  # seconds of one collective, however small
+
+
+GPUS = {
+    "h100": Gpu(bandwidth=3.35e12, memory=80e9, bf16=989e12),
+    "h200": Gpu(bandwidth=4.8e12, memory=141e9, bf16=989e12),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run to predict."""
+
+    gpu: Gpu
+    ranks: int = 8
+    # tp: heads are split over the ranks; dp: sequences; once: each byte is read by one rank only,
+    # and the network costs nothing, which no layout can beat.
+    attention: str = "tp"
+    gemm: str = "bf16"  # or fp8: both operands, twice the FLOP/s
+    samples: int = 4388
+    answer: float = 3886.2  # tokens, mean
+    longest: int = 20_000  # tokens of the longest answer
+    context: float = 4000  # tokens, mean while decoding
+    prompt: float = 800  # tokens, mean
+    efficiency: float = 1.0  # share of the bandwidth that kernels reach
+    compute_share: float = 0.5  # of the FLOP/s, in prompts and large batches
+    layer_s: dict[int, float] | None = None  # measured: batch → seconds of a MoE layer of a rank
+
+
+def experts_touched(batch: float) -> float:
+    """Different experts that a layer's tokens choose, if all are equally likely."""
+    return EXPERTS * (1 - (1 - ACTIVE / EXPERTS) ** batch)
+
+
+def weight_bytes(plan: Plan, batch: float) -> float:
+    """Bytes of weights that all ranks together read in one step."""
+    copies = plan.ranks if plan.attention == "dp" else 1
+    whole = 1 if plan.attention == "once" else plan.ranks
+    attention = whole * Q_A_KV_A * FP8_SCALES + copies * (BY_HEAD * FP8_SCALES + KV_B)
+    routed = experts_touched(batch) * EXPERT * FP8_SCALES
+    moe = routed + EXPERT * FP8_SCALES + whole * GATE
+    return (
+        LAYERS * attention
+        + DENSE_LAYERS * DENSE * FP8_SCALES
+        + (LAYERS - DENSE_LAYERS) * moe
+        + HEAD
+    )
+
+
+def cache_bytes(plan: Plan, batch: float) -> float:
+    """Bytes of latents that all ranks together read in one step."""
+    copies = plan.ranks if plan.attention == "tp" else 1
+    return copies * batch * plan.context * LATENTS * LAYERS
+
+
+def network_s(plan: Plan, batch: float) -> float:
+    """Seconds of one step's collectives: two a layer, fp32 sums, and the logits' gather."""
+    if plan.attention == "once":
+        return 0.0
+    gpu, others = plan.gpu, (plan.ranks - 1) / plan.ranks
+    sums = 2 * 2 * LAYERS * batch * HIDDEN * 4 * others
+    logits = batch * VOCABULARY * 4 * others
+    calls = (2 * LAYERS + 1) * gpu.latency * (2 if plan.attention == "dp" else 1)
+    return calls + (sums + logits) / (gpu.network * gpu.network_share)
+
+
+def flops_a_token(plan: Plan, context: float) -> float:
+    """Of one token through the whole model, decoded with absorbed attention."""
+    active = LAYERS * (Q_A_KV_A + BY_HEAD + KV_B / 2) + DENSE_LAYERS * DENSE
+    active += (LAYERS - DENSE_LAYERS) * (ACTIVE + 1) * EXPERT
+    return 2 * active + 2 * LAYERS * HEADS * context * (2 * KV_LORA + ROPE)
+
+
+def step_s(plan: Plan, batch: float) -> float:
+    """Seconds of one decode step of so many sequences."""
+    gpu = plan.gpu
+    if plan.layer_s:  # its latents are in it, and dense layers take about as long
+        layers = LAYERS * _interpolated(plan.layer_s, batch)
+        return layers + HEAD / plan.ranks / gpu.bandwidth + network_s(plan, batch)
+    read = (weight_bytes(plan, batch) + cache_bytes(plan, batch)) / plan.ranks
+    reached = gpu.bf16 * (2 if plan.gemm == "fp8" else 1) * plan.compute_share
+    compute = batch * flops_a_token(plan, plan.context) / plan.ranks / reached
+    return max(read / gpu.bandwidth / plan.efficiency, compute) + network_s(plan, batch)
+
+
+def run_s(plan: Plan, batch: int) -> tuple[float, float, float]:
+    """Seconds of a full run: prompts, steps at the full batch, and the drain.
+
+    Answers all start as soon as there is room. In the drain no sample waits: the batch shrinks as
+    answers end, from all to one over the steps that the longest still has, lengths exponential.
+    """
+    gpu = plan.gpu
+    reached = gpu.bf16 * (2 if plan.gemm == "fp8" else 1) * plan.compute_share * plan.ranks
+    prompts = plan.samples * plan.prompt * flops_a_token(plan, plan.prompt / 2) / reached
+    batch = min(batch, plan.samples)
+    tokens = plan.samples * plan.answer
+    drained, drain, left, step = 0.0, 0.0, float(batch), 0
+    while left >= 1 and step < plan.longest:
+        drain += DRAIN_STEP * step_s(plan, left)
+        drained += DRAIN_STEP * left
+        left *= math.exp(-DRAIN_STEP / plan.answer)
+        step += DRAIN_STEP
+    drain += max(0, plan.longest - step) * step_s(plan, 1)
+    full = max(0.0, tokens - drained) / batch * step_s(plan, batch)
+    return prompts, full, drain
+
+
+DRAIN_STEP = 100  # steps that the drain takes at one batch size
+
+
+def fits(plan: Plan) -> float:
+    """Sequences of the mean context whose latents fit beside the weights."""
+    weights = weight_bytes(plan, math.inf) + VOCABULARY * HIDDEN * 2
+    free = plan.gpu.memory * 0.95 - weights / plan.ranks
+    ranks = 1 if plan.attention == "tp" else plan.ranks
+    return max(0.0, free) * ranks / (plan.context * LATENTS * LAYERS)
+
+
+def _interpolated(measured: dict[int, float], batch: float) -> float:
+    """A line between the two measured batches around; beyond them the nearest one's value or,
+    above, the last line's continuation."""
+    known = sorted(measured)
+    if len(known) == 1 or batch <= known[0]:
+        return measured[known[0]]
+    above = next((k for k in known[1:] if k >= batch), known[-1])
+    below = known[known.index(above) - 1]
+    slope = (measured[above] - measured[below]) / (above - below)
+    return measured[below] + slope * (batch - below)
+
+
+def table(plan: Plan, batches: list[int]) -> str:
+    """The prediction, one line a batch, and before it every assumption."""
+    lines = [f"{name}: {value}" for name, value in vars(plan).items() if name != "gpu"]
+    lines += [f"gpu.{name}: {value:g}" for name, value in vars(plan.gpu).items()]
+    lines += [f"sequences that fit: {fits(plan):.0f}", ""]
+    lines.append(
+        "batch  experts  weights GB  KV GB  network ms  ms/step  tok/s  prompts+steps+drain h"
+    )
+    for batch in batches:
+        step, parts = step_s(plan, batch), run_s(plan, batch)
+        note = "" if batch <= fits(plan) else "  (does not fit)"
+        lines.append(
+            f"{batch:5}  {experts_touched(batch):7.0f}  {weight_bytes(plan, batch) / 1e9:10.0f}"
+            f"  {cache_bytes(plan, batch) / 1e9:5.1f}  {network_s(plan, batch) * 1e3:10.2f}"
+            f"  {step * 1e3:7.2f}  {batch / step:5.0f}  "
+            f"{' + '.join(f'{part / 3600:.2f}' for part in parts)}"
+            f" = {sum(parts) / 3600:.2f}{note}"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="benchmarks.roofline", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--gpu", choices=GPUS, default="h200")
+    parser.add_argument("--ranks", type=int, default=8)
+    parser.add_argument("--attention", choices=("tp", "dp", "once"), default="tp")
+    parser.add_argument("--gemm", choices=("bf16", "fp8"), default="bf16")
+    parser.add_argument("--batch", type=int, nargs="+", default=[16, 64, 128, 256, 512, 1024])
+    parser.add_argument("--efficiency", type=float, default=1.0, help="share of the bandwidth")
+    measured = parser.add_mutually_exclusive_group()
+    measured.add_argument("--layer-us", type=float, help="measured: a MoE layer of a rank")
+    measured.add_argument("--measured", type=Path, help="what benchmarks.kernels --json wrote")
+    args = parser.parse_args()
+    layer_s = None
+    if args.layer_us:
+        layer_s = {1: args.layer_us * 1e-6}
+    elif args.measured:
+        found = json.loads(args.measured.read_text())["moe_layer_us"]
+        layer_s = {int(batch): us * 1e-6 for batch, us in found.items()}
+    plan = Plan(
+        gpu=GPUS[args.gpu],
+        ranks=args.ranks,
+        attention=args.attention,
+        gemm=args.gemm,
+        efficiency=args.efficiency,
+        layer_s=layer_s,
+    )
+    print(table(plan, args.batch))
+
+
+if __name__ == "__main__":
+    main()

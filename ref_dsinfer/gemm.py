@@ -1,0 +1,106 @@
+"""Products with weights, dense and grouped: what they compute, and who computes it.
+
+Plain torch below is the definition, and what CPUs run; GPUs run `kernels/block_fp8.py`. Block-fp8
+weights can be multiplied in two arithmetics:
+
+- `bf16` (W8A16), the reference's: the weight times its scale is rounded to the activations' dtype.
+  The kernel leaves this rounding out: it multiplies the e4m3 values, which any dtype holds exactly,
+  and scales fp32 sums. A product then differs from the definition by at most
+  2^-9 · |x| · |W| and the rounding of the result, and is the more exact of the two.
+- `fp8` (W8A8): activations are rounded to e4m3 as well, with one scale for each 128 values of a
+  row; the products of e4m3 values are exact and are summed in fp32, where both scales apply.
+
+Shape letters: T tokens, P rows of the answer, E matrices of a stack, I in, O out.
+"""
+
+from itertools import pairwise
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ref_dsinfer import fp8
+
+Arithmetic = Literal["bf16", "fp8"]
+ARITHMETICS = ("bf16", "fp8")
+
+
+def dense(
+    x_TI: Tensor, weight: Tensor, scale: Tensor | None, arithmetic: Arithmetic = "bf16"
+) -> Tensor:
+    """x times a weight [..., out, in]; returns [T, all outs side by side].
+
+    `scale` holds the blocks' scales of a block-fp8 weight; without it the weight is of x's dtype.
+    """
+    if x_TI.is_cuda and scale is not None:
+        return _on_gpu(x_TI, weight, scale, None, None, arithmetic)
+    return plain(x_TI, weight, scale, arithmetic)
+
+
+def grouped(
+    x_TI: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    ends_E: Tensor,
+    tokens_P: Tensor | None = None,
+    arithmetic: Arithmetic = "bf16",
+) -> Tensor:
+    """Each run of rows times its own matrices of a stack [E, ..., out, in]; returns [P, outs].
+
+    `ends_E`, int32, tells where the runs end; rows behind the last are undefined. `tokens_P` says
+    which row of x each row of the answer comes from; without it they are the same.
+    """
+    if x_TI.is_cuda:
+        return _on_gpu(x_TI, weight, scale, ends_E, tokens_P, arithmetic)
+    return plain_grouped(x_TI, weight, scale, ends_E, tokens_P, arithmetic)
+
+
+def _on_gpu(
+    x_TI: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    ends_E: Tensor | None,
+    tokens_P: Tensor | None,
+    arithmetic: Arithmetic,
+) -> Tensor:
+    from ref_dsinfer.kernels import block_fp8  # Triton is there where GPUs are
+
+    x_scale, dtype = None, x_TI.dtype
+    if arithmetic == "fp8" and scale is not None:
+        x_TI, x_scale = block_fp8.quantise_rows(x_TI)
+    return block_fp8.product(x_TI, weight, scale, ends_E, tokens_P, x_scale, dtype)
+
+
+def plain(
+    x_TI: Tensor, weight: Tensor, scale: Tensor | None, arithmetic: Arithmetic = "bf16"
+) -> Tensor:
+    """The definition of `dense`, on any device."""
+    if scale is None:
+        return F.linear(x_TI, weight.flatten(0, -2))
+    if arithmetic == "bf16":
+        return F.linear(x_TI, fp8.dequantise(weight, scale, x_TI.dtype).flatten(0, -2))
+    values, scales = fp8.quantise_rows(x_TI)
+    matrix = fp8.dequantise(weight, scale, torch.float32).flatten(0, -2)
+    return F.linear(fp8.dequantise_rows(values, scales), matrix).to(x_TI.dtype)
+
+
+def plain_grouped(
+    x_TI: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    ends_E: Tensor,
+    tokens_P: Tensor | None = None,
+    arithmetic: Arithmetic = "bf16",
+) -> Tensor:
+    """The definition of `grouped`, on any device; waits for the ends where weights are fp8."""
+    x_PI = x_TI if tokens_P is None else x_TI[tokens_P]
+    if scale is None:
+        return torch._grouped_mm(x_PI, weight.flatten(1, -2).transpose(1, 2), offs=ends_E)
+    # Dequantised one by one, since all of them together may not fit.
+    ends = ends_E.tolist()
+    runs = [
+        plain(x_PI[start:end], weight[number], scale[number], arithmetic)
+        for number, (start, end) in enumerate(pairwise([0, *ends]))
+    ]
+    return F.pad(torch.cat(runs), (0, 0, 0, len(x_PI) - ends[-1]))

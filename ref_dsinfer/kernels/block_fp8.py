@@ -1,0 +1,228 @@
+"""Matrix products on NVIDIA GPUs, dense and grouped, over weights that stay block-fp8 in memory.
+
+What they compute is `gemm.py`'s plain definition. Decoding reads every weight once for few rows, so
+memory sets the pace: a program owns 128 rows of a weight, streams 128 columns at a time through
+registers, and multiplies them by its rows of x. The weight is the left operand (y is computed
+transposed), since tensor cores want 64 rows there and few on the right.
+
+Sums are kept in fp32. Each block of 128 columns is a product of its own, to which the block's scale
+is applied; that is also why fp8 products stay accurate, whose sums inside a tensor core have 14
+bits. Nothing is tuned at run time, and how a sum is split depends on the weight's shape, not on how
+many rows x has (up to SPLIT_ROWS): the same call gives the same bits.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ref_dsinfer.config import FP8_BLOCK
+from ref_dsinfer.fp8 import E4M3, LARGEST, SMALLEST_AMAX
+
+BLOCK = tl.constexpr(FP8_BLOCK)
+PROGRAMS = 264  # wanted at least: two for each of an H100's 132 processors
+SPLIT_BLOCKS = 4  # columns / 128 that one part of a split sum has at least
+SPLIT_ROWS = 256  # rows of x up to which sums are split: beyond, there are programs enough
+STAGE_BYTES = 192 * 1024  # of shared memory, for what is loaded ahead; an H100 has 227 KiB
+
+
+@triton.jit
+def _product(
+    x_ptr,  # [tokens, IN]
+    x_scale_ptr,  # [tokens, IN / 128]
+    w_ptr,  # [groups, matrices, OUT, IN]
+    w_scale_ptr,  # [groups, matrices, OUT / 128, IN / 128]
+    y_ptr,  # [SPLITS, rows, matrices · OUT]
+    ends_ptr,  # [groups]
+    tokens_ptr,  # [rows]: which row of x each row of y is made of
+    rows,
+    groups,
+    matrices,
+    OUT,
+    IN,
+    BLOCK_T: tl.constexpr,
+    SPLITS: tl.constexpr,
+    GROUPS: tl.constexpr,  # a power of 2, at least `groups`; 0: one group of all rows
+    GATHERED: tl.constexpr,
+    W_SCALED: tl.constexpr,
+    X_SCALED: tl.constexpr,
+    EVEN: tl.constexpr,  # IN is a multiple of 128
+):
+    out_blocks = tl.cdiv(OUT, BLOCK)
+    out_tiles = matrices * out_blocks
+    program = tl.program_id(0)
+    if GROUPS:
+        # Tiles of rows, group after group; those beyond the last group's have nothing to do.
+        tile, row_tile = program % out_tiles, program // out_tiles
+        numbers = tl.arange(0, GROUPS)
+        inside = numbers < groups
+        ends = tl.load(ends_ptr + numbers, mask=inside, other=0)
+        starts = tl.load(ends_ptr + numbers - 1, mask=inside & (numbers > 0), other=0)
+        tiles = tl.cdiv(ends - starts, BLOCK_T)
+        tiles = tl.where(inside, tiles, 0)
+        upto = tl.cumsum(tiles, 0)
+        group = tl.sum((upto <= row_tile).to(tl.int32), 0)
+        if group >= groups:
+            return
+        mine = numbers == group
+        before = tl.sum(tl.where(mine, upto - tiles, 0), 0)
+        first = tl.sum(tl.where(mine, starts, 0), 0) + (row_tile - before) * BLOCK_T
+        last = tl.sum(tl.where(mine, ends, 0), 0)
+    else:
+        # Programs that share a tile of the weight run side by side: it is then read once.
+        row_tiles = tl.cdiv(rows, BLOCK_T)
+        tile, group = program // row_tiles, 0
+        first = (program % row_tiles) * BLOCK_T
+        last = rows
+    matrix = tile // out_blocks
+    out_block = tile % out_blocks
+    stacked = (group * matrices + matrix).to(tl.int64)
+
+    # What lies beyond an edge is read again from the last row, and not stored.
+    row_T = first + tl.arange(0, BLOCK_T)
+    read_T = tl.minimum(row_T, last - 1)
+    if GATHERED:
+        read_T = tl.load(tokens_ptr + read_T)
+    out_O = out_block * BLOCK + tl.arange(0, BLOCK)
+    in_I = tl.arange(0, BLOCK)
+    in_blocks = tl.cdiv(IN, BLOCK)
+    x_TI = x_ptr + read_T.to(tl.int64)[:, None] * IN + in_I[None, :]
+    w_OI = w_ptr + stacked * OUT * IN
+    w_OI += tl.minimum(out_O, OUT - 1).to(tl.int64)[:, None] * IN + in_I[None, :]
+    w_scale = w_scale_ptr + (stacked * out_blocks + out_block) * in_blocks
+    x_scale_T = x_scale_ptr + read_T.to(tl.int64) * in_blocks
+
+    part = tl.program_id(1)
+    each = tl.cdiv(in_blocks, SPLITS)
+    sum_OT = tl.zeros((BLOCK, BLOCK_T), tl.float32)
+    for block in range(part * each, tl.minimum(part * each + each, in_blocks)):
+        at = block * BLOCK
+        if EVEN:
+            x = tl.load(x_TI + at)
+            w = tl.load(w_OI + at)
+        else:
+            kept = (at + in_I < IN)[None, :]
+            x = tl.load(x_TI + at, mask=kept, other=0.0)
+            w = tl.load(w_OI + at, mask=kept, other=0.0)
+        product = tl.dot(w.to(x.dtype), tl.trans(x), input_precision="ieee")
+        if W_SCALED:
+            product *= tl.load(w_scale + block)
+        if X_SCALED:
+            product *= tl.load(x_scale_T + block)[None, :]
+        sum_OT += product
+
+    width = matrices * OUT
+    y_TO = y_ptr + (part.to(tl.int64) * rows + row_T.to(tl.int64)[:, None]) * width
+    y_TO += matrix * OUT + out_O[None, :]
+    stored = (row_T < last)[:, None] & (out_O < OUT)[None, :]
+    tl.store(y_TO, tl.trans(sum_OT).to(y_ptr.dtype.element_ty), mask=stored)
+
+
+@triton.jit
+def _add_up(parts_ptr, y_ptr, size, PARTS: tl.constexpr, WIDTH: tl.constexpr):
+    """y [size] = the sum of PARTS rows, in their order."""
+    at = tl.program_id(0).to(tl.int64) * WIDTH + tl.arange(0, WIDTH)
+    total = tl.zeros((WIDTH,), tl.float32)
+    for part in range(PARTS):
+        total += tl.load(parts_ptr + part * size.to(tl.int64) + at, mask=at < size, other=0.0)
+    tl.store(y_ptr + at, total.to(y_ptr.dtype.element_ty), mask=at < size)
+
+
+@triton.jit
+def _quantise(x_ptr, q_ptr, scale_ptr, IN, LARGEST: tl.constexpr, SMALLEST: tl.constexpr):
+    """One row's group of 128 values, and its scale."""
+    row, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    at = block * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + row * IN + at, mask=at < IN, other=0.0).to(tl.float32)
+    scale = tl.math.div_rn(tl.maximum(tl.max(tl.abs(x), 0), SMALLEST), LARGEST)
+    q = tl.math.div_rn(x, scale)
+    tl.store(q_ptr + row * IN + at, q.to(q_ptr.dtype.element_ty), mask=at < IN)
+    tl.store(scale_ptr + row * tl.cdiv(IN, BLOCK) + block, scale)
+
+
+def quantise_rows(x_TI: Tensor) -> tuple[Tensor, Tensor]:
+    """`fp8.quantise_rows` in one kernel."""
+    x_TI = x_TI.contiguous()
+    rows, columns = x_TI.shape
+    blocks = -(-columns // FP8_BLOCK)
+    q_TI = torch.empty_like(x_TI, dtype=E4M3)
+    scale = x_TI.new_empty(rows, blocks, dtype=torch.float32)
+    if rows:
+        _quantise[(rows, blocks)](x_TI, q_TI, scale, columns, LARGEST, SMALLEST_AMAX, num_warps=1)
+    return q_TI, scale
+
+
+def product(
+    x_TI: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    ends_E: Tensor | None = None,
+    tokens_P: Tensor | None = None,
+    x_scale: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """x times a weight [..., out, in], or with `ends_E` each run of rows times its own matrices of
+    a stack [E, ..., out, in]. Returns [rows, all outs side by side] in `dtype`, or x's.
+
+    `scale` is a block-fp8 weight's. With `x_scale`, x and it are what `quantise_rows` returns.
+    `ends_E`, int32, tells where the runs end; rows behind the last are left as they are in memory.
+    `tokens_P` says which row of x each row of the answer comes from; without it they are the same.
+    """
+    assert weight.is_contiguous()
+    x_TI = x_TI.contiguous()
+    groups = 1 if ends_E is None else len(weight)
+    outs, columns = weight.shape[-2:]
+    matrices = weight.numel() // (groups * outs * columns)
+    rows = len(x_TI) if tokens_P is None else len(tokens_P)
+    y = x_TI.new_empty(rows, matrices * outs, dtype=dtype or x_TI.dtype)
+    if not rows:
+        return y
+    tiles = matrices * -(-outs // FP8_BLOCK)
+    tall = _tile_rows(rows // groups, x_TI)
+    row_tiles = -(-rows // tall)
+    splits = 1
+    if ends_E is not None:
+        row_tiles = min(rows // tall + groups, rows)
+    elif rows <= SPLIT_ROWS:
+        splits = _splits(tiles, -(-columns // FP8_BLOCK))
+    parts = y if splits == 1 else y.new_empty(splits, *y.shape, dtype=torch.float32)
+    warps, stages = launch(tall, weight.itemsize, x_TI.itemsize)
+    _product[(tiles * row_tiles, splits)](
+        # a pointer that is not read may be any
+        *(x_TI, x_TI if x_scale is None else x_scale),
+        *(weight, weight if scale is None else scale, parts),
+        *(x_TI if ends_E is None else ends_E, x_TI if tokens_P is None else tokens_P),
+        *(rows, groups, matrices, outs, columns),
+        BLOCK_T=tall,
+        SPLITS=splits,
+        GROUPS=0 if ends_E is None else triton.next_power_of_2(groups),
+        GATHERED=tokens_P is not None,
+        W_SCALED=scale is not None,
+        X_SCALED=x_scale is not None,
+        EVEN=columns % FP8_BLOCK == 0,
+        num_warps=warps,
+        num_stages=stages,
+    )
+    if splits > 1:
+        size = y.numel()
+        _add_up[(triton.cdiv(size, 1024),)](parts, y, size, splits, 1024)
+    return y
+
+
+def launch(tall: int, weight_bytes: int, x_bytes: int) -> tuple[int, int]:
+    """Warps and stages of a program of `tall` rows, by the bytes of an item."""
+    stage = FP8_BLOCK * (FP8_BLOCK * weight_bytes + tall * x_bytes)
+    return 8 if tall >= 64 else 4, max(1, min(4, STAGE_BYTES // stage))
+
+
+def _tile_rows(rows: int, x_TI: Tensor) -> int:
+    """Rows of x a program takes: a power of 2 that holds them all, within a program's registers."""
+    most = 32 if x_TI.dtype == torch.float32 else 128
+    return min(max(16, triton.next_power_of_2(rows)), most)
+
+
+def _splits(tiles: int, blocks: int) -> int:
+    """Into how many parts the sum over `blocks` of 128 columns is split, none of them empty."""
+    wanted = max(1, min(-(-PROGRAMS // tiles), blocks // SPLIT_BLOCKS))
+    each = -(-blocks // wanted)
+    return -(-blocks // each)

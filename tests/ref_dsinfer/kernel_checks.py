@@ -1,0 +1,123 @@
+"""Every Triton kernel against its definition in plain torch, on any device.
+
+As a program, with TRITON_INTERPRET=1, it runs them on a CPU, in a process of its own, since Triton
+decides at import. The interpreter multiplies bf16 wrongly and rounds to e4m3 otherwise than GPUs
+do: there fp16 and fp32 stand in, and values are quantised by the definition.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ref_dsinfer import fp8, gemm
+from ref_dsinfer.attention import plain
+from ref_dsinfer.kernels import block_fp8, mla
+
+# A weight's shape [..., out, in], rows of x. Edges of blocks, stacks, and sums in several parts.
+DENSE = (((200, 300), 4), ((2, 64, 256), 20), ((576, 1300), 33), ((128, 128), 1), ((128, 640), 70))
+ENDS = ([0, 3, 3, 20, 30], [0] * 5, [40] * 5, [1, 2, 3, 4, 5])  # of 40 rows, for five experts
+# Sequences, heads, kept, rotated, a block's places, blocks each.
+ATTENTION = ((3, 4, 64, 16, 16, 7), (1, 16, 512, 64, 64, 3), (5, 70, 48, 20, 8, 9))
+
+
+def check_products(device: str, dtype: torch.dtype, arithmetic: gemm.Arithmetic) -> None:
+    """Dense products, in each of the two arithmetics."""
+    for shape, rows in DENSE:
+        weight, scale = fp8.quantise(torch.randn(shape, device=device))
+        x = torch.randn(rows, shape[-1], device=device).to(dtype)
+        values, x_scale = fp8.quantise_rows(x) if arithmetic == "fp8" else (x, None)
+        found = block_fp8.product(values, weight, scale, x_scale=x_scale, dtype=dtype)
+        bound = _bound(x, fp8.dequantise(weight, scale, torch.float32))
+        _close(found, gemm.plain(x.float(), weight, scale, arithmetic), bound, dtype)
+
+
+def check_groups(device: str, dtype: torch.dtype, arithmetic: gemm.Arithmetic) -> None:
+    """Products of experts, of which some have no rows, and rows that no expert has."""
+    weight, scale = fp8.quantise(torch.randn(5, 2, 150, 200, device=device))
+    x = torch.randn(13, 200, device=device).to(dtype)
+    tokens = torch.randint(0, 13, (40,), device=device)
+    values, x_scale = fp8.quantise_rows(x) if arithmetic == "fp8" else (x, None)
+    for numbers in ENDS:
+        ends = torch.tensor(numbers, dtype=torch.int32, device=device)
+        for rows in (tokens, None):
+            if rows is None and numbers[-1] > len(x):
+                continue
+            found = block_fp8.product(values, weight, scale, ends, rows, x_scale, dtype)
+            expected = gemm.plain_grouped(x.float(), weight, scale, ends, rows, arithmetic)
+            size = fp8.dequantise(weight, scale, torch.float32).abs().amax() * x.abs().amax() * 200
+            kept = slice(0, numbers[-1])
+            _close(found[kept], expected[kept], size.float(), dtype)
+
+
+def check_unscaled_groups(device: str, dtype: torch.dtype) -> None:
+    """Experts whose weights are not quantised."""
+    weight = torch.randn(5, 2, 50, 96, device=device).to(dtype)
+    x = torch.randn(40, 96, device=device).to(dtype)
+    ends = torch.tensor(ENDS[0], dtype=torch.int32, device=device)
+    found = block_fp8.product(x, weight, None, ends)
+    for number, (start, end) in enumerate(zip([0, *ENDS[0]], ENDS[0], strict=False)):
+        expected = x[start:end].float() @ weight[number].flatten(0, 1).float().T
+        _close(found[start:end], expected, torch.tensor(96.0), dtype)
+
+
+def check_rounding(device: str, exact: bool) -> None:
+    """Activations become the definition's values and scales; `exact`: rounded by the kernel."""
+    x = torch.randn(7, 300, device=device) * torch.logspace(-6, 4, 7, device=device)[:, None]
+    x[3] = 0
+    values, scale = fp8.quantise_rows(x)
+    if exact:
+        found, found_scale = block_fp8.quantise_rows(x)
+    else:
+        found, found_scale = torch.empty_like(x), torch.empty_like(scale)
+        largest, smallest = fp8.LARGEST, fp8.SMALLEST_AMAX
+        block_fp8._quantise[scale.shape](x, found, found_scale, 300, largest, smallest)
+    assert torch.equal(found_scale, scale)
+    assert torch.equal(found.to(fp8.E4M3).view(torch.uint8), values.view(torch.uint8))
+
+
+def check_attention(device: str, dtype: torch.dtype) -> None:
+    """Blocks in any order; what lies behind a sequence's last token does not matter."""
+    for count, heads, kept, rotated, size, columns in ATTENTION:
+        blocks = torch.randn(columns * count + 1, size, kept + rotated, device=device).to(dtype)
+        table = torch.randperm(len(blocks), device=device)[: columns * count].view(count, columns)
+        lengths = torch.randint(1, columns * size + 1, (count,), device=device)
+        lengths[-1] = columns * size
+        lengths[0] = 1
+        q = torch.randn(count, heads, kept + rotated, device=device).to(dtype)
+        expected = plain(q.float(), blocks.float(), table, lengths, kept, 0.1)
+        blocks[table[0]] = blocks[table[0]].where(
+            torch.arange(columns * size, device=device).view(columns, size, 1) < 1, torch.nan
+        )
+        found = mla.attend(q, blocks, table, lengths, kept, 0.1)
+        _close(found, expected, blocks.nan_to_num().abs().amax().float(), dtype)
+
+
+def _bound(x: Tensor, matrix: Tensor) -> Tensor:
+    """|x| · |W|: what a sum's rounding errors are relative to."""
+    return x.float().abs() @ matrix.flatten(0, -2).abs().T
+
+
+def _close(found: Tensor, expected: Tensor, bound: Tensor, dtype: torch.dtype) -> None:
+    # Half a step of the result, and of fp32 sums; fp8 sums have 14 bits inside a tensor core.
+    step = torch.finfo(dtype).eps
+    gap = (found.float() - expected).abs()
+    assert (gap <= step * expected.abs() + max(step / 8, 2**-20) * bound).all(), gap.max()
+    assert found.dtype == dtype
+
+
+def in_the_interpreter() -> None:
+    checks: list[Callable[[], None]] = [lambda: check_rounding("cpu", exact=False)]
+    for dtype in (torch.float32, torch.float16):
+        checks.append(lambda dtype=dtype: check_unscaled_groups("cpu", dtype))
+        checks.append(lambda dtype=dtype: check_attention("cpu", dtype))
+        for arithmetic in gemm.ARITHMETICS:
+            checks.append(lambda d=dtype, a=arithmetic: check_products("cpu", d, a))
+            checks.append(lambda d=dtype, a=arithmetic: check_groups("cpu", d, a))
+    for check in checks:
+        torch.manual_seed(0)
+        check()
+
+
+if __name__ == "__main__":
+    in_the_interpreter()

@@ -1,0 +1,63 @@
+"""Padded decode steps, run as a CUDA graph would but not captured, against plain ones."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from ref_dsinfer.engine import Engine
+from ref_dsinfer.errors import UsageError
+from ref_dsinfer.graphs import Decoder, padded_sizes
+
+
+def answers(model: Path, padded: bool) -> dict[int, list[int]]:
+    """Of requests that come and go, over a cache so small that some have to start over."""
+    engine = Engine(
+        model,
+        device="cpu",
+        dtype="float32",
+        max_running=5,
+        max_model_len=100,
+        block_size=8,
+        cache_tokens=200,
+        threads=1,
+    )
+    if padded:
+        runner = engine.runner
+        runner.decoder = Decoder(runner.model, runner.cache, runner.spare, 5, 100)
+    chance = random.Random(3)
+    found: dict[int, list[int]] = {}
+    step = 0
+    while engine.busy or len(found) < 12:
+        if step % 4 == 0 and len(found) < 12:
+            prompt = tuple(chance.randrange(96) for _ in range(chance.randint(1, 40)))
+            engine.add(len(found), prompt, chance.randint(1, 50))
+            found[len(found)] = []
+        for output in engine.step() if engine.busy else ():
+            found[output.id] += output.token_ids
+        step += 1
+    assert engine.scheduler.preempted
+    [pool] = engine.scheduler.pools
+    assert pool.free == pool.blocks
+    return found
+
+
+def test_padded_steps_give_the_same_tokens(random_model: Path) -> None:
+    assert answers(random_model, padded=True) == answers(random_model, padded=False)
+
+
+@pytest.mark.parametrize("most", [1, 3, 64, 100, 512, 700])
+def test_every_batch_has_a_size_that_is_not_much_larger(most: int) -> None:
+    sizes = padded_sizes(most)
+    assert sizes == sorted(set(sizes))
+    assert sizes[-1] == most
+    for count in range(1, most + 1):
+        size = next(size for size in sizes if size >= count)
+        assert size <= max(2 * count - 1, 1) or size - count < 8
+
+
+def test_fp8_arithmetic_needs_fp8_weights(random_model: Path) -> None:
+    with pytest.raises(UsageError, match="needs block-fp8 weights"):
+        Engine(random_model, device="cpu", gemm="fp8")
+    with pytest.raises(UsageError, match="gemm 'int8'"):
+        Engine(random_model, device="cpu", gemm="int8")
