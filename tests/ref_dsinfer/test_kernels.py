@@ -27,6 +27,7 @@ def run(module: str, **variables: str) -> None:
     assert ended.returncode == 0, ended.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_kernels_compute_their_definitions_in_the_interpreter() -> None:
     run("tests.ref_dsinfer.kernel_checks", TRITON_INTERPRET="1")
