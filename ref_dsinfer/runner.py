@@ -31,10 +31,17 @@ class Runner:
 
     @torch.inference_mode()
     def run(self, work: list[Work]) -> Tensor:
-        """Logits [N, V] after each work's last token. Decodes come first."""
-        hidden_TD = self.model(self.batch(work), self.cache)
-        if len(hidden_TD) > len(work):
-            hidden_TD = hidden_TD[self._ids([end - 1 for end in accumulate(w.count for w in work)])]
+        """Logits [N, V] for each token to be drawn, in order. Decodes come first."""
+        return self.logits(work, self.model(self.batch(work), self.cache))
+
+    def logits(self, work: list[Work], hidden_TD: Tensor) -> Tensor:
+        """Of the work's hidden states those after which tokens are drawn, as logits [N, V]."""
+        ends = accumulate(one.count for one in work)
+        drawn = [
+            row for one, end in zip(work, ends, strict=True) for row in range(end - one.draws, end)
+        ]
+        if len(drawn) < len(hidden_TD):
+            hidden_TD = hidden_TD[self._ids(drawn)]
         return self.model.logits(hidden_TD)
 
     def batch(self, work: list[Work]) -> Batch:
@@ -66,14 +73,15 @@ class Runner:
         ]
 
     def _decodes(self, work: list[Work]) -> Decodes:
+        """A row for each token, also of one sequence: it sees what lies before it, and itself."""
         longest = max(len(one.sequence.blocks) for one in work)
         table: list[int] = []
+        lengths: list[int] = []
         for one in work:
-            table += one.sequence.blocks
-            table += [0] * (longest - len(one.sequence.blocks))
-        return Decodes(
-            self._ids(table).view(len(work), longest), self._ids([one.stop for one in work])
-        )
+            blocks = one.sequence.blocks
+            table += (blocks + [0] * (longest - len(blocks))) * one.count
+            lengths += range(one.start + 1, one.stop + 1)
+        return Decodes(self._ids(table).view(-1, longest), self._ids(lengths))
 
     def _ids(self, values: list[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self.device)

@@ -16,16 +16,17 @@ class Work:
     sequence: Sequence
     start: int  # position of the first; what lies before it is in the cache
     count: int
+    draws: int  # tokens to draw: after the last one, and after each before a guessed one; or none
 
     @property
     def stop(self) -> int:
-        """Position after the last; the sequence then has so many tokens in the cache."""
+        """Position after the last; the cache then holds the sequence's tokens up to there."""
         return self.start + self.count
 
     @property
     def decodes(self) -> bool:
-        """Whether this is one token that attends to others in the cache."""
-        return self.count == 1 and self.start > 0
+        """Whether this is one token, and guesses of what follows it, that attend to the cache."""
+        return self.start > 0 and self.count == max(self.draws, 1)
 
 
 class Scheduler:
@@ -34,11 +35,21 @@ class Scheduler:
     where a running one finds no block, the youngest gives its own back and starts over later.
     """
 
-    def __init__(self, pool: BlockPool, max_running: int, step_tokens: int = STEP_TOKENS) -> None:
-        """The pool must hold the longest sequence, or an answer may never end."""
+    def __init__(
+        self,
+        pool: BlockPool,
+        max_running: int,
+        step_tokens: int = STEP_TOKENS,
+        drafts: int = 0,
+    ) -> None:
+        """The pool must hold the longest sequence, or an answer may never end. At most so many
+        `drafts` follow a running answer's last token."""
         self.pool = pool
         self.max_running = max_running  # sequences
-        self.step_tokens = max(step_tokens, max_running)
+        self.step_tokens = max(step_tokens, max_running * (1 + drafts))
+        # Beyond a sequence's tokens the cache takes its drafts, and where all of them are right
+        # the next ones while they are made; the last of these is not run itself.
+        self.spare = max(2 * drafts - 1, 0)
         self.preempted = 0  # times that a sequence had to start over
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # the oldest first
@@ -80,14 +91,21 @@ class Scheduler:
         """As many of the sequence's tokens as there are and may be."""
         start = sequence.cached
         sequence.cached = min(sequence.length, start + tokens)
-        return Work(sequence, start, sequence.cached - start)
+        if sequence.cached < sequence.length:
+            return Work(sequence, start, sequence.cached - start, draws=0)
+        drafts = len(sequence.drafts)
+        return Work(sequence, start, sequence.cached + drafts - start, draws=1 + drafts)
+
+    def _needed(self, sequence: Sequence) -> int:
+        """Blocks for all that a step may write of a sequence."""
+        return self.pool.needed(min(sequence.length + self.spare, sequence.limit))
 
     def _has_room(self, sequence: Sequence) -> bool:
         """Whether all tokens of a running sequence have their blocks, at the cost of younger ones.
 
         Not if it is the youngest and there is no block left: it has then been preempted itself.
         """
-        missing = self.pool.needed(sequence.length) - len(sequence.blocks)
+        missing = self._needed(sequence) - len(sequence.blocks)
         while self.pool.free < missing:
             youngest = self.running.pop()
             self._release(youngest)
@@ -103,7 +121,7 @@ class Scheduler:
         if not self.waiting or len(self.running) >= self.max_running:
             return False
         sequence = self.waiting[0]
-        needed = self.pool.needed(sequence.length)
+        needed = self._needed(sequence)
         # a block to spare for each running answer, or the next step might preempt it again
         if self.pool.free < min(needed + len(self.running), self.pool.blocks):
             return False
@@ -114,4 +132,5 @@ class Scheduler:
     def _release(self, sequence: Sequence) -> None:
         self.pool.give(sequence.blocks)
         sequence.blocks = []
+        sequence.drafts = []
         sequence.cached = 0
