@@ -120,6 +120,7 @@ class PyTorchBackend(Backend):
             "dtype": self.config.dtype,
             "max_model_len": self._engine.max_model_len,
             "max_running": self._engine.scheduler.max_running,
+            "speculative": self.config.speculative,
             **asdict(self._options),
             "cache_tokens": pool.blocks * pool.block_size,
         }
@@ -178,6 +179,7 @@ class PyTorchBackend(Backend):
             threads=self._options.threads,
             cache_tokens=self._options.cache_tokens,
             step_tokens=self._options.step_tokens,
+            speculative=config.speculative,
         )
 
     def _lead(self, loop: asyncio.AbstractEventLoop, ready: "asyncio.Future[Engine]") -> None:

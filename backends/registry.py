@@ -30,6 +30,7 @@ _TABLE = (
         scenarios=SCENARIOS,
         torchrun=True,
         devices=("cpu", "cuda"),
+        takes=frozenset({"speculative"}),
     ),
     BackendSpec(
         name="vllm",

@@ -81,7 +81,11 @@ def written(
 
 
 def make_last_layer_draft(path: Path) -> None:
-    """Change a model into one of a layer less, which lies behind it as an MTP layer."""
+    """Change a model into one of a layer less, which lies behind it as an MTP layer.
+
+    Embeddings get a weight that makes the next token depend on the last one most, so that some
+    drafts are right although the layer has not been trained.
+    """
     config = json.loads((path / "config.json").read_text())
     config["num_hidden_layers"] -= 1
     config["num_nextn_predict_layers"] = 1
@@ -89,11 +93,13 @@ def make_last_layer_draft(path: Path) -> None:
     size = config["hidden_size"]
     file = path / "model.safetensors"
     tensors = load_file(file)
+    tensors["model.embed_tokens.weight"] *= 12
+    unchanged = torch.cat([torch.eye(size), torch.zeros(size, size)], dim=1)
     added = {
-        "enorm.weight": torch.rand(size) + 0.5,
+        "enorm.weight": 1 + torch.rand(size) / 5,
         "hnorm.weight": torch.rand(size) + 0.5,
-        "eh_proj.weight": torch.randn(size, 2 * size) / 8,
-        "shared_head.norm.weight": torch.rand(size) + 0.5,
+        "eh_proj.weight": unchanged + torch.randn(size, 2 * size) / 100,
+        "shared_head.norm.weight": tensors["model.norm.weight"] * (1 + torch.rand(size) / 5),
         "shared_head.head.weight": tensors["lm_head.weight"].clone(),
         "embed_tokens.weight": tensors["model.embed_tokens.weight"].clone(),
     }
@@ -152,4 +158,4 @@ def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def drafting_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One with an MTP layer, of so few tokens that some of its random drafts are right."""
     path = tmp_path_factory.mktemp("drafting") / "hf"
-    return written(path, hub_keys=True, mtp=True, vocab_size=8, num_hidden_layers=4)
+    return written(path, hub_keys=True, mtp=True, vocab_size=32, num_hidden_layers=4)

@@ -1,6 +1,6 @@
 """What each rank of test_parallel runs under torchrun: the answers of an engine, written as JSON.
 
-rank_answers.py MODEL OUTPUT DTYPE TEMPERATURE
+rank_answers.py MODEL OUTPUT DTYPE TEMPERATURE [speculative]
 """
 
 import json
@@ -12,9 +12,13 @@ from ref_dsinfer import errors
 from ref_dsinfer.engine import Engine
 
 
-def answers(model: Path, dtype: str, temperature: float) -> tuple[Engine, list[list[int]]]:
+def answers(
+    model: Path, dtype: str, temperature: float, speculative: bool = False
+) -> tuple[Engine, list[list[int]]]:
     """Twelve answers of unequal length; some prompts come while others run, one is aborted."""
-    engine = Engine(model, device="cpu", dtype=dtype, max_running=5, threads=1)
+    engine = Engine(
+        model, device="cpu", dtype=dtype, max_running=5, threads=1, speculative=speculative
+    )
     chance = random.Random(3)
     found: list[list[int]] = [[] for _ in range(12)]
     for number in range(12):
@@ -32,8 +36,9 @@ def answers(model: Path, dtype: str, temperature: float) -> tuple[Engine, list[l
 
 def main() -> None:
     """Write this rank's answers to OUTPUT.rank."""
-    model, output, dtype, temperature = sys.argv[1:]
-    engine, found = answers(Path(model), dtype, float(temperature))
+    model, output, dtype, temperature, *speculative = sys.argv[1:]
+    engine, found = answers(Path(model), dtype, float(temperature), bool(speculative))
+    assert bool(engine.checked) == bool(speculative)
     words = engine.ranks.share(["x"] * 1000 if engine.ranks.rank == 0 else None)
     nothing = engine.ranks.share(None)
     assert (len(words), nothing) == (1000, None)

@@ -27,10 +27,15 @@ def run(world: int, *arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def answers(
-    world: int, model: Path, output: Path, dtype: str = "float32", temperature: float = 0.0
+    world: int,
+    model: Path,
+    output: Path,
+    dtype: str = "float32",
+    temperature: float = 0.0,
+    *options: str,
 ) -> list[list[int]]:
     """What all ranks answer; they must agree."""
-    done = run(world, model, output, dtype, temperature)
+    done = run(world, model, output, dtype, temperature, *options)
     assert done.returncode == 0, done.stderr
     found = [json.loads(Path(f"{output}.{rank}").read_text()) for rank in range(world)]
     assert all(one == found[0] for one in found)
@@ -61,6 +66,18 @@ def test_ranks_stay_together_where_sums_are_rounded_and_tokens_drawn(
     drawn = answers(2, random_model, tmp_path / "answers", "bfloat16", 0.8)
     assert drawn != alone
     assert [len(answer) for answer in drawn[:7]] == [len(answer) for answer in alone[:7]]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_ranks_that_draft_give_the_tokens_of_one_that_does_not(
+    drafting_model: Path, tmp_path: Path, temperature: float
+) -> None:
+    _, alone = runpy.run_path(str(WORKER))["answers"](drafting_model, "float32", temperature)
+    convert(drafting_model, tmp_path, 2)
+    options = ("float32", temperature, "speculative")
+    found = answers(2, tmp_path, tmp_path / "answers", *options)
+    found[7] = found[7][: len(alone[7])]  # aborted after so many steps, which may give more tokens
+    assert found == alone
 
 
 def test_a_world_size_that_does_not_divide_ends_all_ranks_with_one_line(

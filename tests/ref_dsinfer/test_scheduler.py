@@ -18,21 +18,24 @@ class Traffic(RuleBasedStateMachine):
         more=st.integers(0, 20),
         running=st.integers(1, 5),
         tokens=st.integers(1, 80),
+        drafts=st.sampled_from([0, 0, 1, 3]),
     )
-    def start(self, size: int, more: int, running: int, tokens: int) -> None:
+    def start(self, size: int, more: int, running: int, tokens: int, drafts: int) -> None:
         self.pool = BlockPool(-(-LONGEST // size) + more, size)
-        self.scheduler = Scheduler(self.pool, running, tokens)
+        self.scheduler = Scheduler(self.pool, running, tokens, drafts)
+        self.drafts = drafts
         self.memory: dict[tuple[int, int], tuple[int, int]] = {}
         self.arrived: list[Sequence] = []
 
     @rule(length=st.integers(1, LONGEST - 1))
     def add(self, length: int) -> None:
-        sequence = Sequence(len(self.memory) + id(object()), (0,) * length, LONGEST)
+        sequence = Sequence(len(self.memory) + id(object()), (0,) * length, LONGEST - length)
         self.arrived.append(sequence)
         self.scheduler.add(sequence)
 
-    @rule()
-    def step(self) -> None:
+    @rule(right=st.integers(0, 3))
+    def step(self, right: int) -> None:
+        """At most so many drafts are right."""
         if not self.scheduler.busy:
             return
         work = self.scheduler.schedule()
@@ -50,11 +53,20 @@ class Traffic(RuleBasedStateMachine):
             for position in range(one.stop):
                 place = one.sequence.blocks[position // size], position % size
                 assert self.memory[place] == (one.sequence.id, position)
-            if one.stop == one.sequence.length:
-                one.sequence.answer_ids.append(0)
-                if one.sequence.length == LONGEST:
-                    self.arrived.remove(one.sequence)
-                    self.scheduler.remove(one.sequence)
+            sequence = one.sequence
+            assert one.draws == (one.stop >= sequence.length) * (1 + len(sequence.drafts))
+            if one.draws:
+                held = min(right, len(sequence.drafts))
+                sequence.answer_ids += [0] * (1 + held)
+                sequence.cached += held
+                sequence.drafts = [0] * min(self.drafts, LONGEST - sequence.length - 1)
+                # the entries that drafts are made from, the first from the last token but one
+                entries = sequence.length - 2 + len(sequence.drafts)
+                assert sequence.length == LONGEST or entries <= len(sequence.blocks) * size
+                assert sequence.length <= LONGEST
+                if sequence.length == LONGEST:
+                    self.arrived.remove(sequence)
+                    self.scheduler.remove(sequence)
 
     @rule(choice=st.integers(0, 99))
     def remove(self, choice: int) -> None:
@@ -66,7 +78,7 @@ class Traffic(RuleBasedStateMachine):
     def drain(self) -> None:
         """All come to their end, however often they are preempted."""
         for _ in range(len(self.arrived) * LONGEST * 2):
-            self.step()
+            self.step(1)
         assert not self.arrived
         assert not self.scheduler.busy
         assert self.pool.free == self.pool.blocks
@@ -78,7 +90,7 @@ class Traffic(RuleBasedStateMachine):
         assert len(held) == len(set(held))
         assert len(held) + self.pool.free == self.pool.blocks
         assert set(held).isdisjoint(self.pool._free)
-        assert not any(sequence.blocks or sequence.cached for sequence in waiting)
+        assert not any(s.blocks or s.cached or s.drafts for s in waiting)
         assert {*running, *waiting} == set(self.arrived)
         assert len(running) <= self.scheduler.max_running
 
