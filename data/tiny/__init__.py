@@ -3,6 +3,7 @@
 From nothing, in this order:
 
     python -m data.tiny.train                               weights and tokenizer
+    python -m data.tiny.train_mtp                           the MTP layer behind them
     python -m ref_dsinfer.fp8 --model-path data/tiny/model --output-path data/tiny/model-fp8
     python -m data.tiny.rows                                data set and programs' tests
     python run_eval.py --backend pytorch --model data/tiny/model \\
