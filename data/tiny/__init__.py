@@ -15,5 +15,5 @@ From nothing, in this order:
 The bundled weights come from a training of 6,800 steps on two CPU cores that was stopped and
 resumed with other numbers of threads; from step 1,800 on the learning rate fell linearly, and at
 step 4,600 its end was put off from step 6,000 to step 6,800. The MTP layer behind them was taken
-from its training at step 146 of 200, before the learning rate had fallen to zero.
+from its training at step 148 of 200, before the learning rate had fallen to zero.
 """
