@@ -122,6 +122,7 @@ class PyTorchBackend(Backend):
             "gemm": self.config.gemm or "bf16",
             "max_model_len": self._engine.max_model_len,
             "max_running": self._engine.scheduler.max_running,
+            "speculative": self.config.speculative,
             **asdict(self._options),
             "cache_tokens": sum(pool.blocks * pool.block_size for pool in pools),
         }
@@ -183,6 +184,7 @@ class PyTorchBackend(Backend):
             step_tokens=self._options.step_tokens,
             gemm=config.gemm or "bf16",
             graphs=self._options.graphs,
+            speculative=config.speculative,
         )
 
     def _lead(self, loop: asyncio.AbstractEventLoop, ready: "asyncio.Future[Engine]") -> None:

@@ -30,7 +30,7 @@ _TABLE = (
         scenarios=SCENARIOS,
         torchrun=True,
         devices=("cpu", "cuda"),
-        takes=frozenset({"attention", "gemm"}),
+        takes=frozenset({"attention", "gemm", "speculative"}),
     ),
     BackendSpec(
         name="vllm",

@@ -59,13 +59,12 @@ def add_options(parser: argparse.ArgumentParser, torchrun: bool = False) -> None
     )
     add_grading_options(parser)
     add_engine_options(parser, torchrun)
-    if not torchrun:
-        parser.add_argument(
-            "--speculative",
-            action="store_true",
-            help="decode with the model's own MTP head, three steps; the rules allow it in"
-            " --mode interactive only",
-        )
+    parser.add_argument(
+        "--speculative",
+        action="store_true",
+        help="decode with the model's own MTP head, three steps; the rules allow it in"
+        " --mode interactive only",
+    )
 
 
 def run(args: argparse.Namespace, torchrun: bool = False) -> None:
@@ -80,7 +79,7 @@ def run(args: argparse.Namespace, torchrun: bool = False) -> None:
     spec, world = choose_backend(args, torchrun)
     if args.mode not in spec.scenarios:
         raise UsageError(f"backend {spec.name} can't do --mode {args.mode}")
-    if getattr(args, "speculative", False) and args.mode != "interactive":
+    if args.speculative and args.mode != "interactive":
         raise UsageError("--speculative is allowed in --mode interactive only")
     folder = args.output_dir / args.mode / ("accuracy" if args.accuracy else "performance")
     check_writable(folder)

@@ -31,7 +31,9 @@ class PagedCache:
         device: torch.device,
     ) -> None:
         self.block_size = block_size
-        self._layers = zeros((config.layers, blocks, block_size, config.latent_dim), dtype, device)
+        self._layers = zeros(
+            (config.cached_layers, blocks, block_size, config.latent_dim), dtype, device
+        )
 
     def write(self, layer: int, rows_T: Tensor, latents: Tensor) -> None:
         """Store latents [T, latent]."""
@@ -59,7 +61,7 @@ def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> T
 
 def token_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
     """Bytes of one token's latents in all layers."""
-    return config.layers * config.latent_dim * dtype.itemsize
+    return config.cached_layers * config.latent_dim * dtype.itemsize
 
 
 def block_count(

@@ -27,6 +27,8 @@ INDEX = "model.safetensors.index.json"
 RANK_FILE = re.compile(r"model\d+-mp(\d+)\.safetensors")
 LAYER = re.compile(r"model\.layers\.(\d+)\.")
 EXPERT = re.compile(r"\.mlp\.experts\.(\d+)\.")
+# An MTP layer's embedding and head: the model's own, once more.
+REPEATED = (".embed_tokens.weight", ".shared_head.head.weight")
 ITEM_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "F8_E4M3": 1}
 
 # The dimension along which ranks share a weight; modules not named here are on every rank whole.
@@ -152,7 +154,7 @@ def rank_pieces(
     if not RANK_FILE.fullmatch(files[0].name):
         parts = (part_of(p, config, rank, world, head_parts) for f in files for p in whole(f))
         return [part for part in parts if part is not None]
-    pieces = whole(files[rank])
+    pieces = [piece for piece in whole(files[rank]) if has_place(piece.name, config)]
     if head_parts == world:
         return pieces
     joined = [joined_of(p, files) for p in pieces if module_of(p.name) in OF_HEADS]
@@ -167,14 +169,22 @@ def joined_of(piece: Piece, files: list[Path]) -> Piece:
     return replace(piece, shape=tuple(shape), files=tuple(files), dim=dim)
 
 
+def has_place(name: str, config: ModelConfig) -> bool:
+    """Whether a tensor belongs to the model: not if it is of an MTP layer that nobody wants."""
+    layer = LAYER.match(name)
+    if layer is None or int(layer[1]) < config.layers:
+        return True
+    return config.mtp and int(layer[1]) == config.layers and not name.endswith(REPEATED)
+
+
 def part_of(
     piece: Piece, config: ModelConfig, rank: int, world: int, head_parts: int
 ) -> Piece | None:
     """A rank's part of a Hugging Face tensor; None if it has none.
 
-    Scales are cut like their weights. Layers beyond the model's own are MTP's and dropped.
+    Scales are cut like their weights.
     """
-    if (layer := LAYER.match(piece.name)) and int(layer[1]) >= config.layers:
+    if not has_place(piece.name, config):
         return None
     if expert := EXPERT.search(piece.name):
         return piece if int(expert[1]) // (config.experts // world) == rank else None

@@ -67,11 +67,17 @@ class ModelConfig:
     yarn: Yarn | None
     max_positions: int  # tokens
     fp8: bool  # linear weights are block-fp8
+    mtp: bool = False  # one more layer behind the others drafts tokens
 
     @property
     def latent_dim(self) -> int:
         """Values the cache keeps a token and layer: the latent, then the rotated key."""
         return self.kv_lora + self.rope_dim
+
+    @property
+    def cached_layers(self) -> int:
+        """Layers that keep latents."""
+        return self.layers + self.mtp
 
     @property
     def softmax_scale(self) -> float:
@@ -154,6 +160,7 @@ def _parse(raw: dict[str, Any]) -> ModelConfig:
         yarn=yarn,
         max_positions=count("max_position_embeddings"),
         fp8=_is_fp8(raw.get("quantization_config")),
+        mtp=bool(raw.get("num_nextn_predict_layers")),
     )
     if config.experts % config.groups or config.kept_groups > config.groups:
         raise ValueError(

@@ -16,7 +16,8 @@ log = logging.getLogger(__name__)
 def convert(source: Path, target: Path, world: int) -> list[Path]:
     """Write `model{rank}-mp{world}.safetensors` for every rank, and the files beside the weights.
 
-    Each file appears under its name when it is complete. MTP layers are dropped.
+    Each file appears under its name when it is complete. An MTP layer is kept; it stays on disk
+    where nobody drafts with it.
     Errors: ModelError, CheckpointError for the source; ParallelError if the model does not divide;
     OutputError if the target can't be written.
     """

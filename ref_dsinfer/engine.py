@@ -7,6 +7,8 @@ order, and returns the same outputs.
 import logging
 import math
 import time
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -23,6 +25,7 @@ from ref_dsinfer.runner import Runner
 from ref_dsinfer.sampler import sample
 from ref_dsinfer.scheduler import STEP_TOKENS, Scheduler, share_of
 from ref_dsinfer.sequence import Finish, Output, Sequence
+from ref_dsinfer.speculative import DRAFTS, SpeculativeRunner, checked
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +49,7 @@ class Engine:
         step_tokens: int = STEP_TOKENS,
         gemm: Arithmetic = "bf16",
         graphs: bool = True,
+        speculative: bool = False,
     ) -> None:
         """Load this rank's part of the model; all ranks come here together.
 
@@ -54,7 +58,8 @@ class Engine:
         sequences, `threads` per process (None: this process's share of the cores). The cache has
         blocks of `block_size` tokens, `cache_tokens` in all of what ranks hold apart (None: what
         fits the free memory); a step runs `step_tokens` at most. `gemm` is the arithmetic of
-        block-fp8 weights (gemm.py); with `graphs` a GPU decodes in CUDA graphs.
+        block-fp8 weights (gemm.py); with `graphs` a GPU decodes in CUDA graphs. `speculative`:
+        draft with the model's MTP layer.
         Errors: UsageError, ModelError, ParallelError, CheckpointError. What every rank can find
         out from options and files is found before they meet, so that none waits for another.
         """
@@ -66,7 +71,14 @@ class Engine:
             raise UsageError(f"dtype {dtype!r} is unknown; {known} are known")
         if max_running < 1:
             raise UsageError(f"max_running is {max_running}; it must be 1 or more")
-        self.config = ModelConfig.read(model_dir)
+        found = ModelConfig.read(model_dir)
+        if speculative and not found.mtp:
+            raise ModelError(
+                f"{model_dir}/config.json: this model has no MTP layer for --speculative"
+            )
+        if speculative and attention == "dp" and place.world > 1:
+            raise UsageError("--speculative needs --attention tp: drafts are made on every rank")
+        self.config = replace(found, mtp=speculative)
         limit = self.config.max_positions
         self.max_model_len = limit if max_model_len is None else max_model_len
         if not 0 < self.max_model_len <= limit:
@@ -103,10 +115,12 @@ class Engine:
             tokens=cache_tokens and cache_tokens // shares,
         )
         pools = [BlockPool(blocks, block_size) for _ in range(shares)]
-        self.scheduler = Scheduler(pools, max_running, step_tokens)
-        self.runner = Runner(model, blocks, block_size, kind, self.ranks)
+        self.scheduler = Scheduler(pools, max_running, step_tokens, DRAFTS if speculative else 0)
+        kind_of_runner = SpeculativeRunner if speculative else Runner
+        self.runner = kind_of_runner(model, blocks, block_size, kind, self.ranks)
+        self.checked = self.accepted = 0  # runs of drafts; tokens that came of them
         self._sequences: dict[int, Sequence] = {}
-        if graphs and where.type == "cuda":
+        if graphs and where.type == "cuda" and not speculative:
             self.runner.use_graphs(share_of(max_running, shares), self.max_model_len)
         self.ranks.barrier()
         log.info("loaded %s on %s in %.1f s", model_dir, where, time.monotonic() - began)
@@ -159,9 +173,8 @@ class Engine:
         self.check(prompt_ids, max_new_tokens, temperature, top_p)
         if request_id in self._sequences:
             raise ValueError(f"request {request_id} is open already")
-        sequence = Sequence(
-            request_id, prompt_ids, max_new_tokens, stop_ids, temperature, top_p, self.seed
-        )
+        room = min(max_new_tokens, self.max_model_len - len(prompt_ids))
+        sequence = Sequence(request_id, prompt_ids, room, stop_ids, temperature, top_p, self.seed)
         self._sequences[request_id] = sequence
         self.scheduler.add(sequence)
 
@@ -171,32 +184,51 @@ class Engine:
             self._remove(self._sequences[request_id])
 
     def step(self) -> list[Output]:
-        """Run one step: a token of each running answer, and some of prompts."""
+        """Run one step: a token of each running answer, or several with drafts, and some of
+        prompts."""
         work = self.scheduler.schedule()
         logits = self.runner.run(work)
-        ended = [row for row, one in enumerate(work) if one.stop == one.sequence.length]
-        sequences = [work[row].sequence for row in ended]
-        if len(ended) < len(work):  # of a prompt read in part nothing follows yet
-            logits = logits[ended]
-        tokens = sample(logits, sequences, self.ranks)
-        return [self._append(*pair) for pair in zip(sequences, tokens, strict=True)]
+        places = [
+            (one.sequence, len(one.sequence.answer_ids) + number)
+            for one in work
+            for number in range(one.draws)
+        ]
+        drawn = iter(sample(logits, places, self.ranks))
+        outputs = [
+            self._append(one.sequence, list(islice(drawn, one.draws))) for one in work if one.draws
+        ]
+        if isinstance(self.runner, SpeculativeRunner):
+            self.runner.draft(work)
+        return outputs
 
     def close(self) -> None:
         """Part from the other ranks."""
+        if self.checked:
+            each, most = self.accepted / self.checked, DRAFTS + 1
+            log.info("drafts: %.2f tokens of an answer in a step, of at most %d", each, most)
         self.ranks.leave()
 
-    def _append(self, sequence: Sequence, token: int) -> Output:
+    def _append(self, sequence: Sequence, drawn: list[int]) -> Output:
+        """Add what was drawn after the last token and after right drafts, to the answer's end."""
+        tokens = checked(sequence.drafts, drawn)
+        if sequence.drafts:
+            self.checked += 1
+            self.accepted += len(tokens)
+        sequence.drafts = []
+        sequence.cached += len(tokens) - 1
         finish: Finish | None = None
-        if token in sequence.stop_ids:
-            finish = "stop"
-        else:
-            sequence.answer_ids.append(token)
-            full = sequence.length == self.max_model_len
-            if full or len(sequence.answer_ids) == sequence.max_new_tokens:
-                finish = "length"
+        added: list[int] = []
+        for token in tokens:
+            if token in sequence.stop_ids:
+                finish = "stop"
+                break
+            added.append(token)
+        sequence.answer_ids += added
+        if not finish and len(sequence.answer_ids) == sequence.max_new_tokens:
+            finish = "length"
         if finish:
             self._remove(sequence)
-        return Output(sequence.id, () if finish == "stop" else (token,), finish)
+        return Output(sequence.id, tuple(added), finish)
 
     def _remove(self, sequence: Sequence) -> None:
         del self._sequences[sequence.id]

@@ -18,7 +18,7 @@ from ref_dsinfer.cache import PagedCache
 from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.errors import CheckpointError
 from ref_dsinfer.gemm import Arithmetic
-from ref_dsinfer.layers import MLP, Embedding, Head, RMSNorm, Weight
+from ref_dsinfer.layers import MLP, Embedding, Head, Linear, RMSNorm, Weight
 from ref_dsinfer.moe import MoE
 from ref_dsinfer.parallel import Ranks
 
@@ -45,6 +45,25 @@ class Layer(nn.Module):
         return x_TD + self.ranks.own_tokens(self.mlp(x_GD), len(x_TD), x_TD.dtype)
 
 
+class MTP(Layer):
+    """Multi-token prediction: drafts the token after the next (arXiv 2412.19437, section 2.2).
+
+    Entry i joins the hidden state after token i with the embedding of token i + 1, and leads to
+    token i + 2. Embedding and head are the model's own.
+    """
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, ranks: Ranks) -> None:
+        super().__init__(config, config.layers, dtype, ranks)
+        self.enorm = RMSNorm(config.hidden, config.eps)
+        self.hnorm = RMSNorm(config.hidden, config.eps)
+        self.eh_proj = Linear(config.hidden, 2 * config.hidden, dtype=dtype)  # never fp8
+        self.shared_head = nn.ModuleDict({"norm": RMSNorm(config.hidden, config.eps)})
+
+    def entries(self, embedded_TD: Tensor, hidden_TD: Tensor) -> Tensor:
+        """What the layer is run on."""
+        return self.eh_proj(torch.cat([self.enorm(embedded_TD), self.hnorm(hidden_TD)], dim=-1))
+
+
 class Model(nn.Module):
     """Token ids in, hidden states out, and of these logits, which are the same on every rank."""
 
@@ -57,6 +76,7 @@ class Model(nn.Module):
         self.layers = nn.ModuleList(Layer(config, i, dtype, ranks) for i in range(config.layers))
         self.norm = RMSNorm(config.hidden, config.eps)
         self.lm_head = Head(config, ranks)
+        self.mtp = MTP(config, dtype, ranks) if config.mtp else None
 
     def forward(self, batch: Batch, cache: PagedCache) -> Tensor:
         """Hidden states [T, D] after the last norm; the cache then holds the tokens."""
@@ -65,6 +85,19 @@ class Model(nn.Module):
         for layer in self.layers:
             x_TD = layer(x_TD, rotations, batch, cache)
         return self.norm(x_TD)
+
+    def draft(self, batch: Batch, hidden_TD: Tensor, cache: PagedCache) -> Tensor:
+        """The MTP layer's hidden states [T, D], of which `logits` makes drafts.
+
+        `hidden_TD` are the tokens' own, from `forward` or from here; the batch is theirs, but holds
+        of each token the one that follows it.
+        """
+        assert self.mtp
+        embedded_TD = self.embed_tokens(batch.tokens_T, batch.width)
+        embedded_TD = embedded_TD.masked_fill(batch.positions_T[:, None] == 0, 0)  # DeepSeek's rule
+        x_TD = self.mtp.entries(embedded_TD, hidden_TD)
+        x_TD = self.mtp(x_TD, self.rotations[batch.positions_T], batch, cache)
+        return self.mtp.shared_head["norm"](x_TD)
 
     def logits(self, x_ND: Tensor) -> Tensor:
         """fp32 logits [N, V] of hidden states."""
@@ -119,6 +152,7 @@ class Model(nn.Module):
         places: dict[str, Tensor] = {}
         for name, parameter in self.named_parameters():
             full = name if name.startswith("lm_head") else f"model.{name}"
+            full = full.replace("model.mtp.", f"model.layers.{self.config.layers}.")
             if ".experts." in name:
                 for number, matrix in enumerate(parameter, self.ranks.rank * len(parameter)):
                     expert = full.replace(".experts.", f".experts.{number}.")

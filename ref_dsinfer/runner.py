@@ -40,29 +40,37 @@ class Runner:
 
     @torch.inference_mode()
     def run(self, work: list[Work]) -> Tensor:
-        """Logits [N, V] after each work's last token, on every rank. The work of all ranks comes
-        share by share, and of each share decodes first."""
+        """Logits [N, V] for each token to be drawn, in order, on every rank. The work of all ranks
+        comes share by share, and of each share decodes first."""
         shares: list[list[Work]] = [[] for _ in range(self.ranks.shares)]
         for one in work:
             shares[one.sequence.share].append(one)
         own = shares[self.ranks.own_share]
-        width = max(map(len, shares))
-        if self.decoder and all(one.decodes for one in work):
-            hidden_ND = self.decoder.run(own, width)
+        if self.decoder and all(one.decodes and one.draws for one in work):
+            hidden_ND = self.decoder.run(own, max(map(len, shares)))
         else:
-            tokens = max(sum(one.count for one in share) for share in shares)
-            hidden_ND = self._last(self.model(self.batch(own, tokens), self.cache), own)
+            width = max(sum(one.count for one in share) for share in shares)
+            hidden_ND = self.drawn(own, self.model(self.batch(own, width), self.cache))
+        return self.logits(hidden_ND, [sum(one.draws for one in share) for share in shares])
+
+    def drawn(self, work: list[Work], hidden_TD: Tensor) -> Tensor:
+        """Of the work's hidden states those after which tokens are drawn, [N, D]."""
+        ends = accumulate(one.count for one in work)
+        rows = [
+            row for one, end in zip(work, ends, strict=True) for row in range(end - one.draws, end)
+        ]
+        return hidden_TD if len(rows) == len(hidden_TD) else hidden_TD[self._ids(rows)]
+
+    def logits(self, hidden_ND: Tensor, counts: list[int]) -> Tensor:
+        """Logits, on every rank, of all shares' hidden states; `counts`: how many of each."""
+        width = max(counts)
+        if not width:  # prompts that are read in part, and nothing else
+            return torch.empty(0, self.model.config.vocab_size, device=self.device)
         hidden_ND = self.ranks.all_tokens(hidden_ND, width)
-        if len(hidden_ND) > len(work):  # some share is padded
-            rows = [n * width + row for n, share in enumerate(shares) for row in range(len(share))]
+        if len(hidden_ND) > sum(counts):  # some share is padded
+            rows = [n * width + row for n, count in enumerate(counts) for row in range(count)]
             hidden_ND = hidden_ND[self._ids(rows)]
         return self.model.logits(hidden_ND)
-
-    def _last(self, hidden_TD: Tensor, work: list[Work]) -> Tensor:
-        """Of hidden states, those of each work's last token."""
-        if len(hidden_TD) == len(work):
-            return hidden_TD
-        return hidden_TD[self._ids([end - 1 for end in accumulate(one.count for one in work)])]
 
     def batch(self, work: list[Work], width: int) -> Batch:
         """The tokens of this rank's work in a step, in which a rank has `width` at most."""
@@ -94,14 +102,15 @@ class Runner:
         ]
 
     def _decodes(self, work: list[Work]) -> Decodes:
+        """A row for each token, also of one sequence: it sees what lies before it, and itself."""
         longest = max(len(one.sequence.blocks) for one in work)
         table: list[int] = []
+        lengths: list[int] = []
         for one in work:
-            table += one.sequence.blocks
-            table += [0] * (longest - len(one.sequence.blocks))
-        return Decodes(
-            self._ids(table).view(len(work), longest), self._ids([one.stop for one in work])
-        )
+            blocks = one.sequence.blocks
+            table += (blocks + [0] * (longest - len(blocks))) * one.count
+            lengths += range(one.start + 1, one.stop + 1)
+        return Decodes(self._ids(table).view(-1, longest), self._ids(lengths))
 
     def _ids(self, values: list[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self.device)

@@ -16,16 +16,17 @@ class Work:
     sequence: Sequence
     start: int  # position of the first; what lies before it is in the cache
     count: int
+    draws: int  # tokens to draw: after the last one, and after each before a guessed one; or none
 
     @property
     def stop(self) -> int:
-        """Position after the last; the sequence then has so many tokens in the cache."""
+        """Position after the last; the cache then holds the sequence's tokens up to there."""
         return self.start + self.count
 
     @property
     def decodes(self) -> bool:
-        """Whether this is one token that attends to others in the cache."""
-        return self.count == 1 and self.start > 0
+        """Whether this is one token, and guesses of what follows it, that attend to the cache."""
+        return self.start > 0 and self.count == max(self.draws, 1)
 
 
 def share_of(total: int, shares: int) -> int:
@@ -43,14 +44,23 @@ class Scheduler:
     """
 
     def __init__(
-        self, pools: list[BlockPool], max_running: int, step_tokens: int = STEP_TOKENS
+        self,
+        pools: list[BlockPool],
+        max_running: int,
+        step_tokens: int = STEP_TOKENS,
+        drafts: int = 0,
     ) -> None:
-        """One pool a share. Each must hold the longest sequence, or an answer may never end."""
+        """One pool a share. Each must hold the longest sequence, or an answer may never end. At
+        most so many `drafts` follow a running answer's last token."""
         self.pools = pools
         self.max_running = max_running  # sequences
         self.share_running = share_of(max_running, len(pools))
         # of a share: so all together, padded to the largest, are no more than one would be
-        self.step_tokens = max(share_of(step_tokens, len(pools)), self.share_running)
+        least = self.share_running * (1 + drafts)
+        self.step_tokens = max(share_of(step_tokens, len(pools)), least)
+        # Beyond a sequence's tokens the cache takes its drafts, and where all of them are right
+        # the next ones while they are made; the last of these is not run itself.
+        self.spare = max(2 * drafts - 1, 0)
         self.preempted = 0  # times that a sequence had to start over
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # the oldest first
@@ -90,8 +100,17 @@ class Scheduler:
         """As many of the sequence's tokens as there are and are left to its share."""
         start = sequence.cached
         sequence.cached = min(sequence.length, start + left[sequence.share])
-        left[sequence.share] -= sequence.cached - start
-        return Work(sequence, start, sequence.cached - start)
+        draws, drafts = 0, 0
+        if sequence.cached == sequence.length:
+            drafts = len(sequence.drafts)
+            draws = 1 + drafts
+        work = Work(sequence, start, sequence.cached + drafts - start, draws)
+        left[sequence.share] -= work.count
+        return work
+
+    def _needed(self, sequence: Sequence, pool: BlockPool) -> int:
+        """Blocks for all that a step may write of a sequence."""
+        return pool.needed(min(sequence.length + self.spare, sequence.limit))
 
     def _has_room(self, sequence: Sequence) -> bool:
         """Whether all tokens of a running sequence have their blocks, at the cost of younger ones.
@@ -99,7 +118,7 @@ class Scheduler:
         Not if it is its share's youngest and no block is left: it has then been preempted itself.
         """
         pool = self.pools[sequence.share]
-        missing = pool.needed(sequence.length) - len(sequence.blocks)
+        missing = self._needed(sequence, pool) - len(sequence.blocks)
         while pool.free < missing:
             youngest = next(o for o in reversed(self.running) if o.share == sequence.share)
             self.running.remove(youngest)
@@ -123,17 +142,18 @@ class Scheduler:
             if left[share]
             and running[share] < self.share_running
             # a block to spare for each running answer, or the next step might preempt it again
-            and pool.free >= min(pool.needed(sequence.length) + running[share], pool.blocks)
+            and pool.free >= min(self._needed(sequence, pool) + running[share], pool.blocks)
         ]
         if not able:
             return False
         sequence.share = min(able, key=lambda share: (running[share], -self.pools[share].free))
         pool = self.pools[sequence.share]
-        sequence.blocks = pool.take(pool.needed(sequence.length))
+        sequence.blocks = pool.take(self._needed(sequence, pool))
         self.running.append(self.waiting.popleft())
         return True
 
     def _release(self, sequence: Sequence) -> None:
         self.pools[sequence.share].give(sequence.blocks)
         sequence.blocks = []
+        sequence.drafts = []
         sequence.cached = 0

@@ -1,6 +1,7 @@
 """What the tests of the main job share, whichever engine does it."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -23,6 +24,14 @@ def call(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False
     )
+
+
+def without_mtp(folder: Path) -> Path:
+    """The tiny model, whose configuration then names no MTP layer."""
+    model = Path(shutil.copytree(TINY / "model", folder / "without-mtp"))
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"num_nextn_predict_layers": 0}))
+    return model
 
 
 def journal(folder: Path) -> Path:

@@ -22,14 +22,16 @@ HELP_S = 0.3
 BARE = (sys.executable, "-S", "-E", "-s")
 
 
-def call(python: Sequence[str], script: str, *options: str) -> subprocess.CompletedProcess[str]:
+def call(
+    python: Sequence[str], script: str, *options: str, **variables: str
+) -> subprocess.CompletedProcess[str]:
     names = ("MLPERF_BACKEND", "MLPERF_MODEL", "RANK", "WORLD_SIZE")
     environment = {name: value for name, value in os.environ.items() if name not in names}
     return subprocess.run(
         [*python, ROOT / script, *options],
         capture_output=True,
         text=True,
-        env=environment,
+        env=environment | variables,
         timeout=60,
     )
 
@@ -77,6 +79,16 @@ def test_an_unknown_mode_is_refused() -> None:
     done = call(BARE, "run_mlperf.py", "--backend", "pytorch", "--mode", "Offline")
     assert done.returncode == 2
     assert "interactive" in done.stderr
+
+
+@pytest.mark.parametrize("mode", ["offline", "server"])
+@pytest.mark.parametrize("script", ["run_mlperf.py", "run_mlperf_mpi.py"])
+def test_drafts_are_refused_outside_interactive(script: str, mode: str) -> None:
+    ranks = {"RANK": "0", "WORLD_SIZE": "1"} if "mpi" in script else {}
+    options = ["--backend", "pytorch", "--mode", mode, "--speculative"]
+    done = call((sys.executable,), script, *options, **ranks)
+    assert done.returncode == 2
+    assert done.stderr == "error: --speculative is allowed in --mode interactive only\n"
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ import pandas as pd
 import psutil
 import pytest
 
+from tests.jobs import without_mtp
+
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "data" / "tiny"
 DATA = ["--input-file", str(TINY / "final_output.pkl")]
@@ -101,6 +103,27 @@ def test_performance_run_in_each_mode(folder: str, clone: Path) -> None:
     assert len(results) >= 10
     assert results.query_id.is_unique
     assert len(pd.read_parquet(left / "results.parquet")) == len(results)
+
+
+def test_drafts_are_told_of_at_the_end(readme, clone: Path) -> None:
+    [block] = [block for block in readme.run("pytorch") if "--speculative" in block.script]
+    said = re.findall(r"drafts: ([\d.]+) tokens of an answer in a step", block.ended.stderr)
+    assert len(said) == 1
+    assert float(said[0]) > 1.2  # the first rows are AIME's, whose digits are hard to guess
+    engine = clone / "mlperf_results" / "interactive" / "performance" / "engine.json"
+    assert json.loads(engine.read_text())["speculative"] is True
+
+
+def test_a_model_without_mtp_layer_is_refused_with_one_line(tmp_path: Path) -> None:
+    words = ["run_mlperf.py", "--backend", "pytorch", "--mode", "interactive", "--speculative"]
+    model = without_mtp(tmp_path)
+    ended = call(
+        sys.executable, *words, *DATA, "--model", str(model), "--output-dir", str(tmp_path)
+    )
+    assert ended.returncode == 6
+    assert ended.stderr.splitlines()[-1] == (
+        f"error: {model}/config.json: this model has no MTP layer for --speculative"
+    )
 
 
 def test_a_killed_rank_ends_the_run_and_keeps_what_was_finished(tmp_path: Path) -> None:

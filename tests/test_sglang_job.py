@@ -24,6 +24,7 @@ from tests.jobs import (
     sglang_scheduler,
     shared_memory,
     start_answering,
+    without_mtp,
 )
 
 SCENARIOS = ("offline", "server", "interactive")
@@ -131,7 +132,6 @@ def test_a_server_that_is_killed_ends_the_run_in_words(
         (["--engine-arg", "max_total_token=3"], 2, "did you mean max_total_tokens"),
         (["--device", "cuda"], 2, "./setup.sh --backend sglang --device cuda"),
         (["--speculative"], 2, "interactive only"),
-        (["--mode", "interactive", "--speculative"], 6, "no MTP layer"),
         (["--endpoint", "http://127.0.0.1:9"], 12, "http://127.0.0.1:9"),
         (["--endpoint", "somewhere"], 2, "somewhere"),
         (["--endpoint", "http://a", "--attention-dp", "2"], 2, "--attention-dp: with --endpoint"),
@@ -146,3 +146,12 @@ def test_a_mistake_is_one_line(options: list[str], code: int, said: str, tmp_pat
     assert said in ended.stderr.splitlines()[-1]
     assert ended.stderr.splitlines()[-1].startswith("error: ")
     assert "Traceback" not in ended.stderr
+
+
+def test_a_model_without_mtp_layer_is_refused(tmp_path: Path) -> None:
+    ended = call(
+        *("run_mlperf.py", "--backend", "sglang", *GIVEN, "--model", str(without_mtp(tmp_path))),
+        *("--mode", "interactive", "--speculative", "--output-dir", str(tmp_path)),
+    )
+    assert ended.returncode == 6, ended.stderr
+    assert ended.stderr.splitlines()[-1].endswith("this model has no MTP layer for --speculative")

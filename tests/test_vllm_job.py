@@ -23,6 +23,7 @@ from tests.jobs import (
     journal,
     shared_memory,
     start_answering,
+    without_mtp,
 )
 
 SCENARIOS = ("offline", "server", "interactive")
@@ -126,7 +127,6 @@ def test_an_engine_that_is_killed_ends_the_run_in_words(answering, tmp_path: Pat
         (["--engine-arg", "max_num_seq=3"], 2, "did you mean max_num_seqs"),
         (["--device", "cuda"], 2, "./setup.sh --backend vllm --device cuda"),
         (["--speculative"], 2, "interactive only"),
-        (["--mode", "interactive", "--speculative"], 6, "no MTP layer"),
         (["--endpoint", "http://127.0.0.1:9"], 12, "http://127.0.0.1:9"),
         (["--endpoint", "somewhere"], 2, "somewhere"),
     ],
@@ -140,3 +140,12 @@ def test_a_mistake_is_one_line(options: list[str], code: int, said: str, tmp_pat
     assert said in ended.stderr.splitlines()[-1]
     assert ended.stderr.splitlines()[-1].startswith("error: ")
     assert "Traceback" not in ended.stderr
+
+
+def test_a_model_without_mtp_layer_is_refused(tmp_path: Path) -> None:
+    ended = call(
+        *("run_mlperf.py", "--backend", "vllm", *GIVEN, "--model", str(without_mtp(tmp_path))),
+        *("--mode", "interactive", "--speculative", "--output-dir", str(tmp_path)),
+    )
+    assert ended.returncode == 6, ended.stderr
+    assert ended.stderr.splitlines()[-1].endswith("this model has no MTP layer for --speculative")

@@ -60,7 +60,7 @@ CONFIG = {
     "num_experts_per_tok": 2,
     "num_hidden_layers": 4,
     "num_key_value_heads": 4,
-    "num_nextn_predict_layers": 0,
+    "num_nextn_predict_layers": 1,
     "q_lora_rank": 128,
     "qk_nope_head_dim": 64,
     "qk_rope_head_dim": 64,
@@ -115,15 +115,15 @@ def collate(rows: list[Row]) -> Batch:
     return ids, labels
 
 
-def batches(encode: Encode) -> Iterator[Batch]:
-    """Training batches without end; the n-th is the same in every run."""
+def batches(encode: Encode, tokens: int = BATCH_TOKENS) -> Iterator[Batch]:
+    """Training batches of so many tokens without end; the n-th is the same in every run."""
     questions, rng = training(SEED), random.Random(SEED)
     while True:
         rows = list(map(encode, itertools.islice(questions, POOL)))
         rows.sort(key=lambda row: len(row[0]))
         cut: list[list[Row]] = [[]]
         for row in rows:
-            if len(row[0]) * (len(cut[-1]) + 1) > BATCH_TOKENS:
+            if len(row[0]) * (len(cut[-1]) + 1) > tokens:
                 cut.append([])
             cut[-1].append(row)
         rng.shuffle(cut)
@@ -149,7 +149,7 @@ def exact(model: DeepseekV3ForCausalLM, batch: Batch) -> float:
     return 100 * right.all(-1).float().mean().item()
 
 
-def balance(model: DeepseekV3ForCausalLM) -> None:
+def balance(model: torch.nn.Module) -> None:
     """After each forward pass in training, move every router's bias towards even loads."""
 
     def update(router: torch.nn.Module, _: object, output: tuple[torch.Tensor, ...]) -> None:
@@ -162,12 +162,12 @@ def balance(model: DeepseekV3ForCausalLM) -> None:
         gate.register_forward_hook(update)
 
 
-def gates(model: DeepseekV3ForCausalLM) -> list[torch.nn.Module]:
+def gates(model: torch.nn.Module) -> list[torch.nn.Module]:
     """The routers of the layers that have experts."""
-    return [layer.mlp.gate for layer in model.model.layers if hasattr(layer.mlp, "gate")]
+    return [module for module in model.modules() if hasattr(module, "e_score_correction_bias")]
 
 
-def make_optimizers(model: DeepseekV3ForCausalLM) -> list[torch.optim.Optimizer]:
+def optimizers(model: torch.nn.Module) -> list[torch.optim.Optimizer]:
     """Muon for the matrices between layers, AdamW for the rest (torch's Muon takes no stacks)."""
     named = dict(model.named_parameters())
     ends = ("embed_tokens.weight", "lm_head.weight", "gate.weight")
@@ -184,12 +184,12 @@ def train(output: Path, state_file: Path, steps: int, decay: int, device: str) -
     encode = encoder(output)
     model = DeepseekV3ForCausalLM(DeepseekV3Config.from_pretrained(output)).float().to(device)
     balance(model)
-    optimizers = make_optimizers(model)
+    made = optimizers(model)
     done = 0
     if state_file.exists():
         state = torch.load(state_file, map_location=device)
         model.load_state_dict(state["model"])
-        for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
+        for optimizer, kept in zip(made, state["optimizers"], strict=True):
             optimizer.load_state_dict(kept)
         done = state["done"]
     tests, stream, started = held_out(encode, 40), batches(encode), time.monotonic()
@@ -203,7 +203,7 @@ def train(output: Path, state_file: Path, steps: int, decay: int, device: str) -
         loss = torch.nn.functional.cross_entropy(logits.float(), labels[:, 1:].flatten())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
+        for optimizer in made:
             for group in optimizer.param_groups:
                 group["lr"] = rate
             optimizer.step()
@@ -217,12 +217,17 @@ def train(output: Path, state_file: Path, steps: int, decay: int, device: str) -
             scores = {name: round(exact(model, batch), 1) for name, batch in tests.items()}
             model.train()
             print(f"step {step} greedily right, %: {scores}", flush=True)
-            kept = [optimizer.state_dict() for optimizer in optimizers]
+            kept = [optimizer.state_dict() for optimizer in made]
             part = state_file.with_suffix(".part")
             torch.save({"model": model.state_dict(), "optimizers": kept, "done": step}, part)
             part.replace(state_file)
     biases = [gate.get_buffer("e_score_correction_bias") for gate in gates(model)]
     print(f"largest selection bias: {max(bias.abs().max().item() for bias in biases):.3f}")
+    save(model, output)
+
+
+def save(model: DeepseekV3ForCausalLM, output: Path) -> None:
+    biases = [gate.get_buffer("e_score_correction_bias") for gate in gates(model)]
     model.bfloat16()
     for gate, bias in zip(gates(model), biases, strict=True):
         gate.e_score_correction_bias = bias  # in float32, as in R1's checkpoint

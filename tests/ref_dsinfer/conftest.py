@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ref_dsinfer.blocks import BlockPool
@@ -51,8 +52,11 @@ SHAPE = {
 }
 
 
-def written(path: Path, seed: int = 0, hub_keys: bool = False, **changes: object) -> Path:
-    """Write a random model; `hub_keys` gives its config.json the keys R1's has."""
+def written(
+    path: Path, seed: int = 0, hub_keys: bool = False, mtp: bool = False, **changes: object
+) -> Path:
+    """Write a random model; `hub_keys` gives its config.json the keys R1's has, `mtp` makes its
+    last layer one that drafts."""
     from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
     torch.manual_seed(seed)
@@ -71,7 +75,37 @@ def written(path: Path, seed: int = 0, hub_keys: bool = False, **changes: object
         config["rope_theta"] = config.pop("rope_parameters")["rope_theta"]
         config |= {"rope_scaling": shape["rope_scaling"], "topk_method": "noaux_tc"}
         file.write_text(json.dumps(config))
+    if mtp:
+        make_last_layer_draft(path)
     return path
+
+
+def make_last_layer_draft(path: Path) -> None:
+    """Change a model into one of a layer less, which lies behind it as an MTP layer.
+
+    Embeddings get a weight that makes the next token depend on the last one most, so that some
+    drafts are right although the layer has not been trained.
+    """
+    config = json.loads((path / "config.json").read_text())
+    config["num_hidden_layers"] -= 1
+    config["num_nextn_predict_layers"] = 1
+    (path / "config.json").write_text(json.dumps(config))
+    size = config["hidden_size"]
+    file = path / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.embed_tokens.weight"] *= 12
+    unchanged = torch.cat([torch.eye(size), torch.zeros(size, size)], dim=1)
+    added = {
+        "enorm.weight": 1 + torch.rand(size) / 5,
+        "hnorm.weight": torch.rand(size) + 0.5,
+        "eh_proj.weight": unchanged + torch.randn(size, 2 * size) / 100,
+        "shared_head.norm.weight": tensors["model.norm.weight"] * (1 + torch.rand(size) / 5),
+        "shared_head.head.weight": tensors["lm_head.weight"].clone(),
+        "embed_tokens.weight": tensors["model.embed_tokens.weight"].clone(),
+    }
+    layer = f"model.layers.{config['num_hidden_layers']}"
+    tensors |= {f"{layer}.{name}": tensor for name, tensor in added.items()}
+    save_file(tensors, file, {"format": "pt"})
 
 
 class Bench:
@@ -110,7 +144,7 @@ def bench() -> type[Bench]:
 
 @pytest.fixture(scope="session", name="write_model")
 def write_model_fixture() -> Callable[..., Path]:
-    """`write_model(path, seed, hub_keys, **changes)` writes a random model and returns its path."""
+    """`write_model(path, seed, hub_keys, mtp, **changes)` writes a random model; its path."""
     return written
 
 
@@ -118,3 +152,10 @@ def write_model_fixture() -> Callable[..., Path]:
 def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One model for every test that needs just any; its sizes divide by 4."""
     return written(tmp_path_factory.mktemp("model") / "hf", hub_keys=True)
+
+
+@pytest.fixture(scope="session")
+def drafting_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One with an MTP layer, of so few tokens that some of its random drafts are right."""
+    path = tmp_path_factory.mktemp("drafting") / "hf"
+    return written(path, hub_keys=True, mtp=True, vocab_size=32, num_hidden_layers=4)

@@ -1,7 +1,7 @@
 """What each rank of test_parallel runs under torchrun: the answers of an engine, and logits of a
 step, written as JSON.
 
-rank_answers.py MODEL OUTPUT ATTENTION DTYPE TEMPERATURE
+rank_answers.py MODEL OUTPUT ATTENTION DTYPE TEMPERATURE [speculative]
 """
 
 import json
@@ -15,10 +15,11 @@ from ref_dsinfer.sequence import Sequence
 
 
 def answers(
-    model: Path, attention: str, dtype: str, temperature: float
+    model: Path, attention: str, dtype: str, temperature: float, speculative: bool = False
 ) -> tuple[Engine, list[list[int]]]:
     """Twelve answers of unequal length; some prompts come while others run, one is aborted."""
-    engine = Engine(model, device="cpu", dtype=dtype, attention=attention, max_running=5, threads=1)
+    how = {"dtype": dtype, "attention": attention, "speculative": speculative}
+    engine = Engine(model, device="cpu", max_running=5, threads=1, **how)
     chance = random.Random(3)
     found: list[list[int]] = [[] for _ in range(12)]
     for number in range(12):
@@ -48,8 +49,10 @@ def logits(engine: Engine) -> list[list[float]]:
 
 def main() -> None:
     """Write this rank's answers to OUTPUT.rank."""
-    model, output, attention, dtype, temperature = sys.argv[1:]
-    engine, found = answers(Path(model), attention, dtype, float(temperature))
+    model, output, attention, dtype, temperature, *speculative = sys.argv[1:]
+    drafts = bool(speculative)
+    engine, found = answers(Path(model), attention, dtype, float(temperature), drafts)
+    assert bool(engine.checked) == drafts
     words = engine.ranks.share(["x"] * 1000 if engine.ranks.rank == 0 else None)
     nothing = engine.ranks.share(None)
     assert (len(words), nothing) == (1000, None)

@@ -104,7 +104,8 @@ def test_every_position_of_a_prompt_is_right(model_dir: Path, bench, step_tokens
     while ours.scheduler.busy:
         work = ours.scheduler.schedule()
         with torch.inference_mode():
-            hidden = ours.runner.model(ours.runner.batch(work), ours.runner.cache)
+            batch = ours.runner.batch(work, sum(one.count for one in work))
+            hidden = ours.runner.model(batch, ours.runner.cache)
             logits = ours.runner.model.logits(hidden).split([one.count for one in work])
         for one, part in zip(work, logits, strict=True):
             found[one.sequence.id].append(part)

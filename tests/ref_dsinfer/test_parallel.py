@@ -173,6 +173,21 @@ def test_data_parallel_answers_do_not_depend_on_the_schedule(
     assert int(out) > count // 8  # else preemption is not tried
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_ranks_that_draft_give_the_tokens_of_one_that_does_not(
+    drafting_model: Path, tmp_path: Path, temperature: float
+) -> None:
+    worker = runpy.run_path(str(ANSWERS))
+    _, alone = worker["answers"](drafting_model, "tp", "float32", temperature)
+    convert(drafting_model, tmp_path, 2)
+    options = ("tp", "float32", temperature, "speculative")
+    code, _, err = run(ANSWERS, 2, tmp_path, tmp_path / "answers", *options)
+    assert code == 0, err
+    found = read(2, tmp_path / "answers").answers
+    found[7] = found[7][: len(alone[7])]  # aborted after so many steps, which may give more tokens
+    assert found == alone
+
+
 def test_a_world_size_that_does_not_divide_ends_all_ranks_with_one_line(
     random_model: Path, tmp_path: Path
 ) -> None:

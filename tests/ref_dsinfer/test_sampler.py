@@ -18,7 +18,7 @@ def sequence(number: int = 0, seed: int = 0, **sampling: float) -> Sequence:
 def test_greedy_takes_the_lowest_of_equals() -> None:
     logits = torch.full((2, 5000), 1.0)
     logits[0, 3000:] = 2.0
-    assert sample(logits, [sequence(), sequence()], ALONE) == [3000, 0]
+    assert sample(logits, [(sequence(), 0), (sequence(), 0)], ALONE) == [3000, 0]
 
 
 @pytest.mark.parametrize(
@@ -35,8 +35,8 @@ def test_draws_follow_temperature_and_top_p(
     temperature: float, top_p: float, expected: list[float]
 ) -> None:
     count = 4000
-    sequences = [sequence(n, temperature=temperature, top_p=top_p) for n in range(count)]
-    drawn = Counter(sample(LOGITS.expand(count, -1), sequences, ALONE))
+    places = [(sequence(n, temperature=temperature, top_p=top_p), 0) for n in range(count)]
+    drawn = Counter(sample(LOGITS.expand(count, -1), places, ALONE))
     for token, share in enumerate(expected):
         assert drawn[token] / count == pytest.approx(share, abs=0.03 if share else 0)
 
@@ -46,8 +46,16 @@ def test_a_draw_depends_on_seed_and_id_and_on_nothing_else_in_the_batch() -> Non
         one = sequence(number, seed, temperature=1.0)
         rest = [sequence(900 + n, temperature=float(n % 2)) for n in range(others)]
         batch = LOGITS.expand(others + 1, -1)
-        return [sample(batch, [*rest, one], ALONE)[-1] for _ in range(40)]
+        return [sample(batch, [*((s, 0) for s in rest), (one, n)], ALONE)[-1] for n in range(40)]
 
     assert draws(7, 0, others=0) == draws(7, 0, others=5)
     assert draws(7, 0, others=0) != draws(8, 0, others=0)
     assert draws(7, 0, others=0) != draws(7, 1, others=0)
+
+
+def test_the_draw_of_a_place_is_the_same_whenever_it_is_made() -> None:
+    one, other = (sequence(7, temperature=1.0) for _ in range(2))
+    together = sample(LOGITS.expand(40, -1), [(one, place) for place in range(40)], ALONE)
+    again = [sample(LOGITS[None], [(other, place)], ALONE)[0] for place in (*range(30, 40), 3)]
+    assert again == [*together[30:], together[3]]
+    assert len(set(together)) > 2

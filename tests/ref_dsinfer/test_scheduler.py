@@ -19,21 +19,26 @@ class Traffic(RuleBasedStateMachine):
         running=st.integers(1, 5),
         tokens=st.integers(1, 80),
         shares=st.integers(1, 3),
+        drafts=st.sampled_from([0, 0, 1, 3]),
     )
-    def start(self, size: int, more: int, running: int, tokens: int, shares: int) -> None:
+    def start(
+        self, size: int, more: int, running: int, tokens: int, shares: int, drafts: int
+    ) -> None:
         self.pools = [BlockPool(-(-LONGEST // size) + more, size) for _ in range(shares)]
-        self.scheduler = Scheduler(self.pools, running, tokens)
+        self.scheduler = Scheduler(self.pools, running, tokens, drafts)
+        self.drafts = drafts
         self.memory: dict[tuple[int, int, int], tuple[int, int]] = {}
         self.arrived: list[Sequence] = []
 
     @rule(length=st.integers(1, LONGEST - 1))
     def add(self, length: int) -> None:
-        sequence = Sequence(len(self.memory) + id(object()), (0,) * length, LONGEST)
+        sequence = Sequence(len(self.memory) + id(object()), (0,) * length, LONGEST - length)
         self.arrived.append(sequence)
         self.scheduler.add(sequence)
 
-    @rule()
-    def step(self) -> None:
+    @rule(right=st.integers(0, 3))
+    def step(self, right: int) -> None:
+        """At most so many drafts are right."""
         if not self.scheduler.busy:
             return
         work = self.scheduler.schedule()
@@ -52,11 +57,21 @@ class Traffic(RuleBasedStateMachine):
             for position in range(one.stop):
                 place = self.place(one.sequence, position)
                 assert self.memory[place] == (one.sequence.id, position)
-            if one.stop == one.sequence.length:
-                one.sequence.answer_ids.append(0)
-                if one.sequence.length == LONGEST:
-                    self.arrived.remove(one.sequence)
-                    self.scheduler.remove(one.sequence)
+            sequence = one.sequence
+            assert one.draws == (one.stop >= sequence.length) * (1 + len(sequence.drafts))
+            if one.draws:
+                held = min(right, len(sequence.drafts))
+                sequence.answer_ids += [0] * (1 + held)
+                sequence.cached += held
+                sequence.drafts = [0] * min(self.drafts, LONGEST - sequence.length - 1)
+                # the entries that drafts are made from, the first from the last token but one
+                entries = sequence.length - 2 + len(sequence.drafts)
+                room = len(sequence.blocks) * self.pools[0].block_size
+                assert sequence.length == LONGEST or entries <= room
+                assert sequence.length <= LONGEST
+                if sequence.length == LONGEST:
+                    self.arrived.remove(sequence)
+                    self.scheduler.remove(sequence)
 
     def place(self, sequence: Sequence, position: int) -> tuple[int, int, int]:
         block, place = divmod(position, self.pools[0].block_size)
@@ -72,7 +87,7 @@ class Traffic(RuleBasedStateMachine):
     def drain(self) -> None:
         """All come to their end, however often they are preempted."""
         for _ in range(len(self.arrived) * LONGEST * 2):
-            self.step()
+            self.step(1)
         assert not self.arrived
         assert not self.scheduler.busy
         assert all(pool.free == pool.blocks for pool in self.pools)
@@ -87,7 +102,7 @@ class Traffic(RuleBasedStateMachine):
             assert set(held).isdisjoint(pool._free)
             most = -(-self.scheduler.max_running // len(self.pools))
             assert sum(one.share == share for one in running) <= most
-        assert not any(sequence.blocks or sequence.cached for sequence in waiting)
+        assert not any(one.blocks or one.cached or one.drafts for one in waiting)
         assert {*running, *waiting} == set(self.arrived)
         assert len(running) <= self.scheduler.max_running
 

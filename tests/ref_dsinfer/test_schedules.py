@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.engine import Engine
 from ref_dsinfer.errors import UsageError
 
@@ -22,18 +23,25 @@ def made(model: Path, **arguments: Any) -> Engine:
     )
 
 
+@pytest.fixture(scope="module", params=["plain", "speculative"])
+def model(request: pytest.FixtureRequest, random_model: Path, drafting_model: Path) -> Path:
+    return random_model if request.param == "plain" else drafting_model
+
+
 @pytest.fixture(scope="module")
-def alone(random_model: Path) -> dict[Prompt, list[int]]:
-    return answers_alone(random_model)
+def alone(model: Path) -> dict[Prompt, list[int]]:
+    return answers_alone(model)
 
 
 def answers_alone(model: Path) -> dict[Prompt, list[int]]:
-    """Answers of the longest kind, each alone in an engine that reads its prompt at once."""
+    """Answers of the longest kind, each alone in an engine that reads its prompt at once, and never
+    drafts."""
     chance = random.Random(0)
     engine = made(model, max_running=1)
     answers: dict[Prompt, list[int]] = {}
-    for number in range(PROMPTS):
-        ids = tuple(chance.randrange(96) for _ in range(chance.randint(1, LONGEST_PROMPT)))
+    while len(answers) < PROMPTS:
+        number, length = len(answers), chance.randint(1, LONGEST_PROMPT)
+        ids = tuple(chance.randrange(engine.config.vocab_size) for _ in range(length))
         engine.add(number, ids, LONGEST_ANSWER)
         answers[ids] = []
         while engine.busy:
@@ -54,6 +62,7 @@ def scheduled(model: Path, alone: dict[Prompt, list[int]], seed: int, shares: in
         block_size=block,
         cache_tokens=(least + chance.choice([0, 0, 40, 200, 800])) * shares,
         step_tokens=chance.choice([1, 7, 40, 500]),
+        speculative=ModelConfig.read(model).mtp,
     )
     wanted: dict[int, tuple[Prompt, int]] = {}
     answers: dict[int, list[int]] = {}
@@ -84,15 +93,15 @@ def scheduled(model: Path, alone: dict[Prompt, list[int]], seed: int, shares: in
 
 @pytest.mark.slow
 def test_an_answer_does_not_depend_on_the_schedule(
-    random_model: Path, alone: dict[Prompt, list[int]]
+    model: Path, alone: dict[Prompt, list[int]]
 ) -> None:
-    times = [scheduled(random_model, alone, seed) for seed in range(SCHEDULES)]
+    times = [scheduled(model, alone, seed) for seed in range(SCHEDULES)]
     assert sum(count > 0 for count in times) > SCHEDULES // 8  # else preemption is not tried
 
 
-def test_some_schedules_at_once(random_model: Path, alone: dict[Prompt, list[int]]) -> None:
+def test_some_schedules_at_once(model: Path, alone: dict[Prompt, list[int]]) -> None:
     for seed in range(1000, 1012):
-        scheduled(random_model, alone, seed)
+        scheduled(model, alone, seed)
 
 
 def test_a_cache_too_small_for_one_request_is_refused(random_model: Path) -> None:
