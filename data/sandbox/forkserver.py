@@ -124,9 +124,7 @@ def _supervise(
         os._exit(0)
 
 
-def _watch(
-    lifeline: int, child: int, folder: str | None, proc: int, limits: Limits | None
-) -> None:
+def _watch(lifeline: int, child: int, folder: str | None, proc: int, limits: Limits | None) -> None:
     """Return when the grader lets go, or the process uses more than no other limit holds."""
     poll = select.poll()
     poll.register(lifeline, select.POLLIN | select.POLLHUP)
