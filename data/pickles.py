@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
 
 if TYPE_CHECKING:
     import numpy as np
+    import pandas as pd
 
 MANY = 64  # ints that make an array of a list
 
@@ -63,13 +64,14 @@ def load(file: BinaryIO) -> object:
         return _FrameUnpickler(data).load()
 
 
-def dump(frame: object, path: Path) -> None:
+def dump(frame: "pd.DataFrame", path: Path) -> None:
     """Pickle a frame; its one-dimensional arrays of int32 are written as lists.
 
     Errors: OSError.
     """
+    pickler = _FramePickler if _holds_lists(frame) else pickle.Pickler
     with path.open("wb") as file:
-        _FramePickler(file, pickle.HIGHEST_PROTOCOL).dump(frame)
+        pickler(file, pickle.HIGHEST_PROTOCOL).dump(frame)
 
 
 def compact(ints: list[int]) -> "list[int] | np.ndarray":
@@ -171,6 +173,17 @@ class _FramePickler(pickle._Pickler):
         self.memoize(obj)
         # the last protocol without frames: its header and its own list are 5 bytes
         self.write(pickle.dumps(ids, 3)[5:-1])
+
+
+def _holds_lists(frame: "pd.DataFrame") -> bool:
+    import numpy as np
+
+    return any(
+        isinstance(value, list | np.ndarray)
+        for _, column in frame.items()
+        if column.dtype == object
+        for value in column
+    )
 
 
 def _ids(value: Any) -> list[int] | None:

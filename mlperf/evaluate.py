@@ -15,7 +15,9 @@ from data.sandbox import Sandbox, SandboxError, TimeLimit
 from data.tasks import TASKS, Answer, Grade, lenient
 from data.tasks.grading import (
     MATH_LIMIT_S,
+    SERVED,
     Rules,
+    Turn,
     Worker,
     content_hash,
     each,
@@ -58,11 +60,13 @@ def evaluate(
     grading: Grading = Grading(),
     log_path: Path | None = None,
     expected: int = ROWS,
+    sandbox: Sandbox | None = None,
 ) -> Evaluation:
     """Grade every row of a results frame, which should have `expected` rows.
 
     `problems`: LiveCodeBench's problems, JSON lines; may be None where no row needs them.
     `log_path`: where each grade is kept as it comes, and what an earlier run graded is read from.
+    `sandbox`: one that has been made already, which is closed here.
 
     Errors: ColumnsError; GradingError where problems are missing; UsageError, InputFileError,
     OutputError. A row that can't be judged is none: see `Evaluation.require_all`.
@@ -79,10 +83,10 @@ def evaluate(
         if problems is None:
             raise GradingError(f"no {PROBLEMS} was found: name it with --livecodebench-file")
         store = Problems(problems)
-    with Sandbox(grading.sandbox) as sandbox:
-        fence = Fence(sandbox.level, sandbox.reason, sandbox.canaries)
-        grades = _grades(answers, store, sandbox, grading, log_path)
-        opinions = dict(_opinions(answers, sandbox, grading)) if grading.lenient else None
+    with sandbox or start_sandbox(grading) as fenced:
+        grades = _grades(answers, store, fenced, grading, log_path)
+        opinions = dict(_opinions(answers, fenced, grading)) if grading.lenient else None
+        fence = Fence(fenced.level, fenced.reason, fenced.canaries)
     graded = _with_grades(frame, grades, opinions)
     rows = _rows(graded, answers.tasks, lengths)
     present = [task for task in TASKS if task in answers.tasks]
@@ -95,6 +99,11 @@ def evaluate(
         expected,
         grading.rules.unofficial if store else "",
     )
+
+
+def start_sandbox(grading: Grading) -> Sandbox:
+    """The sandbox to grade in. It takes a while, which need not be waited for."""
+    return Sandbox(grading.sandbox, modules=SERVED)
 
 
 class FrameAnswers:
@@ -245,11 +254,12 @@ def _opinions(
     if sandbox.level is None:
         return []
 
-    def ask(row: int, worker: Worker) -> tuple[int, bool | None]:
+    def ask(row: int, turn: Turn) -> tuple[int, bool | None]:
         answer = answers[row]
         message = {"text": answer.text[-lenient.TAIL :], "truth": str(answer.ground_truth)}
         try:
-            return row, bool(worker.ask(message, MATH_LIMIT_S)["right"])
+            with turn.taken() as worker:
+                return row, bool(worker.ask(message, MATH_LIMIT_S)["right"])
         except (TimeLimit, SandboxError):
             return row, None
 

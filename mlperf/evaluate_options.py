@@ -9,7 +9,7 @@ from backends.options import positive_int
 from data.sandbox.levels import LEVELS
 from data.tasks.grading import Rules
 from data.tasks.livecodebench import TIME_LIMIT_S, Mode
-from mlperf.evaluate import GRADED, LOG_ENDING, Grading, beside, evaluate, report
+from mlperf.evaluate import GRADED, LOG_ENDING, Grading, beside, evaluate, report, start_sandbox
 from mlperf.inputs import find_problems, read_results
 from ref_dsinfer.errors import UsageError
 
@@ -144,28 +144,29 @@ def run(args: argparse.Namespace) -> None:
     Errors: any UserError; GradingError, after everything is written, where a row was not judged.
     """
     from data.results import check_writable, twins
-    from data.samples import read_frame
 
     how = grading(args)
     source = args.input_file
     if args.compare is not None:
+        from data.samples import read_frame
         from mlperf.compare import comparison
 
         print(comparison(read_frame(source), read_frame(args.compare)))
         return
-    frame, expected = read_results(
-        source, args.dataset_file, args.tokenizer or args.model, args.expected_rows
-    )
-    near = [path for path in (args.dataset_file, source) if path is not None]
-    problems = find_problems(args.livecodebench_file, near)
-    if args.explain is not None:
-        from mlperf.explain import explain
+    with start_sandbox(how) as sandbox:
+        frame, expected = read_results(
+            source, args.dataset_file, args.tokenizer or args.model, args.expected_rows
+        )
+        near = [path for path in (args.dataset_file, source) if path is not None]
+        problems = find_problems(args.livecodebench_file, near)
+        if args.explain is not None:
+            from mlperf.explain import explain
 
-        print(explain(frame, args.explain, problems, how))
-        return
-    output = args.output_file or source.with_name(f"{source.stem}{GRADED}.pkl")
-    for path in twins(output):
-        check_writable(path)
-    evaluation = evaluate(frame, problems, how, beside(output, LOG_ENDING), expected)
+            print(explain(frame, args.explain, problems, how.rules, sandbox))
+            return
+        output = args.output_file or source.with_name(f"{source.stem}{GRADED}.pkl")
+        for path in twins(output):
+            check_writable(path)
+        evaluation = evaluate(frame, problems, how, beside(output, LOG_ENDING), expected, sandbox)
     report(evaluation, output, source, how, problems)
     evaluation.require_all()

@@ -8,7 +8,7 @@ from data.sandbox import Ended, Sandbox, SandboxError
 from data.tasks import Answer, Grade
 from data.tasks.grading import MathWorker, Rules, grade_all
 from data.tasks.livecodebench import Case, Problems, passes
-from mlperf.evaluate import COLUMNS, FrameAnswers, Grading
+from mlperf.evaluate import COLUMNS, FrameAnswers
 from ref_dsinfer.errors import GradingError, UsageError
 
 if TYPE_CHECKING:
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 _SHOWN = 500  # characters of a text
 
 
-def explain(frame: "pd.DataFrame", row: int, problems: Path | None, grading: Grading) -> str:
+def explain(
+    frame: "pd.DataFrame", row: int, problems: Path | None, rules: Rules, sandbox: Sandbox
+) -> str:
     """How row `row` of a results frame is graded, in lines for people.
 
     Errors: UsageError where there is no such row; ColumnsError.
@@ -34,14 +36,13 @@ def explain(frame: "pd.DataFrame", row: int, problems: Path | None, grading: Gra
         f"text: {len(answer.text)} characters, the last: {_short(answer.text[-_SHOWN:])}",
         f"truth: {_short(answer.ground_truth)}",
     ]
-    with Sandbox(grading.sandbox) as sandbox:
-        (grade,) = grade_all([answer], store, sandbox, grading.rules, workers=1)
-        lines.append(f"extracted: {_short(grade.extracted)}")
-        if sandbox.level and grade.extracted and answer.ground_truth:
-            if answer.task == "math500":
-                lines += _forms(grade, answer, sandbox)
-            if store and str(answer.ground_truth) in store:
-                lines += _failing_test(grade, answer, store, sandbox, grading.rules)
+    (grade,) = grade_all([answer], store, sandbox, rules, workers=1)
+    lines.append(f"extracted: {_short(grade.extracted)}")
+    if sandbox.level and grade.extracted and answer.ground_truth:
+        if answer.task == "math500":
+            lines += _forms(grade, answer, sandbox)
+        if store and str(answer.ground_truth) in store:
+            lines += _failing_test(grade, answer, store, sandbox, rules)
     detail = f": {grade.detail}" if grade.detail else ""
     lines.append(f"{grade.status} by {grade.rule}{detail} ({grade.seconds:.3f} s)")
     return "\n".join(lines)

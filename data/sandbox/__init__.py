@@ -14,9 +14,11 @@ Levels, by what keeps such a process from the rest of the machine:
 A level is never believed: before it is used, small attacks are run in it (`canaries`).
 """
 
+import contextlib
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
 
@@ -34,42 +36,54 @@ class Sandbox:
     """Where processes are started from; closed, all of them are killed.
 
     `level`: one of `levels.LEVELS`, or "auto" for the strongest of full, kernel and bwrap that
-    holds. `minimum`: what "auto" may come down to. The attribute `level` is what was found, None
-    where that or nothing at or above the minimum holds; nothing can be started then. `reason`: why,
-    or why it is not the strongest, in one line for users. `canaries`: which small attacks, tried at
-    this level, were "held" and which are "open".
+    holds. `minimum`: what "auto" may come down to. `modules`: those that will be served.
+
+    It is made ready beside whatever its owner does; who asks for anything of it waits.
 
     Errors: ValueError where there is no such level.
     """
 
-    level: str | None
-    reason: str
-    canaries: Mapping[str, str]
-
-    def __init__(self, level: str = "auto", minimum: str = "kernel") -> None:
-        self._live: set[Confined] = set()
-        self._hosts: dict[str, Host] = {}
-        self._lock = threading.Lock()  # of the processes that live
-        self._starting = threading.Lock()  # of the servers, which may take a while
-        found = levels.find(level, minimum)
-        self.level, self.reason, self.canaries = found.level, found.reason, found.canaries
-        if self.level == "none":
+    def __init__(
+        self, level: str = "auto", minimum: str = "kernel", modules: Sequence[str] = ()
+    ) -> None:
+        levels.require_known(level, minimum)
+        if level == "none":
             logger.warning(
                 "UNCONFINED: programs that a model wrote run with all rights of this user; they can"
                 " read, change and delete files, use the network, and end or deceive this run"
             )
+        self._live: set[Confined] = set()
+        self._hosts: dict[str, Future[Host]] = {}
+        self._lock = threading.Lock()
+        self._starting = ThreadPoolExecutor(1, thread_name_prefix="sandbox")
+        self._found = self._starting.submit(levels.find, level, minimum)
+        for module in modules:
+            self._host(module)
+
+    @property
+    def level(self) -> str | None:
+        """The level that was found; None where none holds: nothing can be started then."""
+        return self._found.result().level
+
+    @property
+    def reason(self) -> str:
+        """Why nothing holds, or why it is not the strongest, in one line for users."""
+        return self._found.result().reason
+
+    @property
+    def canaries(self) -> Mapping[str, str]:
+        """Which small attacks, tried at this level, were "held" and which are "open"."""
+        return self._found.result().canaries
 
     def start(self, module: str, limits: Limits) -> Confined:
         """A process that serves the `handler()` of a module of ours. May be called in any thread.
 
         Errors: SandboxError where a process can't be started or its imports fail.
         """
-        if self.level is None:
-            raise SandboxError(f"no sandbox: {self.reason}")
         for _ in range(2):  # a server that has died meanwhile costs nobody a process
-            host = self._host(module, self.level)
+            host = self._host(module)
             try:
-                process = Confined(host, limits, self._forget)
+                process = Confined(host.result(), limits, self._forget)
             except HostGone:
                 self._retire(module, host)
                 continue
@@ -78,17 +92,23 @@ class Sandbox:
             return process
         raise SandboxError("a process to grade in can't be started: its server dies")
 
-    def _host(self, module: str, level: str) -> Host:
-        with self._starting:
-            if module not in self._hosts:
-                self._hosts[module] = Host(module, level)
+    def _host(self, module: str) -> Future[Host]:
+        with self._lock:
+            if module not in self._hosts or _has_failed(self._hosts[module]):
+                self._hosts[module] = self._starting.submit(self._serve, module)
             return self._hosts[module]
 
-    def _retire(self, module: str, host: Host) -> None:
-        with self._starting:
+    def _serve(self, module: str) -> Host:
+        """Errors: SandboxError."""
+        if self.level is None:
+            raise SandboxError(f"no sandbox: {self.reason}")
+        return Host(module, self.level)
+
+    def _retire(self, module: str, host: Future[Host]) -> None:
+        with self._lock:
             if self._hosts.get(module) is host:
                 del self._hosts[module]
-                host.close()
+                host.result().close()
 
     def _forget(self, process: Confined) -> None:
         with self._lock:
@@ -102,13 +122,15 @@ class Sandbox:
 
     def close(self) -> None:
         """Kill what is left."""
+        self._starting.shutdown(cancel_futures=True)
         with self._lock:
             left = list(self._live)
+            hosts = [self._hosts.popitem()[1] for _ in range(len(self._hosts))]
         for process in left:
             process.close()
-        with self._starting:
-            while self._hosts:
-                self._hosts.popitem()[1].close()
+        for host in hosts:
+            with contextlib.suppress(SandboxError, CancelledError):
+                host.result().close()
 
     def __enter__(self) -> Self:
         return self
@@ -120,3 +142,7 @@ class Sandbox:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _has_failed(host: Future[Host]) -> bool:
+    return host.done() and host.exception() is not None

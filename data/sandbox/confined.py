@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from data.sandbox import kernel, seccomp
@@ -17,35 +18,45 @@ Handler = Callable[[dict[str, Any]], dict[str, Any]]
 _SOCKET = 3
 
 
+@dataclass(frozen=True)
+class Setting:
+    """What all processes of a server share."""
+
+    level: str
+    handle: Handler
+    places: list[kernel.Place]  # open, that may be read
+    work: str  # at full, where each process mounts its own working directory; else their parent
+
+
 def main(
-    task: dict[str, Any], limits: Limits, work: str, descriptors: tuple[int, int, int]
+    setting: Setting, limits: Limits, folder: str | None, descriptors: tuple[int, int, int]
 ) -> None:
-    """Serve until the other side closes the socket. `descriptors`: input, output, socket."""
+    """Serve until the other side closes the socket. `descriptors`: input, output, socket.
+
+    `folder`: the working directory; None at full.
+    """
     os.setsid()
     kernel.die_with_parent()
     _place(descriptors)
-    os.chdir(work)
     try:
-        missing = _confine(task["level"], limits, task["readable"], work)
-        handle: Handler = sys.modules[task["module"]].handler()
+        missing = _confine(setting, limits, folder or setting.work)
     except Exception as error:  # noqa: BLE001 - told to the other side, which ends the run
         send(_SOCKET, {"failed": f"{type(error).__name__}: {error}"})
         return
     send(_SOCKET, {"missing": missing})
     while (message := _receive()) is not None:
         try:
-            reply = handle(message)
+            reply = setting.handle(message)
         except MemoryError:
             reply = {"error": "memory limit"}
         send(_SOCKET, reply)
 
 
 def _place(descriptors: tuple[int, int, int]) -> None:
-    """Leave four descriptors open, the third being the server's own /dev/null."""
+    """Put input, output and the socket where they belong; 2 is the server's own /dev/null."""
     high = [os.dup2(descriptor, 100 + i) for i, descriptor in enumerate(descriptors)]
     for descriptor, place in zip(high, (0, 1, _SOCKET), strict=True):
         os.dup2(descriptor, place)
-    os.closerange(_SOCKET + 1, 4096)  # the server holds a dozen
     sys.stdin = sys.__stdin__ = os.fdopen(  # type: ignore[misc]
         0, encoding="utf-8", closefd=False
     )
@@ -54,26 +65,29 @@ def _place(descriptors: tuple[int, int, int]) -> None:
     )
 
 
-def _confine(level: str, limits: Limits, readable: list[str], work: str) -> list[str]:
+def _confine(setting: Setting, limits: Limits, work: str) -> list[str]:
     """Put on all layers that work here. Returns what does not; canaries judge whether it matters.
 
     Only a process in namespaces of its own fails where it can't be put there.
     """
     missing: list[str] = []
-    if level == "none":
-        return missing
-    if level == "full":
-        kernel.mount_proc()
-    kernel.limit(limits)
-    for layer in (
-        kernel.drop_privileges,
-        lambda: kernel.landlock(readable, work),
-        seccomp.restrict,
-    ):
+
+    def put_on(layer: Callable[[], None]) -> None:
         try:
             layer()
         except OSError as error:
             missing.append(str(error.strerror))
+
+    if setting.level == "full":
+        kernel.enter_own_namespaces(work)
+    os.chdir(work)
+    if setting.level != "none":
+        put_on(kernel.drop_privileges)
+        put_on(lambda: kernel.landlock(setting.places, work))
+    os.closerange(_SOCKET + 1, 4096)  # the server holds a few dozen
+    if setting.level != "none":
+        kernel.limit(limits)
+        put_on(seccomp.restrict)
     return missing
 
 

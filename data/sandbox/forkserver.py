@@ -10,6 +10,7 @@ import contextlib
 import gc
 import json
 import os
+import platform
 import select
 import shutil
 import signal
@@ -20,7 +21,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from data.sandbox import confined, kernel
+from data.sandbox import confined, kernel, seccomp
 from data.sandbox.types import Limits
 
 MESSAGE_BYTES = 1 << 16
@@ -34,58 +35,77 @@ def serve() -> None:
     parent = os.getppid()
     control = socket.socket(fileno=task["control"])
     try:
-        proc = _prepare(task)
+        setting, proc = _prepare(task)
     except Exception as error:  # noqa: BLE001 - told to the other side, which ends the run
         control.send(json.dumps({"failed": f"{type(error).__name__}: {error}"}).encode())
         return
     control.send(b"{}")
     control.settimeout(_ORPHANED_S)
     while os.getppid() == parent:
+        _reap()
         try:
             message, descriptors, _, _ = socket.recv_fds(control, MESSAGE_BYTES, 4)
         except TimeoutError:
             continue
         if not message:
             return
+        limits = Limits(**json.loads(message))
         try:
             if os.fork() == 0:
                 control.close()
-                _supervise(task, Limits(**json.loads(message)), descriptors, proc)
+                _supervise(setting, limits, descriptors, proc)
         except OSError as error:
             confined.send(descriptors[0], {"failed": f"fork: {error.strerror}"})
         for descriptor in descriptors:
             os.close(descriptor)
 
 
-def _prepare(task: dict[str, Any]) -> int:
-    """All that processes share. Returns a descriptor of /proc, which may be out of sight later."""
+def _prepare(task: dict[str, Any]) -> tuple[confined.Setting, int]:
+    """All that processes share, and a descriptor of /proc, which may be out of sight later.
+
+    What is done here is not done at each start. A page of memory that a process is the first to
+    touch costs it as much as a hundred lines of Python.
+    """
     sys.path += task["packages"]
-    # what a handler imports is imported here; each process then makes its own
-    import_module(task["module"]).handler()
+    handle = import_module(task["module"]).handler()
     sys.path.remove(task["root"])
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for a supervisor
     Path("/proc/self/oom_score_adj").write_text("1000")  # rather these than the grader
     proc = os.open("/proc", os.O_PATH)
     if task["level"] == "full":
         kernel.enter_namespaces([*task["readable"], *kernel.DEVICES], task["work"])
+    if task["level"] != "none":
+        kernel.gain_no_privileges()
+        with contextlib.suppress(OSError):  # each process says so by itself
+            seccomp.program(platform.machine(), 1)  # is kept
+    places = kernel.places(task["readable"])
     os.dup2(1, 2)  # to /dev/null, as standard output: so far errors went to the grader
     gc.collect()
     gc.freeze()
-    return proc
+    return confined.Setting(task["level"], handle, places, task["work"]), proc
 
 
-def _supervise(task: dict[str, Any], limits: Limits, descriptors: list[int], proc: int) -> None:
+def _reap() -> None:
+    """Nobody waits for a supervisor."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
+def _supervise(
+    setting: confined.Setting, limits: Limits, descriptors: list[int], proc: int
+) -> None:
     """Fork the confined process and stay until it is to end. Never returns."""
     private, lifeline, standard_input, standard_output = descriptors
+    folder = None  # that has to be watched and removed
     try:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        if task["level"] == "full":
-            kernel.enter_own_namespaces(task["work"])
-        work = tempfile.mkdtemp(prefix="grade-", dir=task["work"])
+        if setting.level == "full":
+            kernel.enter_own_numbers()
+        else:
+            folder = tempfile.mkdtemp(prefix="grade-", dir=setting.work)
         child = os.fork()
         if child == 0:
             os.close(lifeline)
-            confined.main(task, limits, work, (standard_input, standard_output, private))
+            confined.main(setting, limits, folder, (standard_input, standard_output, private))
             os._exit(0)
     except OSError as error:
         confined.send(private, {"failed": str(error)})
@@ -93,22 +113,25 @@ def _supervise(task: dict[str, Any], limits: Limits, descriptors: list[int], pro
     for descriptor in (private, standard_input, standard_output):
         os.close(descriptor)
     try:
-        _watch(lifeline, child, work, proc, None if task["level"] == "none" else limits)
+        _watch(lifeline, child, folder, proc, None if setting.level == "none" else limits)
     finally:
         for end in (os.killpg, os.kill):  # it may not have made a group of its own yet
             with contextlib.suppress(ProcessLookupError):
                 end(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        remove(work)
+        if folder:
+            remove(folder)
         os._exit(0)
 
 
-def _watch(lifeline: int, child: int, work: str, proc: int, limits: Limits | None) -> None:
+def _watch(lifeline: int, child: int, folder: str | None, proc: int, limits: Limits | None) -> None:
     """Return when the grader lets go, or the process uses more than no other limit holds."""
     poll = select.poll()
     poll.register(lifeline, select.POLLIN | select.POLLHUP)
     while not poll.poll(WATCH_MS):
-        if limits and (_threads(child, proc) > limits.processes or is_too_full(work)):
+        if limits and _threads(child, proc) > limits.processes:
+            return
+        if limits and folder and is_too_full(folder):
             return
 
 

@@ -11,6 +11,7 @@ import os
 import resource
 import signal
 import socket
+import stat
 import struct
 from collections.abc import Iterable
 from pathlib import Path
@@ -131,19 +132,22 @@ def _show(path: Path, root: str) -> None:
     return None
 
 
-def enter_own_namespaces(work: str) -> None:
-    """For one process: mounts, IPC and process numbers of its own; `work` becomes a small disk.
+def enter_own_numbers() -> None:
+    """Make the caller's next child the first of process numbers of its own.
 
-    The caller's next child is the first process of the new numbers, and takes all others with it
-    when it ends.
+    It takes all others in them with it when it ends.
     """
-    _check("namespaces", _libc.unshare(_NEW_MOUNTS | _NEW_IPC | _NEW_PIDS))
+    _check("process numbers", _libc.unshare(_NEW_PIDS))
+
+
+def enter_own_namespaces(work: str) -> None:
+    """Mounts and IPC of its own, by the first process of numbers of its own.
+
+    `work` becomes a small disk, /proc shows those numbers.
+    """
+    _check("namespaces", _libc.unshare(_NEW_MOUNTS | _NEW_IPC))
     options = f"size={WORK_BYTES},nr_inodes={WORK_FILES},mode=700"
     _mount("tmpfs", work, "tmpfs", _NO_SUID | _NO_DEV | _NO_EXEC, options)
-
-
-def mount_proc() -> None:
-    """Show the processes of this namespace, by the first of them."""
     _mount("proc", "/proc", "proc", _NO_SUID | _NO_DEV | _NO_EXEC)
 
 
@@ -158,8 +162,8 @@ def _mount(
 # --- privileges
 
 
-def drop_privileges() -> None:
-    """No capabilities, and no way to gain any. Root's files are still root's: see `landlock`."""
+def gain_no_privileges() -> None:
+    """No way to gain a capability, for this process and all that come from it."""
     _prctl("no new privileges", _NO_NEW_PRIVILEGES, 1)
     clear_all = 4
     with contextlib.suppress(OSError):  # before Linux 4.3
@@ -169,6 +173,10 @@ def drop_privileges() -> None:
             _prctl("bounding set", _DROP_BOUND, capability)
         except OSError:  # not root, or past the last one
             break
+
+
+def drop_privileges() -> None:
+    """No capabilities, once none can be gained. Root's files are still root's: see `landlock`."""
     version_3 = 0x20080522
     header, nothing = struct.pack("=II", version_3, 0), bytes(24)
     _check("capabilities", _libc.capset(header, nothing))
@@ -182,8 +190,28 @@ _REFER, _TRUNCATE, _DEVICE_CONTROL = 1 << 13, 1 << 14, 1 << 15
 _CREATE, _ADD_RULE, _RESTRICT = 444, 445, 446  # the same on all architectures
 
 
-def landlock(readable: Iterable[str], work: str) -> None:
-    """Forbid all files but `readable` paths, the harmless devices, and those under `work`.
+Place = tuple[int, int]  # a descriptor of a path, and the rights that Landlock leaves beneath it
+
+
+def places(readable: Iterable[str]) -> list[Place]:
+    """Those of `readable` paths and of the harmless devices that are there."""
+    found = [*((path, _READ | _READ_DIR) for path in readable)]
+    found += [(path, _READ | _WRITE | _TRUNCATE) for path in DEVICES]
+    return [place for path, rights in found if (place := _open(path, rights))]
+
+
+def _open(path: str, rights: int) -> Place | None:
+    try:
+        descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except (FileNotFoundError, PermissionError):
+        return None
+    if not stat.S_ISDIR(os.fstat(descriptor).st_mode):
+        rights &= _READ | _WRITE | _TRUNCATE
+    return descriptor, rights
+
+
+def landlock(places: Iterable[Place], work: str) -> None:
+    """Forbid all files but `places` and those under `work`.
 
     What the running kernel can't hold to is left to `seccomp`, which never allows it.
     """
@@ -195,29 +223,15 @@ def landlock(readable: Iterable[str], work: str) -> None:
     size = 24 if abi >= 6 else 16 if abi >= 4 else 8
     rules = struct.pack("=QQQ", handled, network, scopes)
     ruleset = _check("Landlock rules", _libc.syscall(_CREATE, rules, size, 0))
+    inside = _READ | _WRITE | _READ_DIR | _REMOVE_DIR | _REMOVE_FILE | _MAKE_DIR | _MAKE_FILE
+    own = os.open(work, os.O_PATH | os.O_CLOEXEC)
     try:
-        for path in readable:
-            _allow(ruleset, path, (_READ | _READ_DIR) & handled)
-        for path in DEVICES:
-            _allow(ruleset, path, (_READ | _WRITE | _TRUNCATE) & handled)
-        inside = _READ | _WRITE | _READ_DIR | _REMOVE_DIR | _REMOVE_FILE | _MAKE_DIR | _MAKE_FILE
-        _allow(ruleset, work, (inside | _REFER | _TRUNCATE) & handled)
+        for descriptor, rights in (*places, (own, inside | _REFER | _TRUNCATE)):
+            rule = struct.pack("=Qi", rights & handled, descriptor)
+            # a path on a file system without names, e.g. a bind of memory, needs no rule
+            if _libc.syscall(_ADD_RULE, ruleset, 1, rule, 0) and ctypes.get_errno() != errno.EBADFD:
+                _check("Landlock rule", -1)
         _check("Landlock restriction", _libc.syscall(_RESTRICT, ruleset, 0))
     finally:
+        os.close(own)
         os.close(ruleset)
-
-
-def _allow(ruleset: int, path: str, rights: int) -> None:
-    try:
-        place = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    except (FileNotFoundError, PermissionError):
-        return
-    try:
-        if not Path(path).is_dir():
-            rights &= _READ | _WRITE | _TRUNCATE
-        rule = struct.pack("=Qi", rights, place)
-        # a path on a file system without names, e.g. a bind of memory, needs no rule
-        if _libc.syscall(_ADD_RULE, ruleset, 1, rule, 0) and ctypes.get_errno() != errno.EBADFD:
-            _check(f"Landlock rule for {path}", -1)
-    finally:
-        os.close(place)

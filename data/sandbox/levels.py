@@ -33,16 +33,18 @@ class Found:
     canaries: Mapping[str, str] = field(default_factory=dict)  # name: "held" or "open"
 
 
+def require_known(*names: str) -> None:
+    """Errors: ValueError where there is no such level."""
+    for name in names:
+        if name not in (*LEVELS, "auto"):
+            raise ValueError(f"{name!r} is no level of the sandbox ({', '.join(LEVELS)})")
+
+
 def find(level: str, minimum: str) -> Found:
     """Try a level, or for "auto" all from the strongest down to `minimum`.
 
     bwrap stands beside kernel: where it holds, the same canaries are held.
-
-    Errors: ValueError where there is no such level.
     """
-    for name in (level, minimum):
-        if name not in (*LEVELS, "auto"):
-            raise ValueError(f"{name!r} is no level of the sandbox ({', '.join(LEVELS)})")
     if sys.platform != "linux":
         return Found(None, "programs can be confined on Linux only")
     if level in ("container", "none"):

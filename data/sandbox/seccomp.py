@@ -11,6 +11,7 @@ import os
 import platform
 import struct
 from dataclasses import dataclass
+from functools import cache
 
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column, audit number
 
@@ -112,23 +113,43 @@ def _block(conditions: tuple[_Is, ...]) -> list[bytes]:
     return [*block, _op(_RETURN, _ALLOW), _op(_RETURN, _ERRNO | errno.EPERM)]
 
 
+class _Program(ctypes.Structure):
+    _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@cache
 def program(machine: str, pid: int) -> bytes:
     """The filter for a machine, as `platform.machine()` names it, and the process of number `pid`.
 
     Errors: OSError where the machine's calls are not known here.
     """
-    if machine not in _ARCHITECTURES:
-        raise OSError(errno.ENOSYS, f"system calls of {machine} are not known")
-    column, audit = _ARCHITECTURES[machine]
+    column, _ = _architecture(machine)
+    conditional = []
+    for entry, conditions in _conditional(pid):
+        if (number := _number(entry, column)) is not None:
+            block = _block(conditions)
+            conditional += [_op(_EQUAL, number, 0, len(block)), *block]
+    return b"".join([_listed(machine), *conditional, _op(_RETURN, _ERRNO | errno.ENOSYS)])
+
+
+@cache
+def _listed(machine: str) -> bytes:
+    """The part that is the same for all processes: the list of what is always allowed."""
+    column, audit = _architecture(machine)
     ops = [_op(_LOAD, 4), _op(_EQUAL, audit, 1, 0), _op(_RETURN, _KILL), _op(_LOAD, 0)]
     for entry in _ALLOWED.split():
         if (number := _number(entry, column)) is not None:
             ops += [_op(_EQUAL, number, 0, 1), _op(_RETURN, _ALLOW)]
-    for entry, conditions in _conditional(pid):
-        if (number := _number(entry, column)) is not None:
-            block = _block(conditions)
-            ops += [_op(_EQUAL, number, 0, len(block)), *block]
-    return b"".join([*ops, _op(_RETURN, _ERRNO | errno.ENOSYS)])
+    return b"".join(ops)
+
+
+def _architecture(machine: str) -> tuple[int, int]:
+    if machine not in _ARCHITECTURES:
+        raise OSError(errno.ENOSYS, f"system calls of {machine} are not known")
+    return _ARCHITECTURES[machine]
 
 
 def restrict() -> None:
@@ -136,12 +157,8 @@ def restrict() -> None:
 
     Errors: OSError where the kernel has no seccomp or an outer filter forbids it.
     """
-
-    class Program(ctypes.Structure):
-        _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
-
     code = program(platform.machine(), os.getpid())
-    libc = ctypes.CDLL(None, use_errno=True)
+    filtered = _Program(len(code) // 8, code)
     set_seccomp, filter_mode = 22, 2
-    if libc.prctl(set_seccomp, filter_mode, ctypes.byref(Program(len(code) // 8, code)), 0, 0):
+    if _libc.prctl(set_seccomp, filter_mode, ctypes.byref(filtered), 0, 0):
         raise OSError(ctypes.get_errno(), f"seccomp: {os.strerror(ctypes.get_errno())}")

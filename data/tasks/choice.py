@@ -20,6 +20,8 @@ _ANSWER = {
     for task, letters in LETTERS.items()
 }
 _LONE_LETTER = re.compile(r"\b[A-J]\b", re.IGNORECASE)
+_END = 500  # characters, in which nearly every answer is found
+_BEFORE = 10  # characters that may decide whether what follows them matches
 
 
 def extract(text: str, task: str) -> tuple[str, str] | None:
@@ -29,12 +31,21 @@ def extract(text: str, task: str) -> tuple[str, str] | None:
     """
     if text.startswith(("['", '["')) and text.endswith(("']", '"]')):
         text = text[2:-2].strip()
-    text = text.replace(r"\n", "\n").replace(r"\'", "'")
-    if found := _ANSWER[task].findall(text):
-        return found[-1].upper(), "answer line"
-    if task == "mmlu_pro" and (found := _LONE_LETTER.findall(text)):
-        return found[-1].upper(), "lone letter"
+    if found := _last(_ANSWER[task], text):
+        return found.upper(), "answer line"
+    if task == "mmlu_pro" and (found := _last(_LONE_LETTER, text)):
+        return found.upper(), "lone letter"
     return None
+
+
+def _last(pattern: re.Pattern[str], text: str) -> str | None:
+    """What the last match captures: no two can overlap, so the end of a text is searched first."""
+    found = pattern.findall(_unescaped(text[-_END:]), _BEFORE) or pattern.findall(_unescaped(text))
+    return found[-1] if found else None
+
+
+def _unescaped(text: str) -> str:
+    return text.replace(r"\n", "\n").replace(r"\'", "'")
 
 
 def judge(given: str, truth: object) -> Verdict:

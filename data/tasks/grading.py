@@ -7,8 +7,9 @@ that can't be had is said to be ungraded; both concern that row alone.
 import hashlib
 import os
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,6 +22,8 @@ from ref_dsinfer.errors import GradingError
 
 MATH_LIMIT_S = 5.0  # the slowest realistic pair of 844 took 0.12 s
 MATH_LIMITS = Limits(memory=1 << 30)
+SERVED = ("data.tasks.program", "data.tasks.math500")  # by confined processes
+_AHEAD = 1  # answers begun beyond those that have a worker
 _LIBRARIES = ("sympy", "pylatexenc", "mpmath")  # that the rules are built on
 
 T = TypeVar("T")
@@ -108,6 +111,25 @@ class MathWorker:
         self._worker.close()
 
 
+class Turn:
+    """One of the workers, once one is free, for as long as this is entered."""
+
+    def __init__(self, free: SimpleQueue[Any]) -> None:
+        self.waited = 0.0  # seconds
+        self._free = free
+
+    @contextmanager
+    def taken(self) -> Iterator[Any]:
+        """The worker."""
+        began = time.perf_counter()
+        worker = self._free.get()
+        self.waited += time.perf_counter() - began
+        try:
+            yield worker
+        finally:
+            self._free.put(worker)
+
+
 class Answers(Protocol):
     """Answers by row; they may be made when they are asked for."""
 
@@ -131,7 +153,7 @@ def grade_all(
     """
     everything = range(len(answers)) if rows is None else rows
     yield from each(
-        lambda row, worker: _grade(answers[row], worker, problems, sandbox, rules),
+        lambda row, turn: _grade(answers[row], turn, problems, sandbox, rules),
         everything,
         sandbox,
         lambda: MathWorker(sandbox),
@@ -140,14 +162,16 @@ def grade_all(
 
 
 def each(
-    work: Callable[[int, Any], T],
+    work: Callable[[int, Turn], T],
     rows: Sequence[int],
     sandbox: Sandbox,
     make_worker: Callable[[], Any],
     workers: int | None = None,
 ) -> Generator[T, None, None]:
-    """What `work` returns for each row, as it comes. Each call has one of the workers to itself.
+    """What `work` returns for each row, as it comes.
 
+    What it does while it has its turn is done for as many rows at once as there are workers; it
+    may be called for some more, so that no worker waits for what comes before and after that.
     When this ends early, for whatever reason, so do the sandbox's processes.
     """
     count = workers or len(os.sched_getaffinity(0))
@@ -155,16 +179,8 @@ def each(
     free: SimpleQueue[Any] = SimpleQueue()
     for worker in made:
         free.put(worker)
-
-    def one(row: int) -> T:
-        worker = free.get()
-        try:
-            return work(row, worker)
-        finally:
-            free.put(worker)
-
-    pool = ThreadPoolExecutor(count, thread_name_prefix="grade")
-    futures = [pool.submit(one, row) for row in rows]
+    pool = ThreadPoolExecutor(count + _AHEAD, thread_name_prefix="grade")
+    futures = [pool.submit(work, row, Turn(free)) for row in rows]
     try:
         for future in as_completed(futures):
             yield future.result()
@@ -226,7 +242,7 @@ def extract(task: str, text: str) -> tuple[str | int, str] | None:
 
 def _grade(
     answer: Answer,
-    worker: MathWorker,
+    turn: Turn,
     problems: livecodebench.Problems | None,
     sandbox: Sandbox,
     rules: Rules,
@@ -240,7 +256,7 @@ def _grade(
         status = "no_answer"
     else:
         try:
-            verdict = _judge(extracted, answer, worker, problems, sandbox, rules)
+            verdict = _judge(extracted, answer, turn, problems, sandbox, rules)
             status = "ok" if verdict.right else "wrong"
             how = f"{how}, {verdict.rule}"
         except TimeLimit as error:
@@ -249,14 +265,14 @@ def _grade(
             status, detail = "sandbox_error", str(error)
         except GradingError as error:
             status, detail = "not_graded", str(error)
-    seconds = time.perf_counter() - start
+    seconds = time.perf_counter() - start - turn.waited
     return Grade(answer.sample_index, extracted, status, how, seconds, detail)
 
 
 def _judge(
     extracted: Any,
     answer: Answer,
-    worker: MathWorker,
+    turn: Turn,
     problems: livecodebench.Problems | None,
     sandbox: Sandbox,
     rules: Rules,
@@ -277,8 +293,12 @@ def _judge(
     if sandbox.level is None:
         raise GradingError(f"there is no sandbox: {sandbox.reason}")
     if answer.task == "math500":
-        return worker.judge(extracted, str(truth))
+        with turn.taken() as worker:
+            verdict: Verdict = worker.judge(extracted, str(truth))
+        return verdict
     if problems is None:
         raise GradingError("there are no problems to test programs with")
     problem = problems.read(str(truth))
-    return livecodebench.passes(extracted, problem, sandbox, rules.code_limit, rules.mode)
+    return livecodebench.passes(
+        extracted, problem, sandbox, rules.code_limit, rules.mode, turn=turn.taken()
+    )

@@ -15,6 +15,7 @@ import re
 import time
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
@@ -117,38 +118,50 @@ def passes(
     time_limit: float = TIME_LIMIT_S,
     mode: Mode = "reference",
     on_failure: Callable[[Case, object], None] = lambda test, given: None,
+    turn: AbstractContextManager[object] | None = None,
 ) -> Verdict:
     """Whether `code` loads and passes every test, each within `time_limit` seconds.
 
     A program that takes too long, dies or breaks a limit does not pass, like one that is wrong.
     The verdict's rule names the test that has decided; `on_failure` hears of it, and of what the
-    program made of it.
+    program made of it. It runs while `turn` is entered; its process is started before that.
 
     Errors: SandboxError; GradingError where a test's expected value can't be read.
     """
+    limits = Limits(cpu=int((time_limit + 1) * len(problem.tests)) + 5)
+    with sandbox.start("data.tasks.program", limits) as process, turn or nullcontext():
+        return _test(process, code, problem, time_limit, mode, on_failure)
+
+
+def _test(
+    process: Confined,
+    code: str,
+    problem: Problem,
+    time_limit: float,
+    mode: Mode,
+    on_failure: Callable[[Case, object], None],
+) -> Verdict:
     count = len(problem.tests)
     deadline = time.monotonic() + (time_limit + 1) * count + 5  # of all of it, as there
-    limits = Limits(cpu=int((time_limit + 1) * count) + 5)
 
     def seconds() -> float:
         return max(0.01, min(time_limit, deadline - time.monotonic()))
 
-    with sandbox.start("data.tasks.program", limits) as process:
+    try:
+        fault = _load(process, code, problem, mode, seconds())
+    except Ended as error:
+        fault = _fault(error)
+    if fault:
+        return Verdict(False, f"does not load: {fault}")
+    for number, test in enumerate(problem.tests, 1):
+        given = None
         try:
-            fault = _load(process, code, problem, mode, seconds())
+            fault, given = _run(process, test, problem, mode, seconds())
         except Ended as error:
             fault = _fault(error)
         if fault:
-            return Verdict(False, f"does not load: {fault}")
-        for number, test in enumerate(problem.tests, 1):
-            given = None
-            try:
-                fault, given = _run(process, test, problem, mode, seconds())
-            except Ended as error:
-                fault = _fault(error)
-            if fault:
-                on_failure(test, given)
-                return Verdict(False, f"test {number} of {count}: {fault}")
+            on_failure(test, given)
+            return Verdict(False, f"test {number} of {count}: {fault}")
     return Verdict(True, f"all of {count} tests")
 
 

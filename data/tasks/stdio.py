@@ -9,6 +9,7 @@ nothing on descriptor 0. The official figure was made that way, so this behaves 
 `fixed-stdio`: the real thing, on two files of the other side's.
 """
 
+import builtins
 import contextlib
 import io
 import os
@@ -71,13 +72,20 @@ class Reference:
         def open_stand_in(*arguments: Any, **options: Any) -> Any:
             return mock.mock_open(read_data=text)(*arguments, **options)  # takes a while to make
 
-        with (
-            mock.patch("builtins.open", open_stand_in),
-            mock.patch("sys.stdin", _Input(text)),
-            mock.patch("sys.stdout", printed),
-            contextlib.suppress(SystemExit),
-        ):
-            program()
+        stand_ins: tuple[tuple[Any, str, Any], ...] = (
+            (builtins, "open", open_stand_in),
+            (sys, "stdin", _Input(text)),
+            (sys, "stdout", printed),
+        )
+        real = [getattr(module, name, None) for module, name, _ in stand_ins]
+        try:
+            for module, name, stand_in in stand_ins:
+                setattr(module, name, stand_in)
+            with contextlib.suppress(SystemExit):
+                program()
+        finally:
+            for (module, name, _), before in zip(stand_ins, real, strict=True):
+                setattr(module, name, before)
         return printed.getvalue()
 
 

@@ -5,7 +5,8 @@ import json
 import pandas as pd
 import pytest
 
-from mlperf.evaluate import Grading
+from data.sandbox import Sandbox
+from data.tasks.grading import Rules
 from mlperf.explain import explain
 from ref_dsinfer.errors import ColumnsError, UsageError
 
@@ -48,11 +49,17 @@ def frame():
     return pd.DataFrame(columns).assign(tok_model_output_len=1)
 
 
+@pytest.fixture(scope="module")
+def sandbox():
+    with Sandbox() as started:
+        yield started
+
+
 @pytest.mark.parametrize("row", range(len(ROWS)))
-def test_the_steps_of_each_task(tmp_path, frame, row):
+def test_the_steps_of_each_task(tmp_path, frame, row, sandbox):
     problems = tmp_path / "p.jsonl"
     problems.write_text(json.dumps(PROBLEM) + "\n")
-    told = explain(frame, row, problems, Grading())
+    told = explain(frame, row, problems, Rules(), sandbox)
     assert told.startswith(f"row {row}: {ROWS[row][0]}, task ")
     for line in ROWS[row][3]:
         assert line in told
@@ -60,9 +67,9 @@ def test_the_steps_of_each_task(tmp_path, frame, row):
     assert sorted(tmp_path.iterdir()) == [problems]
 
 
-def test_what_can_not_be_explained(frame):
+def test_what_can_not_be_explained(frame, sandbox):
     for row in (-1, len(ROWS)):
         with pytest.raises(UsageError, match="rows are 0 to 5"):
-            explain(frame, row, None, Grading())
+            explain(frame, row, None, Rules(), sandbox)
     with pytest.raises(ColumnsError, match="model_output"):
-        explain(frame.drop(columns="model_output"), 0, None, Grading())
+        explain(frame.drop(columns="model_output"), 0, None, Rules(), sandbox)

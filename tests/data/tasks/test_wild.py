@@ -85,6 +85,23 @@ def _extract_and_compare(text, truth, value):
     assert livecodebench.same_value(value, truth) in (True, False)
 
 
+@settings(many, max_examples=500)
+@given(
+    st.lists(st.sampled_from(WORDS[:36]) | st.sampled_from([r"\n", r"\'", "\n", "é"]), max_size=12),
+    st.integers(0, choice._END + 20),
+    st.sampled_from(["y", " ", r"\n", "a ", "\\"]),
+)
+def test_an_answer_is_the_last_wherever_in_the_text_it_stands(words, padding, filler):
+    words = ["ANSWER: C ", *words, filler * padding]
+    whole = "".join(words).replace(r"\n", "\n").replace(r"\'", "'")
+    for task, pattern in choice._ANSWER.items():
+        found = pattern.findall(whole)
+        if task == "mmlu_pro":
+            found = found or choice._LONE_LETTER.findall(whole)
+        told = choice.extract("".join(words), task)
+        assert (told and told[0]) == (found[-1].upper() if found else None)
+
+
 class _Worker:
     """A process that compares formulas; a fresh one after any that was killed."""
 
