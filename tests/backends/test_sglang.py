@@ -207,7 +207,7 @@ def test_processes_share_the_cores_of_a_cpu(
     [
         (None, "can't be read"),
         ("[]", "not a JSON object"),
-        ({}, "no MTP layer"),
+        ({"num_nextn_predict_layers": 0}, "no MTP layer"),
         ({"num_nextn_predict_layers": 1, "kv_lora_rank": None}, "architecture"),
     ],
 )

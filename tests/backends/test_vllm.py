@@ -137,7 +137,7 @@ def test_queries_leave_nothing_to_each_other_unless_asked_to() -> None:
         (None, "can't be read"),
         ({"architectures": ["NoSuchForCausalLM"]}, "does not know NoSuchForCausalLM"),
         ({"architectures": None}, "names no architectures"),
-        ({}, "no MTP layer"),
+        ({"num_nextn_predict_layers": 0}, "no MTP layer"),
     ],
 )
 def test_a_model_that_it_does_not_know(changes: dict | None, said: str, tmp_path: Path) -> None:
