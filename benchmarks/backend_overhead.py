@@ -4,7 +4,7 @@ Offline: tokens a second through LoadGen, our SUT and the backend, beside the en
 call, each in a process of its own, in turns. Server: time to first token at the same arrival times,
 by LoadGen's clock through all of ours, and by a bare reader of the same engine's own stream.
 
-    python -m benchmarks.backend_overhead [--backend vllm|sglang] [--requests 240] [--rounds 2]
+    python benchmarks/backend_overhead.py [--backend vllm|sglang] [--requests 240] [--rounds 2]
 """
 
 import argparse
@@ -18,6 +18,9 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+
+if __name__ == "__main__":  # the packages of this tree, and none of the files beside this one
+    sys.path[0] = str(Path(__file__).parents[1])
 
 from backends import registry
 from backends.drive import running
@@ -235,7 +238,7 @@ def config(args: argparse.Namespace, coalesce: bool) -> EngineConfig:
 
 def apart(part: str) -> Any:
     """What one part of this program finds, in a process of its own."""
-    words = [sys.executable, "-m", "benchmarks.backend_overhead", *sys.argv[1:], "--part", part]
+    words = [sys.executable, __file__, *sys.argv[1:], "--part", part]
     ended = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
     found = [line for line in ended.stdout.splitlines() if line.startswith(FOUND)]
     return json.loads(found[-1].removeprefix(FOUND))

@@ -4,7 +4,7 @@ of its own sends one event a token to every stream, as fast as it can.
 Beside it in the same run the openai client, where it is installed, on a tenth of the tokens. A
 client whose CPU time a token is less than the time a token took has waited for the server.
 
-    python -m benchmarks.client --streams 500 --tokens 1000
+    python benchmarks/client.py --streams 500 --tokens 1000
 """
 
 import argparse
@@ -15,6 +15,9 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+
+if __name__ == "__main__":  # the packages of this tree, and none of the files beside this one
+    sys.path[0] = str(Path(__file__).parents[1])
 
 from backends.drive import run_all, running
 from backends.types import EngineConfig, Request

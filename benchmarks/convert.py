@@ -3,7 +3,7 @@
 The checkpoint is made in a temporary directory and removed again. The peak is the kernel's
 high-water mark of the converting process, mapped pages of the source included.
 
-    python -m benchmarks.convert [--gigabytes 4] [--model-parallel 4]
+    python benchmarks/convert.py [--gigabytes 4] [--model-parallel 4]
 """
 
 import argparse

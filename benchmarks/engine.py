@@ -5,7 +5,7 @@ were asked for count, and all engines must give nearly the same ones. Peers: the
 reference's way (`static_batch`), transformers' `generate` on batches of 64, padded on the left, and
 vLLM where its environment is here.
 
-    python -m benchmarks.engine [--peers] [--model DIR | --random] [--dtype float32]
+    python benchmarks/engine.py [--peers] [--model DIR | --random] [--dtype float32]
 """
 
 import argparse
@@ -18,6 +18,9 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+if __name__ == "__main__":  # the packages of this tree, and none of the files beside this one
+    sys.path[0] = str(Path(__file__).parents[1])
 
 from ref_dsinfer.processor import dtype_for
 
@@ -162,18 +165,8 @@ def measure(args: argparse.Namespace) -> None:
 def apart(part: str, args: argparse.Namespace, model: Path) -> tuple[float, list[list[int]]]:
     """What one engine does, in a process of its own."""
     python = str(VLLM) if part == "vllm" else sys.executable
-    words = [
-        python,
-        "-m",
-        "benchmarks.engine",
-        *sys.argv[1:],
-        "--part",
-        part,
-        "--model",
-        str(model),
-    ]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    ended = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+    words = [python, __file__, *sys.argv[1:], "--part", part, "--model", str(model)]
+    ended = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
     found = [line for line in ended.stdout.splitlines() if line.startswith(FOUND)]
     seconds, answers = json.loads(found[-1].removeprefix(FOUND))
     return seconds, answers

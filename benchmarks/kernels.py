@@ -3,9 +3,9 @@
 The floor is what a kernel must read and write, over the bandwidth of a copy measured in the same
 run. All calls are replayed as CUDA graphs; weights are so many that none is still in the L2 cache
 when its turn comes again. The slice is one dense and three MoE layers as one rank of eight has
-them, without the other ranks, on random weights; `--json` writes what benchmarks.roofline reads.
+them, without the other ranks, on random weights; `--json` writes what `roofline.py` reads.
 
-    python -m benchmarks.kernels [--json FILE]
+    python benchmarks/kernels.py [--json FILE]
 """
 
 import argparse
@@ -16,6 +16,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+if __name__ == "__main__":  # the packages of this tree, and none of the files beside this one
+    sys.path[0] = str(Path(__file__).parents[1])
 
 from benchmarks import roofline
 from ref_dsinfer import fp8, gemm, rope
@@ -207,13 +210,13 @@ class Slice:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="benchmarks.kernels", description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--json", type=Path, help="write the MoE layer's times for roofline")
     parser.add_argument("--gemm", choices=gemm.ARITHMETICS, default="bf16")
     args = parser.parse_args()
     if not torch.cuda.is_available():
-        print("benchmarks.kernels needs an NVIDIA GPU, and torch finds none", file=sys.stderr)
+        print("benchmarks/kernels.py needs an NVIDIA GPU, and torch finds none", file=sys.stderr)
         sys.exit(NO_GPU)
     torch.manual_seed(0)
     rate = bandwidth()

@@ -2,9 +2,9 @@
 
 A decode step reads the weights that its tokens touch and every sequence's latents, and adds up over
 the ranks twice a layer. What is measured replaces what is assumed: `--layer-us` is the time of one
-MoE layer of a rank, or `--measured` a file that `benchmarks.kernels --json` has written.
+MoE layer of a rank, or `--measured` a file that `kernels.py --json` has written.
 
-    python -m benchmarks.roofline [--gpu h100] [--attention dp] [--gemm fp8] [--batch 256 ...]
+    python benchmarks/roofline.py [--gpu h100] [--attention dp] [--gemm fp8] [--batch 256 ...]
 """
 
 import argparse
@@ -190,7 +190,7 @@ def table(plan: Plan, batches: list[int]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="benchmarks.roofline", description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--gpu", choices=GPUS, default="h200")
     parser.add_argument("--ranks", type=int, default=8)
@@ -200,7 +200,7 @@ def main() -> None:
     parser.add_argument("--efficiency", type=float, default=1.0, help="share of the bandwidth")
     measured = parser.add_mutually_exclusive_group()
     measured.add_argument("--layer-us", type=float, help="measured: a MoE layer of a rank")
-    measured.add_argument("--measured", type=Path, help="what benchmarks.kernels --json wrote")
+    measured.add_argument("--measured", type=Path, help="what kernels.py --json wrote")
     args = parser.parse_args()
     layer_s = None
     if args.layer_us:

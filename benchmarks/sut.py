@@ -4,17 +4,21 @@ given inside LoadGen's `issue` callback, the least that its Python binding allow
 Offline: microseconds a sample, all of them issued at once. Server: latency of the first token and
 of the whole answer, of samples that come at random times.
 
-    python -m benchmarks.sut --samples 4388 --tokens 3886
+    python benchmarks/sut.py --samples 4388 --tokens 3886
 """
 
 import argparse
 import asyncio
+import sys
 import tempfile
 from array import array
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+if __name__ == "__main__":  # the packages of this tree, and none of the files beside this one
+    sys.path[0] = str(Path(__file__).parents[1])
 
 from backends.drive import running
 from backends.echo import EchoEngine

@@ -14,9 +14,7 @@ from ref_dsinfer.errors import UsageError
 from ref_dsinfer.parallel import Ranks
 
 BLOCK_SIZE = 64  # tokens
-# Of what is free once the weights are loaded: a GPU is ours but for what a step needs beside the
-# cache, a CPU's memory is other programs' too.
-SHARE = {"cpu": 0.5, "cuda": 0.95}
+SHARE = 0.95  # of what is free once the weights are loaded; a step needs some beside the cache
 
 
 class PagedCache:
@@ -80,7 +78,7 @@ def block_count(
     Errors: UsageError, the same on every rank, where not even one of the longest fits.
     """
     if tokens is None:
-        free = int(free_memory(ranks) * SHARE[ranks.device.type])
+        free = int(free_memory(ranks) * SHARE)
         tokens = ranks.lowest(free // token_bytes(config, dtype))
     blocks, each = tokens // block_size, -(-longest // block_size)
     if blocks < each:

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,6 +26,10 @@ BOS, EOS, USER, ASSISTANT = (
 EOS_ID = 1
 MODEL_LENGTH = 163_840  # R1's
 TASKS = ("AIME1983", "math500", "gpqa", "mmlu_pro")
+
+
+# A shell starts what runs in its background deaf to Ctrl-C; what tests interrupt must hear it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -45,7 +45,7 @@ def test_a_measured_layer_replaces_the_floor(tmp_path: Path) -> None:
     file = tmp_path / "kernels.json"
     file.write_text(json.dumps({"moe_layer_us": {"16": 1000.0, "64": 2000.0}}))
     ended = subprocess.run(
-        [sys.executable, "-m", "benchmarks.roofline", "--measured", file, "--batch", "16"],
+        [sys.executable, "benchmarks/roofline.py", "--measured", file, "--batch", "16"],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -64,7 +64,7 @@ def test_no_layout_beats_the_bound() -> None:
 
 def test_without_a_gpu_the_kernels_are_not_measured() -> None:
     ended = subprocess.run(
-        [sys.executable, "-m", "benchmarks.kernels"],
+        [sys.executable, "benchmarks/kernels.py"],
         cwd=ROOT,
         env={"CUDA_VISIBLE_DEVICES": "", "PATH": ""},
         capture_output=True,

@@ -12,7 +12,7 @@ from ref_dsinfer.errors import UsageError
 
 PROMPTS = 12
 LONGEST_PROMPT, LONGEST_ANSWER = 70, 40
-SCHEDULES = 240
+SCHEDULES = {"plain": 240, "speculative": 80}
 Prompt = tuple[int, ...]
 
 
@@ -23,9 +23,14 @@ def made(model: Path, **arguments: Any) -> Engine:
     )
 
 
-@pytest.fixture(scope="module", params=["plain", "speculative"])
-def model(request: pytest.FixtureRequest, random_model: Path, drafting_model: Path) -> Path:
-    return random_model if request.param == "plain" else drafting_model
+@pytest.fixture(scope="module", params=SCHEDULES)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def model(kind: str, random_model: Path, drafting_model: Path) -> Path:
+    return random_model if kind == "plain" else drafting_model
 
 
 @pytest.fixture(scope="module")
@@ -93,10 +98,10 @@ def scheduled(model: Path, alone: dict[Prompt, list[int]], seed: int, shares: in
 
 @pytest.mark.slow
 def test_an_answer_does_not_depend_on_the_schedule(
-    model: Path, alone: dict[Prompt, list[int]]
+    kind: str, model: Path, alone: dict[Prompt, list[int]]
 ) -> None:
-    times = [scheduled(model, alone, seed) for seed in range(SCHEDULES)]
-    assert sum(count > 0 for count in times) > SCHEDULES // 8  # else preemption is not tried
+    times = [scheduled(model, alone, seed) for seed in range(SCHEDULES[kind])]
+    assert sum(count > 0 for count in times) > SCHEDULES[kind] // 8  # else preemption is not tried
 
 
 def test_some_schedules_at_once(model: Path, alone: dict[Prompt, list[int]]) -> None:

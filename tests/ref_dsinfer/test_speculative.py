@@ -283,7 +283,7 @@ def tiny_answers(folder: str, prompts: list[tuple[int, ...]], dtype: str) -> flo
     """Holds the answers with drafts against those without; tokens in a step."""
     answers = []
     for speculative in (False, True):
-        engine = made(TINY / folder, speculative, dtype=dtype, max_running=8, threads=None)
+        engine = made(TINY / folder, speculative, dtype=dtype, max_running=64, threads=None)
         for number, ids in enumerate(prompts):
             engine.add(number, ids, 200, frozenset([1]))
         answers.append(finish(engine))
