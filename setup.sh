@@ -225,15 +225,16 @@ _mlperf_demo() { # BACKEND DEVICE
 }
 
 _mlperf_test() { # BACKEND
+  local tests=(python -m pytest --numprocesses 2 --dist loadfile)
   if [ "$1" = pytorch ]; then
     ruff check .
     ruff format --check .
     mypy
     shellcheck launch.sh setup.sh .ci/run backends/*.sh
-    python -m pytest -m "not slow"
-    python -m pytest -m slow
+    "${tests[@]}" -m "not slow"
+    "${tests[@]}" -m slow
   else
-    python -m pytest -m "$1"
+    "${tests[@]}" -m "$1"
   fi
 }
 

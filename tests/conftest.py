@@ -2,13 +2,10 @@
 
 import json
 import os
-import re
-import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -28,8 +25,15 @@ MODEL_LENGTH = 163_840  # R1's
 TASKS = ("AIME1983", "math500", "gpqa", "mmlu_pro")
 
 
-# A shell starts what runs in its background deaf to Ctrl-C; what tests interrupt must hear it.
-signal.signal(signal.SIGINT, signal.default_int_handler)
+def pytest_configure() -> None:
+    # A shell starts what runs in its background deaf to Ctrl-C; what tests interrupt must hear it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Workers beside one another, as pytest -n makes them, have cores of their own: an engine's
+    # threads that wait for one another come to a standstill where others use their cores.
+    if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+        count = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, cores[int(worker.removeprefix("gw")) :: count] or cores)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -37,74 +41,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     for engine in ("vllm", "sglang"):
         if item.get_closest_marker(engine) and find_spec(engine) is None:
             pytest.skip(f"{engine} is not installed here: ./setup.sh --backend {engine}")
-
-
-OURSELVES = "./setup.sh --test\n"  # runs these tests
-
-
-@dataclass(frozen=True)
-class Block:
-    """A block of the README's commands, and what became of it."""
-
-    script: str
-    ended: subprocess.CompletedProcess[str]
-
-
-class Readme:
-    """A copy of the tree in which the README's commands are run, in order, once.
-
-    The copy has what a clone has, and this environment in the place of a new one.
-    """
-
-    def __init__(self, copy: Path) -> None:
-        self.copy = copy
-        self._ran: dict[str, list[Block]] = {}
-        listed = subprocess.run(
-            ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        for name in filter(None, listed.stdout.split("\0")):
-            (copy / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, copy / name)
-
-    def scripts(self) -> dict[str, list[str]]:
-        """The blocks of commands for each engine's environment."""
-        text = (self.copy / "README.md").read_text(encoding="utf-8")
-        found: dict[str, list[str]] = {}
-        engine = "pytorch"
-        for script in re.findall(r"```bash\n(.*?)```", text, re.S):
-            if entered := re.match(r"source setup\.sh --backend (\w+)", script):
-                engine = entered[1]
-            found.setdefault(engine, []).append(script.replace(OURSELVES, ""))
-        return found
-
-    def run(self, engine: str) -> list[Block]:
-        """Run the blocks of the engine whose environment this is."""
-        if engine not in self._ran:
-            (self.copy / f".venv-{engine}-cpu").symlink_to(sys.prefix)
-            self._ran[engine] = [
-                Block(script, self._run(script)) for script in self.scripts()[engine]
-            ]
-        return self._ran[engine]
-
-    def _run(self, script: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            ["bash", "-ec", script],
-            cwd=self.copy,
-            env={**os.environ, "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}"},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
-
-@pytest.fixture(scope="session")
-def readme(tmp_path_factory: pytest.TempPathFactory) -> Readme:
-    return Readme(tmp_path_factory.mktemp("readme") / "clone")
 
 
 @pytest.fixture(scope="session")

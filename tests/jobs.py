@@ -1,21 +1,24 @@
 """What the tests of the main job share, whichever engine does it."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
 import psutil
 
+from backends.keeper import mapped_by, named
 from mlperf import accuracy_log, report
 
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "data" / "tiny"
 GIVEN = ["--model", str(TINY / "model"), "--input-file", str(TINY / "final_output.pkl")]
+FIGURES = re.compile(r"'exact_match':\s([\d.]+), 'tokens_per_sample':\s([\d.]+)")
 END_S = 15.0  # for everything to be gone
 LOG_ALL = "*.*.accuracy_log_sampling_target = 1000000\n"  # of user.conf
 
@@ -24,6 +27,21 @@ def call(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False
     )
+
+
+def figures(printed: str) -> tuple[float, float]:
+    """exact_match and tokens_per_sample, read as the official checker reads them."""
+    found = FIGURES.search(printed)
+    assert found, printed
+    return float(found[1]), float(found[2])
+
+
+def grade(*options: str) -> tuple[float, float]:
+    """What eval_accuracy.py prints of a file."""
+    problems = ["--livecodebench-file", str(TINY / "livecodebench.jsonl")]
+    ended = call("eval_accuracy.py", *options, *problems)
+    assert ended.returncode == 0, ended.stderr
+    return figures(ended.stdout)
 
 
 def without_mtp(folder: Path) -> Path:
@@ -67,27 +85,24 @@ def sglang_scheduler(processes: list[psutil.Process]) -> psutil.Process:
     return max(spawned, key=lambda one: one.memory_info().rss)
 
 
-def shared_memory(*beginnings: str) -> set[str]:
-    """Multiprocessing's segments and semaphores, and files whose names begin so."""
-    return {
-        path.name
-        for path in Path("/dev/shm").iterdir()
-        if path.name.startswith(("psm_", "sem.", *beginnings))
-    }
+def orphans() -> set[Path]:
+    """Files in shared memory, of kinds that engines make, which no process has mapped."""
+    files = named(["psm_", "sem.", "sgl"])
+    return files - mapped_by(psutil.process_iter(), files)
 
 
-def assert_gone(processes: list[psutil.Process], memory: set[str], *beginnings: str) -> None:
-    """Soon none of these runs, and shared memory holds no more than it did."""
+def assert_gone(processes: Iterable[psutil.Process], before: set[Path]) -> None:
+    """Soon none of these runs, and shared memory holds no more orphans than it did before."""
     until = time.monotonic() + END_S
-    alive = processes
+    alive = list(processes)
     while alive and time.monotonic() < until:
         time.sleep(0.2)
         # nobody may be there to collect a process whose parent was killed
         alive = [one for one in alive if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
     assert not alive
-    while shared_memory(*beginnings) - memory and time.monotonic() < until:
-        time.sleep(0.2)  # its keeper works on
-    assert shared_memory(*beginnings) <= memory
+    while orphans() - before and time.monotonic() < until:
+        time.sleep(0.2)  # its keeper works on, or an engine beside it has not mapped its own yet
+    assert orphans() <= before
 
 
 def differing_rows(tmp_path: Path, engine: str, *options: str) -> list[int]:

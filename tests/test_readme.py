@@ -1,15 +1,109 @@
-"""Every command of the README, run as it stands."""
+"""Every command of the README, run as it stands, and what the commands have left."""
 
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import pandas as pd
 import pytest
 
-if TYPE_CHECKING:
-    from conftest import Readme
+from tests.jobs import GIVEN, ROOT, TINY, figures, grade
 
-ROOT = Path(__file__).parent.parent
 TEST = "./setup.sh --test"
+MARKS = {"pytorch": (), "vllm": (pytest.mark.vllm,), "sglang": (pytest.mark.sglang,)}
+FOLDERS = {  # in which the commands leave LoadGen's runs; of the first, an accuracy run too
+    "pytorch": ("demo/offline", "server", "interactive"),
+    "vllm": ("offline", "server", "interactive", "attached/server"),
+    "sglang": ("sglang/offline", "sglang/server", "sglang/interactive"),
+}
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block of the README's commands, and what became of it."""
+
+    script: str
+    ended: subprocess.CompletedProcess[str]
+
+
+class Readme:
+    """A copy of the tree in which the README's commands are run, in order, once.
+
+    The copy has what a clone has, and this environment in the place of a new one.
+    """
+
+    def __init__(self, copy: Path) -> None:
+        self.copy = copy
+        self._ran: dict[str, list[Block]] = {}
+        listed = subprocess.run(
+            ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        for name in filter(None, listed.stdout.split("\0")):
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, copy / name)
+
+    def scripts(self) -> dict[str, list[str]]:
+        """The blocks of commands for each engine's environment."""
+        text = (self.copy / "README.md").read_text(encoding="utf-8")
+        found: dict[str, list[str]] = {}
+        engine = "pytorch"
+        for script in re.findall(r"```bash\n(.*?)```", text, re.S):
+            if entered := re.match(r"source setup\.sh --backend (\w+)", script):
+                engine = entered[1]
+            found.setdefault(engine, []).append(script.replace(f"{TEST}\n", ""))
+        return found
+
+    def run(self, engine: str) -> list[Block]:
+        """Run the blocks of the engine whose environment this is."""
+        if engine not in self._ran:
+            (self.copy / f".venv-{engine}-cpu").symlink_to(sys.prefix)
+            self._ran[engine] = [
+                Block(script, self._run(script)) for script in self.scripts()[engine]
+            ]
+        return self._ran[engine]
+
+    def _run(self, script: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["bash", "-ec", script],
+            cwd=self.copy,
+            env={**os.environ, "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+
+@pytest.fixture(scope="module")
+def readme(tmp_path_factory: pytest.TempPathFactory) -> Readme:
+    return Readme(tmp_path_factory.mktemp("readme") / "clone")
+
+
+def left(readme: Readme, engine: str, folder: str) -> Path:
+    """What the commands for an engine have left of LoadGen's runs."""
+    readme.run(engine)
+    return readme.copy / "mlperf_results" / folder
+
+
+def of_engines(*engines: str) -> pytest.MarkDecorator:
+    """A test for each, in its own environment."""
+    return pytest.mark.parametrize("engine", [pytest.param(e, marks=MARKS[e]) for e in engines])
+
+
+def long(test):
+    """What needs the commands to have been run."""
+    for mark in (pytest.mark.slow, pytest.mark.engine, pytest.mark.timeout(1800)):
+        test = mark(test)
+    return test
 
 
 def test_the_test_command_is_what_ci_runs() -> None:
@@ -17,34 +111,94 @@ def test_the_test_command_is_what_ci_runs() -> None:
     assert TEST in (ROOT / ".ci" / "run").read_text()
 
 
-def test_every_block_is_of_an_engine_that_ci_installs(readme: "Readme") -> None:
+def test_every_block_is_of_an_engine_that_ci_installs(readme: Readme) -> None:
     scripts = readme.scripts()
-    assert list(scripts) == ["pytorch", "vllm", "sglang"]
+    assert list(scripts) == list(FOLDERS)
     assert len(scripts["pytorch"]) >= 6
 
 
-@pytest.mark.slow
-@pytest.mark.engine
-@pytest.mark.timeout(1200)
-@pytest.mark.parametrize(
-    "engine",
-    [
-        "pytorch",
-        pytest.param("vllm", marks=pytest.mark.vllm),
-        pytest.param("sglang", marks=pytest.mark.sglang),
-    ],
-)
-def test_every_command_succeeds(engine: str, readme: "Readme") -> None:
+@long
+@of_engines(*FOLDERS)
+def test_every_command_succeeds(engine: str, readme: Readme) -> None:
     for block in readme.run(engine):
         assert block.ended.returncode == 0, block.script + block.ended.stdout + block.ended.stderr
 
 
-@pytest.mark.slow
-@pytest.mark.engine
-@pytest.mark.timeout(900)
-def test_the_demo_ends_with_its_table(readme: "Readme") -> None:
+@long
+def test_the_demo_ends_with_its_table(readme: Readme) -> None:
     demo = readme.run("pytorch")[0]
     assert "./setup.sh --demo" in demo.script
     table = demo.ended.stdout[demo.ended.stdout.rindex("samples/s") :]
     for word in ("tokens/s", "exact_match", "aime1983", "livecodebench", "mlperf_results/demo"):
         assert word in table, table
+
+
+@long
+@of_engines(*FOLDERS)
+def test_the_score_is_the_one_beside_the_weights(engine: str, readme: Readme) -> None:
+    kept = json.loads((TINY / "scores.json").read_text(encoding="utf-8"))["exact_match"]
+    accuracy = left(readme, engine, FOLDERS[engine][0]) / "accuracy"
+    assert abs(figures((accuracy / "accuracy.txt").read_text())[0] - kept) <= 1.5
+    frame = pd.read_pickle(accuracy / "results_evaluated.pkl")
+    assert len(frame) == 240
+    assert abs(frame.prompt_accuracy.mean() - kept) <= 1.5
+
+
+@long
+@pytest.mark.parametrize(
+    ("engine", "folder"),
+    [
+        pytest.param(engine, folder, marks=MARKS[engine])
+        for engine, folders in FOLDERS.items()
+        for folder in folders
+    ],
+)
+def test_performance_run_in_each_mode(engine: str, folder: str, readme: Readme) -> None:
+    results = left(readme, engine, folder) / "performance"
+    record = json.loads((results / "run.json").read_text())
+    assert record["submittable"] is False
+    assert record["figures"]["tokens_per_second"] > 0
+    assert ("ttft_p99_ms" in record["figures"]) == ("offline" not in folder)
+    frame = pd.read_pickle(results / "results.pkl")
+    assert len(frame) >= 40
+    assert frame.query_id.is_unique
+    assert list(frame.tok_model_output.map(len)) == list(frame.tok_model_output_len)
+    assert len(pd.read_parquet(results / "results.parquet")) == len(frame)
+    told = json.loads((results / "engine.json").read_text())
+    if engine == "sglang":
+        assert told["server"]["disable_radix_cache"] is True
+        assert "fired up" in (results / "engine.log").read_text()
+    elif engine == "vllm" and "attached" not in folder:
+        assert told["arguments"]["enforce_eager"] is True
+        assert "KV cache size" in (results / "engine.log").read_text()
+
+
+@long
+def test_log_pickle_and_parquet_are_graded_alike(readme: Readme, tmp_path: Path) -> None:
+    accuracy = left(readme, "pytorch", "demo/offline") / "accuracy"
+    said = figures((accuracy / "accuracy.txt").read_text())
+    out = ["--output-file", str(tmp_path / "evaluated.pkl")]
+    log = ["--dataset-file", GIVEN[3], *GIVEN[:2]]
+    assert grade("--input-file", str(accuracy / "results.pkl"), *out) == said
+    assert grade("--input-file", str(accuracy / "results.parquet"), *out) == said
+    assert grade("--input-file", str(accuracy / "mlperf_log_accuracy.json"), *log, *out) == said
+
+
+@long
+def test_a_converted_model_answers_as_the_original(readme: Readme) -> None:
+    readme.run("pytorch")
+    original = pd.read_pickle(readme.copy / "data" / "pytorch_output.pkl")
+    converted = pd.read_pickle(readme.copy / "data" / "converted.pkl")
+    assert len(original) == 32
+    assert len(converted) == 8
+    assert list(converted.tok_model_output) == list(original.tok_model_output.head(8))
+
+
+@long
+def test_drafts_are_told_of_at_the_end(readme: Readme) -> None:
+    [block] = [block for block in readme.run("pytorch") if "--speculative" in block.script]
+    said = re.findall(r"drafts: ([\d.]+) tokens of an answer in a step", block.ended.stderr)
+    assert len(said) == 1
+    assert float(said[0]) > 1.2  # the first rows are AIME's, whose digits are hard to guess
+    engine = left(readme, "pytorch", "interactive") / "performance" / "engine.json"
+    assert json.loads(engine.read_text())["speculative"] is True

@@ -31,7 +31,7 @@ def child_sharing(path: Path) -> subprocess.Popen:
 @pytest.mark.parametrize("dies", [False, True])
 def test_files_in_shared_memory_go_with_the_processes(dies: bool, tmp_path: Path) -> None:
     """Its own ones only, also where it has died before and nobody has collected it."""
-    name = f"mlperf-{tmp_path.name}"
+    name = f"mlperf-{os.getpid()}"
     its, another = (Path("/dev/shm") / f"{name}-{whose}" for whose in ("its", "another"))
     ended = subprocess.Popen(["true"])  # in the list of processes until it is waited for
     children = Children(tmp_path / "engine.log", [name])

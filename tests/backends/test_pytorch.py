@@ -288,7 +288,14 @@ def test_two_ranks_answer_as_one_and_end_together(model: Path, tmp_path: Path) -
     assert json.loads((tmp_path / "answers").read_text()) == [*expected(model, requests).values()]
 
 
-@pytest.mark.parametrize(("victim", "mode"), [(0, "busy"), (1, "busy"), (1, "wait")])
+@pytest.mark.parametrize(
+    ("victim", "mode"),
+    [
+        (1, "busy"),
+        pytest.param(0, "busy", marks=pytest.mark.slow),
+        pytest.param(1, "wait", marks=pytest.mark.slow),
+    ],
+)
 def test_a_rank_that_dies_ends_all(model: Path, tmp_path: Path, victim: int, mode: str) -> None:
     with start_ranks(model, tmp_path, mode) as ranks:
         files = [tmp_path / f"pid.{rank}" for rank in range(2)]

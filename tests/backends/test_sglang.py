@@ -15,11 +15,12 @@ import pytest
 
 from backends import drive
 from backends.endpoints import KEY
+from backends.keeper import mapped_by, named
 from backends.sglang_server import SglangServer
 from backends.types import Completion, Delta, EngineConfig, Request
 from ref_dsinfer.errors import EngineError, LengthError, ModelError, UsageError
 from tests.backends.echo_server import EchoServer
-from tests.jobs import sglang_scheduler
+from tests.jobs import assert_gone, orphans, sglang_scheduler
 
 pytestmark = [pytest.mark.sglang, pytest.mark.timeout(600)]
 TINY = Path(__file__).parents[2] / "data" / "tiny" / "model"
@@ -51,10 +52,6 @@ def engine_processes() -> list[psutil.Process]:
         for child in psutil.Process().children(recursive=True)
         if child.status() != psutil.STATUS_ZOMBIE
     ]
-
-
-def shared_memory() -> set[str]:
-    return {path.name for path in Path("/dev/shm").glob("sgl*")}
 
 
 class Engine:
@@ -96,17 +93,17 @@ def _few_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    memory = shared_memory()
+    before = orphans()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
         started = Engine(tmp_path_factory.mktemp("sglang") / "engine.log")
     folder = started.backend._children.folder
-    assert shared_memory() > memory
+    assert mapped_by(engine_processes(), named(["sgl"]))
     yield started
     started.close()
     assert not engine_processes()
     assert not folder.exists()
-    assert shared_memory() <= memory
+    assert_gone([], before)
 
 
 @pytest.mark.parametrize(
@@ -240,7 +237,7 @@ def test_it_has_to_be_started() -> None:
 
 def fails_to_start(config: EngineConfig) -> str:
     """The message of a start that fails; nothing is left of it."""
-    memory = shared_memory()
+    before = orphans()
 
     async def start() -> None:
         async with drive.running(backend(config)):
@@ -249,7 +246,7 @@ def fails_to_start(config: EngineConfig) -> str:
     with pytest.raises(EngineError) as caught:
         asyncio.run(start())
     assert not engine_processes()
-    assert shared_memory() <= memory
+    assert_gone([], before)
     return str(caught.value)
 
 

@@ -51,6 +51,7 @@ def run(
     )
 
 
+@pytest.mark.slow
 def test_a_file_and_a_person_get_the_same_answers(talking_model: Path, tmp_path: Path) -> None:
     questions = ["w3 w4 w5", "w50"]
     (tmp_path / "questions.txt").write_text("\n\n".join(questions))

@@ -99,9 +99,9 @@ def alone(random_model: Path) -> Found:
     ("world", "attention", "converted"),
     [
         (2, "tp", False),
-        (4, "tp", True),
-        (4, "dp", False),
+        pytest.param(4, "tp", True, marks=pytest.mark.slow),
         pytest.param(2, "dp", True, marks=pytest.mark.slow),
+        pytest.param(4, "dp", False, marks=pytest.mark.slow),
         pytest.param(4, "dp", True, marks=pytest.mark.slow),
     ],
 )
@@ -119,6 +119,7 @@ def test_for_one_process_both_kinds_of_attention_are_one(random_model: Path, alo
     assert one_process(random_model, "dp").same_as(alone)
 
 
+@pytest.mark.slow
 def test_fp8_and_heads_that_do_not_divide(write_model: Callable[..., Path], tmp_path: Path) -> None:
     """Data-parallel attention has its heads whole."""
     inner = {"intermediate_size": 256, "moe_intermediate_size": 128}
@@ -131,15 +132,9 @@ def test_fp8_and_heads_that_do_not_divide(write_model: Callable[..., Path], tmp_
     assert together(2, "dp", tmp_path / "twin", tmp_path / "answers").same_as(expected)
 
 
-@pytest.mark.parametrize(
-    ("world", "attention"),
-    [
-        (4, "dp"),
-        pytest.param(2, "dp", marks=pytest.mark.slow),
-        pytest.param(2, "tp", marks=pytest.mark.slow),
-        pytest.param(4, "tp", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("attention", ["tp", "dp"])
 def test_ranks_on_two_machines_give_the_tokens_of_one(
     world: int, attention: str, random_model: Path, alone: Found, tmp_path: Path
 ) -> None:
@@ -173,6 +168,7 @@ def test_data_parallel_answers_do_not_depend_on_the_schedule(
     assert int(out) > count // 8  # else preemption is not tried
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_ranks_that_draft_give_the_tokens_of_one_that_does_not(
     drafting_model: Path, tmp_path: Path, temperature: float
