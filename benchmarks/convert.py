@@ -14,6 +14,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+if __name__ == "__main__":  # the packages of this tree, and none of the files beside this one
+    sys.path[0] = str(Path(__file__).parents[1])
+
 LIMIT = 1.5  # peak over the largest rank's file
 HIDDEN = 2048
 INNER = 1024  # of an expert
@@ -67,7 +70,7 @@ def make(folder: Path, gigabytes: float) -> None:
     from ref_dsinfer import checkpoint
 
     expert_bytes = 3 * HIDDEN * INNER * 2
-    experts = max(8, round(gigabytes * 1e9 / LAYERS / expert_bytes / 8) * 8)
+    experts = max(16, round(gigabytes * 1e9 / LAYERS / expert_bytes / 8) * 8)
     checkpoint.write_json(folder / "config.json", configuration(experts))
     embedding = (16384, HIDDEN)
     files = {

@@ -9,12 +9,12 @@ Weights, norms and routing are this project's own.
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from ref_dsinfer import gemm
 from ref_dsinfer.attention import Attention
 from ref_dsinfer.config import ModelConfig
-from ref_dsinfer.layers import gated
+from ref_dsinfer.layers import Weight, gated
 from ref_dsinfer.model import Model
 from ref_dsinfer.moe import MoE
 from ref_dsinfer.parallel import Place, Ranks
@@ -117,8 +117,13 @@ class StaticBatch:
             if not count:
                 continue
             rows, column = torch.where(experts_TA == number)
-            gate_up = moe.experts.gate_up_proj.matrix(number).flatten(0, 1)
-            inner = gated(F.linear(x_TD[rows], gate_up))
-            y = F.linear(inner, moe.experts.down_proj.matrix(number))
+            inner = gated(_product(x_TD[rows], moe.experts.gate_up_proj, number))
+            y = _product(inner, moe.experts.down_proj, number)
             y_TD[rows] += (y * weights_TA[rows, column, None]).to(y.dtype)
         return (y_TD + moe.shared_experts(x_TD)).view_as(x)
+
+
+def _product(x_TD: Tensor, weight: Weight, number: int) -> Tensor:
+    """With the matrices of one expert, whose fp8 weights are dequantised each time."""
+    scale = weight.weight_scale_inv
+    return gemm.plain(x_TD, weight.weight[number], None if scale is None else scale[number])

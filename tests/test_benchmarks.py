@@ -1,0 +1,69 @@
+"""Every benchmark runs, on little: what it measures says nothing here, that it measures does."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FEW = ("--requests", "5", "--prompt-tokens", "3", "20", "--answer-tokens", "2", "9")
+
+pytestmark = pytest.mark.slow
+
+
+def run(name: str, *options: str) -> str:
+    ended = subprocess.run(
+        [sys.executable, f"benchmarks/{name}.py", *options],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return ended.stdout
+
+
+def test_the_engine_and_its_peers_do_the_same_work() -> None:
+    answers = []
+    for part in ("ours", "static", "transformers"):
+        found = run("engine", "--dtype", "float32", "--part", part, *FEW)
+        _, given = json.loads(found.splitlines()[-1].removeprefix("found: "))
+        answers.append(given)
+    assert len(answers[0]) == 5
+    assert answers[1] == answers[2] == answers[0]
+
+
+def test_engine_tells_its_multiple() -> None:
+    assert "ref_dsinfer" in run("engine", *FEW).splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("client", ("--streams", "10", "--tokens", "20", "--repeat", "1")),
+        ("convert", ("--gigabytes", "0.05", "--model-parallel", "2")),
+        ("grading", ("--rows", "40", "--programs", "4", "--tests", "2", "--starts", "3")),
+        ("sut", ("--samples", "20", "--tokens", "5", "--repeat", "1")),
+        ("roofline", ()),
+    ],
+)
+def test_it_prints_its_figures(name: str, options: tuple[str, ...]) -> None:
+    assert len(run(name, *options).splitlines()) >= 2
+
+
+@pytest.mark.engine
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    "engine",
+    [
+        pytest.param("vllm", marks=pytest.mark.vllm),
+        pytest.param("sglang", marks=pytest.mark.sglang),
+    ],
+)
+def test_a_backend_is_measured_beside_its_engine(engine: str) -> None:
+    few = ("--requests", "6", "--rounds", "1", "--turns", "1")
+    told = run("backend_overhead", "--backend", engine, *few)
+    assert "LoadGen and our backend" in told
+    assert "p99" in told.splitlines()[-1]
