@@ -34,12 +34,14 @@ NAMES = {
 }
 FOUND = "found: "  # what a part of this program has to say, among what engines print
 WARM_TOKENS = 4  # of each answer, in a first run that is not timed
-Workload = tuple[list[list[int]], list[int]]  # prompts, and how long each answer shall be
-Run = Callable[[list[int]], list[list[int]]]  # lengths of answers → answers
+BATCH = 64  # of transformers' generate
+FIRST = {"static": BATCH, "transformers": BATCH}  # requests that these answer
+Run = Callable[[list[list[int]], list[int]], list[list[int]]]  # prompts, answers' lengths → answers
+Part = tuple[int, Run]  # the size of the vocabulary, and how to answer
 
 
-def workload(vocabulary: int, args: argparse.Namespace) -> Workload:
-    """Prompts of random ids, of even lengths; short answers are more frequent than long ones."""
+def workload(vocabulary: int, args: argparse.Namespace) -> tuple[list[list[int]], list[int]]:
+    """Prompts of random ids, of even lengths; and lengths of answers, more short than long ones."""
     chance = random.Random(0)
     low, high = args.prompt_tokens
     prompts = [
@@ -51,7 +53,7 @@ def workload(vocabulary: int, args: argparse.Namespace) -> Workload:
     return prompts, [low, high, *answers]
 
 
-def ours(args: argparse.Namespace) -> tuple[Workload, Run]:
+def ours(args: argparse.Namespace) -> Part:
     from ref_dsinfer.engine import Engine
 
     engine = Engine(
@@ -62,9 +64,8 @@ def ours(args: argparse.Namespace) -> tuple[Workload, Run]:
         max_model_len=args.prompt_tokens[1] + args.answer_tokens[1],
         threads=args.threads,
     )
-    prompts, lengths = workload(engine.config.vocab_size, args)
 
-    def run(lengths: list[int]) -> list[list[int]]:
+    def run(prompts: list[list[int]], lengths: list[int]) -> list[list[int]]:
         answers: list[list[int]] = [[] for _ in prompts]
         for number, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
             engine.add(number, tuple(prompt), length)
@@ -73,10 +74,10 @@ def ours(args: argparse.Namespace) -> tuple[Workload, Run]:
                 answers[output.id] += output.token_ids
         return answers
 
-    return (prompts, lengths), run
+    return engine.config.vocab_size, run
 
 
-def static(args: argparse.Namespace) -> tuple[Workload, Run]:
+def static(args: argparse.Namespace) -> Part:
     import torch
 
     from benchmarks.static_batch import StaticBatch
@@ -84,17 +85,15 @@ def static(args: argparse.Namespace) -> tuple[Workload, Run]:
     torch.set_num_threads(args.threads)
     length = args.prompt_tokens[1] + args.answer_tokens[1]
     model = StaticBatch(args.model, getattr(torch, args.dtype), length)
-    prompts, lengths = workload(model.config.vocab_size, args)
-    return (prompts, lengths), lambda lengths: model.answer(prompts, lengths)
+    return model.config.vocab_size, model.answer
 
 
-def transformers(args: argparse.Namespace) -> tuple[Workload, Run]:
+def transformers(args: argparse.Namespace) -> Part:
     import torch
     from transformers import DeepseekV3ForCausalLM
 
     torch.set_num_threads(args.threads)
     loaded = DeepseekV3ForCausalLM.from_pretrained(args.model, dtype=getattr(torch, args.dtype))
-    prompts, lengths = workload(loaded.config.vocab_size, args)
 
     def batch(prompts: list[list[int]], lengths: list[int]) -> list[list[int]]:
         width = max(map(len, prompts))
@@ -109,17 +108,17 @@ def transformers(args: argparse.Namespace) -> tuple[Workload, Run]:
         rows = out[:, width:].tolist()
         return [row[:length] for row, length in zip(rows, lengths, strict=True)]
 
-    def run(lengths: list[int]) -> list[list[int]]:
+    def run(prompts: list[list[int]], lengths: list[int]) -> list[list[int]]:
         answers: list[list[int]] = []
-        for first in range(0, len(prompts), 64):
-            part = slice(first, first + 64)
+        for first in range(0, len(prompts), BATCH):
+            part = slice(first, first + BATCH)
             answers += batch(prompts[part], lengths[part])
         return answers
 
-    return (prompts, lengths), run
+    return loaded.config.vocab_size, run
 
 
-def vllm(args: argparse.Namespace) -> tuple[Workload, Run]:
+def vllm(args: argparse.Namespace) -> Part:
     from vllm import LLM, SamplingParams
     from vllm.inputs import TokensPrompt
 
@@ -132,10 +131,9 @@ def vllm(args: argparse.Namespace) -> tuple[Workload, Run]:
         enable_prefix_caching=False,
         skip_tokenizer_init=True,
     )
-    prompts, lengths = workload(engine.model_config.get_vocab_size(), args)
-    asked = [TokensPrompt(prompt_token_ids=prompt) for prompt in prompts]
 
-    def run(lengths: list[int]) -> list[list[int]]:
+    def run(prompts: list[list[int]], lengths: list[int]) -> list[list[int]]:
+        asked = [TokensPrompt(prompt_token_ids=prompt) for prompt in prompts]
         params = [
             SamplingParams(temperature=0, max_tokens=length, ignore_eos=True, detokenize=False)
             for length in lengths
@@ -143,20 +141,23 @@ def vllm(args: argparse.Namespace) -> tuple[Workload, Run]:
         done = engine.generate(asked, params, use_tqdm=False)
         return [list(one.outputs[0].token_ids) for one in done]
 
-    return (prompts, lengths), run
+    return engine.model_config.get_vocab_size(), run
 
 
-PARTS = {"static": static, "transformers": transformers, "vllm": vllm, "ours": ours}
+PARTS = {"ours": ours, "static": static, "vllm": vllm, "transformers": transformers}
+PEERS = [part for part in PARTS if part != "ours"]
 
 
 def measure(args: argparse.Namespace) -> None:
     """One engine: seconds of its best round, and its answers."""
-    (_, lengths), run = PARTS[args.part](args)
-    run([min(length, WARM_TOKENS) for length in lengths])
+    vocabulary, run = PARTS[args.part](args)
+    some = slice(FIRST.get(args.part))
+    prompts, lengths = (part[some] for part in workload(vocabulary, args))
+    run(prompts, [min(length, WARM_TOKENS) for length in lengths])
     seconds = []
     for _ in range(args.rounds if args.part in ("ours", "vllm") else 1):
         began = time.perf_counter()
-        answers = run(lengths)
+        answers = run(prompts, lengths)
         seconds.append(time.perf_counter() - began)
     assert [len(answer) for answer in answers] == lengths, "all must do the same work"
     print(FOUND + json.dumps([min(seconds), answers]))
@@ -191,6 +192,8 @@ def write_random(folder: Path) -> Path:
         num_experts_per_tok=8,
         n_group=8,
         topk_group=4,
+        topk_method="noaux_tc",
+        scoring_func="sigmoid",
         first_k_dense_replace=1,
         q_lora_rank=256,
         kv_lora_rank=512,
@@ -209,21 +212,26 @@ def write_random(folder: Path) -> Path:
 
 def report(args: argparse.Namespace, model: Path) -> None:
     """A line an engine: tokens a second, and this engine's multiple of it."""
-    parts = ["ours"]
-    if args.peers:
-        parts += ["static", "transformers"] + ["vllm"] * VLLM.exists()
-        if not VLLM.exists():
-            print(f"vLLM is left out: {VLLM} is missing (./setup.sh --backend vllm --device cpu)")
-    found = {part: apart(part, args, model) for part in parts}
-    seconds, answers = found["ours"]
-    tokens = sum(map(len, answers))
-    print(f"{args.requests} requests, {tokens} tokens, {args.dtype}, {args.threads} threads")
+    peers = [] if args.peers is None else args.peers or PEERS
+    if "vllm" in peers and not VLLM.exists():
+        print(f"vLLM is left out: {VLLM} is missing (./setup.sh --backend vllm --device cpu)")
+        peers = [part for part in peers if part != "vllm"]
+    ours, answers = apart("ours", args, model)
+    rate = sum(map(len, answers)) / ours
+    print(
+        f"{args.requests} requests, {sum(map(len, answers))} tokens, {args.dtype}, "
+        f"{args.threads} threads"
+    )
     print(f"{'':24}{'tokens/s':>10}{'ours is':>10}{'same answers':>14}")
-    for part, (their_seconds, their_answers) in found.items():
-        same = sum(a == b for a, b in zip(answers, their_answers, strict=True))
+    print(f"{NAMES['ours']:24}{rate:>10.0f}", flush=True)
+    for part in peers:
+        seconds, theirs = apart(part, args, model)
+        their_rate = sum(map(len, theirs)) / seconds
+        same = sum(a == b for a, b in zip(answers, theirs, strict=False))
         print(
-            f"{NAMES[part]:24}{tokens / their_seconds:>10.0f}{their_seconds / seconds:>9.2f}x"
-            f"{same:>7} of {len(answers)}"
+            f"{NAMES[part]:24}{their_rate:>10.0f}{rate / their_rate:>9.2f}x"
+            f"{same:>7} of {len(theirs)}",
+            flush=True,
         )
 
 
@@ -231,7 +239,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--peers", action="store_true", help="measure the other engines too")
+    parser.add_argument("--peers", nargs="*", choices=PEERS, help="these too, or all of them")
     parser.add_argument("--model", type=Path, default=Path("data/tiny/model"))
     parser.add_argument("--random", action="store_true", help="a random model of 150 M parameters")
     parser.add_argument(
@@ -242,7 +250,7 @@ def main() -> None:
     parser.add_argument("--prompt-tokens", type=int, nargs=2, default=(16, 512))
     parser.add_argument("--answer-tokens", type=int, nargs=2, default=(8, 512))
     parser.add_argument("--rounds", type=int, default=2, help="of ours and vLLM's: the best counts")
-    parser.add_argument("--part", choices=tuple(PARTS), help=argparse.SUPPRESS)
+    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.part:
         measure(args)

@@ -64,7 +64,7 @@ def answering(tmp_path: Path) -> Callable[[str], tuple[subprocess.Popen, list[ps
 
 
 @ON_BOTH
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_nothing_outlives_a_run_that_is_ended(
     engine: str, how: signal.Signals, answering, tmp_path: Path
 ) -> None:

@@ -299,8 +299,8 @@ def test_some_tiny_rows_are_answered_as_without_drafts(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("folder", ["model", "model-fp8"])
-def test_all_tiny_rows_are_answered_as_without_drafts(
-    folder: str, tiny_prompts: list[tuple[int, ...]]
+@pytest.mark.parametrize(("folder", "every"), [("model", 1), ("model-fp8", 5)])
+def test_tiny_rows_are_answered_as_without_drafts(
+    folder: str, every: int, tiny_prompts: list[tuple[int, ...]]
 ) -> None:
-    assert tiny_answers(folder, tiny_prompts, "float32") > 1.5
+    assert tiny_answers(folder, tiny_prompts[::every], "float32") > 1.5
