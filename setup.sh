@@ -78,8 +78,10 @@ _mlperf_install() { # VENV STAMP_NAME REQUIREMENTS...
       *) files+=(-r "$file") ;;
     esac
   done
+  # A task compiles what it imports, which is little of what is installed; an image has it all ready.
   _mlperf_by_uv "$venv" ||
-    _mlperf_put "$venv/bin/python" -m pip install --disable-pip-version-check ||
+    _mlperf_put "$venv/bin/python" -m pip install --disable-pip-version-check \
+      ${task:+--no-compile} ||
     _mlperf_fail "not everything could be installed, the lines above say why; run this again to go on"
   echo "$wanted" >"$stamp"
 }
