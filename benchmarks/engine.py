@@ -216,12 +216,10 @@ def report(args: argparse.Namespace, model: Path) -> None:
     if "vllm" in peers and not VLLM.exists():
         print(f"vLLM is left out: {VLLM} is missing (./setup.sh --backend vllm --device cpu)")
         peers = [part for part in peers if part != "vllm"]
-    ours, answers = apart("ours", args, model)
-    rate = sum(map(len, answers)) / ours
-    print(
-        f"{args.requests} requests, {sum(map(len, answers))} tokens, {args.dtype}, "
-        f"{args.threads} threads"
-    )
+    seconds, answers = apart("ours", args, model)
+    tokens = sum(map(len, answers))
+    rate = tokens / seconds
+    print(f"{args.requests} requests, {tokens} tokens, {args.dtype}, {args.threads} threads")
     print(f"{'':24}{'tokens/s':>10}{'ours is':>10}{'same answers':>14}")
     print(f"{NAMES['ours']:24}{rate:>10.0f}", flush=True)
     for part in peers:
