@@ -7,9 +7,12 @@ ours and keeps its traceback.
 
 import logging
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
+from types import FrameType
 from typing import ClassVar
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -100,6 +103,7 @@ class LoadGenError(UserError):
 
 
 OURS = ("backends", "data", "mlperf", "ref_dsinfer")
+IMPORT_S = 0.05  # between two looks whether an import is over
 FOLLOWER_GRACE_S = 10  # torchrun ends a machine's other ranks well within this once one has failed
 
 
@@ -119,6 +123,8 @@ def run(main: Callable[[], None]) -> None:
     if rank == 0:
         for package in OURS:
             logging.getLogger(package).setLevel(logging.INFO)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # it may be ignored
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         _with_packages(main)
         code = 0
@@ -139,6 +145,23 @@ def run(main: Callable[[], None]) -> None:
         # A failed run may leave LoadGen or a collective waiting in native code for ever; only
         # os._exit is sure to end those threads.
         os._exit(code)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt, once no import is under way.
+
+    Amid one it may be lost, or come out as a failed import: much native code (pyarrow's and numpy's
+    among it) handles every exception while it imports.
+    """
+    caller = frame
+    while caller is not None:
+        if caller.f_code.co_filename.startswith("<frozen importlib"):
+            again = threading.Timer(IMPORT_S, signal.pthread_kill, (threading.get_ident(), number))
+            again.daemon = True
+            again.start()
+            return
+        caller = caller.f_back
+    signal.default_int_handler(number, frame)
 
 
 def _with_packages(main: Callable[[], None]) -> None:

@@ -23,10 +23,10 @@ def classes() -> list[type[errors.UserError]]:
     ]
 
 
-def ended(statement: str, **variables: str) -> subprocess.CompletedProcess[str]:
+def ended(statement: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     script = f"from ref_dsinfer import errors\ndef main():\n    {statement}\nerrors.run(main)\n"
     return subprocess.run(
-        [sys.executable, "-c", script],
+        [sys.executable, "-c", script, *arguments],
         cwd=ROOT,
         env={"PATH": "", **variables},
         capture_output=True,
@@ -66,6 +66,21 @@ def test_a_missing_package_names_the_remedy_but_one_of_ours_is_a_fault() -> None
     assert "nosuchpackage" in missing.stderr
     assert "setup.sh" in missing.stderr
     assert ended("import backends.nosuch").returncode == 1
+
+
+def test_an_interrupt_waits_for_an_import_that_would_swallow_it(tmp_path: Path) -> None:
+    (tmp_path / "greedy.py").write_text(
+        "import os, signal, time\n"
+        "try:\n    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(0.2)\n"
+        "except BaseException: pass\n"
+    )
+    process = ended(
+        "import sys, time; sys.path.append(sys.argv[1]); import greedy; print('imported');"
+        " sys.stdout.flush(); time.sleep(20)",
+        str(tmp_path),
+    )
+    assert (process.returncode, process.stdout) == (errors.INTERRUPTED, "imported\n")
+    assert process.stderr.startswith("interrupted")
 
 
 def test_another_rank_holds_a_shared_mistake_back() -> None:
