@@ -9,6 +9,7 @@ packages; its LiveCodeBench data set is stood in for by the same made-up problem
 """
 
 import argparse
+import contextlib
 import os
 import re
 import statistics
@@ -65,10 +66,11 @@ def run(command: list[str], folder: Path, modules: Path) -> Cost:
     ):
         watched = psutil.Process(process.pid)
         peak = 0
-        while process.poll() is None:
+        while process.returncode is None:
             peak = max(peak, _memory(watched))
-            time.sleep(SAMPLE_S)
-    seconds = time.perf_counter() - began
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(SAMPLE_S)
+        seconds = time.perf_counter() - began
     said = log.read_text(errors="replace")
     found = re.search(r"'exact_match': ([\d.]+)", said)
     if process.returncode or found is None:
