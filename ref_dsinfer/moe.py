@@ -73,8 +73,9 @@ class Experts(nn.Module):
         inner_PI = gated(grouped(x_TD, self.gate_up_proj, ends_E, tokens_P))
         y_PD = grouped(inner_PI, self.down_proj, ends_E)[order_P.argsort()].float()
         if self.count < self.total:
-            y_PD = y_PD.masked_fill(elsewhere_P[:, None], 0)  # those rows were never computed
-        return (y_PD.view(*experts_TA.shape, -1) * weights_TA[..., None]).sum(dim=1)
+            y_PD.masked_fill_(elsewhere_P[:, None], 0)  # those rows were never computed
+        # in place: this is the largest of a step's tensors
+        return y_PD.view(*experts_TA.shape, -1).mul_(weights_TA[..., None]).sum(dim=1)
 
 
 def grouped(x_TI: Tensor, weight: Weight, ends_E: Tensor, tokens_P: Tensor | None = None) -> Tensor:
