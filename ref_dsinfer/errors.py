@@ -9,7 +9,6 @@ import logging
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable
 from types import FrameType
@@ -124,7 +123,8 @@ def run(main: Callable[[], None]) -> None:
         for package in OURS:
             logging.getLogger(package).setLevel(logging.INFO)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # it may be ignored
-        signal.signal(signal.SIGINT, _interrupt)
+        for name in (signal.SIGINT, signal.SIGALRM):
+            signal.signal(name, _interrupt)
     try:
         _with_packages(main)
         code = 0
@@ -148,20 +148,18 @@ def run(main: Callable[[], None]) -> None:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Raise KeyboardInterrupt, once no import is under way.
+    """Raise KeyboardInterrupt, once no import is under way; for SIGINT, and to look again SIGALRM.
 
     Amid one it may be lost, or come out as a failed import: much native code (pyarrow's and numpy's
-    among it) handles every exception while it imports.
+    among it) handles every exception while it imports. However often it is asked for meanwhile, it
+    is raised once.
     """
     caller = frame
-    while caller is not None:
-        if caller.f_code.co_filename.startswith("<frozen importlib"):
-            again = threading.Timer(IMPORT_S, signal.pthread_kill, (threading.get_ident(), number))
-            again.daemon = True
-            again.start()
-            return
+    while caller and not caller.f_code.co_filename.startswith("<frozen importlib"):
         caller = caller.f_back
-    signal.default_int_handler(number, frame)
+    signal.setitimer(signal.ITIMER_REAL, IMPORT_S if caller else 0)
+    if not caller:
+        signal.default_int_handler(number, frame)
 
 
 def _with_packages(main: Callable[[], None]) -> None:

@@ -83,6 +83,20 @@ def test_an_interrupt_waits_for_an_import_that_would_swallow_it(tmp_path: Path) 
     assert process.stderr.startswith("interrupted")
 
 
+def test_interrupts_amid_an_import_are_one(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(
+        "import os, signal, time\n"
+        "for _ in range(5):\n    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(0.03)\n"
+    )
+    process = ended(
+        "import sys, time; sys.path.append(sys.argv[1]); import slow\n"
+        "    try: time.sleep(20)\n    finally: time.sleep(0.5); print('cleaned up')",
+        str(tmp_path),
+    )
+    assert (process.returncode, process.stdout) == (errors.INTERRUPTED, "cleaned up\n")
+    assert process.stderr.count("\n") == 1
+
+
 def test_another_rank_holds_a_shared_mistake_back() -> None:
     began = time.monotonic()
     process = subprocess.Popen(
