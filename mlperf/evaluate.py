@@ -84,6 +84,9 @@ def evaluate(
             raise GradingError(f"no {PROBLEMS} was found: name it with --livecodebench-file")
         store = Problems(problems)
     with sandbox or start_sandbox(grading) as fenced:
+        for task, module in SERVED.items():
+            if task in answers.tasks:
+                fenced.prepare(module)
         grades = _grades(answers, store, fenced, grading, log_path)
         opinions = dict(_opinions(answers, fenced, grading)) if grading.lenient else None
         fence = Fence(fenced.level, fenced.reason, fenced.canaries)
@@ -102,8 +105,11 @@ def evaluate(
 
 
 def start_sandbox(grading: Grading) -> Sandbox:
-    """The sandbox to grade in. It takes a while, which need not be waited for."""
-    return Sandbox(grading.sandbox, modules=SERVED)
+    """The sandbox to grade in. It takes a while, which need not be waited for.
+
+    What tests programs is made ready beside it, since that costs little; the rest on demand.
+    """
+    return Sandbox(grading.sandbox, modules=[SERVED["livecodebench"]])
 
 
 class FrameAnswers:
@@ -112,19 +118,16 @@ class FrameAnswers:
     def __init__(self, frame: "pd.DataFrame", tasks: Sequence[str]) -> None:
         self.tasks = tasks  # of each row
         self._texts = frame["model_output"].array
-        self._truths = frame["ground_truth"].array
+        self._truths = [None if _is_missing(truth) else truth for truth in frame["ground_truth"]]
 
     def __len__(self) -> int:
         return len(self.tasks)
 
     def __getitem__(self, row: int, /) -> Answer:
-        text, truth = self._texts[row], self._truths[row]
-        return Answer(
-            row,
-            self.tasks[row],
-            "" if _is_missing(text) else str(text),
-            None if _is_missing(truth) else truth,
-        )
+        text = self._texts[row]
+        if not isinstance(text, str):
+            text = "" if _is_missing(text) else str(text)
+        return Answer(row, self.tasks[row], text, self._truths[row])
 
 
 def report(

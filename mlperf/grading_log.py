@@ -4,7 +4,6 @@ A grade is kept under the hash of all that it depends on (`data.tasks.grading.co
 log may serve another file of answers, and one of other rules serves nobody.
 """
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
@@ -32,7 +31,7 @@ class GradingLog(Lines):
 
     def add(self, key: str, grade: Grade) -> None:
         """Append one grade. Errors: OutputError."""
-        self.write({"hash": key, **asdict(grade)})
+        self.write({"hash": key, **vars(grade)})
 
 
 def _parsed(row: Any) -> tuple[str, Grade]:

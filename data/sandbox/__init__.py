@@ -22,10 +22,11 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
 
+from data.confined.limits import Limits
 from data.sandbox import levels
 from data.sandbox.host import Host, HostGone
 from data.sandbox.process import Confined
-from data.sandbox.types import Ended, Limits, SandboxError, TimeLimit
+from data.sandbox.types import Ended, SandboxError, TimeLimit
 
 __all__ = ["Confined", "Ended", "Limits", "Sandbox", "SandboxError", "TimeLimit"]
 
@@ -36,7 +37,7 @@ class Sandbox:
     """Where processes are started from; closed, all of them are killed.
 
     `level`: one of `levels.LEVELS`, or "auto" for the strongest of full, kernel and bwrap that
-    holds. `minimum`: what "auto" may come down to. `modules`: those that will be served.
+    holds. `minimum`: what "auto" may come down to. `modules`: see `prepare`.
 
     It is made ready beside whatever its owner does; who asks for anything of it waits.
 
@@ -58,7 +59,7 @@ class Sandbox:
         self._starting = ThreadPoolExecutor(1, thread_name_prefix="sandbox")
         self._found = self._starting.submit(levels.find, level, minimum)
         for module in modules:
-            self._host(module)
+            self.prepare(module)
 
     @property
     def level(self) -> str | None:
@@ -74,6 +75,10 @@ class Sandbox:
     def canaries(self) -> Mapping[str, str]:
         """Which small attacks, tried at this level, were "held" and which are "open"."""
         return self._found.result().canaries
+
+    def prepare(self, module: str) -> None:
+        """Have what serves a module made ready, so that its first `start` need not wait."""
+        self._host(module)
 
     def start(self, module: str, limits: Limits) -> Confined:
         """A process that serves the `handler()` of a module of ours. May be called in any thread.

@@ -15,13 +15,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO
 
-from data.sandbox.types import Limits, SandboxError
+from data.confined.limits import Limits
+from data.sandbox.types import SandboxError
 
 _ENDS_S = 0.5  # from the end of its sockets to its own
 START_S = 60.0  # an interpreter and its imports, on a machine that is busy
 _ROOT = Path(__file__).resolve().parents[2]
 # no -m and no PYTHONPATH: an isolated interpreter that finds this package and nothing else
-_CODE = f"import sys; sys.path.append({str(_ROOT)!r}); from data.sandbox import forkserver;" + (
+_CODE = f"import sys; sys.path.append({str(_ROOT)!r}); from data.confined import forkserver;" + (
     " forkserver.serve()"
 )
 

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data.sandbox.canaries import CANARIES
+from data.confined.canaries import CANARIES
+from data.confined.limits import Limits
 from data.sandbox.host import Host, HostGone
 from data.sandbox.process import Confined
-from data.sandbox.types import Ended, Limits, SandboxError
+from data.sandbox.types import Ended, SandboxError
 
 LEVELS = ("full", "kernel", "bwrap", "container", "none")  # from the strongest
 _FOUND = LEVELS[:3]  # the others are a user's word
@@ -78,7 +79,7 @@ def _try(level: str) -> tuple[dict[str, str], list[str]]:
     """The outcome of each canary at a level, and the layers that are missing there."""
     with ExitStack() as stack:
         target = stack.enter_context(_targets())
-        host = Host("data.sandbox.canaries", level)
+        host = Host("data.confined.canaries", level)
         stack.callback(host.close)
         try:
             process = stack.enter_context(Confined(host, _LIMITS, lambda process: None))

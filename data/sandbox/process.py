@@ -9,15 +9,16 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
+from data.confined.limits import Limits
 from data.sandbox.host import START_S, Host, HostGone
-from data.sandbox.types import Ended, Limits, SandboxError, TimeLimit
+from data.sandbox.types import Ended, SandboxError, TimeLimit
 
 REPLY_BYTES = 64 << 20
 _END_S = 10.0  # for a supervisor to kill and clean up
 
 
 class Confined:
-    """A process that serves the handler of a module of this package; see `confined`.
+    """A process that serves the handler of a module of ours; see `data.confined`.
 
     `missing`: layers of the sandbox that this machine can't give it.
 

@@ -8,7 +8,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -22,7 +22,8 @@ from ref_dsinfer.errors import GradingError
 
 MATH_LIMIT_S = 5.0  # the slowest realistic pair of 844 took 0.12 s
 MATH_LIMITS = Limits(memory=1 << 30)
-SERVED = ("data.tasks.program", "data.tasks.math500")  # by confined processes
+# Tasks whose answers are judged by confined processes, and the module these serve
+SERVED = {"livecodebench": "data.tasks.program", "math500": "data.tasks.math500"}
 _AHEAD = 1  # answers begun beyond those that have a worker
 _LIBRARIES = ("sympy", "pylatexenc", "mpmath")  # that the rules are built on
 
@@ -158,6 +159,7 @@ def grade_all(
         sandbox,
         lambda: MathWorker(sandbox),
         workers,
+        lambda row: answers[row].task not in SERVED,
     )
 
 
@@ -167,11 +169,13 @@ def each(
     sandbox: Sandbox,
     make_worker: Callable[[], Any],
     workers: int | None = None,
+    at_once: Callable[[int], bool] = lambda row: False,
 ) -> Generator[T, None, None]:
     """What `work` returns for each row, as it comes.
 
     What it does while it has its turn is done for as many rows at once as there are workers; it
     may be called for some more, so that no worker waits for what comes before and after that.
+    Rows that are done `at_once` need no worker, and are worked on between what the others give.
     When this ends early, for whatever reason, so do the sandbox's processes.
     """
     count = workers or len(os.sched_getaffinity(0))
@@ -180,10 +184,21 @@ def each(
     for worker in made:
         free.put(worker)
     pool = ThreadPoolExecutor(count + _AHEAD, thread_name_prefix="grade")
-    futures = [pool.submit(work, row, Turn(free)) for row in rows]
+    futures: list[Future[T]] = []
+    done: SimpleQueue[Future[T]] = SimpleQueue()
+    given = 0
     try:
-        for future in as_completed(futures):
-            yield future.result()
+        for row in rows:
+            if at_once(row):
+                yield work(row, Turn(free))
+            else:
+                futures.append(pool.submit(work, row, Turn(free)))
+                futures[-1].add_done_callback(done.put)
+            while not done.empty():
+                given += 1
+                yield done.get().result()
+        for _ in range(given, len(futures)):
+            yield done.get().result()
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
         while not all(future.done() for future in futures):
@@ -288,7 +303,7 @@ def _judge(
         return Verdict(False, "empty answer")
     if not truth:
         return Verdict(False, "empty truth")
-    if answer.task not in ("math500", "livecodebench"):
+    if answer.task not in SERVED:
         return choice.judge(extracted, truth)
     if sandbox.level is None:
         raise GradingError(f"there is no sandbox: {sandbox.reason}")

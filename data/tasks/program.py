@@ -32,6 +32,8 @@ PRELUDE = "\n".join(
     + [f"import {name}" for name in _PLAIN_IMPORTS]
     + ["sys.setrecursionlimit(50000)\n"]
 )
+# what stands for it in a program's text: as many lines, and a statement that no future may follow
+_AFTER_PRELUDE = "pass" + "\n" * PRELUDE.count("\n")
 _MODULE = "tmp_sol"  # programs can see their module's name
 _WRAPPER = "wrapped_function"
 _INT_DIGITS = 50_000  # of an int as text
@@ -45,7 +47,10 @@ def handler() -> "Program":
 
 
 class Program:
-    """Answers `{"code", "function", "mode"}` by loading a solution, `{"input"}` by running it once.
+    """Answers `{"code", "function", "mode"}` by loading a solution, `{"input"}` by running it.
+
+    One solution a process: the names it finds are imported when this is made, before the fork.
+    Imported after it, each would be written to (it is counted who holds it), and the page copied.
 
     The answer has the "value" of a named function, or what was "printed"; null where that stands
     on the real standard output, as the input then does on the real standard input.
@@ -55,6 +60,8 @@ class Program:
         # names that hang on how an interpreter was started: as the public runner has them
         vars(builtins).update(exit=sys.exit, quit=None, help=None)
         sys.set_int_max_str_digits(_INT_DIGITS)
+        self._module = ModuleType(_MODULE)
+        exec(PRELUDE, vars(self._module))
 
     def __call__(self, message: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -70,12 +77,12 @@ class Program:
     def _load(self, code: str, function: str | None, mode: str) -> None:
         self._reads_stdin = function is None
         self._stdio = MODES[mode]()
-        text = _as_function(code) if function is None else PRELUDE + "\n\n" + code
-        module = ModuleType(_MODULE)
-        self._names = vars(module)
-        exec(text, self._names)
+        text = _as_function(code) if function is None else "\n\n" + code
+        self._names = vars(self._module)
+        self._names.update(stdin=sys.stdin, stdout=sys.stdout)  # others than before the fork
+        exec(_AFTER_PRELUDE + text, self._names)
         # a text search, as in LiveCodeBench: a program on standard input must not define one
-        owner: Any = module.Solution() if "class Solution" in text else module
+        owner: Any = self._module.Solution() if "class Solution" in text else self._module
         self._call: Callable[..., Any] = getattr(owner, _WRAPPER if function is None else function)
 
     def _run(self, text: str) -> dict[str, Any]:
@@ -99,7 +106,7 @@ def _as_function(code: str) -> str:
     # empty: no Python then, and the program fails as it does there
     wrapper.body = [*compress(body, map(not_, is_import))]
     module = ast.Module([*compress(body, is_import), wrapper], type_ignores=[])
-    return PRELUDE + "\n" + ast.unparse(module)
+    return "\n" + ast.unparse(module)
 
 
 def _tagged(value: Any) -> Any:

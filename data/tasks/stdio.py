@@ -16,7 +16,6 @@ import os
 import sys
 from collections.abc import Callable
 from typing import Any, TextIO
-from unittest import mock
 
 
 class _Input:
@@ -57,7 +56,7 @@ class Reference:
     """The stand-ins of the public runner, new ones a run."""
 
     def __init__(self) -> None:
-        sys.stdin = self._real = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
+        self._real = sys.stdin
 
     def run(self, program: Callable[[], Any], _names: dict[str, Any], text: str) -> str:
         """What is printed on input `text`. Errors: those of the program, save SystemExit."""
@@ -70,7 +69,9 @@ class Reference:
         printed = _Output()
 
         def open_stand_in(*arguments: Any, **options: Any) -> Any:
-            return mock.mock_open(read_data=text)(*arguments, **options)  # takes a while to make
+            from unittest import mock  # few programs come here, and all would carry its modules
+
+            return mock.mock_open(read_data=text)(*arguments, **options)
 
         stand_ins: tuple[tuple[Any, str, Any], ...] = (
             (builtins, "open", open_stand_in),

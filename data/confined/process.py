@@ -6,13 +6,12 @@ that answers messages. Descriptors 0 and 1 are files of the grader, 3 is the soc
 
 import json
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from data.sandbox import kernel, seccomp
-from data.sandbox.types import Limits
+from data.confined import kernel, seccomp
+from data.confined.limits import Limits
 
 Handler = Callable[[dict[str, Any]], dict[str, Any]]
 _SOCKET = 3
@@ -57,12 +56,6 @@ def _place(descriptors: tuple[int, int, int]) -> None:
     high = [os.dup2(descriptor, 100 + i) for i, descriptor in enumerate(descriptors)]
     for descriptor, place in zip(high, (0, 1, _SOCKET), strict=True):
         os.dup2(descriptor, place)
-    sys.stdin = sys.__stdin__ = os.fdopen(  # type: ignore[misc]
-        0, encoding="utf-8", closefd=False
-    )
-    sys.stdout = sys.__stdout__ = os.fdopen(  # type: ignore[misc]
-        1, "w", encoding="utf-8", closefd=False
-    )
 
 
 def _confine(setting: Setting, limits: Limits, work: str) -> list[str]:

@@ -16,7 +16,7 @@ import struct
 from collections.abc import Iterable
 from pathlib import Path
 
-from data.sandbox.types import Limits
+from data.confined.limits import Limits
 
 WORK_BYTES = 64 << 20  # what a working directory may hold in all
 WORK_FILES = 4096

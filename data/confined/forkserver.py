@@ -1,9 +1,9 @@
 """The inside of a fork server: a module imported once, and a process forked from it at each start.
 
-`host.Host` starts it as a fresh interpreter with the standard library alone. Three processes stand
-in a row: the server, which runs nothing foreign and has one thread; a supervisor a start, which
-owns the working directory and ends everything when the grader lets go of the lifeline, by its own
-will or because it was killed; and the confined process, which is `confined`.
+`sandbox.host.Host` starts it as a fresh interpreter with the standard library alone. Three
+processes stand in a row: the server, which runs nothing foreign and has one thread; a supervisor a
+start, which owns the working directory and ends everything when the grader lets go of the lifeline,
+by its own will or because it was killed; and the confined process, which is `process`.
 """
 
 import contextlib
@@ -21,8 +21,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from data.sandbox import confined, kernel, seccomp
-from data.sandbox.types import Limits
+from data.confined import kernel, process, seccomp
+from data.confined.limits import Limits
 
 MESSAGE_BYTES = 1 << 16
 WATCH_MS = 50  # between two looks at what a process uses; it may overshoot for that long
@@ -55,12 +55,12 @@ def serve() -> None:
                 control.close()
                 _supervise(setting, limits, descriptors, proc)
         except OSError as error:
-            confined.send(descriptors[0], {"failed": f"fork: {error.strerror}"})
+            process.send(descriptors[0], {"failed": f"fork: {error.strerror}"})
         for descriptor in descriptors:
             os.close(descriptor)
 
 
-def _prepare(task: dict[str, Any]) -> tuple[confined.Setting, int]:
+def _prepare(task: dict[str, Any]) -> tuple[process.Setting, int]:
     """All that processes share, and a descriptor of /proc, which may be out of sight later.
 
     What is done here is not done at each start. A page of memory that a process is the first to
@@ -79,9 +79,15 @@ def _prepare(task: dict[str, Any]) -> tuple[confined.Setting, int]:
             seccomp.program(platform.machine(), 1)  # is kept
     places = kernel.places(task["readable"])
     os.dup2(1, 2)  # to /dev/null, as standard output: so far errors went to the grader
+    sys.stdin = sys.__stdin__ = os.fdopen(  # type: ignore[misc]  # whatever they lead to later
+        0, encoding="utf-8", closefd=False
+    )
+    sys.stdout = sys.__stdout__ = os.fdopen(  # type: ignore[misc]
+        1, "w", encoding="utf-8", closefd=False
+    )
     gc.collect()
     gc.freeze()
-    return confined.Setting(task["level"], handle, places, task["work"]), proc
+    return process.Setting(task["level"], handle, places, task["work"]), proc
 
 
 def _reap() -> None:
@@ -91,9 +97,7 @@ def _reap() -> None:
             pass
 
 
-def _supervise(
-    setting: confined.Setting, limits: Limits, descriptors: list[int], proc: int
-) -> None:
+def _supervise(setting: process.Setting, limits: Limits, descriptors: list[int], proc: int) -> None:
     """Fork the confined process and stay until it is to end. Never returns."""
     private, lifeline, standard_input, standard_output = descriptors
     folder = None  # that has to be watched and removed
@@ -105,10 +109,10 @@ def _supervise(
         child = os.fork()
         if child == 0:
             os.close(lifeline)
-            confined.main(setting, limits, folder, (standard_input, standard_output, private))
+            process.main(setting, limits, folder, (standard_input, standard_output, private))
             os._exit(0)
     except OSError as error:
-        confined.send(private, {"failed": str(error)})
+        process.send(private, {"failed": str(error)})
         os._exit(1)
     for descriptor in (private, standard_input, standard_output):
         os.close(descriptor)
