@@ -28,7 +28,7 @@ name is entered, not made anew.
   --build-arg NAME=VALUE an argument of docker/Dockerfile, such as BASE or INDEX; may be repeated
   --pull                 take the image from its registry, instead of building it
   --engine NAME          docker or podman (default: the first found)
-  --dry-run              print the commands and run none of them
+  --dry-run              print the commands and run none of them; what they need may be missing
   --help                 this text
 
 Models, packages and compiled kernels stay in ~/.cache (or $XDG_CACHE_HOME) of this machine.
@@ -38,6 +38,12 @@ USAGE
 fail() {
   echo "launch.sh: $*" >&2
   exit 2
+}
+
+# What this machine lacks: an error, and no more than a warning where nothing is run.
+lack() {
+  [ -n "$dry_run" ] || fail "$*"
+  echo "launch.sh: $*" >&2
 }
 
 # Runs a command that changes something; with --dry-run, prints it as a shell would read it.
@@ -70,7 +76,7 @@ while [ $# -gt 0 ]; do
     --backend | --device | --gpu-count | --gpus | --model-cache-dir | --local-user | --shm-size | \
       --network | --container-name | --image-name | --image-tag | --engine | \
       --extra-mounts | --env | --build-arg)
-      [ $# -ge 2 ] && [ -n "$2" ] || fail "$1 needs a value"
+      [ -n "${2-}" ] || fail "$1 needs a value"
       name=${1#--}
       name=${name//-/_}
       case $name in
@@ -99,8 +105,17 @@ case $backend in
   *) fail "--backend $backend is not one of pytorch, vllm, sglang" ;;
 esac
 case $device in
-  auto) if nvidia-smi -L >/dev/null 2>&1; then device=cuda; else device=cpu; fi ;;
-  cpu | cuda) ;;
+  auto)
+    device=cuda
+    if ! nvidia-smi -L >/dev/null 2>&1; then
+      if [ -z "$gpus$gpu_count" ]; then device=cpu; else
+        lack "nvidia-smi finds no GPU: leave --gpus and --gpu-count out, or install NVIDIA's driver," \
+          "or pass --device cuda"
+      fi
+    fi
+    ;;
+  cpu) [ -z "$gpus$gpu_count" ] || fail "pass --gpus or --gpu-count, or --device cpu, not both" ;;
+  cuda) ;;
   *) fail "--device $device is not one of auto, cpu, cuda" ;;
 esac
 [[ $local_user = [01] ]] || fail "--local-user $local_user is neither 0 nor 1"
@@ -108,10 +123,6 @@ esac
 for setting in "${env[@]}" "${build_arg[@]}"; do
   [[ $setting =~ ^[A-Za-z_][A-Za-z0-9_]*(=|$) ]] || fail "$setting is not NAME=VALUE"
 done
-if [ "$device" = cpu ]; then
-  [ -z "$gpus$gpu_count" ] || fail "nvidia-smi finds no GPU, or --device cpu was passed: leave" \
-    "--gpus and --gpu-count out, or install NVIDIA's driver, or pass --device cuda"
-fi
 [ -z "$gpus" ] || [ -z "$gpu_count" ] || fail "pass --gpus or --gpu-count, not both"
 [[ ${gpu_count:-all} =~ ^(all|[1-9][0-9]*)$ ]] ||
   fail "--gpu-count $gpu_count is not a number or all; without GPUs, pass --device cpu"
@@ -121,8 +132,8 @@ if [ -z "$engine" ]; then
   if command -v docker >/dev/null; then engine=docker; else engine=podman; fi
 fi
 [[ $engine = docker || $engine = podman ]] || fail "--engine $engine is neither docker nor podman"
-command -v "$engine" >/dev/null || [ -n "$dry_run" ] ||
-  fail "$engine was not found: install Docker or Podman, or pass --engine of the one that is there"
+command -v "$engine" >/dev/null ||
+  lack "$engine was not found: install Docker or Podman, or pass --engine of the one that is there"
 
 # --- what every way in has in common
 
@@ -151,7 +162,7 @@ IFS=, read -ra extra_mounts <<<"$(IFS=, && printf %s "${extra_mounts[*]}")"
 for extra in "${extra_mounts[@]}"; do
   IFS=: read -r source target mode <<<"$extra"
   [[ $target = /* ]] || fail "--extra-mounts $extra is neither FOLDER:/FOLDER nor FOLDER:/FOLDER:ro"
-  [ -e "$source" ] || fail "--extra-mounts: there is no $source; make it, or name another"
+  [ -e "$source" ] || lack "--extra-mounts: there is no $source; make it, or name another"
   case $mode in
     '' | rw) mount_folder "$source" "$target" ;;
     ro) mount_folder "$source" "$target" ,readonly ;;
@@ -183,8 +194,8 @@ if [ "$build" != pull ] && [ "$found" != none ] && [ "$found" != "$recipe" ]; th
   echo "launch.sh: $image is of other requirements than this tree" >&2
 fi
 if [ "$build" = missing ] && [ "$found" != "$recipe" ]; then build=build; fi
-[ "$build$found" != no-buildnone ] || [ -n "$dry_run" ] ||
-  fail "there is no image $image: leave --no-build out, or pass --pull"
+[ "$build$found" != no-buildnone ] ||
+  lack "there is no image $image: leave --no-build out, or pass --pull"
 
 if [ "$build" = pull ]; then
   run "$engine" pull "$image"

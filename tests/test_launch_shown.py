@@ -46,6 +46,20 @@ def test_a_dry_run_needs_no_engine(host: Host) -> None:
     ]
 
 
+def test_a_dry_run_warns_of_what_is_missing_and_shows_the_rest(host: Host) -> None:
+    asked = ["--backend", "vllm", "--gpu-count", "2", "--extra-mounts", "/nosuch:/data"]
+    refused = host.launch(*asked)
+    assert refused.code == 2
+    assert not refused.commands
+    shown = host.launch("--dry-run", *asked)
+    assert shown.code == 0
+    for word in ("nvidia-smi finds no GPU", "there is no /nosuch"):
+        assert word in shown.err
+    run = shlex.split(shown.out.splitlines()[-1])
+    assert run[run.index("--gpus") + 1] == "2"
+    assert "type=bind,source=/nosuch,target=/data" in run
+
+
 def documented() -> list[str]:
     """The blocks of commands for hosts; those that run here as they stand are test_readme's."""
     texts = [(ROOT / name).read_text(encoding="utf-8") for name in GUIDES]
