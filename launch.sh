@@ -15,7 +15,8 @@ name is entered, not made anew.
   --gpu-count N|all      the first N GPUs (default: all)
   --gpus LIST            these GPUs, by index or UUID: 0,3
   --model-cache-dir DIR  the Hugging Face cache (default: $HF_HOME, else ~/.cache/huggingface)
-  --extra-mounts LIST    more folders, as "/data:/data,/models:/models:ro"; may be repeated
+  --extra-mounts LIST    more folders, as "/data:/data,/models:/models:ro"; may be repeated. Inside,
+                         /models is the model cache, unless a folder is mounted there
   --local-user 0|1       be root inside, or the caller, so that files belong to you (default: 1)
   --env NAME[=VALUE]     set a variable, or hand on the caller's; may be repeated
   --shm-size SIZE        shared memory (default: 32g)
@@ -58,11 +59,14 @@ run() {
   fi
 }
 
+# The last mount of a place counts: engines refuse two.
 mount_folder() { # SOURCE TARGET [,readonly]
   [[ $1$2 != *,* ]] || fail "container engines can't mount a path with a comma: $1"
-  local source=$1
+  local source=$1 target=/${2#/}
+  target=${target%/}
   [[ $source = /* ]] || source=$PWD/$source
-  mounts+=(--mount "type=bind,source=$source,target=$2${3:-}")
+  [ -n "${mounts[$target]-}" ] || targets+=("$target")
+  mounts[$target]=type=bind,source=$source,target=$target${3:-}
 }
 
 # --- options
@@ -154,7 +158,8 @@ for setting in "${env[@]}"; do options+=(--env "$setting"); done
 cache=${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}
 home=$cache/mlperf-deepseek-r1/home-${user%:*}
 models=${model_cache_dir:-${HF_HOME:-$cache/huggingface}}
-mounts=()
+declare -A mounts=()
+targets=()
 mount_folder "$root" /workspace
 mount_folder "$home" /home/mlperf
 mount_folder "$models" /models
@@ -240,4 +245,5 @@ if [ "$device" = cuda ]; then
 fi
 
 run mkdir -p "$home" "$models"
-run exec "$engine" run "${options[@]}" "${mounts[@]}" "$image" "${command[@]}"
+for target in "${targets[@]}"; do options+=(--mount "${mounts[$target]}"); done
+run exec "$engine" run "${options[@]}" "$image" "${command[@]}"

@@ -82,6 +82,8 @@ def test_documented_commands(block: str, host: Host) -> None:
             assert re.fullmatch(
                 r"mlperf-deepseek-r1:(pytorch|vllm|sglang)-(cpu|cuda)", image(command)
             )
+            targets = re.findall(r"type=bind,source=[^,]*,target=([^,\n]*)", "\n".join(command))
+            assert len(set(targets)) == len(targets) >= 3  # engines refuse a place twice
 
 
 def image(command: list[str]) -> str:
