@@ -50,7 +50,7 @@ class Program:
     """Answers `{"code", "function", "mode"}` by loading a solution, `{"input"}` by running it.
 
     One solution a process: the names it finds are imported when this is made, before the fork.
-    Imported after it, each would be written to (it is counted who holds it), and the page copied.
+    After it, each import would write to what it names (a reference more), and copy its page.
 
     The answer has the "value" of a named function, or what was "printed"; null where that stands
     on the real standard output, as the input then does on the real standard input.
