@@ -9,6 +9,7 @@ there. Expected outputs never come here. What its standard input and output are:
 import ast
 import builtins
 import json
+import site
 import sys
 from collections.abc import Callable
 from decimal import Decimal
@@ -58,9 +59,11 @@ class Program:
 
     def __init__(self) -> None:
         # names that hang on how an interpreter was started: as the public runner has them
-        vars(builtins).update(exit=sys.exit, quit=None, help=None)
+        site.setcopyright()
+        site.setquit()
+        vars(builtins).update(quit=None, help=None)
         sys.set_int_max_str_digits(_INT_DIGITS)
-        self._module = ModuleType(_MODULE)
+        self._module = ModuleType(_MODULE, "")
         exec(PRELUDE, vars(self._module))
 
     def __call__(self, message: dict[str, Any]) -> dict[str, Any]:
