@@ -14,6 +14,7 @@ from data.confined import kernel, seccomp
 from data.confined.limits import Limits
 
 Handler = Callable[[dict[str, Any]], dict[str, Any]]
+READ_BYTES = 1 << 16  # of a message at once; for more, malloc would map memory anew each time
 _SOCKET = 3
 
 
@@ -87,7 +88,7 @@ def _confine(setting: Setting, limits: Limits, work: str) -> list[str]:
 def _receive() -> dict[str, Any] | None:
     received = bytearray()
     while not received.endswith(b"\n"):
-        chunk = os.read(_SOCKET, 1 << 20)
+        chunk = os.read(_SOCKET, READ_BYTES)
         if not chunk:
             return None
         received += chunk

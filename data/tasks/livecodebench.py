@@ -59,19 +59,21 @@ class Problems:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._offsets: dict[str, int] = {}  # bytes; the tests of all problems would not fit memory
+        # offset and length in bytes; the tests of all problems would not fit memory
+        self._places: dict[str, tuple[int, int]] = {}
         try:
             with self.path.open("rb") as file:
                 offset = 0
                 for number, line in enumerate(file, 1):
                     if line.strip():
-                        self._offsets[_question_id(line, f"{path}: line {number}")] = offset
+                        question_id = _question_id(line, f"{path}: line {number}")
+                        self._places[question_id] = offset, len(line)
                     offset += len(line)
         except OSError as error:
             raise GradingError(f"{path}: can't be read: {error.strerror}") from error
 
     def __contains__(self, question_id: str) -> bool:
-        return question_id in self._offsets
+        return question_id in self._places
 
     def read(self, question_id: str) -> Problem:
         """Errors: GradingError where there is no such problem, or its tests can't be unpacked."""
@@ -95,9 +97,10 @@ class Problems:
         return hashlib.sha256(self._line(question_id)).hexdigest()
 
     def _line(self, question_id: str) -> bytes:
+        offset, length = self._places[question_id]
         with self.path.open("rb") as file:
-            file.seek(self._offsets[question_id])
-            return file.readline()
+            file.seek(offset)
+            return file.read(length)
 
 
 def extract(text: str) -> tuple[str, str] | None:
@@ -179,7 +182,10 @@ def _run(
     Errors: Ended.
     """
     on_files = mode == "fixed-stdio" and problem.function is None
-    process.give(test.input.encode(errors="surrogatepass") if on_files else b"")
+    if on_files:
+        process.give(test.input.encode(errors="surrogatepass"))
+    else:
+        process.forget_printed()
     reply = process.ask({"input": "" if on_files else test.input}, seconds)
     if reply.get("ok") is not True:
         return _said(reply), None

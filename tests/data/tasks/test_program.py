@@ -29,7 +29,7 @@ def f(_):
 @pytest.fixture
 def runner(monkeypatch):
     """A runner in this process, whose changes to the interpreter are taken back."""
-    for name in ("exit", "quit", "help"):
+    for name in ("exit", "quit", "help", "copyright", "credits", "license"):
         monkeypatch.setattr(f"builtins.{name}", None, raising=False)
     digits, depth = sys.get_int_max_str_digits(), sys.getrecursionlimit()
     yield program.handler()

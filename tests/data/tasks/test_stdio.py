@@ -98,3 +98,8 @@ def test_expected_outputs_are_nowhere_in_the_program_s_process(mode, sandbox):
     )
     verdict = passes(code, _problem(("1", "5" * 23)), sandbox, 5, mode)
     assert verdict.rule == "test 1 of 1: wrong output"
+
+
+def test_what_a_function_prints_is_forgotten_before_the_next_test(sandbox):
+    code = "def f(x):\n    print('y' * (20 << 20))\n    return x\n"  # a file may have 32 MiB
+    assert passes(code, _problem(*[("1", "1")] * 3, function="f"), sandbox, 10).right
