@@ -9,6 +9,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -17,6 +18,7 @@ import psutil
 import pytest
 
 from backends import drive
+from backends.keeper import mapped_by, named
 from backends.types import Completion, EngineConfig, Request
 from backends.vllm_server import VllmServer, read
 from data import workload
@@ -48,15 +50,23 @@ class Server:
                     return float(line.rpartition(" ")[2])
         raise AssertionError("no such metric")
 
-    def kill(self) -> None:
-        """The server and its engine's processes, which outlive it."""
-        family = psutil.Process(self.process.pid).children(recursive=True)
-        for process in (psutil.Process(self.process.pid), *family):
-            try:
-                process.kill()
-            except psutil.NoSuchProcess:
-                continue
-        self.process.wait()
+    @contextmanager
+    def ending(self) -> Iterator[None]:
+        """Afterwards the server is gone, with its engine's processes, which outlive it, and what
+        they share."""
+        server = psutil.Process(self.process.pid)
+        family = [server, *server.children(recursive=True)]
+        shared = mapped_by(family, named(["psm_", "sem."]))
+        try:
+            yield
+        finally:
+            for process in family:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            self.process.wait()
+            psutil.wait_procs(family)
+            for path in shared:
+                path.unlink(missing_ok=True)
 
 
 def serve(folder: Path, number: int) -> Server:
@@ -95,7 +105,8 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Server]]:
     finally:
         for server in found:
             if server.process.poll() is None:
-                server.kill()
+                with server.ending():
+                    pass
 
 
 def config(servers: list[Server], **fields: object) -> EngineConfig:
@@ -197,13 +208,8 @@ class TestReal:
                 assert servers[0].url not in str(caught.value)
                 return time.monotonic() - began
 
-        family = psutil.Process(servers[1].process.pid).children(recursive=True)
-        try:
+        with servers[1].ending():
             assert asyncio.run(run()) < 15
-        finally:
-            for process in family:
-                if process.is_running():
-                    process.kill()
 
 
 @pytest.mark.parametrize(
