@@ -16,6 +16,7 @@ from data.sandbox.host import START_S, Host, HostGone
 from data.sandbox.types import Ended, SandboxError, TimeLimit
 
 REPLY_BYTES = 64 << 20
+_POLL_MS = (1 << 31) - 1  # 24 days: as long as the system waits
 _END_S = 10.0  # for a supervisor to kill and clean up
 
 
@@ -88,13 +89,14 @@ class Confined:
         left = deadline - time.monotonic()
         waiting = select.poll()
         waiting.register(self._socket, event)
-        if left <= 0 or not waiting.poll(left * 1000):
+        if left <= 0 or not waiting.poll(min(left * 1000, _POLL_MS)):
             raise TimeLimit
 
     def _send(self, data: bytes, deadline: float) -> None:
-        while data:
+        left = memoryview(data)
+        while left:
             try:
-                data = data[self._socket.send(data) :]
+                left = left[self._socket.send(left) :]
             except BlockingIOError:
                 self._wait(select.POLLOUT, deadline)
             except OSError as error:

@@ -167,6 +167,12 @@ def test_too_late_is_told_apart(sandbox):
         process.ask({"code": "while True: 1", "function": "f", "mode": "reference"}, 0.2)
 
 
+def test_a_long_input_arrives_whole_however_long_it_may_take(sandbox):
+    size = 20 << 20  # a hundred times what a socket holds
+    problem = Problem("length", "len", [Case(f'"{"x" * size}"', str(size))])
+    assert passes("len", problem, sandbox, 1e8).right
+
+
 def test_a_module_that_fails_to_start_is_named(sandbox):
     with pytest.raises(SandboxError, match="no_such_module"):
         sandbox.start("data.tasks.no_such_module", Limits())
