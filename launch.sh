@@ -111,11 +111,13 @@ esac
 case $device in
   auto)
     device=cuda
-    if ! nvidia-smi -L >/dev/null 2>&1; then
-      if [ -z "$gpus$gpu_count" ]; then device=cpu; else
-        lack "nvidia-smi finds no GPU: leave --gpus and --gpu-count out, or install NVIDIA's driver," \
-          "or pass --device cuda"
-      fi
+    if nvidia-smi -L >/dev/null 2>&1; then
+      :
+    elif [ -z "$gpus$gpu_count" ]; then
+      device=cpu
+    else
+      lack "nvidia-smi finds no GPU: leave --gpus and --gpu-count out, or install NVIDIA's driver," \
+        "or pass --device cuda"
     fi
     ;;
   cpu) [ -z "$gpus$gpu_count" ] || fail "pass --gpus or --gpu-count, or --device cpu, not both" ;;

@@ -109,7 +109,9 @@ def start_sandbox(grading: Grading) -> Sandbox:
 
     What tests programs is made ready beside it, since that costs little; the rest on demand.
     """
-    return Sandbox(grading.sandbox, modules=[SERVED["livecodebench"]])
+    sandbox = Sandbox(grading.sandbox)
+    sandbox.prepare(SERVED["livecodebench"])
+    return sandbox
 
 
 class FrameAnswers:

@@ -17,7 +17,7 @@ A level is never believed: before it is used, small attacks are run in it (`cana
 import contextlib
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
@@ -37,16 +37,14 @@ class Sandbox:
     """Where processes are started from; closed, all of them are killed.
 
     `level`: one of `levels.LEVELS`, or "auto" for the strongest of full, kernel and bwrap that
-    holds. `minimum`: what "auto" may come down to. `modules`: see `prepare`.
+    holds. `minimum`: what "auto" may come down to.
 
     It is made ready beside whatever its owner does; who asks for anything of it waits.
 
     Errors: ValueError where there is no such level.
     """
 
-    def __init__(
-        self, level: str = "auto", minimum: str = "kernel", modules: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, level: str = "auto", minimum: str = "kernel") -> None:
         levels.require_known(level, minimum)
         if level == "none":
             logger.warning(
@@ -58,8 +56,6 @@ class Sandbox:
         self._lock = threading.Lock()
         self._starting = ThreadPoolExecutor(1, thread_name_prefix="sandbox")
         self._found = self._starting.submit(levels.find, level, minimum)
-        for module in modules:
-            self.prepare(module)
 
     @property
     def level(self) -> str | None:

@@ -7,7 +7,7 @@ that can't be had is said to be ungraded; both concern that row alone.
 import hashlib
 import os
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +27,7 @@ SERVED = {"livecodebench": "data.tasks.program", "math500": "data.tasks.math500"
 _AHEAD = 1  # answers begun beyond those that have a worker
 _LIBRARIES = ("sympy", "pylatexenc", "mpmath")  # that the rules are built on
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -154,28 +155,28 @@ def grade_all(
     """
     everything = range(len(answers)) if rows is None else rows
     yield from each(
-        lambda row, turn: _grade(answers[row], turn, problems, sandbox, rules),
-        everything,
+        lambda answer, turn: _grade(answer, turn, problems, sandbox, rules),
+        (answers[row] for row in everything),
         sandbox,
         lambda: MathWorker(sandbox),
         workers,
-        lambda row: answers[row].task not in SERVED,
+        lambda answer: answer.task not in SERVED,
     )
 
 
 def each(
-    work: Callable[[int, Turn], T],
-    rows: Sequence[int],
+    work: Callable[[S, Turn], T],
+    items: Iterable[S],
     sandbox: Sandbox,
     make_worker: Callable[[], Any],
     workers: int | None = None,
-    at_once: Callable[[int], bool] = lambda row: False,
+    at_once: Callable[[S], bool] = lambda item: False,
 ) -> Generator[T, None, None]:
-    """What `work` returns for each row, as it comes.
+    """What `work` returns for each item, as it comes.
 
-    What it does while it has its turn is done for as many rows at once as there are workers; it
+    What it does while it has its turn is done for as many items at once as there are workers; it
     may be called for some more, so that no worker waits for what comes before and after that.
-    Rows that are done `at_once` need no worker, and are worked on between what the others give.
+    Items that are done `at_once` need no worker, and are worked on between what the others give.
     When this ends early, for whatever reason, so do the sandbox's processes.
     """
     count = workers or len(os.sched_getaffinity(0))
@@ -188,11 +189,11 @@ def each(
     done: SimpleQueue[Future[T]] = SimpleQueue()
     given = 0
     try:
-        for row in rows:
-            if at_once(row):
-                yield work(row, Turn(free))
+        for item in items:
+            if at_once(item):
+                yield work(item, Turn(free))
             else:
-                futures.append(pool.submit(work, row, Turn(free)))
+                futures.append(pool.submit(work, item, Turn(free)))
                 futures[-1].add_done_callback(done.put)
             while not done.empty():
                 given += 1

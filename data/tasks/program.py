@@ -14,7 +14,6 @@ import sys
 from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
-from importlib import import_module
 from itertools import compress
 from operator import not_
 from types import ModuleType
@@ -42,8 +41,6 @@ _INT_DIGITS = 50_000  # of an int as text
 
 def handler() -> "Program":
     """A runner of programs. What nearly every one of them imports is loaded by now."""
-    for name in _STAR_IMPORTS:
-        import_module(name)
     return Program()
 
 
