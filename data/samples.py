@@ -1,19 +1,21 @@
 """Data sets and result files in: read a frame safely, check it, turn its rows into samples."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Number
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING
 
-from data import pickles
-from data.tasks import task_of
+from data import pickles, tables
+from data.tasks import TASKS, task_of
+from ref_dsinfer import lookalike
 from ref_dsinfer.errors import ColumnsError, EmptyDataError, InputFileError
 
 if TYPE_CHECKING:
     import pandas as pd
 
 COLUMNS = ("dataset", "question", "text_input", "ground_truth")
+TEXTS = ("question", "text_input")
 PICKLES = (".pkl", ".pickle")
 
 
@@ -31,13 +33,13 @@ class Sample:
 def read_frame(path: str | Path) -> "pd.DataFrame":
     """Read a frame from a pickle, a parquet file or JSON lines; rows are numbered from 0.
 
-    A pickle is read without running what it names: only the types of a plain frame are admitted.
-    Lists of token ids come as arrays, of int32 where that holds them.
+    A pickle is taken apart, never run. Columns come plain: categories as their values, numbers that
+    may be missing as numbers or None, decimals and dates with a zone as text. Lists of token ids
+    come as arrays, of int32 where that holds them.
 
-    Errors: InputFileError where there is no such file, or it is no frame; EmptyDataError.
+    Errors: InputFileError where there is no such file, or it is no frame; ColumnsError naming the
+    column (and row) whose values can't be read, or that is there twice; EmptyDataError.
     """
-    import pandas as pd
-
     path = Path(path)
     kind = path.suffix.lower()
     if kind not in (*PICKLES, ".parquet", ".jsonl"):
@@ -45,20 +47,28 @@ def read_frame(path: str | Path) -> "pd.DataFrame":
     try:
         with path.open("rb") as file:
             if kind == ".parquet":
-                frame: object = _parquet(file)
+                frame = tables.parquet(file)
             elif kind == ".jsonl":
-                frame = _of_rows(_json_rows(file))
+                frame = tables.json_lines(file)
             else:
                 frame = pickles.load(file)
     except OSError as error:
         raise InputFileError(f"{path}: can't be read: {error.strerror or error}") from error
+    except ColumnsError as error:
+        twin = path.with_suffix(".parquet")
+        hint = f", or take {twin}" if kind != ".parquet" and twin.is_file() else ""
+        raise ColumnsError(f"{path}: {error}{hint}") from error
     except Exception as error:  # damaged input makes these libraries raise nearly anything
-        raise InputFileError(f"{path}: not a {kind} data frame: {_first_line(error)}") from error
-    if not isinstance(frame, pd.DataFrame):
-        raise InputFileError(f"{path}: holds a {type(frame).__name__}, not a data frame")
+        own = {".parquet": lookalike.PARQUET, ".jsonl": lookalike.JSON}.get(kind, lookalike.PICKLE)
+        really = lookalike.instead_of(path, own)
+        why = f"it is {really}" if really else _first_line(error)
+        raise InputFileError(f"{path}: not a {kind} data frame: {why}") from error
+    twice = frame.columns[frame.columns.duplicated()]
+    if len(twice):
+        raise ColumnsError(f"{path}: the column {_short(twice[0])} is there twice: rename one")
     if frame.empty:
         raise EmptyDataError(f"{path}: the data frame has no rows")
-    return frame.reset_index(drop=True)
+    return tables.plain(frame)
 
 
 def require_columns(frame: "pd.DataFrame", columns: Sequence[str]) -> None:
@@ -73,92 +83,85 @@ def require_columns(frame: "pd.DataFrame", columns: Sequence[str]) -> None:
 def samples(frame: "pd.DataFrame") -> list[Sample]:
     """The rows of a data set as samples, in order.
 
-    Errors: ColumnsError for missing columns, a prompt that is not text, an unknown data set name.
+    Errors: ColumnsError for missing columns, a prompt or question that is not text, a truth that is
+    neither text nor number, an unknown data set name.
     """
     require_columns(frame, COLUMNS)
-    rows = []
-    for index, (name, question, text, truth) in enumerate(
-        zip(*(frame[column] for column in COLUMNS), strict=True)
-    ):
-        if not isinstance(text, str):
-            raise ColumnsError(f"row {index}: text_input is {type(text).__name__}, not text")
-        rows.append(Sample(index, row_task(index, name), str(question), text, truth))
-    return rows
+    require_text(frame, TEXTS)
+    require_unicode(frame, TEXTS)
+    require_truths(frame)
+    tasks = [row_task(index, name) for index, name in enumerate(frame["dataset"])]
+    return [
+        Sample(index, *row)
+        for index, row in enumerate(
+            zip(tasks, *(frame[column] for column in COLUMNS[1:]), strict=True)
+        )
+    ]
 
 
 def row_task(index: int, name: object) -> str:
     """The task of row `index`, whose data set is `name`. Errors: ColumnsError naming both."""
+    if not isinstance(name, str):
+        raise ColumnsError(f"row {index}: dataset is {_kind(name)}, not text")
     try:
         return task_of(name)
-    except ValueError as error:
-        raise ColumnsError(f"row {index}: {error}") from error
+    except ValueError:
+        raise ColumnsError(
+            f"row {index}: unknown data set {_short(name)} (known tasks: {', '.join(TASKS)})"
+        ) from None
 
 
-def _parquet(file: BinaryIO) -> "pd.DataFrame":
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def require_text(frame: "pd.DataFrame", columns: Sequence[str], missing: bool = False) -> None:
+    """Every cell of `columns` is text, or with `missing` perhaps not there.
 
-    source = pq.ParquetFile(file, pre_buffer=False)
-    schema = source.schema_arrow
-    narrow = [
-        field.with_type(pa.list_(pa.int32())) if _is_ids(source, field) else field
-        for field in schema
-    ]
-    target = pa.schema(narrow, schema.metadata)
-    # in batches: the whole of it in 64 bits would take as much memory as all the rest
-    batches = [batch.cast(target) for batch in source.iter_batches(128)]
-    return pa.Table.from_batches(batches, target).to_pandas()
+    Errors: ColumnsError naming the row and column of one that isn't.
+    """
+    for column in columns:
+        for row, cell in enumerate(frame[column]):
+            if not isinstance(cell, str) and not (missing and is_missing(cell)):
+                raise ColumnsError(f"row {row}: {column} is {_kind(cell)}, not text")
 
 
-def _is_ids(source: Any, field: Any) -> bool:
-    """Whether a column holds lists of integers within int32, by the file's own statistics."""
-    import pyarrow as pa
+def require_unicode(frame: "pd.DataFrame", columns: Sequence[str]) -> None:
+    """The texts of `columns` can be encoded, as tokenizers and engines need it.
 
-    if not (pa.types.is_list(field.type) and pa.types.is_integer(field.type.value_type)):
-        return False
-    footer = source.metadata
-    groups = [footer.row_group(number) for number in range(footer.num_row_groups)]
-    for group in groups:
-        for number in range(group.num_columns):
-            column = group.column(number)
-            if column.path_in_schema.split(".")[0] != field.name:
-                continue
-            found = column.statistics
-            if found is None or not found.has_min_max:
-                return False
-            if found.min < -(1 << 31) or found.max >= 1 << 31:
-                return False
-    return True
+    Errors: ColumnsError naming the row and column of one that can't.
+    """
+    for column in columns:
+        for row, text in enumerate(frame[column]):
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                code = f"U+{ord(text[error.start]):04X}"
+                raise ColumnsError(
+                    f"row {row}: {column} holds half a surrogate pair, {code} at character"
+                    f" {error.start}, which is no text"
+                ) from None
 
 
-def _json_rows(file: BinaryIO) -> list[dict[str, Any]]:
-    # pandas' own reader turns "042" into 42 and dates into timestamps; answers must stay as written
-    rows = []
-    for number, line in enumerate(file, 1):
-        if not line.strip():
-            continue
-        row = json.loads(line)
-        if not isinstance(row, dict):
-            raise ValueError(f"line {number} is not an object")
-        rows.append({name: _compact(value) for name, value in row.items()})
-    return rows
+def require_truths(frame: "pd.DataFrame") -> None:
+    """Errors: ColumnsError naming the row whose truth is neither text, a number nor missing."""
+    for row, truth in enumerate(frame["ground_truth"]):
+        if not (isinstance(truth, str | Number) or is_missing(truth)):
+            raise ColumnsError(
+                f"row {row}: ground_truth is {_kind(truth)}, neither text nor number"
+            )
 
 
-def _of_rows(rows: list[dict[str, Any]]) -> "pd.DataFrame":
+def is_missing(value: object) -> bool:
+    """Whether a cell says that there is no value."""
     import pandas as pd
 
-    # as objects, since pandas' own type of text would be a second copy beside the first
-    frame = pd.DataFrame(rows, dtype=object)
-    for name in frame:
-        if frame[name].map(type).isin((int, float)).all():
-            frame[name] = frame[name].infer_objects()
-    return frame
+    return bool(pd.api.types.is_scalar(value) and pd.isna(value))  # type: ignore[call-overload]
 
 
-def _compact(value: Any) -> Any:
-    return (
-        pickles.compact(value) if type(value) is list and set(map(type, value)) == {int} else value
-    )
+def _kind(value: object) -> str:
+    return "missing" if is_missing(value) else f"{type(value).__name__}"
+
+
+def _short(name: str) -> str:
+    """A name from a file, for a message: in one line, and not long."""
+    return ascii(name if len(name) <= 80 else name[:80] + "...")
 
 
 def _first_line(error: Exception) -> str:

@@ -115,21 +115,27 @@ def start_sandbox(grading: Grading) -> Sandbox:
 
 
 class FrameAnswers:
-    """The answers in a results frame, each made when it is asked for."""
+    """The answers in a results frame, each made when it is asked for.
+
+    Errors: ColumnsError naming the row whose answer or truth is not what it can be.
+    """
 
     def __init__(self, frame: "pd.DataFrame", tasks: Sequence[str]) -> None:
+        from data.samples import is_missing, require_text, require_truths
+
+        require_text(frame, ("model_output",), missing=True)
+        require_truths(frame)
         self.tasks = tasks  # of each row
         self._texts = frame["model_output"].array
-        self._truths = [None if _is_missing(truth) else truth for truth in frame["ground_truth"]]
+        self._truths = [None if is_missing(truth) else truth for truth in frame["ground_truth"]]
 
     def __len__(self) -> int:
         return len(self.tasks)
 
     def __getitem__(self, row: int, /) -> Answer:
         text = self._texts[row]
-        if not isinstance(text, str):
-            text = "" if _is_missing(text) else str(text)
-        return Answer(row, self.tasks[row], text, self._truths[row])
+        said = text if isinstance(text, str) else ""  # missing
+        return Answer(row, self.tasks[row], said, self._truths[row])
 
 
 def report(
@@ -325,12 +331,6 @@ def _lengths(frame: "pd.DataFrame") -> "pd.Series":
         value = frame["tok_model_output_len"].iloc[row]
         raise ColumnsError(f"row {row}: tok_model_output_len is {value!r}, not a number of tokens")
     return lengths
-
-
-def _is_missing(value: Any) -> bool:
-    import pandas as pd
-
-    return bool(pd.api.types.is_scalar(value) and pd.isna(value))
 
 
 def _totals(task: str, rows: "pd.DataFrame") -> Totals:

@@ -189,14 +189,29 @@ def test_json_lines_with_odd_text_are_graded(tmp_path):
     rows = [
         {"dataset": "gpqa", "ground_truth": "B", "model_output": "\ud800 ANSWER: B"},
         {"dataset": "math500", "ground_truth": "\ud800", "model_output": r"\boxed{\ud800 \0}"},
-        {"dataset": "aime", "ground_truth": [1], "model_output": r"\boxed{1}"},
-        {"dataset": "aime", "ground_truth": {"a": 1}, "model_output": 1.5},
+        {"dataset": "aime", "ground_truth": 1, "model_output": r"\boxed{2}"},
+        {"dataset": "aime", "ground_truth": None, "model_output": None},
     ]
     rows = [row | {"tok_model_output_len": 3} for row in rows]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     done = run("--input-file", tmp_path / "a.jsonl")
     assert done.returncode == 0, done.stderr
     assert "'exact_match': 25.0" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("model_output", 1.5), ("model_output", ["A"]), ("ground_truth", [1]), ("ground_truth", {})],
+)
+def test_what_is_no_text_is_refused_with_its_row(tmp_path, column, value):
+    row = {"dataset": "aime", "ground_truth": 1, "model_output": "1", "tok_model_output_len": 3}
+    rows = [row, row | {column: value}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for more in ([], ["--explain", 0]):
+        done = run("--input-file", tmp_path / "a.jsonl", *more)
+        assert done.returncode == 4
+        assert f"row 1: {column} is {type(value).__name__}, " in done.stderr
+        assert "Traceback" not in done.stderr
 
 
 def test_fewer_rows_are_stamped_and_more_refused(a_run):

@@ -1,18 +1,25 @@
 """Reading frames: every kind of file, every way it can be wrong, and no code from a pickle."""
 
 import contextlib
+import datetime
+import gzip
 import io
 import json
 import os
+import pathlib
 import pickle
+from decimal import Decimal
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data.samples import Sample, read_frame, samples
+from data.results import write_frame
+from data.samples import Sample, is_missing, read_frame, samples
 from data.tasks import TASKS
 from ref_dsinfer.errors import ColumnsError, EmptyDataError, InputFileError, UserError
 
@@ -128,7 +135,7 @@ def test_a_dotted_name_is_not_resolved(tmp_path):
         ("none.pkl", None, "none.pkl"),
         ("a.csv", b"a,b", r"expected a \.pkl"),
         ("a", b"", r"expected a \.pkl"),
-        ("a.pkl", b"", "not a .pkl data frame"),
+        ("a.pkl", b"", "not a .pkl data frame: it is empty"),
         ("a.pkl", pickle.dumps(["a"]), "holds a list"),
         ("a.pkl", pickle.dumps({"a": 1}), "holds a dict"),
         ("a.pkl", b"\x80\x05no", "not a .pkl data frame"),
@@ -173,12 +180,170 @@ def test_a_prompt_must_be_text(value):
         samples(frame)
 
 
-@pytest.mark.parametrize("value", ["imagenet", None, float("nan"), 3])
-def test_an_unknown_data_set_is_named_with_its_row(value):
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("imagenet", r"row 1: unknown data set 'imagenet' \(known tasks: gpqa"),
+        ("\x1b[2J\ud83d", r"row 1: unknown data set '\\x1b\[2J\\ud83d'"),
+        ("x" * 1000, r"row 1: unknown data set 'x{80}\.\.\.'"),
+        (None, "row 1: dataset is missing, not text"),
+        (float("nan"), "row 1: dataset is missing, not text"),
+        (3, "row 1: dataset is int, not text"),
+        ([[]], "row 1: dataset is list, not text"),
+    ],
+)
+def test_an_unknown_data_set_is_named_with_its_row(value, message):
     frame = _frame()
     frame["dataset"] = pd.Series(["gpqa", value], frame.index, dtype=object)
-    with pytest.raises(ColumnsError, match=r"row 1: unknown data set .*known tasks: gpqa"):
+    with pytest.raises(ColumnsError, match=message):
         samples(frame)
+
+
+@pytest.mark.parametrize("column", ["question", "text_input"])
+@pytest.mark.parametrize("suffix", [".pkl", ".jsonl"])
+def test_half_a_surrogate_is_no_text(tmp_path, column, suffix):
+    frame = _frame()
+    frame[column] = pd.Series(["fine", "half \ud83d"], frame.index, dtype=object)
+    message = rf"row 1: {column} holds half a surrogate pair, U\+D83D at character 5"
+    with pytest.raises(ColumnsError, match=message):
+        samples(read_frame(_write(frame, tmp_path / f"a{suffix}")))
+
+
+@pytest.mark.parametrize("value", [["A"], {"a": 1}, b"A", np.array([1])])
+def test_a_truth_is_text_or_a_number(value):
+    frame = _frame()
+    frame["ground_truth"] = pd.Series(["A", value], frame.index, dtype=object)
+    with pytest.raises(ColumnsError, match=r"row 1: ground_truth is .*, neither text nor number"):
+        samples(frame)
+
+
+def test_a_column_that_is_there_twice_is_named(tmp_path):
+    frame = _frame()
+    twice = pd.concat([frame, frame[["question"]]], axis=1)
+    twice.to_pickle(tmp_path / "a.pkl")
+    pa_table = pa.Table.from_pandas(frame.astype({"ground_truth": str}))
+    pq.write_table(pa_table.append_column("question", pa_table["question"]), tmp_path / "a.parquet")
+    for name in ("a.pkl", "a.parquet"):
+        with pytest.raises(ColumnsError, match=rf"{name}: the column 'question' is there twice"):
+            read_frame(tmp_path / name)
+    (tmp_path / "a.jsonl").write_text('{"a": 1}\n{"a": 1, "b": 2, "a": 3}\n')
+    with pytest.raises(InputFileError, match="line 2: the key 'a' is there twice"):
+        read_frame(tmp_path / "a.jsonl")
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"a": "\xc3\xbc"}\n')
+    assert read_frame(tmp_path / "a.jsonl")["a"].tolist() == ["ü"]
+
+
+def test_a_bad_line_is_numbered_in_the_file(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"a": 1}\n\n{"a": 2}\n{"a": }\n')
+    with pytest.raises(InputFileError, match="line 4, column 7: Expecting value"):
+        read_frame(tmp_path / "a.jsonl")
+
+
+RICH = {
+    "category": lambda frame: frame.astype({"dataset": "category"}),
+    "date": lambda frame: frame.assign(made=[datetime.date(2025, 1, 2)] * 2),
+    "time": lambda frame: frame.assign(made=pd.Timestamp("2025-01-02 03:04:05")),
+    "zone": lambda frame: frame.assign(made=pd.Timestamp("2025-01-02 03:04:05", tz="UTC")),
+    "decimal": lambda frame: frame.assign(made=[Decimal("1.50"), None]),
+    "nullable": lambda frame: frame.astype({"tok_input_len": "Int64"}),
+    "holes": lambda frame: frame.assign(made=pd.array([1, None], "Int64")),
+    "dictionary": lambda frame: frame.assign(made=pd.Categorical([7, 8])),
+    "struct": lambda frame: frame.assign(made=[{"a": 1, "b": [1.5]}, {"a": 2, "b": []}]),
+    "arrow": lambda frame: frame.convert_dtypes(dtype_backend="pyarrow"),
+    "boolean": lambda frame: frame.assign(made=pd.array([True, None], "boolean")),
+}
+PLAIN = {
+    "date": ["2025-01-02"] * 2,
+    "time": [pd.Timestamp("2025-01-02 03:04:05")] * 2,
+    "zone": ["2025-01-02T03:04:05+00:00"] * 2,
+    "decimal": ["1.50", None],
+    "holes": [1, None],
+    "dictionary": [7, 8],
+    "boolean": [True, None],
+}
+
+
+@pytest.mark.parametrize("kind", RICH)
+def test_columns_of_every_type_become_plain_ones(tmp_path, kind):
+    """What is read from parquet, and written as results, is read from either of the two files."""
+    frame = _frame().astype({"ground_truth": str})
+    frame["tok_input"] = [[1, 2], [3]]
+    RICH[kind](frame).to_parquet(tmp_path / "a.parquet")
+    read = read_frame(tmp_path / "a.parquet")
+    assert read["tok_input_len"].tolist() == [2, 1]
+    assert len(samples(read)) == 2
+    if kind in PLAIN:
+        assert read["made"].tolist() == PLAIN[kind]
+    for path in write_frame(read, tmp_path / "results"):
+        again = read_frame(path)
+        assert samples(again) == samples(read)
+        if kind in PLAIN:
+            made = [None if is_missing(value) else value for value in again["made"]]
+            assert made == PLAIN[kind]
+
+
+def test_a_column_that_cannot_be_read_is_named_with_the_twin_file(tmp_path):
+    frame = _frame().assign(made=pd.Series([1j, 2j]).to_numpy())
+    frame.to_pickle(tmp_path / "a.pkl")
+    with pytest.raises(ColumnsError, match=r"a\.pkl: column made: .*'c16': make it text") as raised:
+        read_frame(tmp_path / "a.pkl")
+    assert "parquet" not in str(raised.value)
+    _write(_frame(), tmp_path / "a.parquet")
+    with pytest.raises(ColumnsError, match=r"or take .*a\.parquet"):
+        read_frame(tmp_path / "a.pkl")
+    frame = _frame().assign(made=pd.Series([1, pathlib.Path("x")], dtype=object).to_numpy())
+    frame.to_pickle(tmp_path / "b.pkl")
+    with pytest.raises(InputFileError, match=r"it names pathlib\.\w+, which no frame needs"):
+        read_frame(tmp_path / "b.pkl")
+
+
+WRONG = {
+    "a git-lfs pointer.*git lfs pull": b"version https://git-lfs.github.com/spec/v1\nsize 9\n",
+    "an HTML page": b"<!DOCTYPE html><title>Sign in</title>",
+    "compressed by gzip": gzip.compress(b"anything"),
+    "empty: download it again": b"",
+    "a server's error message": b'{"error": "Entry not found"}',
+}
+
+
+@pytest.mark.parametrize("suffix", [".pkl", ".parquet", ".jsonl"])
+@pytest.mark.parametrize("told", WRONG)
+def test_what_is_not_what_its_name_says_is_told(tmp_path, told, suffix):
+    if suffix == ".jsonl" and told in ("a server's error message", "empty: download it again"):
+        return  # a row of one column is no error; nothing at all has no rows
+    (tmp_path / f"a{suffix}").write_bytes(WRONG[told])
+    with pytest.raises(
+        InputFileError, match=rf"a\{suffix}: not a \{suffix} data frame: it is {told}"
+    ):
+        read_frame(tmp_path / f"a{suffix}")
+
+
+def test_frames_under_another_ending_are_told(tmp_path):
+    _frame().to_pickle(tmp_path / "a.parquet")
+    _write(_frame(), tmp_path / "b.parquet").rename(tmp_path / "b.pkl")
+    with pytest.raises(InputFileError, match="it is a pickle"):
+        read_frame(tmp_path / "a.parquet")
+    with pytest.raises(InputFileError, match="it is a Parquet file"):
+        read_frame(tmp_path / "b.pkl")
+
+
+def _parquet_of(table, tmp_path, **options):
+    pq.write_table(table, tmp_path / "a.parquet", **options)
+    return tmp_path / "a.parquet"
+
+
+def test_a_few_bytes_of_parquet_do_not_fill_memory(tmp_path):
+    many = pa.table({"a": pa.array(np.zeros(1_000_001, np.int8))})
+    with pytest.raises(InputFileError, match="1000001 rows, more than 1000000"):
+        read_frame(_parquet_of(many, tmp_path))
+    rows = pa.DictionaryArray.from_arrays(np.zeros(90_000, np.int32), ["x" * 10_000])
+    long = _parquet_of(pa.table({"a": rows}), tmp_path, store_schema=False)
+    assert long.stat().st_size < 100_000
+    with pytest.raises(InputFileError, match="far more than its size"):
+        read_frame(long)
 
 
 def _pickled():

@@ -1,0 +1,368 @@
+"""What a pickle says, taken apart and not obeyed.
+
+A pickle is a program: it names functions, calls them, and sets the state of what they return, down
+to the memory of arrays. Here nothing is looked up, called or set. Text, numbers, lists and tuples
+come as they are; a dictionary as `Pairs`, since its keys may have been chosen to collide; what
+would be called as a `Call`, with its arguments and state. `data.pickles.frame` makes a frame of it.
+
+Memory and time are bounded by the file's size: see `MEMORY`.
+"""
+
+import mmap
+import pickle
+import pickletools
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+MANY = 64  # ints that make an array of a list
+# What all objects of a file may take: most bytes of a file are text or numbers, which take a few
+# bytes each in memory, but some of its one-byte instructions take a hundred.
+MEMORY = 64 << 20  # bytes, and
+MEMORY_A_BYTE = 16  # more, a byte of the file
+_OBJECT = 100  # bytes of a small object and of what refers to it
+
+# All that a pickled frame of text, numbers, lists, dates and categories names, as pandas 1.5 to 3
+# and numpy 1 and 2 write it, by package. Nothing is imported: which module of it does not matter.
+_NAMES: dict[str, frozenset[str]] = {
+    "_codecs": frozenset({"encode"}),
+    "builtins": frozenset({"bytearray", "object", "slice"}),
+    "copyreg": frozenset({"_reconstructor"}),
+    "datetime": frozenset({"date", "datetime", "timedelta", "timezone"}),
+    "decimal": frozenset({"Decimal"}),
+    "numpy": frozenset({"_frombuffer", "_reconstruct", "dtype", "ndarray", "scalar"}),
+    "pandas": frozenset(
+        {
+            *("BlockManager", "DataFrame", "_unpickle_block", "new_block"),
+            *("Float64Index", "Index", "Int64Index", "RangeIndex", "UInt64Index", "_new_Index"),
+            *("ArrowStringArray", "BooleanArray", "Categorical", "DatetimeArray", "FloatingArray"),
+            *("IntegerArray", "StringArray", "TimedeltaArray", "__pyx_unpickle_NDArrayBacked"),
+            *("BooleanDtype", "CategoricalDtype", "DatetimeTZDtype", "StringDtype"),
+            *(
+                f"{kind}{bits}Dtype"
+                for kind in ("Int", "UInt", "Float")
+                for bits in (8, 16, 32, 64)
+            ),
+            *("NA", "__nat_unpickle", "_nat_unpickle", "_unpickle_timestamp"),
+        }
+    ),
+    "pyarrow": frozenset({"_restore_array", "chunked_array", "py_buffer", "type_for_alias"}),
+    "pytz": frozenset({"_UTC", "_p"}),
+    "zoneinfo": frozenset({"ZoneInfo._unpickle"}),
+}
+# What an opcode puts on the stack as it stands in the file, by pickletools' names.
+_PLAIN = {"int", "int_or_bool", "float", "bytes", "bytes_or_str", "str", "bytearray"}
+
+# A list of nothing but ints in the opcodes of protocols 1 and later, from what follows EMPTY_LIST:
+# the list's number among the objects, batches of ints, perhaps a single one.
+_NUMBER = re.compile(rb"\x94|q.|r.{4}|", re.DOTALL)
+_INT = rb"(?:K.|M..|J.{4})"
+_FRAME = rb"(?:\x95.{8})"  # only says how many bytes to read at once
+_BATCH = re.compile(_FRAME + rb"?\(((?:" + _INT + rb"|" + _FRAME + rb")+)e", re.DOTALL)
+_SINGLE = re.compile(_FRAME + rb"?(" + _INT + rb")a", re.DOTALL)
+_MORE = re.compile(_FRAME + rb"?\(", re.DOTALL)
+_INTS_OR_FRAME = re.compile(rb"((?:" + _INT + rb")+)|" + _FRAME, re.DOTALL)
+
+
+class Refused(ValueError):
+    """A pickle, or a part of it, is not what a frame is made of. The message says what it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """A function or class that is named."""
+
+    package: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.package}'s {self.name}"
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """What a function or class would return."""
+
+    function: Name
+    arguments: tuple
+    state: object = None  # what would be set in it
+
+
+class Pairs(list):
+    """Keys and values of a dictionary, in order; a key may come twice."""
+
+    __slots__ = ()
+
+    def get(self, key: str) -> object:
+        """The value of a key, the last one where it comes twice; None where it doesn't come."""
+        return next((value for name, value in reversed(self) if name == key), None)
+
+
+def parse(data: mmap.mmap) -> object:
+    """What the pickle in `data` would return.
+
+    Long lists of ints alone come as arrays. Errors: Refused; ValueError, IndexError and others of
+    the standard library where the file is damaged.
+    """
+    return _Parser(data).run()
+
+
+def compact(ints: list[int]) -> "list[int] | np.ndarray":
+    """Many ints as an array, of int32 where that holds them; few as they are."""
+    import numpy as np
+
+    if len(ints) < MANY:
+        return ints
+    array = np.array(ints)
+    fits = array.dtype != object and array.min() >= -(1 << 31) and array.max() < 1 << 31
+    return array.astype(np.int32) if fits else array
+
+
+class _Parser:
+    """The stack machine of a pickle."""
+
+    def __init__(self, data: mmap.mmap) -> None:
+        self._data = data
+        self._left = MEMORY + MEMORY_A_BYTE * len(data)  # bytes
+        self._stack: list[Any] = []  # since the last mark
+        self._below: list[list[Any]] = []  # what lies under each mark
+        self._memo: dict[int, object] = {}
+
+    def run(self) -> object:
+        data, operations = self._data, _OPERATIONS
+        while True:
+            code = data.read(1)
+            if code == pickle.STOP:
+                return self._stack.pop()
+            found = operations.get(code)
+            if found is None:
+                raise Refused(_unknown(code))
+            read, operation = found
+            argument = () if read is None else (read(data),)
+            operation(self, *argument)
+
+    def _spend(self) -> None:
+        self._left -= _OBJECT
+        if self._left < 0:
+            raise Refused("it holds far more objects than its size allows for")
+
+    def _push(self, value: object) -> None:
+        self._spend()
+        self._stack.append(value)
+
+    def value(self, value: object) -> None:
+        self._stack.append(value)
+
+    def mark(self) -> None:
+        self._spend()
+        self._below.append(self._stack)
+        self._stack = []
+
+    def _marked(self) -> list[Any]:
+        """What has come since the last mark."""
+        items, self._stack = self._stack, self._below.pop()
+        return items
+
+    def pop(self) -> None:
+        if self._stack:
+            self._stack.pop()
+        else:
+            self._marked()
+
+    def pop_mark(self) -> None:
+        self._marked()
+
+    def duplicate(self) -> None:
+        self._push(self._stack[-1])
+
+    def name(self, told: str) -> None:
+        module, _, name = told.partition(" ")
+        self._push(_name(module, name))
+
+    def stack_name(self) -> None:
+        name, module = self._stack.pop(), self._stack.pop()
+        if type(name) is not str or type(module) is not str:
+            raise Refused("it names something by what is no text")
+        self._push(_name(module, name))
+
+    def call(self) -> None:
+        arguments, function = self._stack.pop(), self._stack.pop()
+        if type(function) is not Name or type(arguments) is not tuple:
+            raise Refused("it calls what is no function, or without arguments")
+        self._push(Call(function, arguments))
+
+    def build(self) -> None:
+        state, value = self._stack.pop(), self._stack[-1]
+        if type(value) is Name:
+            raise Refused("it changes what it names, which no frame needs")
+        if type(value) is not Call or value.state is not None:
+            raise Refused("it sets the state of what has none, or has one already")
+        value.state = state
+
+    def remember(self, number: int | None = None) -> None:
+        self._spend()
+        if number is None:
+            number = len(self._memo)
+        if not 0 <= number <= len(self._data):  # larger ones could be chosen to collide
+            raise Refused(f"it numbers an object {number}")
+        self._memo[number] = self._stack[-1]
+
+    def recall(self, number: int) -> None:
+        if number not in self._memo:
+            raise Refused(f"it refers to object {number}, which it does not hold")
+        self._stack.append(self._memo[number])
+
+    def empty_list(self) -> None:
+        self._spend()
+        found = self._ints()
+        if found is None:
+            self._stack.append([])
+            return
+        number, ints = found
+        self._stack.append(compact(pickle.loads(b"\x80\x04](" + ints + b"e.")))
+        if number:
+            self.remember(None if len(number) == 1 else int.from_bytes(number[1:], "little"))
+
+    def _ints(self) -> tuple[bytes, bytes] | None:
+        """The number of the list that begins here, and its ints' opcodes; what is read is passed.
+
+        None where it holds anything else.
+        """
+        number = _NUMBER.match(self._data, self._data.tell())
+        assert number
+        position, batches = number.end(), []
+        while batch := _BATCH.match(self._data, position):
+            batches.append(_INTS_OR_FRAME.sub(rb"\1", batch[1]))
+            position = batch.end()
+        if single := _SINGLE.match(self._data, position):
+            batches.append(single[1])
+            position = single.end()
+        if not batches or _MORE.match(self._data, position):
+            return None
+        self._data.seek(position)
+        return number[0], b"".join(batches)
+
+    def tuple_of(self, count: int) -> None:
+        items = tuple(self._stack[-count:])
+        if len(items) < count:
+            raise Refused("it takes more from its stack than there is")
+        del self._stack[-count:]
+        self._push(items)
+
+    def marked_tuple(self) -> None:
+        self._push(tuple(self._marked()))
+
+    def marked_list(self) -> None:
+        self._push(self._marked())
+
+    def marked_dict(self) -> None:
+        items = self._marked()
+        self._push(Pairs())
+        self._set(items)
+
+    def append(self) -> None:
+        item = self._stack.pop()
+        self._list().append(item)
+
+    def extend(self) -> None:
+        items = self._marked()
+        self._list().extend(items)
+
+    def set_one(self) -> None:
+        pair = self._stack[-2:]
+        del self._stack[-2:]
+        self._set(pair)
+
+    def set_many(self) -> None:
+        self._set(self._marked())
+
+    def _set(self, items: list[Any]) -> None:
+        pairs = self._stack[-1]
+        if type(pairs) is not Pairs or len(items) % 2:
+            raise Refused("it sets keys of what is no dictionary, or no value for one")
+        pairs.extend(zip(items[::2], items[1::2], strict=True))
+        self._left -= _OBJECT * (len(items) // 2)
+        self._spend()
+
+    def _list(self) -> list[Any]:
+        value = self._stack[-1]
+        if type(value) is not list:
+            raise Refused("it appends to what is no list")
+        return value
+
+
+def _name(module: str, name: str) -> Name:
+    package = module.partition(".")[0].replace("__builtin__", "builtins")
+    if name not in _NAMES.get(package, ()):
+        raise Refused(f"it names {_shown(module)}.{_shown(name)}, which no frame needs")
+    return Name(package, name)
+
+
+def _shown(text: str) -> str:
+    return ascii(text[:80])[1:-1]
+
+
+def _unknown(code: bytes) -> str:
+    if not code:
+        return "it is cut short"
+    known = {opcode.code: opcode.name for opcode in pickletools.opcodes}
+    name = known.get(code.decode("latin-1"))
+    return f"it holds {name}, which no frame needs" if name else "it is no pickle"
+
+
+# By opcode: how its argument is read from the file, None for what has none, and what is done.
+_Operation = tuple[Callable[[Any], Any] | None, Callable[..., None]]
+
+
+def _operations() -> dict[bytes, _Operation]:
+    parser = _Parser
+    done: dict[str, Callable[..., None]] = {
+        "PROTO": lambda parser, version: None,
+        "FRAME": lambda parser, size: None,
+        "NONE": lambda parser: parser._stack.append(None),
+        "NEWTRUE": lambda parser: parser._stack.append(True),
+        "NEWFALSE": lambda parser: parser._stack.append(False),
+        "MARK": parser.mark,
+        "POP": parser.pop,
+        "POP_MARK": parser.pop_mark,
+        "DUP": parser.duplicate,
+        "EMPTY_TUPLE": lambda parser: parser._stack.append(()),
+        "TUPLE1": lambda parser: parser.tuple_of(1),
+        "TUPLE2": lambda parser: parser.tuple_of(2),
+        "TUPLE3": lambda parser: parser.tuple_of(3),
+        "TUPLE": parser.marked_tuple,
+        "EMPTY_LIST": parser.empty_list,
+        "LIST": parser.marked_list,
+        "APPEND": parser.append,
+        "APPENDS": parser.extend,
+        "EMPTY_DICT": lambda parser: parser._push(Pairs()),
+        "DICT": parser.marked_dict,
+        "SETITEM": parser.set_one,
+        "SETITEMS": parser.set_many,
+        "GLOBAL": parser.name,
+        "STACK_GLOBAL": parser.stack_name,
+        "REDUCE": parser.call,
+        "NEWOBJ": parser.call,
+        "BUILD": parser.build,
+        "PUT": parser.remember,
+        "BINPUT": parser.remember,
+        "LONG_BINPUT": parser.remember,
+        "MEMOIZE": parser.remember,
+        "GET": parser.recall,
+        "BINGET": parser.recall,
+        "LONG_BINGET": parser.recall,
+    }
+    table: dict[bytes, _Operation] = {}
+    for opcode in pickletools.opcodes:
+        plain = opcode.arg and not opcode.stack_before and opcode.stack_after[:1]
+        if opcode.name in done or (plain and plain[0].name in _PLAIN):
+            read = opcode.arg.reader if opcode.arg else None
+            table[opcode.code.encode("latin-1")] = read, done.get(opcode.name, parser.value)
+    return table
+
+
+_OPERATIONS = _operations()

@@ -1,0 +1,189 @@
+"""Files that attack their reader: no signal, nothing run, little memory and time, one line each."""
+
+import os
+import pickle
+import pickletools
+import random
+import resource
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from data.samples import COLUMNS, is_missing, read_frame, require_text, samples
+from ref_dsinfer.errors import UserError
+from tests.data import hostile
+from tests.data.frames.make import frames
+
+FRAMES = sorted((Path(__file__).parent / "frames").glob("*/*.pkl"))
+HOSTILE = dict(hostile.files())
+SECONDS = 20
+MEGABYTES = 1000
+MUTANTS = 20_000
+
+
+def _read(path):
+    """All that run_eval and eval_accuracy do with a file before they use it."""
+    frame = read_frame(path)
+    if not set(COLUMNS) - set(frame.columns):
+        samples(frame)
+    if "model_output" in frame.columns:
+        require_text(frame, ["model_output"], missing=True)
+    return frame
+
+
+def _apart(work):
+    """Run in a process of its own: what it said, and its peak memory in megabytes.
+
+    What it returns is one line; anything but a UserError is its end.
+    """
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            os.close(read)
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(SECONDS)
+            resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))
+            code = 0
+            try:
+                said = work()
+            except UserError as error:
+                said, code = str(error), error.exit_code
+            except BaseException as error:  # noqa: BLE001 - told in the other process
+                said, code = f"{type(error).__name__}: {error}"[:500], 99
+            os.write(write, said.encode(errors="backslashreplace")[:4000])
+        finally:
+            os._exit(code)
+    os.close(write)
+    with os.fdopen(read, "rb") as pipe:
+        said = pipe.read().decode()
+    _, status, used = os.wait4(child, 0)
+    return said, os.waitstatus_to_exitcode(status), used.ru_maxrss >> 10
+
+
+def test_there_are_many_kinds():
+    assert len(HOSTILE) >= 100
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_pickle_ends_in_one_line(tmp_path, name):
+    path = tmp_path / "a.pkl"
+    path.write_bytes(HOSTILE[name])
+    said, code, megabytes = _apart(lambda: f"a frame of {len(_read(path))} rows")
+    assert code in (3, 4, 5), (code, said)  # an input file, its columns, no rows
+    assert said.startswith(f"{path}: ") or said.startswith("row "), said
+    assert "\n" not in said
+    assert said.isprintable(), said
+    assert len(said) < 600
+    assert megabytes < MEGABYTES
+
+
+@pytest.mark.parametrize("path", FRAMES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_frames_of_every_pandas_are_read(path):
+    """The values are those that this pandas makes of the same frame."""
+    expected = {name: frame for name, frame, _ in frames()}[path.stem]
+    if path.stem == "empty":
+        with pytest.raises(UserError, match="no rows"):
+            read_frame(path)
+        return
+    frame = read_frame(path)
+    assert list(frame.columns) == [str(name) for name in expected.columns]
+    for name, old in expected.items():
+        cells = zip(frame[str(name)], old, strict=True)
+        assert all(_alike(new, cell) for new, cell in cells), frame[str(name)].tolist()
+    if path.stem != "numbered":
+        assert [row.prompt_text for row in samples(frame)] == expected["text_input"].tolist()
+
+
+def _alike(new, old):
+    """Whether a cell holds what another does, as plain as a reader makes it."""
+    if is_missing(old):
+        return is_missing(new)
+    if isinstance(new, str) and not isinstance(old, str):
+        text = str(old).replace("00:00:00", "").strip()
+        return new.startswith(("1", "2", "3")) and (text[:4] in new or "seconds" in new)
+    if hasattr(old, "tolist") and hasattr(new, "tolist"):
+        return new.tolist() == old.tolist()
+    if isinstance(old, list):
+        return list(new) == old
+    return new == old
+
+
+class Mutants:
+    """Frames with some opcodes changed, taken from others or left out; the same for a seed."""
+
+    def __init__(self, seed):
+        self._random = random.Random(seed)
+        self._files = [_opcodes_of(path.read_bytes()) for path in FRAMES]
+        self._everything = [part for file in self._files for part in file]
+
+    def one(self):
+        chance = self._random
+        parts = list(chance.choice(self._files))
+        for _ in range(chance.choice((1, 1, 1, 2, 3, 8))):
+            at = chance.randrange(len(parts))
+            kind = chance.randrange(7)
+            if kind == 0:
+                parts[at] = chance.choice(self._everything)
+            elif kind == 1:
+                del parts[at]
+            elif kind == 2:
+                parts.insert(at, chance.choice(self._everything))
+            elif kind == 3:
+                other = chance.randrange(len(parts))
+                parts[at], parts[other] = parts[other], parts[at]
+            elif kind == 4:
+                parts[at] = self._number(parts[at])
+            elif kind == 5:
+                start = chance.randrange(len(self._everything))
+                parts[at:at] = self._everything[start : start + chance.randrange(1, 12)]
+            else:
+                part = bytearray(parts[at])
+                part[chance.randrange(len(part))] = chance.randrange(256)
+                parts[at] = bytes(part)
+            parts = parts or [b"."]
+        return b"".join(parts)
+
+    def _number(self, part):
+        """Another number in the place of one, or none."""
+        edges = (0, 1, -1, 255, 1 << 31, -(1 << 31), (1 << 63) - 1, 1 << 63, 10**30, 10**5000)
+        value = pickle.dumps(self._random.choice((*edges, None, (), [], {}, "a", b"b", 1.5)), 4)
+        return value[2:-1] if value[2:3] != b"\x95" else value[11:-1]
+
+
+def _opcodes_of(data):
+    starts = [position for _, _, position in pickletools.genops(data)]
+    return [data[a:b] for a, b in zip(starts, [*starts[1:], len(data)], strict=True)]
+
+
+def _read_mutants(seed, count):
+    """Read so many mutants, and say how many were frames."""
+    mutants, whole = Mutants(seed), 0
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "a.pkl")
+        for _ in range(count):
+            content = mutants.one()
+            path.write_bytes(content)
+            signal.alarm(SECONDS)
+            try:
+                _read(path).head(3).to_string(max_colwidth=20)
+                whole += 1
+            except UserError:
+                continue
+            except Exception as error:
+                raise AssertionError(f"{error!r} of {content!r}"[:4000]) from error
+    return f"{whole} of {count} were frames"
+
+
+@pytest.mark.parametrize(
+    "count", [1000, pytest.param(MUTANTS, marks=[pytest.mark.slow, pytest.mark.timeout(600)])]
+)
+def test_mutants_of_real_frames_are_read_or_refused(count):
+    said, code, megabytes = _apart(lambda: _read_mutants(count, count))
+    assert code == 0, said
+    assert 0 < int(said.split()[0]) < count
+    assert megabytes < MEGABYTES
+    print(said, file=sys.stderr)
