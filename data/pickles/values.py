@@ -168,11 +168,11 @@ def of_objects(values: Sequence[Any]) -> "np.ndarray":
     return array
 
 
-def bytes_of(value: object) -> bytes:
-    """Bytes, in whichever way a protocol writes them. Errors: Refused."""
+def bytes_of(value: object) -> bytes | bytearray:
+    """Bytes, in whichever way a protocol writes them, not copied. Errors: Refused."""
     match value:
         case bytes() | bytearray():
-            return bytes(value)
+            return value
         case Call(Name("builtins", "bytearray"), (raw,)):
             return bytes_of(raw)
         case Call(Name(_, "encode" | "bytearray"), (str(text), encoding)):
@@ -195,7 +195,7 @@ def _array_parts(call: Call) -> tuple[tuple, object, Order, object]:
     raise Refused("an array without its values")
 
 
-def _from_bytes(raw: bytes, dtype: object, shape: tuple, order: Order = "C") -> "np.ndarray":
+def _from_bytes(raw: bytes | bytearray, dtype: object, shape: tuple, order: Order = "C") -> "np.ndarray":
     import numpy as np
 
     kind = _dtype(dtype)
