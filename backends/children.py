@@ -45,7 +45,8 @@ class Children:
         """
         self.folder = Path(tempfile.mkdtemp(prefix="mlperf-engine-"))
         self.log = log or self.folder / "engine.log"
-        self.log.write_bytes(b"")
+        self.log.unlink(missing_ok=True)
+        self.log.touch(0o600)  # an engine may repeat its environment and its keys there
         self._keeper = subprocess.Popen(
             # isolated: beside it lies a types.py, which is not the standard library's
             [sys.executable, "-I", HERE / "keeper.py", str(os.getpid()), self.folder, *shared],

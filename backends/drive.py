@@ -1,17 +1,22 @@
-"""From one engine's streams to whole answers."""
+"""From one engine's streams to whole answers, every one of them checked."""
 
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
+from backends.options import vocabulary_size
 from backends.types import Backend, Completion, Delta, Request
 from ref_dsinfer.errors import EngineError
 
 log = logging.getLogger(__name__)
 
 CLOSE_S = 20.0  # an engine that takes longer to close is left to the end of the process
+SILENT_S = 30.0  # without a token of any request: said then, and at twice that, and so on
+LOOK_S = 1.0  # between two looks whether tokens come
+ANY_ID = 1 << 31  # token ids are 32 bits in LoadGen
 
 
 @asynccontextmanager
@@ -33,25 +38,94 @@ async def running(backend: Backend) -> AsyncIterator[None]:
             log.error("the engine has not closed within %g s; going on without it", CLOSE_S)
 
 
+class Watch:
+    """Whether tokens come at all: an engine may call itself healthy and generate nothing."""
+
+    def __init__(self, limit_s: float) -> None:
+        """`limit_s`: without a token of any open request."""
+        self._limit_s = limit_s
+        self._open: dict[int, tuple[Request, float]] = {}  # with when it was opened
+        self._last = 0.0  # when a token came, or the first request after none
+        self._warn_s = SILENT_S
+
+    @contextmanager
+    def over(self, request: Request) -> Iterator[None]:
+        """Watch over a request while it is open."""
+        if not self._open:
+            self.beat()
+        self._open[request.id] = request, time.monotonic()
+        try:
+            yield
+        finally:
+            del self._open[request.id]
+
+    def beat(self) -> None:
+        """A token has come."""
+        self._last = time.monotonic()
+        self._warn_s = SILENT_S
+
+    async def run(self) -> None:
+        """Warn of silence, for ever. Errors: EngineError once it has lasted too long."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            silent_s = time.monotonic() - self._last
+            if not self._open or silent_s < min(self._warn_s, self._limit_s):
+                continue
+            oldest, since = next(iter(self._open.values()))
+            told = (
+                f"no token of any of {len(self._open)} open requests for {silent_s:.0f} s; the"
+                f" oldest, {oldest.name}, waits for {time.monotonic() - since:.0f} s"
+            )
+            if silent_s >= self._limit_s:
+                raise EngineError(f"{told}: the engine hangs, or needs a longer --stall-timeout")
+            log.warning("%s; the run ends at %g s (--stall-timeout)", told, self._limit_s)
+            self._warn_s *= 2
+
+
 async def collect(
-    backend: Backend, request: Request, on_first: Callable[[Delta], None] | None = None
+    backend: Backend,
+    request: Request,
+    on_first: Callable[[Delta], None] | None = None,
+    watch: Watch | None = None,
 ) -> Completion:
     """Answer one request. `on_first` is called with its first delta, as soon as that is there.
 
-    Errors: what the engine raises; EngineError where its stream ends before the answer does.
+    Errors: what the engine raises; EngineError where its stream ends before the answer does, or the
+    answer is not what was asked for: ids that the model has, and an end at a stop id or after just
+    as many tokens as were asked for.
     """
+    watch = watch or Watch(backend.config.stall_timeout)
+    known = vocabulary_size(backend.config.model) or ANY_ID
     ids: list[int] = []
     first_ns = None
     finish = None
-    async for delta in backend.stream(request):
-        if first_ns is None:
-            first_ns = delta.at_ns
-            if on_first:
-                on_first(delta)
-        ids += delta.token_ids
-        finish, last_ns = delta.finish, delta.at_ns
+    with watch.over(request):
+        async for delta in backend.stream(request):
+            watch.beat()
+            for id_ in delta.token_ids:
+                if not 0 <= id_ < known:
+                    raise EngineError(
+                        f"{request.name}: the engine has sampled id {id_}, and the model in"
+                        f" {backend.config.model} has ids 0 to {known - 1}: is it another model?"
+                    )
+            if first_ns is None:
+                first_ns = delta.at_ns
+                if on_first:
+                    on_first(delta)
+            ids += delta.token_ids
+            finish, last_ns = delta.finish, delta.at_ns
     if first_ns is None or finish is None:
-        raise EngineError(f"request {request.id}: the engine's stream ended before the answer")
+        raise EngineError(f"{request.name}: the engine's stream ended before the answer")
+    count, limit = len(ids), request.max_new_tokens
+    if finish == "length" and count < limit:
+        raise EngineError(
+            f"{request.name}: the engine has cut the answer after {count} of {limit} tokens, at no"
+            " stop id: it has a limit of its own, a generation config's max_new_tokens or too short a"
+            " context, which has to be lifted"
+        )
+    if count > limit or (finish == "stop" and count == limit):  # the stop id is a token as well
+        more = count + (finish == "stop")
+        raise EngineError(f"{request.name}: the engine gave {more} tokens, asked for {limit}")
     return Completion(request.id, tuple(ids), finish, first_ns, last_ns)
 
 
@@ -63,20 +137,27 @@ async def run_all(
     """Answer every request, all of them in flight at once; completions come in their order.
 
     `on_done` is called with each completion when it is there. The first failure, of the engine or
-    of `on_done`, ends all other requests and is raised.
+    of `on_done`, or a silence that is too long, ends all other requests and is raised.
     """
+    watch = Watch(backend.config.stall_timeout)
 
     async def answer(request: Request) -> Completion:
-        completion = await collect(backend, request)
+        completion = await collect(backend, request, watch=watch)
         if on_done:
             on_done(completion)
         return completion
 
     tasks = [asyncio.create_task(answer(request)) for request in requests]
+    watching = asyncio.create_task(watch.run())
+    answers = asyncio.gather(*tasks)
     try:
-        return await asyncio.gather(*tasks)
+        both: set[asyncio.Future] = {answers, watching}
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        if not answers.done():
+            await watching
+        return await answers
     finally:
-        await cancel(tasks)
+        await cancel([*tasks, watching])
 
 
 async def cancel(tasks: Iterable[asyncio.Task]) -> None:

@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncIterator
 from itertools import takewhile
 
-from backends.types import Backend, Delta, EngineConfig, Finish, Request
+from backends.types import NO_REUSE, Backend, Delta, EngineConfig, Finish, Request, Reuse
 from ref_dsinfer.errors import EngineError, UsageError
 
 DEFAULTS: dict[str, float] = {
@@ -66,6 +66,9 @@ class EchoEngine(Backend):
             await asyncio.sleep(wait_ms / 1e3)  # at 0 too it gives way: requests interleave
             last = position == len(deltas)
             yield Delta(new, finish if last else None, time.monotonic_ns())
+
+    async def reuse(self) -> Reuse:
+        return NO_REUSE
 
     async def close(self) -> None:
         pass

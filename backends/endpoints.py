@@ -1,107 +1,43 @@
 """Servers that answer over HTTP, as one engine: what they share, whoever started them.
 
-How a kind of server is asked and what it says is its `Dialect`. A request goes to the server with
-the fewest open ones. Nothing is tried twice, and whatever fails ends the run: a figure is only
-good if every request counted.
+How a kind of server is asked and what it says is its `Dialect` (`dialect.py`). A request goes to
+the server with the fewest open ones. Nothing is tried twice, and whatever fails ends the run: a
+figure is only good if every request counted.
 """
 
 import asyncio
-import json
 import logging
 import os
 import resource
 import time
-from abc import ABC, abstractmethod
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterator,
-    Awaitable,
-    Callable,
-    Iterable,
-    Mapping,
-    Sequence,
-)
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
-from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any, ClassVar
+from typing import Any
 
-from backends.drive import cancel
+import msgspec
+
+from backends.dialect import KEY, Dialect, Events, Part, Prefixes, Served, content, refusal
+from backends.drive import SILENT_S, cancel
 from backends.http_client import Client, Connection, ExchangeError
 from backends.options import model_length
-from backends.types import Backend, Delta, EngineConfig, Finish, Request
+from backends.types import Backend, Delta, EngineConfig, Request, Reuse
 from ref_dsinfer.errors import EngineError, LengthError, UsageError
 
 log = logging.getLogger(__name__)
 
-KEY = "MLPERF_ENDPOINT_KEY"  # environment variable; on a command line others could read it
 CHECK_S = 30.0  # a server that runs tells of itself at once, unless it is at work for others
 PROBE_S = 300.0  # a server's first request may compile kernels
 WATCH_S = 10.0  # between looks at a server's health, which cost it next to nothing
 HUNG_S = 60.0  # without health; a server at work may be deaf for as long as it reads 4,388 prompts
 PROBE = Request(-1, (0, 1, 2), 4, frozenset())  # ids that every vocabulary has
-QUOTED = 200  # characters of what a server says
 
 
-@dataclass(frozen=True)
-class Served:
-    """A model that a server offers."""
-
-    name: str  # as requests name it
-    root: str  # where the server has it from
-    max_model_len: int | None  # tokens of prompt and answer together
-    version: str  # of the server
+class _Tokens(msgspec.Struct):
+    tokens: list[int]
 
 
-@dataclass(frozen=True)
-class Part:
-    """What one event of a stream, or a whole answer, holds."""
-
-    token_ids: Sequence[int]  # new ones; the stop id may or may not be among them, as the last
-    finish: Finish | None
-
-
-Get = Callable[[str], Awaitable[bytes]]  # a path's content. Errors: EngineError naming the URL
-Read = Callable[[bytes], Part]  # Errors: ValueError saying what the server said, or what is wrong
-
-
-class Dialect(ABC):
-    """How one kind of server is spoken to."""
-
-    health: ClassVar[str] = "/health"
-    generate: ClassVar[str]  # path of a generation request
-
-    @abstractmethod
-    async def describe(self, get: Get) -> list[Served]:
-        """The models that a server offers. Errors: those of `get`; ValueError for an odd answer."""
-
-    @abstractmethod
-    def body(self, request: Request, model: str, whole: bool) -> bytes:
-        """A request as JSON. `whole`: the answer is wanted in one piece, else as a stream.
-
-        The answer must end at any of the stop ids, and at no other. Errors: ValueError for what may
-        not be sent.
-        """
-
-    @abstractmethod
-    def reader(self, request: Request) -> Read:
-        """What reads the events of one request's stream, or its whole answer."""
-
-
-class Events:
-    """Cuts a stream of server-sent events; ours hold one line of data each."""
-
-    def __init__(self) -> None:
-        self._rest = b""
-
-    def feed(self, data: bytes) -> Iterable[bytes]:
-        """The data of all events that are complete; the mark of the end is left out."""
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        return [
-            line[5:].strip()
-            for line in lines
-            if line.startswith(b"data:") and not line.startswith(b"data: [DONE]")
-        ]
+_decode_tokens = msgspec.json.Decoder(_Tokens).decode
 
 
 class Endpoint:
@@ -116,16 +52,26 @@ class Endpoint:
     async def get(self, path: str) -> bytes:
         """A path's content. Errors: EngineError naming the URL."""
         try:
-            status, data = await self.client.fetch(path)
+            response = await self.client.fetch(path)
         except ExchangeError as error:
             raise self.error(str(error)) from error
-        if status != 200:
-            raise self.error(f"{path}: {refusal(status, data)}")
-        return data
+        if response.status != 200:
+            raise self.error(refusal(path, self.client.url, response))
+        return response.body
+
+    async def tokenize(self, text: str) -> tuple[int, ...] | None:
+        """A text's ids by the server's tokenizer; None where it doesn't tell, whyever."""
+        assert self.served
+        asked = {"model": self.served.name, "prompt": text, "add_special_tokens": False}
+        try:
+            response = await self.client.fetch("/tokenize", msgspec.json.encode(asked))
+            return tuple(_decode_tokens(response.body).tokens) if response.status == 200 else None
+        except (ExchangeError, ValueError):
+            return None
 
     def error(self, said: str, request: Request | None = None) -> EngineError:
         """What a failure of this server, or of one request to it, is told by."""
-        which = f"request {request.id}: " if request and request is not PROBE else ""
+        which = f"{request.name}: " if request and request is not PROBE else ""
         return EngineError(f"endpoint {self.client.url}: {which}{said}")
 
 
@@ -157,6 +103,8 @@ class Endpoints(Backend):
         limit = config.max_running
         self._places = asyncio.Semaphore(limit * len(clients)) if limit else None
         self._watches: list[asyncio.Task] = []
+        self._before: list[Prefixes] = []  # of each server, before the run
+        self._cached: list[int | None] = []  # tokens of each prompt answered, where they are told
         self._failure: EngineError | None = None
 
     async def start(self) -> None:
@@ -171,6 +119,16 @@ class Endpoints(Backend):
             await asyncio.gather(*checks)
         finally:
             await cancel(checks)
+        self._before = await self._prefixes()
+        for endpoint, prefixes in zip(self._endpoints, self._before, strict=True):
+            if prefixes.enabled:
+                log.warning(
+                    "%s keeps a cache of prefixes: a run that takes prompts from it can't be"
+                    " submitted. Start the server with %s",
+                    endpoint.client.url,
+                    prefixes.advice,
+                )
+        self._cached.clear()  # of the probes
         self._watches = [asyncio.create_task(self._watch(endpoint)) for endpoint in self._endpoints]
 
     def effective(self) -> Mapping[str, Any]:
@@ -184,6 +142,40 @@ class Endpoints(Backend):
             for endpoint in self._endpoints
             if endpoint.served
         }
+
+    async def reuse(self) -> Reuse:
+        """As each answer told it; else as the servers have counted since the start, the requests
+        of others among them."""
+        before, after = self._before, await self._prefixes()
+        states = {prefixes.enabled for prefixes in (*before, *after)}
+        enabled = True if True in states else None if None in states else False
+        told = [cached for cached in self._cached if cached is not None]
+        if told and len(told) == len(self._cached):
+            return Reuse(enabled, sum(told), max(told))
+        hits = [
+            new.hits - old.hits
+            for old, new in zip(before, after, strict=True)
+            if old.hits is not None and new.hits is not None
+        ]
+        if len(hits) < len(after):
+            return Reuse(enabled)
+        return Reuse(enabled, sum(hits), block_size=min(p.block_size for p in after))
+
+    async def _prefixes(self) -> list[Prefixes]:
+        found = []
+        for endpoint in self._endpoints:
+            try:
+                found.append(await self._dialect.prefixes(endpoint.get))
+            except ValueError as error:
+                raise endpoint.error(str(error)) from error
+        return found
+
+    async def tokenize(self, text: str) -> tuple[int, ...] | None:
+        """As the first server that tells."""
+        for endpoint in self._endpoints:
+            if ids := await endpoint.tokenize(text):
+                return ids
+        return None
 
     async def stream(self, request: Request) -> AsyncIterator[Delta]:
         async with AsyncExitStack() as held:
@@ -213,12 +205,17 @@ class Endpoints(Backend):
         try:
             body = self._dialect.body(request, endpoint.served.name, whole)
             connection = await endpoint.client.open(self._dialect.generate, body)
-            status = await connection.status()
-            if status != 200:
-                raise ValueError(refusal(status, await connection.read_all()))
+            if await connection.status() != 200:
+                path, response = self._dialect.generate, await connection.whole()
+                raise ValueError(refusal(path, endpoint.client.url, response))
             async for part in self._parts(connection, request, whole):
                 ids, finish = part.token_ids, part.finish
-                if finish == "stop" and ids and ids[-1] in request.stop_ids:
+                if finish:
+                    self._cached.append(part.cached)
+                if finish == "stop":
+                    if not ids or ids[-1] not in request.stop_ids:
+                        last = f"at id {ids[-1]}" if ids else "without an id"
+                        raise ValueError(f"it has stopped {last}, at no stop id of the request")
                     ids = ids[:-1]
                 yield Delta(tuple(ids), finish, connection.at_ns)
         except (ExchangeError, ValueError) as error:
@@ -236,7 +233,11 @@ class Endpoints(Backend):
         """An answer in as many parts as the reader is woken times; the last one has the finish."""
         read = self._dialect.reader(request)
         if whole:
-            part = read(await connection.read_all())
+            data = await connection.read_all()
+            try:
+                part = read(data)
+            except msgspec.DecodeError as error:
+                raise ValueError(f"{self._dialect.generate} answers {content(data)}") from error
             if not part.finish:
                 raise ValueError("its answer has no finish reason")
             yield part
@@ -248,14 +249,20 @@ class Endpoints(Backend):
             if not data:
                 raise ValueError("its stream ended before the answer")
             ids: list[int] = []
+            cached = None
             for event in events.feed(data):
-                part = read(event)
+                try:
+                    part = read(event)
+                except msgspec.DecodeError as error:
+                    raise ValueError(
+                        f"{self._dialect.generate} sends an event of {content(event)}"
+                    ) from error
                 ids += part.token_ids
-                finish = part.finish
+                finish, cached = part.finish, part.cached
                 if finish:
                     break
             if ids or finish:
-                yield Part(ids, finish)
+                yield Part(ids, finish, cached)
 
     async def _check(self, endpoint: Endpoint, names: set[str], length: int) -> None:
         """Whether a server can do the run."""
@@ -264,7 +271,9 @@ class Endpoints(Backend):
                 await endpoint.get(self._dialect.health)
                 offered = await self._dialect.describe(endpoint.get)
         except TimeoutError:
-            raise endpoint.error(f"it has not told of itself within {CHECK_S:g} s") from None
+            raise endpoint.error(
+                f"it did not answer {self._dialect.health} and tell its model within {CHECK_S:g} s"
+            ) from None
         except ValueError as error:
             raise endpoint.error(str(error)) from error
         endpoint.served = served = self._choose(endpoint, offered, names)
@@ -274,6 +283,13 @@ class Endpoints(Backend):
                 f"the run may need {length}: start it for that, or give --max-model-len "
                 f"{served.max_model_len}"
             )
+        silent = asyncio.get_running_loop().call_later(
+            SILENT_S,
+            log.warning,
+            "%s has generated nothing for %g s",
+            endpoint.client.url,
+            SILENT_S,
+        )
         try:
             async with asyncio.timeout(PROBE_S):
                 ids: list[int] = []
@@ -281,6 +297,8 @@ class Endpoints(Backend):
                     ids += delta.token_ids
         except TimeoutError:
             raise endpoint.error(f"healthy, but nothing generated within {PROBE_S:g} s") from None
+        finally:
+            silent.cancel()
         if len(ids) != PROBE.max_new_tokens:
             raise endpoint.error(
                 f"asked for {PROBE.max_new_tokens} tokens it has given {len(ids)} token ids"
@@ -321,25 +339,6 @@ class Endpoints(Backend):
         self._failure = self._failure or error
         for endpoint in self._endpoints:
             endpoint.client.close(self._failure)
-
-
-def refusal(status: int, data: bytes) -> str:
-    """What a server means by an HTTP status other than 200, in one line."""
-    if status in (401, 403):
-        return f"it refuses the key (HTTP {status}): set {KEY} to the server's own"
-    try:
-        said = json.loads(data)
-        said = said.get("error", said.get("detail", said))
-        said = said.get("message", said)
-    except (ValueError, AttributeError):
-        said = data.decode(errors="replace")
-    hint = " (the URL is the server's root, without /v1)" if status == 404 else ""
-    return f"HTTP {status}: {quoted(str(said))}{hint}"
-
-
-def quoted(said: str) -> str:
-    """What a server said, short and in one line."""
-    return " ".join(said.split())[:QUOTED]
 
 
 def _names(model: str) -> set[str]:

@@ -9,6 +9,7 @@ import errno
 import socket
 import ssl
 import time
+from typing import NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
 import httptools
@@ -26,6 +27,14 @@ KEEPALIVE = (  # a host that is gone shows within a minute, also while a long an
 )
 
 
+class Response(NamedTuple):
+    """What a server has answered."""
+
+    status: int
+    body: bytes
+    headers: dict[bytes, bytes]  # by names in lower case
+
+
 class ExchangeError(Exception):
     """A server can't be reached, is gone, or does not speak HTTP."""
 
@@ -39,6 +48,7 @@ class Connection(asyncio.Protocol):
         self._client = client
         self._parser = httptools.HttpResponseParser(self)
         self._status = 0
+        self.headers: dict[bytes, bytes] = {}  # of the response, by names in lower case
         self._body: list[bytes] = []
         self._complete = True
         self._wanted = False
@@ -53,6 +63,7 @@ class Connection(asyncio.Protocol):
     def send(self, message: bytes) -> None:
         """Begin an exchange by a whole request."""
         self._status = 0
+        self.headers.clear()
         self._complete = False
         self._wanted = True
         self._transport.write(message)
@@ -82,6 +93,11 @@ class Connection(asyncio.Protocol):
         while data := await self.read():
             parts.append(data)
         return b"".join(parts)
+
+    async def whole(self) -> Response:
+        """The whole response. Errors: as `read`."""
+        status, body = await self.status(), await self.read_all()
+        return Response(status, body, dict(self.headers))
 
     def release(self) -> None:
         """The caller needs no more of this exchange; what may still come of it is dropped."""
@@ -138,6 +154,9 @@ class Connection(asyncio.Protocol):
 
     # what the parser calls
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers[name.lower()] = value
+
     def on_headers_complete(self) -> None:
         self._status = self._parser.get_status_code()
 
@@ -174,7 +193,8 @@ class Client:
         self.address = (parts.hostname or "", port or (443 if tls else 80), self._path)
         self._tls = ssl.create_default_context() if tls else None
         self._headers = (
-            f"host: {parts.netloc}\r\ncontent-type: application/json\r\n"
+            f"host: {parts.netloc}\r\n"
+            "content-type: application/json\r\naccept-encoding: identity\r\n"
             + (f"authorization: Bearer {key}\r\n" if key else "")
         ).encode()
         self._kept: list[Connection] = []
@@ -197,11 +217,11 @@ class Client:
         connection.send(b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body or b""), body or b""))
         return connection
 
-    async def fetch(self, path: str, body: bytes | None = None) -> tuple[int, bytes]:
-        """Status and whole body of the answer to a request. Errors: as `open`."""
+    async def fetch(self, path: str, body: bytes | None = None) -> Response:
+        """The whole answer to a request. Errors: as `open`."""
         connection = await self.open(path, body)
         try:
-            answer = await connection.status(), await connection.read_all()
+            answer = await connection.whole()
         except BaseException:
             connection.abort()
             raise

@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Iterable
 from difflib import get_close_matches
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,15 @@ def add_engine_options(parser: argparse.ArgumentParser, torchrun: bool = False) 
         metavar="TOKENS",
         help=f"longest answer (default: {MAX_NEW_TOKENS}, the benchmark's)",
     )
+    group.add_argument(
+        "--stall-timeout",
+        type=positive_int,
+        default=EngineConfig.stall_timeout,
+        metavar="SECONDS",
+        help="end the run when no token of any request has come for so long; offline, where answers"
+        f" come whole, no answer (default: {EngineConfig.stall_timeout:g}; a warning comes after"
+        " 30)",
+    )
     if not torchrun:
         _add_own_process_options(parser)
 
@@ -233,6 +243,7 @@ def engine_config(
         max_model_len=args.max_model_len,
         max_running=args.max_running,
         seed=args.seed,
+        stall_timeout=args.stall_timeout,
         options=dict(args.engine_arg),
         **(asked | fixed),
     )
@@ -303,6 +314,16 @@ def model_length(config: EngineConfig) -> int:
             f"--max-model-len {config.max_model_len} is more than the model's length of {length}"
         )
     return config.max_model_len
+
+
+@lru_cache
+def vocabulary_size(model: str) -> int | None:
+    """How many token ids a model has, where its config.json says so."""
+    try:
+        size = json.loads((Path(model) / "config.json").read_bytes())["vocab_size"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return size if isinstance(size, int) else None
 
 
 def choose_backend(args: argparse.Namespace, torchrun: bool) -> tuple[BackendSpec, int]:

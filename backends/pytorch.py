@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from backends.options import refuse_unknown
-from backends.types import Backend, Delta, EngineConfig, Request
+from backends.types import NO_REUSE, Backend, Delta, EngineConfig, Request, Reuse
 from ref_dsinfer.engine import Engine
 from ref_dsinfer.errors import EngineError, LaunchError, UsageError, UserError
 from ref_dsinfer.parallel import Place
@@ -155,6 +155,9 @@ class PyTorchBackend(Backend):
             del self._open[request.id]
             if not finished:
                 self._inbox.put(Abort(request.id))
+
+    async def reuse(self) -> Reuse:
+        return NO_REUSE
 
     async def close(self) -> None:
         """End the engine on every rank, and free it; streams still open raise EngineError."""

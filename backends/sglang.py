@@ -22,7 +22,7 @@ from backends.endpoints import Endpoint, Endpoints
 from backends.http_client import Client, ExchangeError
 from backends.sglang_args import arguments, check_mtp, device_of, environment
 from backends.sglang_server import SglangDialect
-from backends.types import Backend, Delta, EngineConfig, Request
+from backends.types import Backend, Delta, EngineConfig, Request, Reuse
 from ref_dsinfer.errors import EngineError
 
 LOOK_S = 0.3  # between two looks at a server that starts
@@ -93,6 +93,9 @@ class SglangBackend(Backend):
     def effective(self) -> Mapping[str, Any]:
         return {"arguments": self._arguments, "server": self._told}
 
+    async def reuse(self) -> Reuse:
+        return await self._server.reuse() if self._server else Reuse(enabled=None)
+
     async def close(self) -> None:
         """End the server: first as it would, then by force."""
         if self._server:
@@ -106,8 +109,8 @@ class SglangBackend(Backend):
             self._process.poll()  # else it stays in the list of processes
 
     def _launch(self, children: Children, url: str, key: str) -> subprocess.Popen:
-        # In a file, since others can read a command line. SGLang repeats the key in its log: it is
-        # worth nothing once the server has ended.
+        # In a file, since others can read a command line. SGLang repeats the key in its log, which
+        # is therefore private; it is worth nothing once the server has ended.
         secret = children.folder / "server.yaml"
         secret.touch(0o600)
         secret.write_text(json.dumps({"api-key": key}))
@@ -131,8 +134,7 @@ class SglangBackend(Backend):
         endpoint = Endpoint(Client(url, key))
         while True:
             try:
-                status, _ = await endpoint.client.fetch("/health")
-                if status == 200:
+                if (await endpoint.client.fetch("/health")).status == 200:
                     break
             except ExchangeError:
                 pass  # it does not listen yet

@@ -6,13 +6,13 @@ as it was started (`--incremental-streaming-output`), and counts the ids in eith
 tells which, and that none is missing. Tried on SGLang 0.5.23.
 """
 
-import json
-from pathlib import Path
 from typing import Any, ClassVar, get_args
 
 import msgspec
 
-from backends.endpoints import Dialect, Endpoints, Get, Part, Read, Served, quoted
+from backends.dialect import Dialect, Get, Part, Prefixes, Read, Served, answer, quoted
+from backends.endpoints import Endpoints
+from backends.options import vocabulary_size
 from backends.types import EngineConfig, Finish, Request
 from ref_dsinfer.errors import EngineError
 
@@ -23,6 +23,7 @@ class _Info(msgspec.Struct):
     model_path: str
     served_model_name: str | None = None
     max_req_input_len: int | None = None
+    disable_radix_cache: bool | None = None
     version: str = "unknown"
 
 
@@ -34,6 +35,7 @@ class _Finish(msgspec.Struct):
 
 class _Meta(msgspec.Struct):
     completion_tokens: int
+    cached_tokens: int | None = None
     finish_reason: _Finish | None = None
 
 
@@ -53,18 +55,26 @@ class SglangDialect(Dialect):
     generate: ClassVar[str] = "/generate"
 
     def __init__(self, model: str) -> None:
-        self._vocabulary = _vocabulary(Path(model))
+        self._vocabulary = vocabulary_size(model)
 
     async def describe(self, get: Get) -> list[Served]:
         """The longest prompt that SGLang takes is shorter than its context, and than its cache; so
         much of prompt and answer together always fits."""
         try:
-            told = await get("/server_info")
-        except EngineError:
-            told = await get("/get_model_info")  # SGLang's router asks one of its servers
-        info = _decode_info(told)
+            info = await answer(get, "/server_info", _decode_info)
+        except EngineError:  # SGLang's router asks one of its servers
+            info = await answer(get, "/get_model_info", _decode_info)
         name = info.served_model_name or info.model_path
         return [Served(name, info.model_path, info.max_req_input_len, info.version)]
+
+    async def prefixes(self, get: Get) -> Prefixes:
+        """Each answer tells how much of its prompt was in the cache."""
+        try:
+            info = await answer(get, "/server_info", _decode_info)
+        except (EngineError, ValueError):
+            return Prefixes()
+        off = info.disable_radix_cache
+        return Prefixes(None if off is None else not off, advice="--disable-radix-cache")
 
     def body(self, request: Request, model: str, whole: bool) -> bytes:
         """What is not said here is left to the model's generation_config.json, so all is said.
@@ -102,10 +112,10 @@ class SglangDialect(Dialect):
 
         def read(data: bytes) -> Part:
             nonlocal count
-            answer = _decode_answer(data)
-            if answer.error is not None:
-                raise ValueError(_message(answer.error))
-            ids, meta = answer.output_ids, answer.meta_info
+            event = _decode_answer(data)
+            if event.error is not None:
+                raise ValueError(_message(event.error))
+            ids, meta = event.output_ids, event.meta_info
             if ids is None or meta is None:
                 raise ValueError("it gives no output_ids with their count, as SGLang does")
             told = meta.completion_tokens
@@ -120,7 +130,7 @@ class SglangDialect(Dialect):
                 return Part(new, None)
             if count != told:
                 raise ValueError(f"its answer has {count} ids, but it counts {told}")
-            return Part(new, _finish(meta.finish_reason, count, request))
+            return Part(new, _finish(meta.finish_reason, request), meta.cached_tokens)
 
         return read
 
@@ -132,18 +142,12 @@ class SglangServer(Endpoints):
         super().__init__(config, SglangDialect(config.model))
 
 
-def _finish(reason: _Finish, count: int, request: Request) -> Finish:
-    """How an answer of `count` ids has ended. Errors: ValueError where that is not as the request
-    wants it.
+def _finish(reason: _Finish, request: Request) -> Finish:
+    """How an answer has ended. Errors: ValueError where that is not as the request wants it.
 
     SGLang also stops at the end-of-sequence ids of the model's own configuration, and says that it
-    has stopped where its numbers have become NaN; at the end of its context it says nothing.
+    has stopped where its numbers have become NaN.
     """
-    if reason.type == "length" and count < request.max_new_tokens:
-        raise ValueError(
-            f"it has ended the answer after {count} tokens of {request.max_new_tokens}:"
-            " its context is too short"
-        )
     if reason.type == "stop" and reason.matched not in request.stop_ids:
         raise ValueError(
             f"it has stopped at {reason.matched!r}, which is no stop id of the request"
@@ -157,12 +161,3 @@ def _finish(reason: _Finish, count: int, request: Request) -> Finish:
 def _message(error: Any) -> str:
     message = error.get("message") if isinstance(error, dict) else None
     return quoted(str(message or error))
-
-
-def _vocabulary(model: Path) -> int | None:
-    """How many ids a model has, where its config.json says so."""
-    try:
-        size = json.loads((model / "config.json").read_bytes())["vocab_size"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return size if isinstance(size, int) else None

@@ -31,6 +31,14 @@ class Request:
     max_new_tokens: int  # tokens
     stop_ids: frozenset[int]  # any of these ends the answer
     sampling: Sampling = Sampling()
+    row: int | None = None  # of the data set, from 0
+
+    @property
+    def name(self) -> str:
+        """What messages call it: people know rows, not LoadGen's query ids."""
+        if self.row is None:
+            return f"request {self.id}"
+        return f"row {self.row}" if self.row == self.id else f"row {self.row} (request {self.id})"
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,19 @@ class Completion:
     finish: Finish
     first_ns: int  # time.monotonic_ns() of the first delta
     last_ns: int  # time.monotonic_ns() of the last delta
+
+
+@dataclass(frozen=True)
+class Reuse:
+    """What prompts have taken from a cache of the prefixes of earlier ones; None: not known."""
+
+    enabled: bool | None  # whether the engine keeps prefixes
+    cached_tokens: int | None = None  # of all prompts that were answered
+    largest: int | None = None  # tokens of one prompt, at most
+    block_size: int = 1  # tokens that are reused together
+
+
+NO_REUSE = Reuse(enabled=False, cached_tokens=0, largest=0)
 
 
 @dataclass(frozen=True)
@@ -86,6 +107,7 @@ class EngineConfig:
     served_model: str | None = None  # what these servers call the model; None: as `model` is called
     log: Path | None = None  # file for what the engine's own processes say; None: not kept
     start_timeout: float = 3600.0  # seconds until it must be able to answer
+    stall_timeout: float = 1800.0  # seconds without a token of any request that end a run
 
 
 class Backend(ABC):
@@ -113,6 +135,14 @@ class Backend(ABC):
     def effective(self) -> Mapping[str, Any]:
         """What the started engine runs with, in its own words, as JSON has it."""
         return {}
+
+    async def reuse(self) -> Reuse:
+        """What the requests answered so far have taken from earlier ones' prefixes."""
+        return Reuse(enabled=None)
+
+    async def tokenize(self, text: str) -> tuple[int, ...] | None:
+        """A text's ids by a tokenizer of the engine's own, nothing added; None if it has none."""
+        return None
 
     @abstractmethod
     def stream(self, request: Request) -> AsyncIterator[Delta]:

@@ -31,7 +31,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from backends.children import Children
 from backends.options import refuse_unknown
-from backends.types import Backend, Delta, EngineConfig, Finish, Request
+from backends.types import NO_REUSE, Backend, Delta, EngineConfig, Finish, Request, Reuse
 from ref_dsinfer.errors import EngineError, ModelError, UsageError
 from ref_dsinfer.processor import dtype_for
 
@@ -78,6 +78,7 @@ class VllmBackend(Backend):
         self._args = engine_args(config)
         self._children: Children | None = None
         self._engine: AsyncLLM | None = None
+        self._cached: list[int] = []  # tokens of each prompt answered
 
     async def start(self) -> None:
         self._children = children = Children(self.config.log)
@@ -100,6 +101,8 @@ class VllmBackend(Backend):
         try:
             async with aclosing(outputs):
                 async for output in outputs:
+                    if output.finished:
+                        self._cached.append(output.num_cached_tokens or 0)
                     if delta := _delta(output, request):
                         yield delta
         except VLLMError as error:
@@ -111,6 +114,11 @@ class VllmBackend(Backend):
         parts = ("model", "cache", "parallel", "scheduler", "compilation", "speculative")
         told = {part: _plain(getattr(config, f"{part}_config")) for part in parts}
         return {"version": vllm.__version__, "arguments": _plain(self._args), **told}
+
+    async def reuse(self) -> Reuse:
+        if not self._args.enable_prefix_caching:
+            return NO_REUSE
+        return Reuse(True, sum(self._cached), max(self._cached, default=0))
 
     async def close(self) -> None:
         """End vLLM's processes: first as it would, then by force."""
@@ -147,7 +155,7 @@ class VllmBackend(Backend):
     def _fail(self, request: Request, error: Exception) -> NoReturn:
         if isinstance(error, EngineDeadError) and self._children:
             raise self._children.failure("vLLM's engine has died") from error
-        raise EngineError(f"request {request.id}: vLLM: {error}") from error
+        raise EngineError(f"{request.name}: vLLM: {error}") from error
 
 
 def engine_args(config: EngineConfig) -> AsyncEngineArgs:
@@ -242,12 +250,13 @@ def _delta(output: RequestOutput, request: Request) -> Delta | None:
     finish: Finish | None = None
     if answer.finish_reason == "stop":
         finish = "stop"
-        if ids and ids[-1] in request.stop_ids:
-            ids = ids[:-1]
+        if not ids or ids[-1] not in request.stop_ids:
+            raise EngineError(f"{request.name}: vLLM has stopped at no stop id of the request")
+        ids = ids[:-1]
     elif answer.finish_reason == "length":
         finish = "length"
     elif answer.finish_reason:
-        raise EngineError(f"request {request.id}: vLLM gave it up ({answer.finish_reason})")
+        raise EngineError(f"{request.name}: vLLM gave it up ({answer.finish_reason})")
     return Delta(ids, finish, now) if ids or finish else None
 
 

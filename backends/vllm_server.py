@@ -6,12 +6,15 @@ started with --enable-scale-out.) An event may hold several ids; a failure after
 as an event. Tried on vLLM 0.32.
 """
 
+import re
 from typing import Any, ClassVar, get_args
 
 import msgspec
 
-from backends.endpoints import Dialect, Endpoints, Get, Part, Read, Served, quoted
+from backends.dialect import Dialect, Get, Part, Prefixes, Read, Served, answer, quoted
+from backends.endpoints import Endpoints
 from backends.types import EngineConfig, Finish, Request
+from ref_dsinfer.errors import EngineError
 
 FINISHES = get_args(Finish)
 
@@ -35,11 +38,26 @@ class _Choice(msgspec.Struct):
     token_ids: list[int] | None = None
 
 
+class _Cached(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens_details: _Cached | None = None
+
+
 class _Answer(msgspec.Struct):
     choices: list[_Choice] = []
     error: Any = None
+    usage: _Usage | None = None
 
 
+# A line of /metrics: name, labels, value.
+_METRIC = re.compile(r"(vllm:[a-z_]+)(?:\{(.*)\})? ([-+0-9.eE]+)\Z")
+_LABEL = re.compile(r'(\w+)="([^"]*)"')
+_HITS = "vllm:prefix_cache_hits_total"  # tokens
+
+_decode_version = msgspec.json.Decoder(_Version).decode
 _decode_models = msgspec.json.Decoder(_Models).decode
 _decode_answer = msgspec.json.Decoder(_Answer).decode
 
@@ -50,12 +68,30 @@ class VllmDialect(Dialect):
     generate: ClassVar[str] = "/v1/completions"
 
     async def describe(self, get: Get) -> list[Served]:
-        version = msgspec.json.decode(await get("/version"), type=_Version).version
-        models = _decode_models(await get("/v1/models")).data
+        version = (await answer(get, "/version", _decode_version)).version
+        models = (await answer(get, "/v1/models", _decode_models)).data
         return [
             Served(model.id, model.root or model.id, model.max_model_len, version)
             for model in models
         ]
+
+    async def prefixes(self, get: Get) -> Prefixes:
+        """Only its /metrics tell, in tokens of all requests; with several engines behind one
+        address, of all of them."""
+        try:
+            lines = (await get("/metrics")).decode(errors="replace").splitlines()
+        except EngineError:
+            return Prefixes()
+        hits, enabled, block = None, None, 1
+        for name, labels, value in (found.groups() for found in map(_METRIC.match, lines) if found):
+            if name == _HITS:
+                hits = (hits or 0) + int(float(value))
+            elif name == "vllm:cache_config_info":
+                known = dict(_LABEL.findall(labels or ""))
+                enabled = {"True": True, "False": False}.get(known.get("enable_prefix_caching", ""))
+                if known.get("block_size", "").isdecimal():
+                    block = int(known["block_size"])
+        return Prefixes(enabled, hits, block, "--no-enable-prefix-caching")
 
     def body(self, request: Request, model: str, whole: bool) -> bytes:
         """What is not said here is left to the server's generation_config.json, so all is said."""
@@ -84,13 +120,13 @@ class VllmDialect(Dialect):
 
 def read(data: bytes) -> Part:
     """An event, or a whole answer. Errors: ValueError."""
-    answer = _decode_answer(data)
-    if answer.error is not None:
-        message = answer.error.get("message") if isinstance(answer.error, dict) else None
-        raise ValueError(quoted(str(message or answer.error)))
-    if not answer.choices:
+    event = _decode_answer(data)
+    if event.error is not None:
+        message = event.error.get("message") if isinstance(event.error, dict) else None
+        raise ValueError(quoted(str(message or event.error)))
+    if not event.choices:
         return Part((), None)
-    choice = answer.choices[0]
+    choice = event.choices[0]
     if choice.token_ids is None:
         raise ValueError(
             "it gives text but no token ids; MLPerf counts the tokens that were sampled, and text"
@@ -98,7 +134,9 @@ def read(data: bytes) -> Part:
         )
     if choice.finish_reason not in (None, *FINISHES):
         raise ValueError(f"it has ended the answer by {choice.finish_reason!r}")
-    return Part(choice.token_ids, choice.finish_reason)  # type: ignore[arg-type]
+    details = event.usage and event.usage.prompt_tokens_details
+    cached = details.cached_tokens if details else None
+    return Part(choice.token_ids, choice.finish_reason, cached)  # type: ignore[arg-type]
 
 
 class VllmServer(Endpoints):

@@ -15,7 +15,7 @@ from pathlib import Path
 from backends import registry
 from backends.options import add_engine_options, choose_backend, engine_config, positive_int
 from backends.types import Backend, Completion, EngineConfig
-from data.workload import Workload, build
+from data.workload import Workload, build, compare_tokenizers
 from ref_dsinfer.errors import InputFileError
 
 log = logging.getLogger(__name__)
@@ -123,6 +123,7 @@ async def _answer(
             progress.add(len(completion.token_ids))
 
         async with running(backend):
+            await compare_tokenizers(backend, workload)
             with Progress(len(requests)) as progress:
                 fresh = await run_all(backend, requests, on_done)
     return earlier + [(completion.request_id, completion) for completion in fresh]

@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Iterable
+from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 
 from ref_dsinfer.errors import ModelError
@@ -50,7 +52,17 @@ class Prompts:
             [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False
         )
         # the template writes BOS itself
-        return tuple(self._tokenizer.encode(rendered, add_special_tokens=False))
+        return self.encode(rendered)
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Token ids of `text` alone, without the template."""
+        return tuple(self._tokenizer.encode(text, add_special_tokens=False))
+
+    @cached_property
+    def shared_head(self) -> int:
+        """How many tokens all prompts begin with, by the template."""
+        pairs = zip(self.ids("0"), self.ids("x"), strict=False)
+        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
     def text(self, ids: Iterable[int]) -> str:
         """The text of an answer: all but BOS and EOS, reasoning marks included.

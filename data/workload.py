@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backends.options import model_length
-from backends.types import EngineConfig, Request
+from backends.types import Backend, EngineConfig, Request
 from ref_dsinfer.errors import LengthError
 
 if TYPE_CHECKING:
@@ -36,12 +36,34 @@ class Workload:
         """Row `index` as a request; its answer is held to what the model's length leaves."""
         ids = self.prompt_ids[index]
         limit = min(self.max_new_tokens, self.max_len - len(ids))
-        return Request(request_id, ids, limit, self.prompts.stop_ids)
+        return Request(request_id, ids, limit, self.prompts.stop_ids, row=index)
 
     @property
     def shortest_limit(self) -> int:
         """The smallest number of tokens that any answer is held to."""
         return min(self.max_new_tokens, self.max_len - max(map(len, self.prompt_ids)))
+
+
+async def compare_tokenizers(backend: Backend, workload: Workload) -> None:
+    """Warn where an engine that has a tokenizer of its own makes other ids of the first prompt."""
+    text = workload.samples[0].prompt_text
+    theirs, ours = await backend.tokenize(text), workload.prompts.encode(text)
+    if theirs is None or theirs == ours:
+        return
+    at = next(
+        (at for at, pair in enumerate(zip(theirs, ours, strict=False)) if len(set(pair)) > 1),
+        min(len(theirs), len(ours)),
+    )
+    log.warning(
+        "the server has another tokenizer than %s: of row 0's text it makes %d ids, from id %d on"
+        " %s, and not %d ids, %s: it may serve another model",
+        backend.config.model,
+        len(theirs),
+        at,
+        list(theirs[at : at + 5]),
+        len(ours),
+        list(ours[at : at + 5]),
+    )
 
 
 def build(

@@ -7,11 +7,12 @@ import platform
 import re
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from backends.types import Reuse
 from ref_dsinfer.errors import LoadGenError
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class Outcome:
     figures: dict[str, float]
     reasons: list[str]  # why it can't be submitted
     log: DetailLog
+    reuse: Reuse
 
     @property
     def validity(self) -> str | None:
@@ -114,6 +116,34 @@ def performance_reasons(log: DetailLog) -> list[str]:
     return [f"INVALID: {text}" for text in told or ["LoadGen's log does not say why"]]
 
 
+def reuse_reasons(reuse: Reuse, shared_head: int, prompts: int) -> list[str]:
+    """Why what prompts have taken from a cache of prefixes is more than the rules allow.
+
+    The `shared_head` is what all prompts begin with by the chat template, in tokens; a cache gives
+    whole blocks. What an engine doesn't tell is no reason, and stands in the report.
+    """
+    if reuse.cached_tokens is None:
+        return []
+    allowed = shared_head // reuse.block_size * reuse.block_size
+    over = reuse.cached_tokens > allowed * prompts
+    if reuse.largest is not None:
+        over = reuse.largest > allowed
+    if not over:
+        return []
+    return [
+        f"prefixes were reused: {reuse.cached_tokens} tokens of {prompts} prompts came from a cache"
+    ]
+
+
+def told_reuse(reuse: Reuse) -> str:
+    """What an engine tells of its cache of prefixes, in a few words."""
+    if reuse.enabled is False and not reuse.cached_tokens:
+        return "off"
+    if reuse.cached_tokens is None:
+        return "on, use not known" if reuse.enabled else "not known"
+    return f"{'on, ' if reuse.enabled else ''}{reuse.cached_tokens} tokens reused"
+
+
 def accuracy_figures(evaluation: "Evaluation", seconds: float) -> dict[str, float]:
     """Score of an accuracy run, and its throughput, which LoadGen does not measure."""
     rate = evaluation.total.rows / seconds
@@ -145,6 +175,7 @@ def table(outcome: Outcome) -> str:
             p50, p99 = figures[f"{key}_p50_ms"], figures[f"{key}_p99_ms"]
             limit = outcome.log.values[f"requested_server_{key}_latency"] / 1e6
             rows.append((name, f"p50 {p50:.2f} ms, p99 {p99:.2f} ms (limit {limit:g} ms)"))
+    rows.append(("prefix cache", told_reuse(outcome.reuse)))
     if outcome.validity:
         rows.append(("LoadGen", outcome.validity))
     if outcome.reasons:
@@ -175,6 +206,7 @@ def record(outcome: Outcome) -> dict[str, Any]:
         "figures": {
             name: value if math.isfinite(value) else None for name, value in outcome.figures.items()
         },
+        "prefix_cache": asdict(outcome.reuse),
         "settings": effective,
         "versions": versions() | {"loadgen": outcome.log.values.get("loadgen_version")},
     }

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from backends import registry
 from backends.options import add_engine_options, choose_backend, engine_config
-from backends.types import Backend
+from backends.types import Backend, Reuse
 from data.inference import add_data_options
 from mlperf import report, settings
 from mlperf.evaluate import LOG_ENDING, REPORT_ENDING, evaluate_and_report
@@ -103,7 +103,7 @@ def run(args: argparse.Namespace, torchrun: bool = False) -> None:
     for name in LEFT:
         (folder / name).unlink(missing_ok=True)
     # the engine is freed at the end of this: grading may take long
-    seconds = asyncio.run(_measure(backend, workload, test_settings, mode, folder))
+    seconds, reuse = asyncio.run(_measure(backend, workload, test_settings, mode, folder))
 
     answered = read_journal(folder / JOURNAL)
     results = results_frame(workload.frame, answered, workload.prompts, spec.name)
@@ -118,8 +118,13 @@ def run(args: argparse.Namespace, torchrun: bool = False) -> None:
     else:
         figures = report.performance_figures(detail)
         reasons = report.performance_reasons(detail)
-    reasons = [*stamps, *reasons, *(f"LoadGen logged an error: {error}" for error in detail.errors)]
-    outcome = report.Outcome(args.mode, args.accuracy, folder, figures, reasons, detail)
+    reasons = [
+        *stamps,
+        *report.reuse_reasons(reuse, workload.prompts.shared_head, len(answered)),
+        *reasons,
+        *(f"LoadGen logged an error: {error}" for error in detail.errors),
+    ]
+    outcome = report.Outcome(args.mode, args.accuracy, folder, figures, reasons, detail, reuse)
     record = report.record(outcome) | {"backend": spec.name, "engine": asdict(config)}
     told = json.dumps(record, indent=2, default=str)  # paths as text
     write_whole(folder / RECORD, lambda path: path.write_text(told + "\n"))
@@ -143,11 +148,15 @@ def _problems(args: argparse.Namespace, workload: "Workload") -> Path | None:
 
 async def _measure(
     backend: Backend, workload: "Workload", test_settings: Any, mode: settings.Mode, folder: Path
-) -> float:
-    """Start the engine, let LoadGen run its test on it, close it. Returns the test's seconds."""
+) -> tuple[float, Reuse]:
+    """Start the engine, let LoadGen run its test on it, close it.
+
+    Returns the test's seconds, and what it has reused of earlier prompts.
+    """
     from backends.drive import running
     from data.progress import Progress
     from data.results import Journal
+    from data.workload import compare_tokenizers
     from mlperf.qsl import query_sample_library
     from mlperf.sut import Sut
 
@@ -158,6 +167,7 @@ async def _measure(
     total = settings.expected_samples(test_settings, len(workload))
     with Journal(folder / JOURNAL) as journal, query_sample_library(len(workload)) as library:
         async with running(backend):
+            await compare_tokenizers(backend, workload)
             with Progress(total) as progress:
                 sut = Sut(
                     backend,
@@ -174,6 +184,7 @@ async def _measure(
                     )
                 )
                 seconds = time.monotonic() - start
+            reuse = await backend.reuse()
     if not sut.issued:
         raise LoadGenError(f"{folder}: LoadGen has issued no sample; its logs may say why")
-    return seconds
+    return seconds, reuse

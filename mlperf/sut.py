@@ -11,7 +11,7 @@ import threading
 from array import array
 from collections.abc import Callable, Coroutine, Sequence
 
-from backends.drive import cancel, collect
+from backends.drive import Watch, cancel, collect
 from backends.types import Backend, Completion, Delta
 from data.results import Journal
 from data.workload import Workload
@@ -44,6 +44,7 @@ class Sut:
         self._reads_tokens = reads_tokens
         self._on_done = on_done
         self._lg = loadgen()
+        self._watch = Watch(backend.config.stall_timeout)
         self._tasks: set[asyncio.Task] = set()
         self._firsts: list[Report] = []
         self._finished: list[Report] = []
@@ -60,6 +61,7 @@ class Sut:
         handle = self._lg.ConstructFastSUT(self._issue, _nothing_to_flush)
         thread = threading.Thread(target=self._run, args=(test, handle), daemon=True)
         thread.start()
+        self._spawn(self._watch.run())
         try:
             await self._over
         finally:
@@ -115,7 +117,9 @@ class Sut:
             self._report(self._firsts, query_id, delta.token_ids[:1])
 
         request = self._workload.request(query_id, index)
-        completion = await collect(self._backend, request, on_first if self._reads_tokens else None)
+        completion = await collect(
+            self._backend, request, on_first if self._reads_tokens else None, self._watch
+        )
         self._journal.add(index, completion)
         self._report(self._finished, query_id, completion.token_ids)
         self._on_done(completion)

@@ -11,12 +11,13 @@ HEAD = 512  # bytes that are enough to tell: a tar's mark, the farthest, stands 
 
 PICKLE, PARQUET, SAFETENSORS, JSON = "a pickle", "a Parquet file", "a safetensors file", "JSON text"
 
+GZIP = b"\x1f\x8b"
 UNPACK = "unpack it, and name what was in it"
 AGAIN = "download it again"
 # What a file begins with, and what to say of it.
 BEGINNINGS: tuple[tuple[bytes, str], ...] = (
     (b"version https://git-lfs", "a git-lfs pointer, not the file itself: run `git lfs pull`"),
-    (b"\x1f\x8b", f"compressed by gzip: {UNPACK}"),
+    (GZIP, f"compressed by gzip: {UNPACK}"),
     (b"\xfd7zXZ\x00", f"compressed by xz: {UNPACK}"),
     (b"\x28\xb5\x2f\xfd", f"compressed by zstd: {UNPACK}"),
     (b"\x04\x22\x4d\x18", f"compressed by lz4: {UNPACK}"),

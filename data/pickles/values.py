@@ -195,7 +195,9 @@ def _array_parts(call: Call) -> tuple[tuple, object, Order, object]:
     raise Refused("an array without its values")
 
 
-def _from_bytes(raw: bytes | bytearray, dtype: object, shape: tuple, order: Order = "C") -> "np.ndarray":
+def _from_bytes(
+    raw: bytes | bytearray, dtype: object, shape: tuple, order: Order = "C"
+) -> "np.ndarray":
     import numpy as np
 
     kind = _dtype(dtype)

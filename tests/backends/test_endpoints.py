@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backends import drive, endpoints, http_client
-from backends.endpoints import Events, refusal
+from backends.dialect import Events, refusal
+from backends.http_client import Response
 from backends.types import Completion
 from ref_dsinfer.errors import EngineError
 from tests.backends.attached import STOP, model_folder, request, servers, with_servers
@@ -197,7 +198,7 @@ ABORTED = b'data: {"choices":[{"finish_reason":"abort","token_ids":[]}]}\n\n'
         ({"says": ERROR}, "out of memory"),
         ({"says": ABORTED}, "'abort'"),
         ({"status": 500}, "HTTP 500: told to fail"),
-        ({"status": 404}, "HTTP 404.*without /v1"),
+        ({"status": 404}, "completions: HTTP 404.*a gateway must pass this on"),
     ],
 )
 def test_a_failed_request_names_server_and_request(
@@ -335,7 +336,7 @@ def test_events_are_the_same_however_they_are_cut(
 
 @given(st.binary(max_size=300))
 def test_whatever_a_server_says_becomes_one_short_line(data: bytes) -> None:
-    said = refusal(500, data)
-    assert said.startswith("HTTP 500: ")
-    assert len(said) <= 220
+    said = refusal("/generate", "http://here", Response(500, data, {}))
+    assert said.startswith("/generate: HTTP 500: ")
+    assert len(said) <= 240
     assert "\n" not in said

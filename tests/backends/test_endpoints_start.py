@@ -147,7 +147,7 @@ def test_the_key_goes_to_the_server_and_nowhere_else(
     model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("DEBUG")
-    monkeypatch.setenv(endpoints.KEY, "s3cret")
+    monkeypatch.setenv("MLPERF_ENDPOINT_KEY", "s3cret")
 
     async def test(parts: SimpleNamespace) -> str:
         parts.server.key = "s3cret"

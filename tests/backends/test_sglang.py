@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from backends import drive
-from backends.endpoints import KEY
+from backends.dialect import KEY
 from backends.keeper import mapped_by, named
 from backends.sglang_server import SglangServer
 from backends.types import Completion, Delta, EngineConfig, Request

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from backends.types import NO_REUSE, Reuse
 from mlperf import report
 from ref_dsinfer.errors import LoadGenError
 
@@ -86,12 +87,12 @@ def test_reasons_are_loadgen_s(tmp_path: Path) -> None:
 def test_the_table_says_why_not(tmp_path: Path) -> None:
     log = report.DetailLog({"result_validity": "VALID"}, [])
     figures = {"samples_per_second": 2.5, "tokens_per_second": 90.0}
-    outcome = report.Outcome("offline", False, tmp_path, figures, ["one", "two"], log)
+    outcome = report.Outcome("offline", False, tmp_path, figures, ["one", "two"], log, NO_REUSE)
     text = report.table(outcome)
     assert "no, because one\n" in text
     assert "and two\n" in text
     assert report.record(outcome)["not_submittable_because"] == ["one", "two"]
-    good = report.Outcome("offline", False, tmp_path, figures, [], log)
+    good = report.Outcome("offline", False, tmp_path, figures, [], log, NO_REUSE)
     assert "nothing in this run speaks against it" in report.table(good)
     assert report.record(good)["submittable"] is True
 
@@ -99,6 +100,32 @@ def test_the_table_says_why_not(tmp_path: Path) -> None:
 def test_the_record_is_json_whatever_the_figures(tmp_path: Path) -> None:
     figures = {"samples_per_second": float("nan"), "tokens_per_second": float("inf")}
     log = report.DetailLog({}, [])
-    record = report.record(report.Outcome("server", False, tmp_path, figures, [], log))
+    record = report.record(report.Outcome("server", False, tmp_path, figures, [], log, NO_REUSE))
     json.dumps(record, allow_nan=False)
     assert record["figures"] == {"samples_per_second": None, "tokens_per_second": None}
+
+
+@pytest.mark.parametrize(
+    ("reuse", "told", "refused"),
+    [
+        (NO_REUSE, "off", False),
+        (Reuse(None), "not known", False),
+        (Reuse(True), "on, use not known", False),
+        (Reuse(False), "off", False),
+        (Reuse(True, 0, 0), "on, 0 tokens reused", False),
+        (Reuse(True, 300, 3), "on, 300 tokens reused", False),  # what all begin with
+        (Reuse(True, 300, 4), "on, 300 tokens reused", True),
+        (Reuse(None, 4, 4), "4 tokens reused", True),  # one prompt of a hundred
+        (Reuse(True, 16, block_size=16), "on, 16 tokens reused", True),  # more than they share
+        (Reuse(True, 300), "on, 300 tokens reused", False),
+        (Reuse(True, 301), "on, 301 tokens reused", True),
+    ],
+)
+def test_reused_prefixes_keep_a_run_from_being_submitted(
+    reuse: Reuse, told: str, refused: bool
+) -> None:
+    """A hundred prompts that share three tokens of the template."""
+    assert report.told_reuse(reuse) == told
+    reasons = report.reuse_reasons(reuse, 3, 100)
+    assert len(reasons) == refused
+    assert all("tokens of 100 prompts came from a cache" in reason for reason in reasons)
