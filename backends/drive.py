@@ -120,8 +120,8 @@ async def collect(
     if finish == "length" and count < limit:
         raise EngineError(
             f"{request.name}: the engine has cut the answer after {count} of {limit} tokens, at no"
-            " stop id: it has a limit of its own, a generation config's max_new_tokens or too short a"
-            " context, which has to be lifted"
+            " stop id: it has a limit of its own, as by a generation config's max_new_tokens or too"
+            " short a context, which has to be lifted"
         )
     if count > limit or (finish == "stop" and count == limit):  # the stop id is a token as well
         more = count + (finish == "stop")
