@@ -15,16 +15,17 @@ from data.sandbox import Sandbox, SandboxError, TimeLimit
 from data.tasks import TASKS, Answer, Grade, lenient
 from data.tasks.grading import (
     MATH_LIMIT_S,
+    MATH_LIMITS,
     SERVED,
     Rules,
     Turn,
-    Worker,
     content_hash,
     each,
     grade_all,
     grader_version,
 )
 from data.tasks.livecodebench import Problems
+from data.tasks.worker import Worker
 from mlperf import accuracy_log
 from mlperf.figures import ROWS, Evaluation, Fence, Totals
 from mlperf.grading_log import GradingLog
@@ -84,9 +85,10 @@ def evaluate(
             raise GradingError(f"no {PROBLEMS} was found: name it with --livecodebench-file")
         store = Problems(problems)
     with sandbox or start_sandbox(grading) as fenced:
-        for task, module in SERVED.items():
+        for task, modules in SERVED.items():
             if task in answers.tasks:
-                fenced.prepare(module)
+                for module in modules:
+                    fenced.prepare(module)
         grades = _grades(answers, store, fenced, grading, log_path)
         opinions = dict(_opinions(answers, fenced, grading)) if grading.lenient else None
         fence = Fence(fenced.level, fenced.reason, fenced.canaries)
@@ -110,7 +112,7 @@ def start_sandbox(grading: Grading) -> Sandbox:
     What tests programs is made ready beside it, since that costs little; the rest on demand.
     """
     sandbox = Sandbox(grading.sandbox)
-    sandbox.prepare(SERVED["livecodebench"])
+    sandbox.prepare(SERVED["livecodebench"][0])
     return sandbox
 
 
@@ -270,7 +272,7 @@ def _opinions(
 
     rows = [row for row, task in enumerate(answers.tasks) if task in lenient.TASKS]
     module = lenient.__name__
-    return each(ask, rows, sandbox, lambda: Worker(sandbox, module), grading.workers)
+    return each(ask, rows, sandbox, lambda: Worker(sandbox, module, MATH_LIMITS), grading.workers)
 
 
 def _with_grades(

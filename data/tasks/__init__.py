@@ -23,6 +23,7 @@ class Verdict:
 
     right: bool
     rule: str
+    too_slow: bool = False  # wrong because it took too long
 
 
 Status = Literal["ok", "wrong", "no_answer", "timeout", "sandbox_error", "not_graded"]

@@ -20,9 +20,8 @@ from data.tasks.livecodebench import (
     Problems,
     extract,
     passes,
-    same_output,
-    same_value,
 )
+from data.tasks.outputs import same_output, same_value
 from ref_dsinfer.errors import GradingError
 
 CASES = Path(__file__).parents[1] / "cases" / "livecodebench.jsonl"
