@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from data.samples import require_columns
 from ref_dsinfer.errors import GradingError
+from ref_dsinfer.terminal import one_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,7 +45,8 @@ def comparison(first: "pd.DataFrame", second: "pd.DataFrame") -> str:
     ]
     for row in first.index[only_first | only_second]:
         told = [_answer(frame.loc[row]) for frame in (first, second)]
-        lines.append(f"row {row}, {first['dataset'].loc[row]}: {told[0]} | {told[1]}")
+        name = one_line(str(first["dataset"].loc[row]))
+        lines.append(f"row {row}, {name}: {told[0]} | {told[1]}")
     return "\n".join(lines)
 
 
@@ -56,8 +58,8 @@ def mcnemar(one: int, two: int) -> float:
 
 
 def _answer(row: "pd.Series") -> str:
-    given = " ".join(str(row["extracted_answer"]).split())
+    given = one_line(" ".join(str(row["extracted_answer"]).split()))
     short = given if len(given) <= _SHOWN else given[: _SHOWN - 1] + "…"
     verdict = "right" if row["prompt_accuracy"] > 0 else "wrong"
-    rule = f" ({row['grading_rule']})" if "grading_rule" in row.index else ""
+    rule = f" ({one_line(str(row['grading_rule']))})" if "grading_rule" in row.index else ""
     return f"{short} {verdict}{rule}"

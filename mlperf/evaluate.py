@@ -31,6 +31,7 @@ from mlperf.figures import ROWS, Evaluation, Fence, Totals
 from mlperf.grading_log import GradingLog
 from mlperf.inputs import PROBLEMS, find_problems
 from ref_dsinfer.errors import ColumnsError, GradingError, UsageError
+from ref_dsinfer.terminal import quoted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -160,10 +161,8 @@ def report(
         "grader": grader_version(),
     }
     paths = write_frame(evaluation.frame, output)
-    for path, content in (
-        (beside(output, REPORT_ENDING), json.dumps(told, indent=2) + "\n"),
-        (output.parent / "accuracy.txt", text),
-    ):
+    _, *companies = companions(output)
+    for path, content in zip(companies, (json.dumps(told, indent=2) + "\n", text), strict=True):
         write_whole(path, partial(_write_text, content))
         paths.append(path)
     for path in paths:
@@ -193,6 +192,12 @@ def evaluate_and_report(
     evaluation = evaluate(frame, problems, grading, beside(output, LOG_ENDING), expected)
     report(evaluation, output, source, grading, problems)
     return evaluation
+
+
+def companions(output: Path) -> list[Path]:
+    """What is written beside a graded frame: the log of grades, the report, accuracy.txt."""
+    endings = (LOG_ENDING, REPORT_ENDING)
+    return [*(beside(output, ending) for ending in endings), output.parent / "accuracy.txt"]
 
 
 def beside(output: Path, ending: str) -> Path:
@@ -324,8 +329,8 @@ def _lengths(frame: "pd.DataFrame") -> "pd.Series":
     bad = ~(lengths >= 0)
     if bad.any():
         row = int(bad.to_numpy().argmax())
-        value = frame["tok_model_output_len"].iloc[row]
-        raise ColumnsError(f"row {row}: tok_model_output_len is {value!r}, not a number of tokens")
+        value = quoted(frame["tok_model_output_len"].iloc[row])
+        raise ColumnsError(f"row {row}: tok_model_output_len is {value}, not a number of tokens")
     return lengths
 
 

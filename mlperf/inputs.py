@@ -3,12 +3,14 @@
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlperf import accuracy_log
 from mlperf.figures import ROWS
 from ref_dsinfer.errors import GradingError, UsageError
+from ref_dsinfer.terminal import quoted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,6 +20,7 @@ log = logging.getLogger(__name__)
 PROBLEMS = "livecodebench.jsonl"
 _DATA = Path(__file__).resolve().parents[1] / "data"
 _SAME = ("dataset", "ground_truth", "question")  # columns that results share with their data set
+_SHORT = 200  # characters of an answer that another may well repeat
 
 
 def read_results(
@@ -56,6 +59,9 @@ def read_results(
     check_rows(frame, expected)
     if dataset is not None:
         _compare(frame, dataset, input_file, dataset_file)
+    compared = dataset is not None and "question" in frame.columns and "question" in dataset.columns
+    if "sample_index" not in frame.columns and not compared:
+        _refuse_twins(frame)
     return frame, expected
 
 
@@ -72,13 +78,48 @@ def check_rows(frame: "pd.DataFrame", expected: int) -> None:
         )
     if "sample_index" not in frame.columns:
         return
-    counts = Counter(frame["sample_index"].tolist())
-    for index in counts:
-        if not (isinstance(index, int) and 0 <= index < expected):
-            raise GradingError(f"sample_index {index!r} is not one of {expected} rows")
+    indices = frame["sample_index"].tolist()
+    for row, index in enumerate(indices):
+        if not (isinstance(index, Integral) and 0 <= int(index) < expected):
+            raise GradingError(
+                f"row {row}: sample_index {quoted(index)} is not one of {expected} rows, 0 to"
+                f" {expected - 1}"
+            )
+    counts = Counter(map(int, indices))
     if twice := sorted(index for index, count in counts.items() if count > 1):
         raise GradingError(f"samples answered more than once: {accuracy_log.named(twice)}")
     accuracy_log.refuse_gaps(counts, "the results")
+
+
+def _refuse_twins(frame: "pd.DataFrame") -> None:
+    """Make sure that no question is there twice, where rows bear no number.
+
+    Errors: GradingError naming two rows of one question. Where there are no questions either, rows
+    that are alike in all that there is are warned of.
+    """
+    if "model_output" not in frame.columns:
+        return  # who grades it says so
+    names = [name for name in (*_SAME, "text_input") if name in frame.columns]
+    told = "question" in names or "text_input" in names
+    if not told:
+        names.append("model_output")
+    first: dict[tuple[str, ...], int] = {}
+    twins = []
+    for row, cells in enumerate(zip(*(map(str, frame[name]) for name in names), strict=True)):
+        by_chance = not told and len(cells[-1]) < _SHORT
+        if first.setdefault(cells, row) != row and not by_chance:
+            twins.append((row, first[cells]))
+    if twins and told:
+        raise GradingError(
+            "rows {} and {} answer the same question, and no sample_index tells them apart: add"
+            " --dataset-file, whose rows are compared one by one".format(*reversed(twins[0]))
+        )
+    if twins:
+        log.warning(
+            "%d rows are like an earlier one (row %d like row %d), and neither a sample_index nor"
+            " a question tells whether they are there twice: --dataset-file compares them",
+            *(len(twins), *twins[0]),
+        )
 
 
 def find_problems(given: Path | None, beside: Sequence[Path]) -> Path | None:

@@ -135,8 +135,10 @@ class Comparer:
 
         Errors: SandboxError; GradingError where the expected value can't be read.
         """
+        if not reply.isascii():
+            return Outcome("the answer is not JSON")
         message: dict[str, Any] = {
-            "reply": reply.decode(errors="replace"),
+            "reply": reply.decode(),
             "function": problem.function is not None,
             "expected": test.output,
         }

@@ -6,22 +6,21 @@ itself: that is done here, where time and memory have limits, by a process that 
 The rules are those of LiveCodeBench's own runner.
 """
 
+import gc
 import json
 import re
-import reprlib
 import sys
 from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 from typing import Any
 
+from ref_dsinfer.terminal import quoted
+
 INT_DIGITS = 50_000  # of an integer as text, in all of LiveCodeBench's runner
 _SAID = 200  # characters of a program's own words
+_SHOWN = 500  # characters of what it gave
 _WORD = re.compile(r"\S+")
-_shown = reprlib.Repr()
-_shown.maxstring = _shown.maxother = 400
-_shown.maxlist = _shown.maxdict = 20
-_shown.maxlevel = 4
 
 
 def handler() -> Callable[[dict[str, Any]], dict[str, Any]]:
@@ -32,6 +31,7 @@ def handler() -> Callable[[dict[str, Any]], dict[str, Any]]:
     it may be shown. Where it is the expected value that can't be read, the answer is `unreadable`.
     """
     sys.set_int_max_str_digits(INT_DIGITS)
+    gc.disable()  # nothing here refers to itself; millions of brackets would be looked at again
     return compare
 
 
@@ -54,7 +54,7 @@ def compare(message: dict[str, Any]) -> dict[str, Any]:
         given = message.get("printed", reply.get("printed"))
         right = isinstance(given, str) and same_output(given, message["expected"])
         fault = None if right else "wrong output"
-    return {"fault": fault, "given": _shown.repr(given) if fault else None}
+    return {"fault": fault, "given": quoted(given, _SHOWN) if fault else None}
 
 
 def said(reply: Any) -> str:
