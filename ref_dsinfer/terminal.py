@@ -37,7 +37,10 @@ def quoted(value: object, most: int = 100) -> str:
     short.maxstring = short.maxother = short.maxlong = most
     short.maxlist = short.maxtuple = short.maxdict = short.maxset = short.maxfrozenset = 20
     short.maxlevel = 4
-    text = harmless(short.repr(value))
+    try:
+        text = harmless(short.repr(value))
+    except ValueError:  # thousands of digits
+        text = f"<{type(value).__name__} of too many digits>"
     return text if len(text) <= most else f"{text[: most // 2]} … {text[-most // 2 :]}"
 
 

@@ -16,6 +16,7 @@ SCRIPTS = (
     "run_mlperf_mpi.py",
     "eval_accuracy.py",
 )
+MODULES = ("mlperf.summary", "ref_dsinfer.generate", "ref_dsinfer.convert", "ref_dsinfer.fp8")
 # neither the site's packages nor the environment's: what the standard library alone can import
 BARE = (sys.executable, "-S", "-E", "-s")
 
@@ -26,7 +27,8 @@ def call(
     names = ("MLPERF_BACKEND", "MLPERF_MODEL", "RANK", "WORLD_SIZE")
     environment = {name: value for name, value in os.environ.items() if name not in names}
     return subprocess.run(
-        [*python, ROOT / script, *options],
+        [*python, script if script in MODULES else ROOT / script, *options],
+        cwd=ROOT if script in MODULES else None,
         capture_output=True,
         text=True,
         env=environment | variables,
@@ -38,6 +40,20 @@ def call(
 def test_help_needs_no_package(script: str) -> None:
     """So it answers at once: none that takes long to load is asked for."""
     done = call(BARE, script, "--help")
+    assert done.returncode == 0, done.stderr
+    assert "usage:" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}],
+    ids=["ascii", "C"],
+)
+@pytest.mark.parametrize("script", [*SCRIPTS, *MODULES])
+def test_help_comes_in_every_encoding(script: str, setting: dict[str, str]) -> None:
+    done = call(
+        (sys.executable, *(["-m"] if script in MODULES else [])), script, "--help", **setting
+    )
     assert done.returncode == 0, done.stderr
     assert "usage:" in done.stdout
 
