@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 PROBLEMS = "livecodebench.jsonl"
 _DATA = Path(__file__).resolve().parents[1] / "data"
 _SAME = ("dataset", "ground_truth", "question")  # columns that results share with their data set
-_SHORT = 200  # characters of an answer that another may well repeat
+_LONG = 200  # characters of an answer that no other repeats by chance
 
 
 def read_results(
@@ -92,33 +92,37 @@ def check_rows(frame: "pd.DataFrame", expected: int) -> None:
 
 
 def _refuse_twins(frame: "pd.DataFrame") -> None:
-    """Make sure that no question is there twice, where rows bear no number.
+    """Make sure that no row is there twice, where rows bear no number.
 
-    Errors: GradingError naming two rows of one question. Where there are no questions either, rows
-    that are alike in all that there is are warned of.
+    A question that is answered twice is warned of: it may be meant so, or two files in one. Where
+    there are no questions, so is an answer that is long and there twice.
+
+    Errors: GradingError naming two rows that are the same.
     """
     if "model_output" not in frame.columns:
         return  # who grades it says so
     names = [name for name in (*_SAME, "text_input") if name in frame.columns]
     told = "question" in names or "text_input" in names
-    if not told:
-        names.append("model_output")
     first: dict[tuple[str, ...], int] = {}
-    twins = []
-    for row, cells in enumerate(zip(*(map(str, frame[name]) for name in names), strict=True)):
-        by_chance = not told and len(cells[-1]) < _SHORT
-        if first.setdefault(cells, row) != row and not by_chance:
-            twins.append((row, first[cells]))
-    if twins and told:
-        raise GradingError(
-            "rows {} and {} answer the same question, and no sample_index tells them apart: add"
-            " --dataset-file, whose rows are compared one by one".format(*reversed(twins[0]))
-        )
-    if twins:
+    answered = []  # rows, and an earlier one of the same question
+    for row, (text, *cells) in enumerate(
+        zip(*(map(str, frame[name]) for name in ("model_output", *names)), strict=True)
+    ):
+        twin = first.setdefault((text, *cells), row)
+        if told and twin != row:
+            raise GradingError(
+                f"rows {twin} and {row} are the same, question and answer, and no sample_index"
+                " tells them apart: add --dataset-file, whose rows are compared one by one"
+            )
+        if told:
+            twin = first.setdefault(tuple(cells), row)
+        if twin != row and (told or len(text) >= _LONG):
+            answered.append((row, twin))
+    if answered:
         log.warning(
-            "%d rows are like an earlier one (row %d like row %d), and neither a sample_index nor"
-            " a question tells whether they are there twice: --dataset-file compares them",
-            *(len(twins), *twins[0]),
+            "%d rows have the %s of an earlier one (row %d that of row %d), and no sample_index"
+            " tells whether they are there twice: --dataset-file compares them",
+            *(len(answered), "question" if told else "answer and truth", *answered[0]),
         )
 
 

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -126,6 +126,21 @@ def test_a_bad_data_set_is_one_line(
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
     assert not [found for found in (tmp_path / "out").rglob("*") if found.is_file()]
+
+
+@pytest.mark.parametrize("output", ["rows.jsonl.pkl", "rows.pkl", "rows"])
+def test_answers_are_not_written_over_their_data_set(
+    output: str, echo_model: Path, data_set: Callable[[int], Path], tmp_path: Path
+) -> None:
+    path = data_set(2).rename(tmp_path / "rows.parquet")
+    before = path.read_bytes()
+    done = call(
+        *((sys.executable,), "run_eval.py", "--backend", "echo", "--model", str(echo_model)),
+        *("--input-file", str(path), "--output-dir", str(tmp_path), "--output-file", output),
+    )
+    assert done.returncode == (0 if output.startswith("rows.jsonl") else 2), done.stderr
+    assert ("rows.parquet would be written over" in done.stderr) is (done.returncode == 2)
+    assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize("script", ["run_eval.py", "run_mlperf.py"])
