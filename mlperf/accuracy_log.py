@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ref_dsinfer.errors import GradingError, InputFileError
+from ref_dsinfer.terminal import quoted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,7 +51,7 @@ def read(path: str | Path, rows: int | None = None) -> AccuracyLog:
             raise GradingError(f"{where} lacks qsl_idx or data")
         if index < 0 or (rows is not None and index >= rows):
             limit = f", outside the data set's {rows} rows" if rows is not None else ""
-            raise GradingError(f"{where} has qsl_idx {index}{limit}")
+            raise GradingError(f"{where} has qsl_idx {quoted(index)}{limit}")
         if index in answers:
             raise GradingError(f"{where} answers sample {index} a second time")
         answers[index] = halves(entry["data"], where)

@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from decimal import Decimal
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -42,6 +43,7 @@ COLUMNS = ("dataset", "ground_truth", "model_output", "tok_model_output_len")
 ACCURACY_LOG = "mlperf_log_accuracy.json"
 # What is written beside a graded frame, whose own name ends in this
 GRADED = "_evaluated"
+_LONGEST = 1 << 31  # tokens, far above any answer
 LOG_ENDING, REPORT_ENDING = "_grades.jsonl", "_report.json"
 
 
@@ -123,7 +125,10 @@ class FrameAnswers:
     def __init__(self, frame: "pd.DataFrame", tasks: Sequence[str]) -> None:
         self.tasks = tasks  # of each row
         self._texts = frame["model_output"].array
-        self._truths = [None if _is_missing(truth) else truth for truth in frame["ground_truth"]]
+        self._truths = [
+            None if _is_missing(truth) else _spellable(row, "ground_truth", truth)
+            for row, truth in enumerate(frame["ground_truth"])
+        ]
 
     def __len__(self) -> int:
         return len(self.tasks)
@@ -131,7 +136,7 @@ class FrameAnswers:
     def __getitem__(self, row: int, /) -> Answer:
         text = self._texts[row]
         if not isinstance(text, str):
-            text = "" if _is_missing(text) else str(text)
+            text = "" if _is_missing(text) else str(_spellable(row, "model_output", text))
         return Answer(row, self.tasks[row], text, self._truths[row])
 
 
@@ -325,19 +330,41 @@ def _lengths(frame: "pd.DataFrame") -> "pd.Series":
     """Errors: ColumnsError where a length is no number of tokens."""
     import pandas as pd
 
-    lengths = pd.to_numeric(frame["tok_model_output_len"], errors="coerce")
-    bad = ~(lengths >= 0)
-    if bad.any():
-        row = int(bad.to_numpy().argmax())
-        value = quoted(frame["tok_model_output_len"].iloc[row])
-        raise ColumnsError(f"row {row}: tok_model_output_len is {value}, not a number of tokens")
-    return lengths
+    lengths = []
+    for row, value in enumerate(frame["tok_model_output_len"]):
+        if (length := _length(value)) is None:
+            raise ColumnsError(
+                f"row {row}: tok_model_output_len is {quoted(value)}, not a number of tokens"
+            )
+        lengths.append(length)
+    return pd.Series(lengths, frame.index, dtype=float)
+
+
+def _length(value: Any) -> float | None:
+    # compared before it is converted: a decimal may stand for a billion digits
+    try:
+        number = float(value) if isinstance(value, str) else value
+        return float(number) if 0 <= number < _LONGEST else None
+    except (TypeError, ValueError, ArithmeticError):
+        return None
 
 
 def _is_missing(value: Any) -> bool:
     import pandas as pd
 
+    if isinstance(value, Decimal):  # whose signalling NaN is not to be compared
+        return value.is_nan()
     return bool(pd.api.types.is_scalar(value) and pd.isna(value))
+
+
+def _spellable(row: int, name: str, value: Any) -> Any:
+    """The value. Errors: ColumnsError where it has more digits than Python writes."""
+    try:
+        if not isinstance(value, str):
+            str(value)
+    except ValueError as error:
+        raise ColumnsError(f"row {row}: {name} is {quoted(value)}") from error
+    return value
 
 
 def _totals(task: str, rows: "pd.DataFrame") -> Totals:
