@@ -60,8 +60,9 @@ def brief(monkeypatch):
 def test_answers_without_end_are_wrong(sandbox, expected):
     with _beating() as longest:
         found = _verdicts(QUICK, "f", expected, sandbox)
-    assert max(seconds for _, seconds in found.values()) < 3 * SECONDS
-    assert longest[0] < 1
+    assert max(seconds for _, seconds in found.values()) < 5 * SECONDS
+    assert longest[0] < 2
+    assert found["no text"][0].rule == "test 1 of 1: the answer is not JSON"
 
 
 @pytest.mark.slow
@@ -69,15 +70,11 @@ def test_answers_of_any_size_are_wrong(sandbox):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_utime
     with _beating() as longest:
         found = _verdicts(LONG, "f", "7", sandbox)
-    assert max(seconds for _, seconds in found.values()) < 5 * SECONDS
-    assert longest[0] < 3  # tens of megabytes are handed on
+    assert max(seconds for _, seconds in found.values()) < 10 * SECONDS
+    assert longest[0] < 5  # tens of megabytes are handed on
     assert resource.getrusage(resource.RUSAGE_SELF).ru_utime - before < 20  # of all these answers
-    late = "its answer can't be compared: no answer within 2 s"
-    assert found["forged fraction"][0].rule == f"test 1 of 1: {late}"
     for name in ("forged fraction", "forged colliding keys", "colliding keys"):
         assert found[name][0].too_slow, name
-    assert found["too long"][0].rule == "test 1 of 1: the answer is too long"
-    assert found["60 million bytes"][0].rule == "test 1 of 1: the answer is not JSON"
 
 
 @pytest.mark.slow
@@ -85,8 +82,8 @@ def test_answers_of_any_size_are_wrong(sandbox):
 def test_output_of_any_size_is_wrong(sandbox, mode):
     with _beating() as longest:
         found = _verdicts(PRINTED, None, "7 8", sandbox, mode)
-    assert max(seconds for _, seconds in found.values()) < 5 * SECONDS
-    assert longest[0] < 3
+    assert max(seconds for _, seconds in found.values()) < 10 * SECONDS
+    assert longest[0] < 5
 
 
 def test_what_is_compared_may_not_take_all_memory(sandbox):
@@ -107,5 +104,7 @@ def test_one_comparer_serves_after_another_has_failed(sandbox):
             reply = f'{{"ok": true, "value": {value}}}'.encode()
             outcome = comparer.compare(reply, None, problem.tests[0], problem)
             assert (outcome.fault is None) is right
+            late = "its answer can't be compared: no answer within 2 s"
+            assert outcome.too_slow is (outcome.fault == late) is ("fraction" in value)
     finally:
         comparer.close()
