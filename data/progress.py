@@ -28,10 +28,16 @@ class Progress:
         self._every_s = every_s
         self._start = self._last = time.monotonic()
         self._bar = None
-        if sys.stderr.isatty():
+        if sys.stderr and sys.stderr.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total, desc=name or None, unit=unit, dynamic_ncols=True)
+            self._bar = tqdm(
+                total=total,
+                desc=name or None,
+                unit=unit,
+                dynamic_ncols=True,
+                file=sys.__stderr__,  # it moves the cursor: see ref_dsinfer.terminal
+            )
 
     def add(self, tokens: int = 0) -> None:
         """One more is done, of `tokens` tokens."""

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data import pickles, tables
-from data.tasks import TASKS, task_of
+from data.tasks import task_of
 from ref_dsinfer import lookalike
 from ref_dsinfer.errors import ColumnsError, EmptyDataError, InputFileError
+from ref_dsinfer.terminal import quoted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 COLUMNS = ("dataset", "question", "text_input", "ground_truth")
 TEXTS = ("question", "text_input")
 PICKLES = (".pkl", ".pickle")
+_TRUTH_BITS = 4096  # more can't be written as text
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def read_frame(path: str | Path) -> "pd.DataFrame":
         raise InputFileError(f"{path}: not a {kind} data frame: {why}") from error
     twice = frame.columns[frame.columns.duplicated()]
     if len(twice):
-        raise ColumnsError(f"{path}: the column {_short(twice[0])} is there twice: rename one")
+        raise ColumnsError(f"{path}: the column {quoted(twice[0])} is there twice: rename one")
     if frame.empty:
         raise EmptyDataError(f"{path}: the data frame has no rows")
     return tables.plain(frame)
@@ -105,10 +107,8 @@ def row_task(index: int, name: object) -> str:
         raise ColumnsError(f"row {index}: dataset is {_kind(name)}, not text")
     try:
         return task_of(name)
-    except ValueError:
-        raise ColumnsError(
-            f"row {index}: unknown data set {_short(name)} (known tasks: {', '.join(TASKS)})"
-        ) from None
+    except ValueError as error:
+        raise ColumnsError(f"row {index}: {error}") from error
 
 
 def require_text(frame: "pd.DataFrame", columns: Sequence[str], missing: bool = False) -> None:
@@ -146,6 +146,8 @@ def require_truths(frame: "pd.DataFrame") -> None:
             raise ColumnsError(
                 f"row {row}: ground_truth is {_kind(truth)}, neither text nor number"
             )
+        if isinstance(truth, int) and truth.bit_length() > _TRUTH_BITS:
+            raise ColumnsError(f"row {row}: ground_truth is a number of {truth.bit_length()} bits")
 
 
 def is_missing(value: object) -> bool:
@@ -157,11 +159,6 @@ def is_missing(value: object) -> bool:
 
 def _kind(value: object) -> str:
     return "missing" if is_missing(value) else f"{type(value).__name__}"
-
-
-def _short(name: str) -> str:
-    """A name from a file, for a message: in one line, and not long."""
-    return ascii(name if len(name) <= 80 else name[:80] + "...")
 
 
 def _first_line(error: Exception) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ref_dsinfer.errors import GradingError, InputFileError
+from ref_dsinfer.terminal import quoted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,7 +51,7 @@ def read(path: str | Path, rows: int | None = None) -> AccuracyLog:
             raise GradingError(f"{where} lacks qsl_idx or data")
         if index < 0 or (rows is not None and index >= rows):
             limit = f", outside the data set's {rows} rows" if rows is not None else ""
-            raise GradingError(f"{where} has qsl_idx {index}{limit}")
+            raise GradingError(f"{where} has qsl_idx {quoted(index)}{limit}")
         if index in answers:
             raise GradingError(f"{where} answers sample {index} a second time")
         answers[index] = halves(entry["data"], where)
@@ -118,11 +119,15 @@ def halves(data: str, where: str) -> "np.ndarray":
 def _entries(path: Path) -> Iterator[Any]:
     """The values of a JSON list, or of a file of JSON values; one at a time."""
     try:
-        text = path.read_text(encoding="utf-8")
+        raw = path.read_bytes()
+        text = raw.decode(json.detect_encoding(raw))  # editors and shells add a byte-order mark
     except OSError as error:
         raise InputFileError(f"{path}: can't be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise GradingError(f"{path}: not JSON") from error
+        raise GradingError(
+            f"{path}: not JSON: byte {error.start} is no {error.encoding}"
+        ) from error
+    del raw
     position = _after_blanks(text, 0)
     is_list = text[position : position + 1] == "["
     position += is_list
@@ -137,7 +142,7 @@ def _entries(path: Path) -> Iterator[Any]:
         try:
             entry, position = decode(text, position)
         except (ValueError, RecursionError) as error:
-            raise _cut(path, count) from error
+            raise _cut(path, count, text, position) from error
         yield entry
         count += 1
         if is_list:
@@ -145,7 +150,7 @@ def _entries(path: Path) -> Iterator[Any]:
             if text[position : position + 1] == "]":
                 break
             if text[position : position + 1] != ",":
-                raise _cut(path, count)
+                raise _cut(path, count, text, position)
             position += 1
     if _after_blanks(text, position + 1) != len(text):
         raise GradingError(f"{path}: something follows the end of the list")
@@ -157,10 +162,11 @@ def _after_blanks(text: str, position: int) -> int:
     return position
 
 
-def _cut(path: Path, count: int) -> GradingError:
+def _cut(path: Path, count: int, text: str, position: int) -> GradingError:
+    line = text.count("\n", 0, position) + 1
     return GradingError(
-        f"{path}: not whole JSON after {count} answers: the run was cut short, so its accuracy is"
-        " unknown"
+        f"{path}: line {line}: not whole JSON after {count} answers: the run was cut short, so its"
+        " accuracy is unknown"
     )
 
 

@@ -1,10 +1,12 @@
 """Two evaluated files by the rows in which they disagree."""
 
 import math
+from numbers import Integral, Real
 from typing import TYPE_CHECKING
 
 from data.samples import require_columns
-from ref_dsinfer.errors import GradingError
+from ref_dsinfer.errors import ColumnsError, GradingError
+from ref_dsinfer.terminal import one_line, quoted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,15 +25,15 @@ def comparison(first: "pd.DataFrame", second: "pd.DataFrame") -> str:
     """
     for frame in (first, second):
         require_columns(frame, COLUMNS)
+        _require_numbers(frame)
     if all("sample_index" in frame.columns for frame in (first, second)):
         first, second = (frame.set_index("sample_index").sort_index() for frame in (first, second))
     if not (first.index.equals(second.index) and first.index.is_unique):
         raise GradingError(f"not of the same rows: {len(first)} and {len(second)} to be compared")
     for name in ("dataset", "ground_truth"):
-        differ = (first[name].astype(str) != second[name].astype(str)).to_numpy()
-        if differ.any():
-            row = first.index[int(differ.argmax())]
-            raise GradingError(f"not of the same rows: {name} of row {row} differs")
+        for row, *pair in zip(first.index, first[name], second[name], strict=True):
+            if str(pair[0]) != str(pair[1]):
+                raise GradingError(f"not of the same rows: {name} of row {row} differs")
     right, other = (frame["prompt_accuracy"].to_numpy() > 0 for frame in (first, second))
     only_first, only_second = right & ~other, other & ~right
     one, two = int(only_first.sum()), int(only_second.sum())
@@ -44,8 +46,18 @@ def comparison(first: "pd.DataFrame", second: "pd.DataFrame") -> str:
     ]
     for row in first.index[only_first | only_second]:
         told = [_answer(frame.loc[row]) for frame in (first, second)]
-        lines.append(f"row {row}, {first['dataset'].loc[row]}: {told[0]} | {told[1]}")
+        name = one_line(str(first["dataset"].loc[row]))
+        lines.append(f"row {row}, {name}: {told[0]} | {told[1]}")
     return "\n".join(lines)
+
+
+def _require_numbers(frame: "pd.DataFrame") -> None:
+    """Errors: ColumnsError naming the row."""
+    for name, kind in (("prompt_accuracy", Real), ("sample_index", Integral)):
+        if name in frame.columns:
+            for row, value in enumerate(frame[name]):
+                if not isinstance(value, kind) or value != value:
+                    raise ColumnsError(f"row {row}: {name} is {quoted(value)}, not a number")
 
 
 def mcnemar(one: int, two: int) -> float:
@@ -56,8 +68,8 @@ def mcnemar(one: int, two: int) -> float:
 
 
 def _answer(row: "pd.Series") -> str:
-    given = " ".join(str(row["extracted_answer"]).split())
+    given = one_line(" ".join(str(row["extracted_answer"]).split()))
     short = given if len(given) <= _SHOWN else given[: _SHOWN - 1] + "…"
     verdict = "right" if row["prompt_accuracy"] > 0 else "wrong"
-    rule = f" ({row['grading_rule']})" if "grading_rule" in row.index else ""
+    rule = f" ({one_line(str(row['grading_rule']))})" if "grading_rule" in row.index else ""
     return f"{short} {verdict}{rule}"

@@ -15,21 +15,23 @@ from data.sandbox import Sandbox, SandboxError, TimeLimit
 from data.tasks import TASKS, Answer, Grade, lenient
 from data.tasks.grading import (
     MATH_LIMIT_S,
+    MATH_LIMITS,
     SERVED,
     Rules,
     Turn,
-    Worker,
     content_hash,
     each,
     grade_all,
     grader_version,
 )
 from data.tasks.livecodebench import Problems
+from data.tasks.worker import Worker
 from mlperf import accuracy_log
 from mlperf.figures import ROWS, Evaluation, Fence, Totals
 from mlperf.grading_log import GradingLog
 from mlperf.inputs import PROBLEMS, find_problems
 from ref_dsinfer.errors import ColumnsError, GradingError, UsageError
+from ref_dsinfer.terminal import quoted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,6 +42,7 @@ COLUMNS = ("dataset", "ground_truth", "model_output", "tok_model_output_len")
 ACCURACY_LOG = "mlperf_log_accuracy.json"
 # What is written beside a graded frame, whose own name ends in this
 GRADED = "_evaluated"
+_LONGEST = 1 << 31  # tokens, far above any answer
 LOG_ENDING, REPORT_ENDING = "_grades.jsonl", "_report.json"
 
 
@@ -84,9 +87,10 @@ def evaluate(
             raise GradingError(f"no {PROBLEMS} was found: name it with --livecodebench-file")
         store = Problems(problems)
     with sandbox or start_sandbox(grading) as fenced:
-        for task, module in SERVED.items():
+        for task, modules in SERVED.items():
             if task in answers.tasks:
-                fenced.prepare(module)
+                for module in modules:
+                    fenced.prepare(module)
         grades = _grades(answers, store, fenced, grading, log_path)
         opinions = dict(_opinions(answers, fenced, grading)) if grading.lenient else None
         fence = Fence(fenced.level, fenced.reason, fenced.canaries)
@@ -110,7 +114,7 @@ def start_sandbox(grading: Grading) -> Sandbox:
     What tests programs is made ready beside it, since that costs little; the rest on demand.
     """
     sandbox = Sandbox(grading.sandbox)
-    sandbox.prepare(SERVED["livecodebench"])
+    sandbox.prepare(SERVED["livecodebench"][0])
     return sandbox
 
 
@@ -164,10 +168,8 @@ def report(
         "grader": grader_version(),
     }
     paths = write_frame(evaluation.frame, output)
-    for path, content in (
-        (beside(output, REPORT_ENDING), json.dumps(told, indent=2) + "\n"),
-        (output.parent / "accuracy.txt", text),
-    ):
+    _, *companies = companions(output)
+    for path, content in zip(companies, (json.dumps(told, indent=2) + "\n", text), strict=True):
         write_whole(path, partial(_write_text, content))
         paths.append(path)
     for path in paths:
@@ -197,6 +199,12 @@ def evaluate_and_report(
     evaluation = evaluate(frame, problems, grading, beside(output, LOG_ENDING), expected)
     report(evaluation, output, source, grading, problems)
     return evaluation
+
+
+def companions(output: Path) -> list[Path]:
+    """What is written beside a graded frame: the log of grades, the report, accuracy.txt."""
+    endings = (LOG_ENDING, REPORT_ENDING)
+    return [*(beside(output, ending) for ending in endings), output.parent / "accuracy.txt"]
 
 
 def beside(output: Path, ending: str) -> Path:
@@ -276,7 +284,7 @@ def _opinions(
 
     rows = [row for row, task in enumerate(answers.tasks) if task in lenient.TASKS]
     module = lenient.__name__
-    return each(ask, rows, sandbox, lambda: Worker(sandbox, module), grading.workers)
+    return each(ask, rows, sandbox, lambda: Worker(sandbox, module, MATH_LIMITS), grading.workers)
 
 
 def _with_grades(
@@ -324,13 +332,23 @@ def _lengths(frame: "pd.DataFrame") -> "pd.Series":
     """Errors: ColumnsError where a length is no number of tokens."""
     import pandas as pd
 
-    lengths = pd.to_numeric(frame["tok_model_output_len"], errors="coerce")
-    bad = ~(lengths >= 0)
-    if bad.any():
-        row = int(bad.to_numpy().argmax())
-        value = frame["tok_model_output_len"].iloc[row]
-        raise ColumnsError(f"row {row}: tok_model_output_len is {value!r}, not a number of tokens")
-    return lengths
+    lengths = []
+    for row, value in enumerate(frame["tok_model_output_len"]):
+        if (length := _length(value)) is None:
+            raise ColumnsError(
+                f"row {row}: tok_model_output_len is {quoted(value)}, not a number of tokens"
+            )
+        lengths.append(length)
+    return pd.Series(lengths, frame.index, dtype=float)
+
+
+def _length(value: Any) -> float | None:
+    # compared before it is converted: a decimal may stand for a billion digits
+    try:
+        number = float(value) if isinstance(value, str) else value
+        return float(number) if 0 <= number < _LONGEST else None
+    except (TypeError, ValueError, ArithmeticError):
+        return None
 
 
 def _totals(task: str, rows: "pd.DataFrame") -> Totals:

@@ -9,7 +9,16 @@ from backends.options import positive_int
 from data.sandbox.levels import LEVELS
 from data.tasks.grading import Rules
 from data.tasks.livecodebench import TIME_LIMIT_S, Mode
-from mlperf.evaluate import GRADED, LOG_ENDING, Grading, beside, evaluate, report, start_sandbox
+from mlperf.evaluate import (
+    GRADED,
+    LOG_ENDING,
+    Grading,
+    beside,
+    companions,
+    evaluate,
+    report,
+    start_sandbox,
+)
 from mlperf.inputs import find_problems, read_results
 from ref_dsinfer.errors import UsageError
 
@@ -143,6 +152,7 @@ def run(args: argparse.Namespace) -> None:
 
     Errors: any UserError; GradingError, after everything is written, where a row was not judged.
     """
+    from data.paths import keep_inputs
     from data.results import check_writable, twins
 
     how = grading(args)
@@ -165,6 +175,8 @@ def run(args: argparse.Namespace) -> None:
             print(explain(frame, args.explain, problems, how.rules, sandbox))
             return
         output = args.output_file or source.with_name(f"{source.stem}{GRADED}.pkl")
+        written = [*twins(output), *companions(output)]
+        keep_inputs(written, [source, args.dataset_file, problems])
         for path in twins(output):
             check_writable(path)
         evaluation = evaluate(frame, problems, how, beside(output, LOG_ENDING), expected, sandbox)

@@ -10,6 +10,7 @@ from data.tasks.grading import MathWorker, Rules, grade_all
 from data.tasks.livecodebench import Case, Problems, passes
 from mlperf.evaluate import COLUMNS, FrameAnswers
 from ref_dsinfer.errors import GradingError, UsageError
+from ref_dsinfer.terminal import one_line, quoted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,7 +33,7 @@ def explain(
     answer = FrameAnswers(frame, tasks)[row]
     store = Problems(problems) if problems and answer.task == "livecodebench" else None
     lines = [
-        f"row {row}: {names}, task {answer.task}",
+        f"row {row}: {one_line(str(names))}, task {answer.task}",
         f"text: {len(answer.text)} characters, the last: {_short(answer.text[-_SHOWN:])}",
         f"truth: {_short(answer.ground_truth)}",
     ]
@@ -43,8 +44,8 @@ def explain(
             lines += _forms(grade, answer, sandbox)
         if store and str(answer.ground_truth) in store:
             lines += _failing_test(grade, answer, store, sandbox, rules)
-    detail = f": {grade.detail}" if grade.detail else ""
-    lines.append(f"{grade.status} by {grade.rule}{detail} ({grade.seconds:.3f} s)")
+    reason = one_line(f"{grade.rule}: {grade.detail}" if grade.detail else grade.rule)
+    lines.append(f"{grade.status} by {reason} ({grade.seconds:.3f} s)")
     return "\n".join(lines)
 
 
@@ -53,11 +54,14 @@ def _forms(grade: Grade, answer: Answer, sandbox: Sandbox) -> list[str]:
     try:
         forms = [worker.forms(str(text)) for text in (grade.extracted, answer.ground_truth)]
     except (Ended, SandboxError) as error:
-        return [f"normal forms: none ({error})"]
+        return [f"normal forms: none ({one_line(str(error))})"]
     finally:
         worker.close()
     given, truth = forms
-    return [f"as {whose} writes them: {given[whose]!r} and {truth[whose]!r}" for whose in given]
+    return [
+        f"as {whose} writes them: {_short(given[whose])} and {_short(truth[whose])}"
+        for whose in given
+    ]
 
 
 def _failing_test(
@@ -66,21 +70,18 @@ def _failing_test(
     """The test that a program fails, if there is one, and what it makes of it."""
     lines: list[str] = []
 
-    def tell(test: Case, given: object) -> None:
-        lines.extend(
-            f"{name} of the failing test: {_short(value)}"
-            for name, value in (("input", test.input), ("expected", test.output), ("given", given))
-        )
+    def tell(test: Case, given: str | None) -> None:
+        told = {"input": _short(test.input), "expected": _short(test.output), "given": given}
+        lines.extend(f"{name} of the failing test: {text}" for name, text in told.items())
 
     try:
         problem = problems.read(str(answer.ground_truth))
         code = str(grade.extracted)
         passes(code, problem, sandbox, rules.code_limit, rules.mode, tell)
     except GradingError as error:
-        return [f"no test can be run: {error}"]
+        return [f"no test can be run: {one_line(str(error))}"]
     return lines
 
 
 def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2]} … {text[-_SHOWN // 2 :]}"
+    return quoted(value, _SHOWN)

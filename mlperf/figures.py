@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ref_dsinfer.errors import GradingError
+from ref_dsinfer.terminal import one_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,7 +29,7 @@ class Totals:
     tokens_per_sample: float
     no_answer: int  # no answer was found
     truncated: int  # cut at the length limit
-    timeouts: int  # not compared in time; they count as wrong
+    timeouts: int  # not run or not compared in time; they count as wrong
     ungraded: int  # not judged; they count as wrong, and make the figure none
     lenient: float | None = None  # percent that math-verify calls right, of the rows it is asked of
 
@@ -140,7 +141,8 @@ class Evaluation:
         if self.total.ungraded:
             frame = self.frame
             rows = frame[frame["grading_status"].isin(["sandbox_error", "not_graded"])]
-            raise GradingError(f"{self.ungraded}; the first: {rows['grading_detail'].iloc[0]}")
+            first = one_line(str(rows["grading_detail"].iloc[0]))
+            raise GradingError(f"{self.ungraded}; the first: {first}")
 
     def table(self) -> str:
         """The figures as aligned text, one line a task."""

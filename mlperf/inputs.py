@@ -3,12 +3,14 @@
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlperf import accuracy_log
 from mlperf.figures import ROWS
 from ref_dsinfer.errors import GradingError, UsageError
+from ref_dsinfer.terminal import quoted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,6 +20,7 @@ log = logging.getLogger(__name__)
 PROBLEMS = "livecodebench.jsonl"
 _DATA = Path(__file__).resolve().parents[1] / "data"
 _SAME = ("dataset", "ground_truth", "question")  # columns that results share with their data set
+_LONG = 200  # characters of an answer that no other repeats by chance
 
 
 def read_results(
@@ -56,6 +59,9 @@ def read_results(
     check_rows(frame, expected)
     if dataset is not None:
         _compare(frame, dataset, input_file, dataset_file)
+    compared = dataset is not None and "question" in frame.columns and "question" in dataset.columns
+    if "sample_index" not in frame.columns and not compared:
+        _refuse_twins(frame)
     return frame, expected
 
 
@@ -72,13 +78,52 @@ def check_rows(frame: "pd.DataFrame", expected: int) -> None:
         )
     if "sample_index" not in frame.columns:
         return
-    counts = Counter(frame["sample_index"].tolist())
-    for index in counts:
-        if not (isinstance(index, int) and 0 <= index < expected):
-            raise GradingError(f"sample_index {index!r} is not one of {expected} rows")
+    indices = frame["sample_index"].tolist()
+    for row, index in enumerate(indices):
+        if not (isinstance(index, Integral) and 0 <= int(index) < expected):
+            raise GradingError(
+                f"row {row}: sample_index {quoted(index)} is not one of {expected} rows, 0 to"
+                f" {expected - 1}"
+            )
+    counts = Counter(map(int, indices))
     if twice := sorted(index for index, count in counts.items() if count > 1):
         raise GradingError(f"samples answered more than once: {accuracy_log.named(twice)}")
     accuracy_log.refuse_gaps(counts, "the results")
+
+
+def _refuse_twins(frame: "pd.DataFrame") -> None:
+    """Make sure that no row is there twice, where rows bear no number.
+
+    A question that is answered twice is warned of: it may be meant so, or two files in one. Where
+    there are no questions, so is an answer that is long and there twice.
+
+    Errors: GradingError naming two rows that are the same.
+    """
+    if "model_output" not in frame.columns:
+        return  # who grades it says so
+    names = [name for name in (*_SAME, "text_input") if name in frame.columns]
+    told = "question" in names or "text_input" in names
+    first: dict[tuple[str, ...], int] = {}
+    answered = []  # rows, and an earlier one of the same question
+    for row, (text, *cells) in enumerate(
+        zip(*(map(str, frame[name]) for name in ("model_output", *names)), strict=True)
+    ):
+        twin = first.setdefault((text, *cells), row)
+        if told and twin != row:
+            raise GradingError(
+                f"rows {twin} and {row} are the same, question and answer, and no sample_index"
+                " tells them apart: add --dataset-file, whose rows are compared one by one"
+            )
+        if told:
+            twin = first.setdefault(tuple(cells), row)
+        if twin != row and (told or len(text) >= _LONG):
+            answered.append((row, twin))
+    if answered:
+        log.warning(
+            "%d rows have the %s of an earlier one (row %d that of row %d), and no sample_index"
+            " tells whether they are there twice: --dataset-file compares them",
+            *(len(answered), "question" if told else "answer and truth", *answered[0]),
+        )
 
 
 def find_problems(given: Path | None, beside: Sequence[Path]) -> Path | None:

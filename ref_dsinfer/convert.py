@@ -5,6 +5,7 @@ python -m ref_dsinfer.convert --model-path HF --output-path OUT --model-parallel
 
 import argparse
 import logging
+import sys
 from pathlib import Path
 
 from ref_dsinfer import errors
@@ -40,7 +41,14 @@ def convert(source: Path, target: Path, world: int) -> list[Path]:
         pieces = [part for part in parts if part is not None]
         path = target / checkpoint.rank_file(rank, world)
         # On a terminal a bar that moves, elsewhere one plain line a rank.
-        bar = tqdm(checkpoint.read(pieces), path.name, len(pieces), unit="tensor", disable=None)
+        bar = tqdm(
+            checkpoint.read(pieces),
+            path.name,
+            len(pieces),
+            unit="tensor",
+            disable=None,
+            file=sys.__stderr__,  # it moves the cursor: see ref_dsinfer.terminal
+        )
         checkpoint.write(path, pieces, bar)
         log.info("wrote %s (%.2f GiB)", path, path.stat().st_size / 2**30)
         written.append(path)

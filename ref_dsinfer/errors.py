@@ -14,6 +14,8 @@ from collections.abc import Callable
 from types import FrameType
 from typing import ClassVar
 
+from ref_dsinfer import terminal
+
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 
@@ -113,6 +115,7 @@ def run(main: Callable[[], None]) -> None:
     met the same one, it is said once, and torchrun ends the others; where it did not, the message
     still comes out.
     """
+    terminal.guard()
     rank = int(os.environ.get("RANK", "0"))
     logging.basicConfig(
         level=logging.WARNING if rank == 0 else logging.ERROR,  # what all ranks say is said once
@@ -139,8 +142,8 @@ def run(main: Callable[[], None]) -> None:
     except Exception:
         logging.exception("internal error, please report it with this traceback")
         code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # None where it is closed
+        stream.flush()
     if code:
         # A failed run may leave LoadGen or a collective waiting in native code for ever; only
         # os._exit is sure to end those threads.

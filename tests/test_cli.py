@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ SCRIPTS = (
     "run_mlperf_mpi.py",
     "eval_accuracy.py",
 )
+MODULES = ("mlperf.summary", "ref_dsinfer.generate", "ref_dsinfer.convert", "ref_dsinfer.fp8")
 # neither the site's packages nor the environment's: what the standard library alone can import
 BARE = (sys.executable, "-S", "-E", "-s")
 
@@ -26,7 +27,8 @@ def call(
     names = ("MLPERF_BACKEND", "MLPERF_MODEL", "RANK", "WORLD_SIZE")
     environment = {name: value for name, value in os.environ.items() if name not in names}
     return subprocess.run(
-        [*python, ROOT / script, *options],
+        [*python, script if script in MODULES else ROOT / script, *options],
+        cwd=ROOT if script in MODULES else None,
         capture_output=True,
         text=True,
         env=environment | variables,
@@ -38,6 +40,20 @@ def call(
 def test_help_needs_no_package(script: str) -> None:
     """So it answers at once: none that takes long to load is asked for."""
     done = call(BARE, script, "--help")
+    assert done.returncode == 0, done.stderr
+    assert "usage:" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}],
+    ids=["ascii", "C"],
+)
+@pytest.mark.parametrize("script", [*SCRIPTS, *MODULES])
+def test_help_comes_in_every_encoding(script: str, setting: dict[str, str]) -> None:
+    done = call(
+        (sys.executable, *(["-m"] if script in MODULES else [])), script, "--help", **setting
+    )
     assert done.returncode == 0, done.stderr
     assert "usage:" in done.stdout
 
@@ -110,6 +126,21 @@ def test_a_bad_data_set_is_one_line(
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
     assert not [found for found in (tmp_path / "out").rglob("*") if found.is_file()]
+
+
+@pytest.mark.parametrize("output", ["rows.jsonl.pkl", "rows.pkl", "rows"])
+def test_answers_are_not_written_over_their_data_set(
+    output: str, echo_model: Path, data_set: Callable[[int], Path], tmp_path: Path
+) -> None:
+    path = data_set(2).rename(tmp_path / "rows.parquet")
+    before = path.read_bytes()
+    done = call(
+        *((sys.executable,), "run_eval.py", "--backend", "echo", "--model", str(echo_model)),
+        *("--input-file", str(path), "--output-dir", str(tmp_path), "--output-file", output),
+    )
+    assert done.returncode == (0 if output.startswith("rows.jsonl") else 2), done.stderr
+    assert ("rows.parquet would be written over" in done.stderr) is (done.returncode == 2)
+    assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize("script", ["run_eval.py", "run_mlperf.py"])

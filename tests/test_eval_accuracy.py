@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import signal
 import struct
 import subprocess
@@ -16,6 +17,7 @@ from backends.types import Completion
 from data.prompts import Prompts
 from data.results import results_frame, write_frame
 from data.samples import read_frame
+from ref_dsinfer.terminal import harmless
 
 ROOT = Path(__file__).parents[1]
 PROBLEM = {
@@ -145,10 +147,28 @@ def test_bad_input_ends_in_one_line_and_its_code(a_run, arguments, code, message
     assert sorted(a_run.iterdir()) == before
 
 
-def test_an_interrupt_ends_it_and_its_children_at_once(a_run):
-    row = {"dataset": "livecodebench", "ground_truth": "double", "tok_model_output_len": 1}
-    code = "```python\nimport time\nwhile True: time.sleep(1)\n```"
-    rows = [row | {"model_output": code}] * 4
+FORGED = """import os, time
+def f(a):
+    os.write(3, b'{"ok": true, "value": {"fraction": "1e1000000000"}}\\n')
+    time.sleep(60)
+"""
+CALL = PROBLEM | {
+    "question_id": "call",
+    "public_test_cases": '[{"input": "2", "output": "4", "testtype": "functional"}]',
+    "metadata": '{"func_name": "f"}',
+}
+
+
+@pytest.mark.parametrize(
+    ("problem", "code"),
+    [("double", "import time\nwhile True: time.sleep(1)"), ("call", FORGED)],
+    ids=["while a program runs", "while its answer is compared"],
+)
+def test_an_interrupt_ends_it_and_its_children_at_once(a_run, problem, code):
+    with (a_run / "livecodebench.jsonl").open("a") as file:
+        file.write(json.dumps(CALL) + "\n")
+    row = {"dataset": "livecodebench", "ground_truth": problem, "tok_model_output_len": 1}
+    rows = [row | {"model_output": f"```python\n{code}\n```"}] * 4
     (a_run / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     command = [sys.executable, ROOT / "eval_accuracy.py", "--input-file", a_run / "a.jsonl"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -161,9 +181,12 @@ def test_an_interrupt_ends_it_and_its_children_at_once(a_run):
     while not (alive := children()) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert alive
+    time.sleep(1)  # by then they are at it
     process.send_signal(signal.SIGINT)
+    asked = time.monotonic()
     _, stderr = process.communicate(timeout=20)
     assert process.returncode == 130
+    assert time.monotonic() - asked < 4  # a comparison may take 5 s
     assert "interrupted" in stderr
     deadline = time.monotonic() + 5  # whoever inherits them has to collect them
     while any(Path(f"/proc/{child}").exists() for child in alive):
@@ -330,3 +353,113 @@ errors.run(eval_accuracy.main)
     graded = read_frame(a_run / "results_evaluated.pkl")
     assert graded["grading_status"].value_counts()["not_graded"] == 3
     assert json.loads((a_run / "results_report.json").read_text())["sandbox"]["level"] is None
+
+
+def test_programs_over_their_limit_are_timeouts_and_a_hostile_answer_is_one(a_run):
+    (a_run / "livecodebench.jsonl").write_text(f"{json.dumps(PROBLEM)}\n{json.dumps(CALL)}\n")
+    rows = [("double", "while True: pass"), ("call", FORGED), ("call", "f = lambda a: a + a")]
+    names = ("ground_truth", "model_output")
+    frame = pd.DataFrame(((name, f"```python\n{code}\n```") for name, code in rows), columns=names)
+    frame.assign(dataset="livecodebench", tok_model_output_len=1).to_pickle(a_run / "a.pkl")
+    start = time.monotonic()
+    done = run("--input-file", a_run / "a.pkl", "--time-limit", 1)
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - start < 20
+    graded = read_frame(a_run / "a_evaluated.pkl")
+    assert graded["grading_status"].tolist() == ["timeout", "timeout", "ok"]
+    told = json.loads((a_run / "a_report.json").read_text())["tasks"]["livecodebench"]
+    assert (told["timeouts"], told["right"], told["ungraded"]) == (2, 1, 0)
+    head, line, *_ = (text.split() for text in done.stdout.splitlines()[1:])
+    assert line[head.index("timeouts") - len(head)] == "2"
+
+
+@pytest.mark.parametrize(
+    ("source", "output"),
+    [
+        ("results.pkl", "results.pkl"),
+        ("results.pkl", "results"),
+        ("results.parquet", "results.pkl"),
+        ("link.pkl", "results.pkl"),
+        ("results.pkl", "link.pkl"),
+    ],
+)
+def test_what_is_read_is_not_written_over(a_run, source, output):
+    (a_run / "link.pkl").symlink_to("results.pkl")
+    before = {path: path.read_bytes() for path in a_run.iterdir()}
+    done = run("--input-file", source, "--output-file", output, cwd=a_run)
+    assert done.returncode == 2, done.stderr
+    assert f"would be written over {source}, which is read" in done.stderr
+    assert "name another --output-file" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert {path: path.read_bytes() for path in a_run.iterdir()} == before
+
+
+def test_nor_are_data_set_and_problems(a_run):
+    given = ("--input-file", "results.pkl", "--dataset-file", "data.pkl", "--output-file")
+    assert run(*given, "data.parquet", cwd=a_run).returncode == 2
+    (a_run / "livecodebench.jsonl").rename(a_run / "mine_grades.jsonl")
+    done = run(*given, "mine.pkl", "--livecodebench-file", "mine_grades.jsonl", cwd=a_run)
+    assert done.returncode == 2
+    assert "mine_grades.jsonl would be written over mine_grades.jsonl, which is read" in done.stderr
+
+
+def test_a_log_with_a_byte_order_mark_is_graded(a_run, model_dir):
+    log = a_run / "mlperf_log_accuracy.json"
+    log.write_bytes("\ufeff".encode() + log.read_bytes())
+    done = run("--input-file", log, "--dataset-file", a_run / "data.pkl", "--model", model_dir)
+    assert done.returncode == 0, done.stderr
+    assert f"'exact_match': {EXACT_MATCH}" in done.stdout
+
+
+HOSTILE = "\x1b]0;title\x07\x1b[2J\ud800\r\n\u202e\x9b é"
+
+
+@pytest.fixture
+def hostile(tmp_path):
+    """Answers and problems that hold what steers a terminal, wherever they may."""
+    test = {"input": "1", "output": HOSTILE, "testtype": "stdin"}
+    problem = PROBLEM | {"question_id": HOSTILE, "public_test_cases": json.dumps([test])}
+    (tmp_path / "livecodebench.jsonl").write_text(json.dumps(problem) + "\n")
+    code = "```python\n{}\n```"
+    rows = [
+        ("gpqa", HOSTILE, f"{HOSTILE} ANSWER: B"),
+        ("math500", HOSTILE, rf"\boxed{{{HOSTILE} x}}"),
+        ("aime", HOSTILE, r"\boxed{7}"),
+        ("livecodebench", HOSTILE, code.format("print(input())")),
+        ("livecodebench", HOSTILE, code.format("raise ValueError('\\x1b[2J\\ud800 é')")),
+        ("livecodebench", f"no {HOSTILE}", code.format("1")),
+    ]
+    names = ("dataset", "ground_truth", "model_output")
+    with (tmp_path / "a.jsonl").open("w") as file:
+        for name, *more in rows:
+            row = dict(zip(names, (name + HOSTILE, *more), strict=True))
+            file.write(json.dumps(row | {"tok_model_output_len": 1}) + "\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_what_files_hold_steers_no_terminal_and_fits_its_encoding(hostile, encoding):
+    def said(*arguments, code=0):
+        done = subprocess.run(
+            [sys.executable, ROOT / "eval_accuracy.py", "--input-file", *arguments],
+            cwd=hostile,
+            env=os.environ | {"PYTHONIOENCODING": encoding},
+            capture_output=True,
+            timeout=60,
+        )
+        assert done.returncode == code, done.stderr
+        text = (done.stdout + done.stderr).decode(encoding)
+        assert harmless(text) == text
+        assert "Traceback" not in text
+        return text
+
+    letter = "é" if encoding == "utf-8" else r"\xe9"
+    spelled = rf"\x1b]0;title\x07\x1b[2J\ud800\r\n\u202e\x9b {letter}"
+    graded = said("a.jsonl", code=13)
+    assert f"has no problem no {spelled}\n" in graded
+    for row in (1, 4):
+        assert spelled in said("a.jsonl", "--explain", str(row))
+    frame = read_frame(hostile / "a_evaluated.pkl")
+    frame.loc[1, "prompt_accuracy"] = 100.0
+    frame.to_pickle(hostile / "other.pkl")
+    assert f"row 1, math500{spelled}: " in said("a_evaluated.pkl", "--compare", "other.pkl")

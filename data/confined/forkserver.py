@@ -3,7 +3,8 @@
 `sandbox.host.Host` starts it as a fresh interpreter with the standard library alone. Three
 processes stand in a row: the server, which runs nothing foreign and has one thread; a supervisor a
 start, which owns the working directory and ends everything when the grader lets go of the lifeline,
-by its own will or because it was killed; and the confined process, which is `process`.
+by its own will or because it was killed; and the confined process, which is `process`. At full
+another stands beside it, the first of its process numbers, and does nothing.
 """
 
 import contextlib
@@ -26,6 +27,7 @@ from data.confined.limits import Limits
 
 MESSAGE_BYTES = 1 << 16
 WATCH_MS = 50  # between two looks at what a process uses; it may overshoot for that long
+OWN_NUMBER = 2  # of a confined process at full
 _ORPHANED_S = 1.0
 
 
@@ -76,7 +78,7 @@ def _prepare(task: dict[str, Any]) -> tuple[process.Setting, int]:
     if task["level"] != "none":
         kernel.gain_no_privileges()
         with contextlib.suppress(OSError):  # each process says so by itself
-            seccomp.program(platform.machine(), 1)  # is kept
+            seccomp.program(platform.machine(), OWN_NUMBER)  # is kept
     places = kernel.places(task["readable"])
     os.dup2(1, 2)  # to /dev/null, as standard output: so far errors went to the grader
     sys.stdin = sys.__stdin__ = os.fdopen(  # type: ignore[misc]  # whatever they lead to later
@@ -100,10 +102,11 @@ def _reap() -> None:
 def _supervise(setting: process.Setting, limits: Limits, descriptors: list[int], proc: int) -> None:
     """Fork the confined process and stay until it is to end. Never returns."""
     private, lifeline, standard_input, standard_output = descriptors
-    folder = None  # that has to be watched and removed
+    folder = first = None  # what has to be watched and removed; what goes before the process
     try:
         if setting.level == "full":
             kernel.enter_own_numbers()
+            first = _fork_first()
         else:
             folder = tempfile.mkdtemp(prefix="grade-", dir=setting.work)
         child = os.fork()
@@ -123,9 +126,28 @@ def _supervise(setting: process.Setting, limits: Limits, descriptors: list[int],
             with contextlib.suppress(ProcessLookupError):
                 end(child, signal.SIGKILL)
         os.waitpid(child, 0)
+        if first:
+            os.kill(first, signal.SIGKILL)
+            os.waitpid(first, 0)
         if folder:
             remove(folder)
         os._exit(0)
+
+
+def _fork_first() -> int:
+    """Fork the first process of numbers of its own, which stays as long as the caller does.
+
+    It takes all others in them with it. The kernel spares it signals that would end any other, its
+    own SIGKILL among them; so a program that kills itself must not be the first.
+    """
+    reading, _writing = os.pipe()  # which the caller never closes
+    if first := os.fork():
+        os.close(reading)
+        return first
+    os.dup2(reading, 0)
+    os.closerange(1, 4096)
+    os.read(0, 1)
+    os._exit(0)
 
 
 def _watch(lifeline: int, child: int, folder: str | None, proc: int, limits: Limits | None) -> None:

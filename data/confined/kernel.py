@@ -141,7 +141,7 @@ def enter_own_numbers() -> None:
 
 
 def enter_own_namespaces(work: str) -> None:
-    """Mounts and IPC of its own, by the first process of numbers of its own.
+    """Mounts and IPC of its own, by a process of numbers of its own.
 
     `work` becomes a small disk, /proc shows those numbers.
     """

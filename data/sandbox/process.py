@@ -15,7 +15,8 @@ from data.confined.process import READ_BYTES
 from data.sandbox.host import START_S, Host, HostGone
 from data.sandbox.types import Ended, SandboxError, TimeLimit
 
-REPLY_BYTES = 64 << 20
+REPLY_BYTES = 64 << 20  # of an answer
+PARSED_BYTES = 1 << 16  # of one that is parsed on this side, where nothing limits the time it takes
 _POLL_MS = (1 << 31) - 1  # 24 days: as long as the system waits
 _END_S = 10.0  # for a supervisor to kill and clean up
 
@@ -53,7 +54,7 @@ class Confined:
             theirs.close()
             held.close()
         try:
-            ready = self._receive(time.monotonic() + START_S)
+            ready = parsed(self._receive(time.monotonic() + START_S))
         except Ended as error:
             if not host.runs:
                 raise HostGone from error
@@ -71,7 +72,14 @@ class Confined:
     def ask(self, message: dict[str, Any], seconds: float) -> dict[str, Any]:
         """Send a message and wait for the answer, which is as trustworthy as the code that runs.
 
-        Errors: TimeLimit, Ended. The process is of no further use then.
+        A long answer is refused. Errors: TimeLimit, Ended. The process is of no further use then.
+        """
+        return parsed(self.exchange(message, seconds))
+
+    def exchange(self, message: dict[str, Any], seconds: float) -> bytes:
+        """Send a message and wait for the line that answers it, whatever that may be.
+
+        Errors: as of `ask`.
         """
         deadline = time.monotonic() + seconds
         try:
@@ -102,7 +110,7 @@ class Confined:
             except OSError as error:
                 raise Ended(f"the process ended: {error.strerror}") from error
 
-    def _receive(self, deadline: float) -> dict[str, Any]:
+    def _receive(self, deadline: float) -> bytes:
         received = bytearray()
         while not received.endswith(b"\n"):
             self._wait(select.POLLIN, deadline)
@@ -117,13 +125,7 @@ class Confined:
             received += chunk
             if len(received) > REPLY_BYTES:
                 raise Ended("the answer is too long")
-        try:
-            reply = json.loads(received)
-        except (ValueError, RecursionError) as error:
-            raise Ended("the answer is not JSON") from error
-        if not isinstance(reply, dict):
-            raise Ended("the answer is not an object")
-        return reply
+        return bytes(received)
 
     def give(self, data: bytes) -> None:
         """Lay `data` on the process's standard input and empty its standard output."""
@@ -165,6 +167,19 @@ class Confined:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def parsed(line: bytes) -> dict[str, Any]:
+    """The object that a short line holds. Errors: Ended."""
+    if len(line) > PARSED_BYTES:
+        raise Ended("the answer is too long")
+    try:
+        reply = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise Ended("the answer is not JSON") from error
+    if not isinstance(reply, dict):
+        raise Ended("the answer is not an object")
+    return reply
 
 
 def _empty(file: int) -> None:

@@ -4,6 +4,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from ref_dsinfer.terminal import quoted
+
 TASKS = ("gpqa", "mmlu_pro", "math500", "aime", "livecodebench")  # in the order names are matched
 
 
@@ -23,6 +25,7 @@ class Verdict:
 
     right: bool
     rule: str
+    too_slow: bool = False  # wrong because it took too long
 
 
 Status = Literal["ok", "wrong", "no_answer", "timeout", "sandbox_error", "not_graded"]
@@ -71,4 +74,4 @@ def task_of(dataset: object) -> str:
         for task in TASKS:
             if task.replace("_", "") in bare:
                 return task
-    raise ValueError(f"unknown data set {dataset!r} (known tasks: {', '.join(TASKS)})")
+    raise ValueError(f"unknown data set {quoted(dataset)} (known tasks: {', '.join(TASKS)})")

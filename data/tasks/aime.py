@@ -5,6 +5,8 @@ reference.
 """
 
 import re
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 from data.tasks import Verdict
@@ -28,6 +30,9 @@ def extract(text: str) -> tuple[int, str] | None:
 def judge(given: int, truth: Any) -> Verdict:
     """Whether the truth, read by `int`, is the number; a truth `int` can't read equals nothing."""
     try:
+        # a decimal's or fraction's int may have a billion digits
+        if isinstance(truth, Decimal | Fraction) and not -1000 < truth < 1000:
+            return Verdict(False, "integer")
         return Verdict(int(truth) == given, "integer")
-    except (ValueError, TypeError, OverflowError):
+    except (ValueError, TypeError, ArithmeticError):
         return Verdict(False, "truth is no integer")

@@ -16,14 +16,18 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Protocol, TypeVar
 
-from data.sandbox import Confined, Ended, Limits, Sandbox, SandboxError, TimeLimit
+from data.sandbox import Limits, Sandbox, SandboxError, TimeLimit
 from data.tasks import Answer, Grade, Status, Verdict, aime, choice, livecodebench, math500
+from data.tasks.worker import Worker
 from ref_dsinfer.errors import GradingError
 
 MATH_LIMIT_S = 5.0  # the slowest realistic pair of 844 took 0.12 s
 MATH_LIMITS = Limits(memory=1 << 30)
-# Tasks whose answers are judged by confined processes, and the module these serve
-SERVED = {"livecodebench": "data.tasks.program", "math500": "data.tasks.math500"}
+# Tasks whose answers are judged by confined processes, and the modules these serve
+SERVED = {
+    "livecodebench": ("data.tasks.program", "data.tasks.outputs"),
+    "math500": ("data.tasks.math500",),
+}
 _AHEAD = 1  # answers begun beyond those that have a worker
 _LIBRARIES = ("sympy", "pylatexenc", "mpmath")  # that the rules are built on
 
@@ -52,57 +56,16 @@ class Rules:
         )
 
 
-class Worker:
-    """A confined process that serves a module's handler; a fresh one after any that was killed."""
-
-    def __init__(self, sandbox: Sandbox, module: str, limits: Limits = MATH_LIMITS) -> None:
-        self._sandbox = sandbox
-        self._module = module
-        self._limits = limits
-        self._process: Confined | None = None
-
-    def ask(self, message: dict[str, Any], seconds: float) -> dict[str, Any]:
-        """The handler's reply.
-
-        Errors: TimeLimit where it takes longer than that, or too much memory. SandboxError where
-        no process can be started, or two of them die of the message.
-        """
-        for last in (False, True):
-            if self._process is None:
-                self._process = self._sandbox.start(self._module, self._limits)
-            try:
-                reply = self._process.ask(message, seconds)
-            except TimeLimit:
-                self.close()
-                raise
-            except Ended as error:
-                self.close()
-                if last:
-                    raise SandboxError(f"two processes have ended: {error}") from error
-                continue
-            if "error" in reply:
-                self.close()
-                raise TimeLimit(str(reply["error"]))
-            break
-        return reply
-
-    def close(self) -> None:
-        """Kill the process, if there is one."""
-        if self._process is not None:
-            self._process.close()
-            self._process = None
-
-
 class MathWorker:
     """Compares formulas in a confined process."""
 
     def __init__(self, sandbox: Sandbox) -> None:
-        self._worker = Worker(sandbox, "data.tasks.math500")
+        self._worker = Worker(sandbox, "data.tasks.math500", MATH_LIMITS)
 
     def judge(self, given: str, truth: str) -> Verdict:
         """Errors: TimeLimit, SandboxError; see `Worker`."""
         reply = self._worker.ask({"given": given, "truth": truth}, MATH_LIMIT_S)
-        return Verdict(bool(reply["right"]), str(reply["rule"]))
+        return Verdict(reply.get("right") is True, str(reply.get("rule")))
 
     def forms(self, formula: str) -> dict[str, str]:
         """A formula's spellings that are compared, by whose they are. Errors: as of `judge`."""
@@ -111,6 +74,19 @@ class MathWorker:
     def close(self) -> None:
         """Kill the process, if there is one."""
         self._worker.close()
+
+
+class Judges:
+    """The confined processes that compare answers; each is there from when it is needed first."""
+
+    def __init__(self, sandbox: Sandbox) -> None:
+        self.formulas = MathWorker(sandbox)
+        self.outputs = livecodebench.Comparer(sandbox)
+
+    def close(self) -> None:
+        """Kill the processes that there are."""
+        self.formulas.close()
+        self.outputs.close()
 
 
 class Turn:
@@ -158,7 +134,7 @@ def grade_all(
         lambda answer, turn: _grade(answer, turn, problems, sandbox, rules),
         (answers[row] for row in everything),
         sandbox,
-        lambda: MathWorker(sandbox),
+        lambda: Judges(sandbox),
         workers,
         lambda answer: answer.task not in SERVED,
     )
@@ -273,7 +249,7 @@ def _grade(
     else:
         try:
             verdict = _judge(extracted, answer, turn, problems, sandbox, rules)
-            status = "ok" if verdict.right else "wrong"
+            status = "ok" if verdict.right else "timeout" if verdict.too_slow else "wrong"
             how = f"{how}, {verdict.rule}"
         except TimeLimit as error:
             status, detail = "timeout", str(error)
@@ -309,12 +285,18 @@ def _judge(
     if sandbox.level is None:
         raise GradingError(f"there is no sandbox: {sandbox.reason}")
     if answer.task == "math500":
-        with turn.taken() as worker:
-            verdict: Verdict = worker.judge(extracted, str(truth))
+        with turn.taken() as judges:
+            verdict: Verdict = judges.formulas.judge(extracted, str(truth))
         return verdict
     if problems is None:
         raise GradingError("there are no problems to test programs with")
     problem = problems.read(str(truth))
     return livecodebench.passes(
-        extracted, problem, sandbox, rules.code_limit, rules.mode, turn=turn.taken()
+        extracted, problem, sandbox, rules.code_limit, rules.mode, turn=_comparer(turn)
     )
+
+
+@contextmanager
+def _comparer(turn: Turn) -> Iterator[livecodebench.Comparer]:
+    with turn.taken() as judges:
+        yield judges.outputs

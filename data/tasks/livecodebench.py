@@ -2,36 +2,37 @@
 
 Format: the prompt asks for a ```` ```python ```` fence. Rules: LiveCodeBench's own runner, as the
 MLPerf DeepSeek-R1 reference uses it. Programs run in a confined process (`program`), one a problem;
-a test's input goes in, its expected output stays here.
+a test's input goes in. What comes out is compared with what is expected in another (`outputs`).
 """
 
 import base64
 import binascii
 import hashlib
-import io
 import json
-import pickle
-import re
+import pickletools
 import time
 import zlib
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
 from data.sandbox import Confined, Ended, Limits, Sandbox, TimeLimit
 from data.tasks import Verdict
+from data.tasks.outputs import said
+from data.tasks.worker import Worker
 from ref_dsinfer.errors import GradingError
 
-INT_DIGITS = 50_000  # of an integer as text, in all of LiveCodeBench's runner
 TIME_LIMIT_S = 60.0  # what the MLPerf reference sets; LiveCodeBench's own default is 6
 Mode = Literal["reference", "fixed-stdio"]  # see `program`
+COMPARE_LIMIT_S = 5.0  # a test's answer; 30 million characters take 1 s
+COMPARE_LIMITS = Limits(memory=2 << 30)
 _FENCE = "```python"
-_WORD = re.compile(r"\S+")
 _TESTS_BYTES = 1 << 30  # of one problem, unpacked
+# the opcodes of a pickle that is one text
+_OF_TEXT = ("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8")
+_AROUND_TEXT = ("PROTO", "FRAME", "PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE", "STOP")
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Problems:
             return Problem(
                 question_id,
                 json.loads(row.get("metadata") or "{}").get("func_name"),
-                [Case(test["input"], test["output"]) for test in tests],
+                [_case(test) for test in tests],
             )
         except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
             raise GradingError(
@@ -114,14 +115,56 @@ def extract(text: str) -> tuple[str, str] | None:
     return (code.strip(), "first fence") if opened and closed else None
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one test, or of loading."""
+
+    fault: str | None  # None: nothing is wrong
+    given: str | None = None  # the program's answer, as it may be shown
+    too_slow: bool = False
+
+
+class Comparer:
+    """Compares what programs give with what is expected, in a confined process that runs none."""
+
+    def __init__(self, sandbox: Sandbox) -> None:
+        self._worker = Worker(sandbox, "data.tasks.outputs", COMPARE_LIMITS)
+
+    def compare(self, reply: bytes, printed: bytes | None, test: Case, problem: Problem) -> Outcome:
+        """`reply`: the line that the program's process sent; `printed`: to a file, where it did.
+
+        Errors: SandboxError; GradingError where the expected value can't be read.
+        """
+        if not reply.isascii():
+            return Outcome("the answer is not JSON")
+        message: dict[str, Any] = {
+            "reply": reply.decode(),
+            "function": problem.function is not None,
+            "expected": test.output,
+        }
+        if printed is not None:
+            message["printed"] = printed.decode(errors="replace")
+        try:
+            found = self._worker.ask(message, COMPARE_LIMIT_S)
+        except TimeLimit as error:
+            return Outcome(f"its answer can't be compared: {error}", too_slow=True)
+        if "unreadable" in found:
+            raise GradingError(f"problem {problem.id}: expected output is not JSON")
+        return Outcome(found["fault"], found["given"])
+
+    def close(self) -> None:
+        """Kill the process, if there is one."""
+        self._worker.close()
+
+
 def passes(
     code: str,
     problem: Problem,
     sandbox: Sandbox,
     time_limit: float = TIME_LIMIT_S,
     mode: Mode = "reference",
-    on_failure: Callable[[Case, object], None] = lambda test, given: None,
-    turn: AbstractContextManager[object] | None = None,
+    on_failure: Callable[[Case, str | None], None] = lambda test, given: None,
+    turn: AbstractContextManager[Comparer] | None = None,
 ) -> Verdict:
     """Whether `code` loads and passes every test, each within `time_limit` seconds.
 
@@ -132,17 +175,21 @@ def passes(
     Errors: SandboxError; GradingError where a test's expected value can't be read.
     """
     limits = Limits(cpu=int((time_limit + 1) * len(problem.tests)) + 5)
-    with sandbox.start("data.tasks.program", limits) as process, turn or nullcontext():
-        return _test(process, code, problem, time_limit, mode, on_failure)
+    with (
+        sandbox.start("data.tasks.program", limits) as process,
+        turn or closing(Comparer(sandbox)) as comparer,
+    ):
+        return _test(process, comparer, code, problem, time_limit, mode, on_failure)
 
 
 def _test(
     process: Confined,
+    comparer: Comparer,
     code: str,
     problem: Problem,
     time_limit: float,
     mode: Mode,
-    on_failure: Callable[[Case, object], None],
+    on_failure: Callable[[Case, str | None], None],
 ) -> Verdict:
     count = len(problem.tests)
     deadline = time.monotonic() + (time_limit + 1) * count + 5  # of all of it, as there
@@ -151,145 +198,57 @@ def _test(
         return max(0.01, min(time_limit, deadline - time.monotonic()))
 
     try:
-        fault = _load(process, code, problem, mode, seconds())
+        outcome = _load(process, code, problem, mode, seconds())
     except Ended as error:
-        fault = _fault(error)
-    if fault:
-        return Verdict(False, f"does not load: {fault}")
+        outcome = _ended(error)
+    if outcome.fault:
+        return Verdict(False, f"does not load: {outcome.fault}", outcome.too_slow)
     for number, test in enumerate(problem.tests, 1):
-        given = None
         try:
-            fault, given = _run(process, test, problem, mode, seconds())
+            outcome = _run(process, comparer, test, problem, mode, seconds())
         except Ended as error:
-            fault = _fault(error)
-        if fault:
-            on_failure(test, given)
-            return Verdict(False, f"test {number} of {count}: {fault}")
+            outcome = _ended(error)
+        if outcome.fault:
+            on_failure(test, outcome.given)
+            return Verdict(False, f"test {number} of {count}: {outcome.fault}", outcome.too_slow)
     return Verdict(True, f"all of {count} tests")
 
 
-def _load(process: Confined, code: str, problem: Problem, mode: Mode, seconds: float) -> str | None:
+def _load(process: Confined, code: str, problem: Problem, mode: Mode, seconds: float) -> Outcome:
     """What is wrong with a program, if anything is. Errors: Ended."""
     reply = process.ask({"code": code, "function": problem.function, "mode": mode}, seconds)
-    return None if reply.get("ok") is True else _said(reply)
+    return Outcome(None if reply.get("ok") is True else said(reply))
 
 
 def _run(
-    process: Confined, test: Case, problem: Problem, mode: Mode, seconds: float
-) -> tuple[str | None, object]:
-    """What is wrong with a program's answer to one test, if anything is, and the answer.
-
-    Errors: Ended.
-    """
+    process: Confined,
+    comparer: Comparer,
+    test: Case,
+    problem: Problem,
+    mode: Mode,
+    seconds: float,
+) -> Outcome:
+    """What is wrong with a program's answer to one test, if anything is. Errors: Ended."""
     on_files = mode == "fixed-stdio" and problem.function is None
     if on_files:
         process.give(test.input.encode(errors="surrogatepass"))
     else:
         process.forget_printed()
-    reply = process.ask({"input": "" if on_files else test.input}, seconds)
-    if reply.get("ok") is not True:
-        return _said(reply), None
-    if problem.function is not None:
-        value = reply.get("value")
-        return None if same_value(value, _expected(test, problem)) else "wrong value", value
-    printed = process.printed().decode(errors="replace") if on_files else reply.get("printed")
-    right = isinstance(printed, str) and same_output(printed, test.output)
-    return None if right else "wrong output", printed
+    reply = process.exchange({"input": "" if on_files else test.input}, seconds)
+    printed = process.printed() if on_files else None
+    return comparer.compare(reply, printed, test, problem)
 
 
-def _said(reply: dict[str, Any]) -> str:
-    """A program's own words on what went wrong: one short line, whatever it sent."""
-    return " ".join(str(reply.get("error", "it failed")).split())[:200]
+def _ended(error: Ended) -> Outcome:
+    too_slow = isinstance(error, TimeLimit)
+    return Outcome("time limit" if too_slow else str(error), too_slow=too_slow)
 
 
-def _fault(error: Ended) -> str:
-    return "time limit" if isinstance(error, TimeLimit) else str(error)
-
-
-def same_output(printed: str, expected: str) -> bool:
-    """Line by line without outer blanks: the same text, or the same exact decimal numbers."""
-    printed, expected = printed.strip(), expected.strip()
-    return printed.count("\n") == expected.count("\n") and all(
-        given.strip() == true.strip() or _same_numbers(given, true)
-        for given, true in zip(printed.split("\n"), expected.split("\n"), strict=True)
-    )
-
-
-def same_value(tagged: Any, expected: Any) -> bool:
-    """Whether a returned value, as `program` tags it, equals the expected one.
-
-    A tuple returned is a list; one deeper inside is not.
-    """
-    if isinstance(tagged, dict) and isinstance(tagged.get("tuple"), list):
-        tagged = tagged["tuple"]
-    try:
-        return bool(_untagged(tagged) == expected)
-    except (ValueError, TypeError, ArithmeticError, RecursionError):
-        return False
-
-
-def _expected(test: Case, problem: Problem) -> Any:
-    try:
-        return json.loads(test.output, parse_int=_integer)
-    except ValueError as error:
-        raise GradingError(f"problem {problem.id}: expected output is not JSON") from error
-
-
-def _integer(digits: str) -> int:
-    if len(digits) > INT_DIGITS:
-        raise ValueError("an integer of too many digits")
-    return int(Decimal(digits))  # int itself reads fewer, unless all of this process is told to
-
-
-def _same_numbers(given: str, true: str) -> bool:
-    try:  # word by word: a line may be as long as a program likes
-        pairs = zip(_WORD.finditer(given), _WORD.finditer(true), strict=True)
-        return all(Decimal(word[0]) == Decimal(true_word[0]) for word, true_word in pairs)
-    except (InvalidOperation, ValueError):  # no number, or one line is longer
-        return False
-
-
-class _One:
-    """NumPy's scalar or array of one element equals that element in any number of brackets."""
-
-    def __init__(self, item: Any) -> None:
-        self._item = item
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __eq__(self, other: object) -> bool:
-        while isinstance(other, list) and len(other) == 1:
-            other = other[0]
-        return bool(self._item == other)
-
-
-def _untagged(value: Any) -> Any:
-    """The plain value behind the tags. ValueError: it holds what no expected value can equal."""
-    if isinstance(value, list):
-        return [_untagged(item) for item in value]
-    if isinstance(value, float) and value != value:
-        return float("nan")  # JSON's own NaN is one object, which a list would find equal
-    if not isinstance(value, dict):
-        return value
-    if len(value) != 1:
-        raise ValueError("not a plain value")
-    ((tag, inside),) = value.items()
-    match tag, inside:
-        case "int", str():
-            return int(inside, 16)
-        case "one", _:
-            return _One(_untagged(inside))
-        case "tuple", list():
-            return tuple(_untagged(item) for item in inside)
-        case "dict", list():
-            return {_untagged(key): _untagged(item) for key, item in inside}
-        case "complex", [real, imaginary]:
-            return complex(real, imaginary)
-        case "decimal", str():
-            return Decimal(inside)
-        case "fraction", str():
-            return Fraction(inside)
-    raise ValueError("not a plain value")
+def _case(test: Any) -> Case:
+    case = Case(test["input"], test["output"])
+    if not (isinstance(case.input, str) and isinstance(case.output, str)):
+        raise TypeError("a test's input or output is no text")
+    return case
 
 
 def _question_id(line: bytes, where: str) -> str:
@@ -311,18 +270,19 @@ def _private(packed: str) -> list[Any]:
 
 
 def _unpacked(packed: str) -> str:
-    class TextUnpickler(pickle.Unpickler):
-        def find_class(self, module: str, name: str) -> Any:
-            raise pickle.UnpicklingError(f"it names {module}.{name}")
-
+    """The text that a pickle of text holds. It is read opcode by opcode, and nothing is built."""
     try:
         inflate = zlib.decompressobj()
         data = inflate.decompress(base64.b64decode(packed, validate=True), _TESTS_BYTES)
-        text = TextUnpickler(io.BytesIO(data)).load()
     except (binascii.Error, zlib.error) as error:
         raise ValueError(f"private tests are not packed as expected: {error}") from error
-    except Exception as error:  # a damaged pickle raises nearly anything
-        raise ValueError(f"private tests hold no plain text: {error}") from error
-    if not isinstance(text, str):
-        raise ValueError("private tests hold no text")
-    return text
+    found = None
+    for opcode, argument, _ in pickletools.genops(data):
+        if opcode.name in _OF_TEXT and found is None:
+            found = argument
+        elif opcode.name not in _AROUND_TEXT:
+            break
+    else:
+        if isinstance(found, str):
+            return found
+    raise ValueError("private tests hold no plain text")

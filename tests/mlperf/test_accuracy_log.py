@@ -174,3 +174,22 @@ def test_wild_files_are_a_named_error(tmp_path, content):
 )
 def test_only_a_lone_stop_id_stands_for_an_empty_answer(ids, left):
     assert accuracy_log.without_stop(np.array(ids), frozenset({1, 5})).tolist() == left
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+@pytest.mark.parametrize("lines", [False, True])
+def test_a_byte_order_mark_is_passed_over(tmp_path, encoding, lines):
+    path = tmp_path / "log.json"
+    spelled = "\n".join(map(json.dumps, ENTRIES)) if lines else json.dumps(ENTRIES)
+    path.write_text(spelled, encoding=encoding)
+    assert _read(path) == WANTED
+
+
+def test_what_is_no_text_and_where_a_log_breaks_off_is_named(tmp_path):
+    path = tmp_path / "log.json"
+    path.write_bytes(b'[{"qsl_idx": "\xff"}]')
+    with pytest.raises(GradingError, match="not JSON: byte 14 is no utf-8"):
+        _read(path)
+    path.write_text(json.dumps(ENTRIES[1]) + '\n{"qsl_idx" 1}\n' + json.dumps(ENTRIES[0]))
+    with pytest.raises(GradingError, match="line 2: not whole JSON after 1 answers"):
+        _read(path)

@@ -60,3 +60,19 @@ def test_what_can_not_be_compared():
     twice = _frame([1, 1], sample_index=[3, 3])
     with pytest.raises(GradingError, match="not of the same rows"):
         comparison(twice, twice)
+    for name, value in (("prompt_accuracy", "x"), ("prompt_accuracy", None), ("sample_index", [1])):
+        odd = _frame([1, 1], **{name: pd.Series([1, value], dtype=object)})
+        with pytest.raises(ColumnsError, match=f"row 1: {name} is .*, not a number"):
+            comparison(odd, odd)
+
+
+def test_what_is_quoted_steers_no_terminal_and_stays_in_its_line():
+    hostile = "\x1b[2J\ud800\nrow 9, aime: \x9bx"
+    text = pd.Series([hostile], dtype=object)
+    first = _frame([1], extracted_answer=text, dataset=text, grading_rule=text)
+    second = first.assign(prompt_accuracy=0.0)
+    lines = comparison(first, second).split("\n")
+    assert len(lines) == 3
+    told = r"\x1b[2J" + "\ud800" + r"\nrow 9, aime: \x9bx"
+    answer = told.replace(r"\n", " ")
+    assert lines[2] == f"row 0, {told}: {answer} right ({told}) | {answer} wrong ({told})"

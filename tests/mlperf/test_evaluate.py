@@ -4,7 +4,10 @@ import ast
 import dataclasses
 import json
 import re
+from decimal import Decimal
+from fractions import Fraction
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -78,13 +81,32 @@ def test_the_line_is_what_the_checker_reads():
     assert [float(re.match(pattern, line)[1]) for pattern in CHECKER] == [60.0, 4008.0]
 
 
-@pytest.mark.parametrize("value", [None, float("nan"), -1, "x", [1]])
+NO_LENGTHS = [None, float("nan"), -1, "x", [1], float("inf"), 10**400, "1e999999999", np.arange(3)]
+
+
+@pytest.mark.parametrize(
+    "value", [*NO_LENGTHS, Decimal("1E+999999999"), Decimal("sNaN"), np.int64(-1)], ids=repr
+)
 def test_a_length_that_is_no_number_is_named(value):
     frame = _frame()
     lengths = [1, 2, value, 3, 4]
     frame["tok_model_output_len"] = pd.Series(lengths, frame.index, dtype=object)
-    with pytest.raises(ColumnsError, match="row 2: tok_model_output_len is"):
+    with pytest.raises(ColumnsError, match="row 2: tok_model_output_len is") as caught:
         evaluate.evaluate(frame, None)
+    assert "np." not in str(caught.value)
+
+
+def test_numbers_of_a_billion_digits_are_no_truth():
+    frame = _frame().iloc[[1, 4, 1, 1, 1]].reset_index(drop=True)
+    truths = [Decimal("1E+999999999"), Decimal("7"), Fraction(85, 2), Decimal("sNaN"), 42]
+    frame["ground_truth"] = pd.Series(truths, dtype=object)
+    rights = evaluate.evaluate(frame, None).frame["prompt_accuracy"].tolist()
+    assert rights == [0, 0, 100, 0, 100]
+    for name in ("ground_truth", "model_output"):
+        frame[name] = pd.Series([1, 10**5000, 3, 4, 5], dtype=object)
+        with pytest.raises(ColumnsError, match=f"row 1: {name} is <int of too many digits>"):
+            evaluate.evaluate(frame, None)
+        frame[name] = "1"
 
 
 @pytest.mark.parametrize("column", evaluate.COLUMNS)

@@ -1,5 +1,8 @@
 """Which rows are graded: none twice, none missing, and of the data set they are said to be of."""
 
+import logging
+
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -25,7 +28,10 @@ def test_whole_or_the_first_rows(indices):
         ([0, 10], "sample_index 10 is not one of 10 rows"),
         ([0, -1], "sample_index -1 is not"),
         ([0.5], "sample_index 0.5 is not"),
-        ([None], "sample_index None is not"),
+        ([None], "row 0: sample_index None is not"),
+        (np.array([0, np.int64(-1)], dtype=object), "row 1: sample_index -1 is not one of 10 rows"),
+        (["\x1b[2J\n"], r"sample_index '\\x1b\[2J\\n' is not"),
+        (np.array([0, 1, np.int64(1)], dtype=object), "more than once: 1$"),
         (list(range(11)), "11 rows, but 10 are expected: --expected-rows"),
     ],
 )
@@ -62,6 +68,46 @@ def test_results_are_held_against_their_data_set(files):
     path = results(sample_index=[2, 0, 1], dataset=["gpqa", "aime", "gpqa"])
     with pytest.raises(GradingError, match="row 0: dataset is not that of row 2 of"):
         inputs.read_results(path, data, None)
+
+
+def test_rows_without_a_number_are_told_apart_by_their_question(files, tmp_path, caplog):
+    caplog.set_level(logging.WARNING)
+    data, results = files
+    path = tmp_path / "twice.pkl"
+    whole = pd.read_pickle(results())
+    copies = pd.concat([whole, whole.iloc[[1]]], ignore_index=True)
+    copies.to_pickle(path)
+    twice = "rows 1 and 3 are the same, question and answer, and no sample_index tells them apart"
+    with pytest.raises(GradingError, match=twice):
+        inputs.read_results(path, None, None)
+    copies.assign(model_output=list("abcd")).to_pickle(path)  # of two runs
+    inputs.read_results(path, None, None)
+    (said,) = caplog.messages
+    assert said.startswith("1 rows have the question of an earlier one (row 3 that of row 1)")
+    caplog.clear()
+    copies.assign(question=[*"abc", "another"]).to_pickle(path)
+    inputs.read_results(path, None, None)
+    copies.assign(sample_index=range(4)).to_pickle(path)
+    inputs.read_results(path, None, None)
+    pd.concat([pd.read_pickle(data), pd.read_pickle(data).iloc[[1]]]).to_pickle(data)
+    copies.to_pickle(path)
+    inputs.read_results(path, data, None)  # the data set has it twice, and in this place
+    assert caplog.messages == []
+
+
+def test_rows_without_number_and_question_are_warned_of(files, tmp_path, caplog):
+    _, results = files
+    path = tmp_path / "bare.pkl"
+    bare = pd.read_pickle(results()).drop(columns="question")
+    pd.concat([bare, bare]).to_pickle(path)  # answers of a letter are often the same
+    inputs.read_results(path, None, None)
+    assert caplog.messages == []
+    bare["model_output"] = "x" * 500
+    pd.concat([bare, bare]).to_pickle(path)
+    inputs.read_results(path, None, None)
+    (said,) = caplog.messages
+    told = "3 rows have the answer and truth of an earlier one (row 3 that of row 0)"
+    assert said.startswith(told)
 
 
 def test_how_many_rows_there_should_be(files):

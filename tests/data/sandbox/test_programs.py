@@ -162,3 +162,57 @@ def test_cheats_fail(name, sandbox):
 def test_cheats_on_standard_output_fail(code, sandbox):
     for mode in ("reference", "fixed-stdio"):
         assert not passes(code, ADD, sandbox, 5, mode).right
+
+
+# How a program may end itself once it has given the right answer, and whether it passes: as with
+# the public runner, whose process dies as well, or which has set the function to None. `resource`
+# alone it lacks, so a program that imports that fails there.
+ENDS = {
+    "kill": ("import os; os.kill(os.getpid(), 9)", False),
+    "kill, gently": ("import os; os.kill(os.getpid(), 15)", False),
+    "raise a signal": ("import signal; signal.raise_signal(signal.SIGKILL)", False),
+    "hang up": ("import signal; signal.raise_signal(signal.SIGHUP)", False),
+    "stop": ("import os; os.kill(os.getpid(), 19)", False),
+    "by a thread": (
+        "import os, threading; t = threading.Thread(target=os._exit, args=(0,));"
+        " t.start(); t.join()",
+        False,
+    ),
+    "exit at once": ("import os; os._exit(0)", False),
+    "abort": ("import os; os.abort()", False),
+    "crash": ("import ctypes; ctypes.string_at(0)", False),
+    "the alarm": ("import signal, time; signal.setitimer(0, 0.01); time.sleep(5)", False),
+    "no time left": (
+        "import resource; resource.setrlimit(resource.RLIMIT_CPU, (0, 0))\nwhile True: pass",
+        False,
+    ),
+    "the group": ("import os; os.killpg(os.getpgid(0), 9)", False),
+    "close all": ("import os; os.closerange(0, 99)", False),
+    "exit": ("import sys; sys.exit(0)", True),
+    "exit with a code": ("import sys; sys.exit(3)", True),
+    "interrupt": ("raise KeyboardInterrupt", False),
+    "no more files": (
+        "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))",
+        True,
+    ),
+}
+
+# what `finally` gets over
+RETURNS = ("exit", "exit with a code", "interrupt", "no more files", "the group")
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_a_right_answer_and_then_an_end_is_the_same_at_every_level(name, leveled):
+    end, right = ENDS[name]
+    code = "import sys\na, b = map(int, input().split())\nprint(a + b)\nsys.stdout.flush()\n"
+    verdict = passes(f"{code}{end}\n", ADD, leveled, 1)
+    assert verdict.right is right, verdict.rule
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_an_end_within_a_function_fails_at_every_level(name, leveled):
+    body = ENDS[name][0].replace("\n", "\n        ")
+    code = f"def f(a):\n    try:\n        {body}\n    finally: return 2\n"
+    problem = Problem("q", "f", [Case("1", "2"), Case("1", "2")])
+    verdict = passes(code, problem, leveled, 1)
+    assert verdict.right is (name in RETURNS), verdict.rule

@@ -20,9 +20,8 @@ from data.tasks.livecodebench import (
     Problems,
     extract,
     passes,
-    same_output,
-    same_value,
 )
+from data.tasks.outputs import same_output, same_value
 from ref_dsinfer.errors import GradingError
 
 CASES = Path(__file__).parents[1] / "cases" / "livecodebench.jsonl"
@@ -155,8 +154,18 @@ def test_hostile_values_are_never_an_exception(tagged, expected):
     assert same_value(tagged, expected) in (True, False)
 
 
+def _packed(pickled):
+    return base64.b64encode(zlib.compress(pickled)).decode()
+
+
 def _pack(value):
-    return base64.b64encode(zlib.compress(pickle.dumps(value))).decode()
+    return _packed(pickle.dumps(value))
+
+
+def _doubling(times):
+    """A pickle of a dictionary whose key would take until the end of time to hash."""
+    twice = b"".join(b"h%ch%c\x86\x94" % (at, at) for at in range(times))
+    return b"\x80\x04)\x94" + twice + b"}h%cNs." % times
 
 
 def _row(**changes):
@@ -202,11 +211,17 @@ def test_private_tests_in_both_spellings(tmp_path):
         {"private_test_cases": base64.b64encode(zlib.compress(b"\x80\x05no")).decode()},
         {"private_test_cases": "{}"},
         {"private_test_cases": None},
+        {"private_test_cases": _packed(b"\x80\x05\x96" + (1 << 34).to_bytes(8, "little") + b".")},
+        {"private_test_cases": _packed(_doubling(60))},
+        {"private_test_cases": _packed(pickle.dumps("[]")[:-1] + b"\x8c\x021]\x86.")},
+        {"private_test_cases": _packed(pickle.dumps("[]")[:-1])},
         {"public_test_cases": "[{}]"},
+        {"public_test_cases": '[{"input": 1, "output": 1}]'},
+        {"public_test_cases": '[{"input": "1", "output": null}]'},
         {"public_test_cases": "[" * 100_000},
         {"metadata": "[]"},
     ],
-    ids=range(10),
+    ids=range(16),
 )
 def test_a_problem_that_cannot_be_read_says_so(tmp_path, monkeypatch, changes):
     monkeypatch.chdir(tmp_path)
@@ -235,6 +250,30 @@ def test_an_unknown_problem_is_the_error_of_its_row(tmp_path, sandbox):
     assert (first.status, first.detail) == ("ok", None)
     assert second.status == "not_graded"
     assert "no problem q2" in str(second.detail)
+
+
+def test_texts_of_every_pickle_are_read(tmp_path):
+    tests = json.dumps([{"input": "2ä\ud800" * 99, "output": "4"}], ensure_ascii=False)
+    for protocol in range(6):
+        packed = _packed(pickle.dumps(tests, protocol))
+        assert _read(tmp_path, private_test_cases=packed).tests[1:] == [Case("2ä\ud800" * 99, "4")]
+
+
+def test_an_expected_value_that_can_not_be_read_is_the_problems(sandbox):
+    for expected in ("[1", "[" * 100_000, "1" * 60_000):
+        with pytest.raises(GradingError, match="problem q: expected output is not JSON"):
+            passes("f = abs", _problem(("7", expected), function="f"), sandbox, 5)
+
+
+def test_too_slow_is_told_apart(tmp_path, sandbox):
+    path = tmp_path / "p.jsonl"
+    path.write_text(json.dumps(_row()) + "\n")
+    answer = Answer(0, "livecodebench", "```python\nwhile True: pass\n```", "q1")
+    (grade,) = grade_all([answer], Problems(path), sandbox, Rules(0.3))
+    assert (grade.status, grade.rule) == ("timeout", "first fence, test 1 of 1: time limit")
+    verdict = passes("while True: pass", _problem(("1", "1"), function="f"), sandbox, 0.3)
+    assert (verdict.too_slow, verdict.rule) == (True, "does not load: time limit")
+    assert not passes("1 / 0", _problem(("1", "1")), sandbox, 5).too_slow
 
 
 def test_the_first_closed_fence_counts():

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data.sandbox import Ended, Limits, TimeLimit
-from data.tasks import aime, choice, livecodebench, math500
+from data.tasks import aime, choice, livecodebench, math500, outputs
 
 MATH_LIMIT_S = 2.0
 PAIRS = 20  # of formulas in an example
@@ -80,9 +80,9 @@ def _extract_and_compare(text, truth, value):
     assert aime.judge(found[0] if found else 42, truth).right in (True, False)
     for found in (math500.extract(text), livecodebench.extract(text)):
         assert found is None or found[0] in text
-    assert livecodebench.same_output(text, str(truth)) in (True, False)
-    assert livecodebench.same_output(text, text) is True
-    assert livecodebench.same_value(value, truth) in (True, False)
+    assert outputs.same_output(text, str(truth)) in (True, False)
+    assert outputs.same_output(text, text) is True
+    assert outputs.same_value(value, truth) in (True, False)
 
 
 @settings(many, max_examples=500)
@@ -181,7 +181,7 @@ def test_long_texts_are_read_in_linear_time(unit):
             livecodebench.extract,
             lambda text: choice.extract(text, "gpqa"),
             lambda text: choice.extract(text, "mmlu_pro"),
-            lambda text: livecodebench.same_output(text, text.upper() + " 1"),
+            lambda text: outputs.same_output(text, text.upper() + " 1"),
         ):
             began = time.thread_time()
             extract(text)
