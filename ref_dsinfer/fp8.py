@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ref_dsinfer import checkpoint, errors
-from ref_dsinfer.config import FP8_BLOCK, ModelConfig
+from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.errors import UsageError
+from ref_dsinfer.keys import FP8_BLOCK
 
 E4M3 = torch.float8_e4m3fn
 LARGEST = torch.finfo(E4M3).max  # 448
