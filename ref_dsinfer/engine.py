@@ -99,7 +99,7 @@ class Engine:
                 "activations' scales to powers of two: use --gemm bf16"
             )
         parallel.check(self.config, place.world, attention)
-        checkpoint.locate(model_dir, place.world)
+        checkpoint.check(model_dir, self.config, place.world)
 
         torch.set_num_threads(threads or max(1, parallel.cores() // place.local_world))
         began = time.monotonic()

@@ -128,3 +128,11 @@ QUANTIZATION: dict[str, tuple[Any, ...]] = {
     "weight_block_size": ([FP8_BLOCK, FP8_BLOCK],),
 }
 UNCONVERTED = ("modules_to_not_convert", "ignored_layers")  # lists of modules' names or patterns
+
+# What DeepSeek's own files say.
+QUANTIZATION_CONFIG = {
+    "activation_scheme": "dynamic",
+    "fmt": "e4m3",
+    "quant_method": "fp8",
+    "weight_block_size": [FP8_BLOCK, FP8_BLOCK],
+}
