@@ -1,5 +1,6 @@
 """The files of a model directory that hold weights: which there are, and whether they are whole."""
 
+import contextlib
 import json
 import re
 from itertools import count
@@ -9,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from ref_dsinfer.deepseek_names import is_deepseeks
 from ref_dsinfer.errors import CheckpointError
-from ref_dsinfer.lookalike import AGAIN, SAFETENSORS, instead_of, read_object
+from ref_dsinfer.lookalike import AGAIN, HEAD, SAFETENSORS, read_object, what_it_is
 
 INDEX = "model.safetensors.index.json"
 RANK_FILE = re.compile(r"model\d+-mp(\d+)\.safetensors")
@@ -130,7 +131,10 @@ def opened(file: Path) -> safe_open:
 def unreadable(file: Path, error: Exception) -> CheckpointError:
     """What to raise for a file that the library can't read: what it is, where that can be told."""
     try:
-        phrase = instead_of(file, SAFETENSORS) or _torn(file)
+        with file.open("rb") as start:
+            phrase = what_it_is(start.read(HEAD))
+        if phrase in (SAFETENSORS, None):
+            phrase = _torn(file)
     except OSError as failure:
         return CheckpointError(f"{file} can't be read: {failure.strerror}")
     if phrase:
@@ -139,16 +143,20 @@ def unreadable(file: Path, error: Exception) -> CheckpointError:
 
 
 def _torn(file: Path) -> str | None:
-    """What the header says of the file's length, where it is another one."""
+    """What is wrong with the file's length, which its header tells."""
     size = file.stat().st_size
-    with file.open("rb") as opened_file:
-        header_size = int.from_bytes(opened_file.read(8), "little")
-        header = opened_file.read(header_size) if header_size <= size else b""
-    try:
-        entries = json.loads(header)
-        whole = 8 + header_size + max(entry["data_offsets"][1] for entry in entries.values())
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-        whole = 8 + header_size
+    with file.open("rb") as start:
+        header_size = int.from_bytes(start.read(8), "little")
+        if size > 8 and start.peek(1)[:1] != b"{":
+            return None
+        header = start.read(header_size) if header_size < size else b""
+    whole = 8 + header_size
+    with contextlib.suppress(
+        ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError
+    ):
+        entries = json.loads(header)  # where it is cut short itself, its own length is all we know
+        entries.pop("__metadata__", None)
+        whole += max(entry["data_offsets"][1] for entry in entries.values())
     if size < whole:
         return f"cut short, {size} of {whole} bytes or more: {AGAIN}"
     return None

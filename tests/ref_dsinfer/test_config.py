@@ -94,6 +94,10 @@ def test_rope_parameters_of_transformers_5_mean_the_same(tmp_path: Path) -> None
         rope_parameters=scaling | {"rope_theta": 10000},
     )
     assert new == read(tmp_path)
+    both = scaling | {"rope_theta": 10000}
+    assert read(tmp_path, rope_parameters=both) == new
+    with pytest.raises(ModelError, match="rope_parameters and rope_scaling say different things"):
+        read(tmp_path, rope_parameters=both | {"factor": 4})
 
 
 def test_v2_routing_has_no_bias(tmp_path: Path) -> None:

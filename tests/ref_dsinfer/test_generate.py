@@ -151,7 +151,9 @@ def test_a_tokenizer_that_is_none_is_told(
         generate.tokenizer(folder)
 
 
-@pytest.mark.parametrize("template", ["{% if %}", "{{ raise_exception('no users') }}", "{{ 1 / 0 }}"])
+@pytest.mark.parametrize(
+    "template", ["{% if %}", "{{ raise_exception('no users') }}", "{{ 1 / 0 }}"]
+)
 def test_a_template_that_cannot_be_rendered_is_told(talking_model: Path, template: str) -> None:
     words = generate.tokenizer(talking_model)
     words.chat_template = template
