@@ -8,7 +8,6 @@ A weight W [..., rows, columns] is held as e4m3 values Q and one fp32 scale S fo
 """
 
 import argparse
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from ref_dsinfer import checkpoint, errors, weight_files
 from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.errors import UsageError
 from ref_dsinfer.keys import FP8_BLOCK, QUANTIZATION_CONFIG
+from ref_dsinfer.lookalike import read_object
 
 E4M3 = torch.float8_e4m3fn
 LARGEST = torch.finfo(E4M3).max  # 448
@@ -95,7 +95,7 @@ def write_twin(source: Path, target: Path) -> None:
         entries, tensors = _quantised(pieces)
         checkpoint.write(target / file.name, entries, tensors)
         weight_map.update(dict.fromkeys((entry.name for entry in entries), file.name))
-    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    config = read_object(source / "config.json")
     config["quantization_config"] = QUANTIZATION_CONFIG
     checkpoint.copy_side_files(source, target)
     checkpoint.write_json(target / "config.json", config)

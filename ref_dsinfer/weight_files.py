@@ -82,22 +82,31 @@ def locate(model_dir: Path, world: int) -> list[Path]:
         raise CheckpointError(f"{missing[0]} is missing for a world size of {world}: run {convert}")
     if files := hugging_face_files(model_dir):
         return files
-    made = {int(m[1]) for path in model_dir.iterdir() if (m := RANK_FILE.fullmatch(path.name))}
-    if made:
-        sizes = ", ".join(map(str, sorted(made)))
+    if made := _worlds(model_dir):
         raise CheckpointError(
-            f"{missing[0]} is missing: the weights were made for a world size of {sizes}, "
+            f"{missing[0]} is missing: the weights were made for a world size of {made}, "
             f"this run has {world}; start as many processes, name the Hugging Face directory, "
             f"or run {convert}"
         )
     raise no_weights(model_dir)
 
 
+def _worlds(model_dir: Path) -> str:
+    """The world sizes that a directory has files of ranks for."""
+    matches = (RANK_FILE.fullmatch(path.name) for path in model_dir.iterdir())
+    return ", ".join(map(str, sorted({int(match[1]) for match in matches if match})))
+
+
 def no_weights(model_dir: Path) -> CheckpointError:
-    """What to raise where a directory holds no weights that can be read."""
+    """What to raise where a directory holds no Hugging Face weights."""
+    if made := _worlds(model_dir):
+        return CheckpointError(
+            f"{model_dir} holds no Hugging Face weights (*.safetensors), but those of the ranks of "
+            f"a world size of {made}"
+        )
     others = sorted(path.name for kind in OTHER_KINDS for path in model_dir.glob(kind))
     if not others:
-        return CheckpointError(f"{model_dir} holds no Hugging Face weights (model*.safetensors)")
+        return CheckpointError(f"{model_dir} holds no Hugging Face weights (*.safetensors)")
     return CheckpointError(
         f"{model_dir} holds no weights by a name that is known (model.safetensors, or "
         f"model-00001-of-….safetensors), but {others[0]}: download the model as safetensors"

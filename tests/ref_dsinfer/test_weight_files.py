@@ -16,7 +16,7 @@ from ref_dsinfer import fp8
 from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.convert import convert
 from ref_dsinfer.engine import Engine
-from ref_dsinfer.errors import CheckpointError, ModelError
+from ref_dsinfer.errors import CheckpointError, ModelError, UsageError
 from ref_dsinfer.model import Model
 from ref_dsinfer.parallel import ATTENTION, Place
 from ref_dsinfer.weight_files import INDEX, check_for_others, locate
@@ -178,6 +178,18 @@ def test_fp8_weights_without_a_word_of_it_are_told(
     assert json.loads(str(caught.value).partition("it is ")[2]) == given
 
 
+def test_activations_scaled_by_powers_of_two_are_refused_where_they_are_rounded(
+    tiny_fp8: Path,
+) -> None:
+    expected = answer(tiny_fp8)
+    raw = json.loads((tiny_fp8 / "config.json").read_text())
+    raw["quantization_config"]["scale_fmt"] = "ue8m0"
+    (tiny_fp8 / "config.json").write_text(json.dumps(raw))
+    assert answer(tiny_fp8) == expected
+    with pytest.raises(UsageError, match="scale_fmt ue8m0"):
+        Engine(tiny_fp8, device="cpu", gemm="fp8")
+
+
 def test_a_word_of_fp8_without_fp8_weights_is_told(copied: Path) -> None:
     raw = json.loads((copied / "config.json").read_text())
     raw["quantization_config"] = fp8.QUANTIZATION_CONFIG
@@ -321,6 +333,8 @@ def test_files_of_deepseeks_own_script_are_for_their_number_of_ranks(
         check_for_others(two)
     with pytest.raises(CheckpointError, match="a rank's weights, which the pytorch backend reads"):
         check_for_others(deepseeks(random_model, tmp_path / "one", 1))
+    with pytest.raises(CheckpointError, match="but those of the ranks of a world size of 2"):
+        convert(two, tmp_path / "ours", 1)
     convert(random_model, tmp_path / "ours", 1)
     check_for_others(tmp_path / "ours")  # Hugging Face's names: others read it
     (two / "config.json").unlink()  # the script copies the tokenizer's files only
