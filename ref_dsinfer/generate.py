@@ -166,8 +166,8 @@ def ids_of(words: Any, text: str) -> tuple[int, ...]:
         prompt = words.apply_chat_template(
             [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
         )
-    except Exception as error:  # a template is a program: it may raise anything
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+    except Exception as error:  # a template is a program, and may raise anything
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(
             f"{words.name_or_path}: the chat template can't be rendered: {reason}"
         ) from error
