@@ -1,7 +1,6 @@
 """Command-line options that every script which runs an engine shares."""
 
 import argparse
-import json
 import os
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -12,6 +11,7 @@ from typing import Any
 from backends import registry
 from backends.types import BackendSpec, EngineConfig
 from ref_dsinfer.errors import LaunchError, LengthError, ModelError, UsageError
+from ref_dsinfer.lookalike import read_object
 from ref_dsinfer.processor import DTYPES
 
 DEFAULT_MODEL = "deepseek-ai/DeepSeek-R1"
@@ -299,12 +299,9 @@ def model_length(config: EngineConfig) -> int:
     for than the model has.
     """
     path = Path(config.model) / "config.json"
-    try:
-        length = json.loads(path.read_bytes())["max_position_embeddings"]
-    except OSError as error:
-        raise ModelError(f"{path}: can't be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{path}: names no max_position_embeddings") from error
+    length = read_object(path).get("max_position_embeddings")
+    if length is None:
+        raise ModelError(f"{path}: names no max_position_embeddings")
     if not isinstance(length, int) or length < 1:
         raise ModelError(f"{path}: max_position_embeddings is {length!r}, not a length")
     if config.max_model_len is None:

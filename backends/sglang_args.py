@@ -4,12 +4,11 @@ Tried on SGLang 0.5.23.
 """
 
 import argparse
-import json
 import os
 import tempfile
 from getpass import getuser
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import psutil
 import torch
@@ -18,7 +17,9 @@ from sglang.srt.server_args import ServerArgs
 from backends.options import model_length, refuse_unknown
 from backends.types import EngineConfig
 from ref_dsinfer.errors import ModelError, UsageError
+from ref_dsinfer.lookalike import read_object
 from ref_dsinfer.processor import dtype_for
+from ref_dsinfer.weight_files import check_for_others
 
 RESERVED = 6  # tokens of its context that SGLang gives to neither prompt nor answer
 CPU_CACHE_BYTES = 4 << 30  # at most, where nobody asks for more: SGLang would take most memory
@@ -54,7 +55,8 @@ OURS = {"host", "port", "config", "api_key", "admin_api_key", "ssl_keyfile", "ss
 
 
 def arguments(config: EngineConfig, device: str) -> list[str]:
-    """SGLang's command line, read by its own parser. Errors: UsageError; ModelError."""
+    """SGLang's command line, read by its own parser. Errors: UsageError; ModelError and
+    CheckpointError for what it would find out after a while, in other words."""
     parser = _Parser(add_help=False, allow_abbrev=False)
     ServerArgs.add_cli_args(parser)
     flags = {
@@ -64,6 +66,8 @@ def arguments(config: EngineConfig, device: str) -> list[str]:
     }
     options = {key.replace("-", "_"): value for key, value in config.options.items()}
     refuse_unknown("sglang", options, flags)
+    if "load_format" not in options:  # else they may be of any kind, or none
+        check_for_others(Path(config.model))
     for key in options:
         if own := OWN_FLAGS.get(flags[key].dest):
             raise UsageError(f"engine option {key}: use {own}")
@@ -185,22 +189,8 @@ def device_of(asked: str) -> str:
 
 def check_mtp(folder: Path) -> None:
     """Errors: ModelError where there is no MTP layer: SGLang would find out after a while."""
-    if not _model(folder).get("num_nextn_predict_layers"):
+    if not read_object(folder / "config.json").get("num_nextn_predict_layers"):
         raise ModelError(f"{folder}/config.json: this model has no MTP layer for --speculative")
-
-
-def _model(folder: Path) -> dict[str, Any]:
-    """A model's config.json. Errors: ModelError."""
-    path = folder / "config.json"
-    try:
-        found = json.loads(path.read_bytes())
-    except OSError as error:
-        raise ModelError(f"{path}: can't be read: {error.strerror}") from error
-    except ValueError as error:
-        raise ModelError(f"{path}: not JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise ModelError(f"{path}: not a JSON object")
-    return found
 
 
 def _cpu_tokens(config: EngineConfig) -> int:
@@ -209,7 +199,7 @@ def _cpu_tokens(config: EngineConfig) -> int:
     A token's is the compressed latent and the rotary key of every layer. At least one sequence of
     full length has a place.
     """
-    model = _model(Path(config.model))
+    model = read_object(Path(config.model) / "config.json")
     try:
         values = model["num_hidden_layers"] * (model["kv_lora_rank"] + model["qk_rope_head_dim"])
         bytes_ = values * (4 if dtype_for(config.dtype, "cpu") == "float32" else 2)

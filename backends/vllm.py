@@ -33,7 +33,9 @@ from backends.children import Children
 from backends.options import refuse_unknown
 from backends.types import NO_REUSE, Backend, Delta, EngineConfig, Finish, Request, Reuse
 from ref_dsinfer.errors import EngineError, ModelError, UsageError
+from ref_dsinfer.lookalike import read_object
 from ref_dsinfer.processor import dtype_for
+from ref_dsinfer.weight_files import check_for_others
 
 LOG_LINE = "%(asctime)s %(levelname)s %(processName)s %(filename)s:%(lineno)d] %(message)s"
 SPECULATIVE = {"method": "mtp", "num_speculative_tokens": 3}  # what the benchmark's rules allow
@@ -159,13 +161,16 @@ class VllmBackend(Backend):
 
 
 def engine_args(config: EngineConfig) -> AsyncEngineArgs:
-    """vLLM's own arguments, read by its own parser. Errors: UsageError."""
+    """vLLM's own arguments, read by its own parser. Errors: UsageError; CheckpointError for files
+    that it would find out about after a while, in other words."""
     known = {field.name for field in fields(AsyncEngineArgs)}
     options = {key.replace("-", "_"): value for key, value in config.options.items()}
     for key in options:
         if key in OWN_FLAGS:
             raise UsageError(f"engine option {key}: use {OWN_FLAGS[key]}")
     refuse_unknown("vllm", options, known)
+    if "load_format" not in options:  # else they may be of any kind, or none
+        check_for_others(Path(config.model))
 
     parser = _Parser(add_help=False)
     AsyncEngineArgs.add_cli_args(parser)
@@ -228,15 +233,14 @@ def _words(parser: argparse.ArgumentParser, options: Mapping[str, str]) -> list[
 def _check_model(folder: Path, speculative: bool) -> None:
     """Errors: ModelError for what vLLM would find out after a while, in other words."""
     path = folder / "config.json"
-    try:
-        config = json.loads(path.read_bytes())
-        names = list(config["architectures"])
-    except OSError as error:
-        raise ModelError(f"{path}: can't be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{path}: names no architectures") from error
+    config = read_object(path)
+    names = config.get("architectures")
+    if not isinstance(names, list):
+        raise ModelError(f"{path}: names no architectures")
     if not any(name in vllm.ModelRegistry.get_supported_archs() for name in names):
-        raise ModelError(f"{path}: vLLM {vllm.__version__} does not know {', '.join(names)}")
+        raise ModelError(
+            f"{path}: vLLM {vllm.__version__} does not know {', '.join(map(str, names))}"
+        )
     if speculative and not config.get("num_nextn_predict_layers"):
         raise ModelError(f"{path}: this model has no MTP layer for --speculative")
 

@@ -67,7 +67,7 @@ def make(folder: Path, gigabytes: float) -> None:
     """Write a bf16 checkpoint of about this size, a layer to a file."""
     import torch
 
-    from ref_dsinfer import checkpoint
+    from ref_dsinfer import checkpoint, weight_files
 
     expert_bytes = 3 * HIDDEN * INNER * 2
     experts = max(16, round(gigabytes * 1e9 / LAYERS / expert_bytes / 8) * 8)
@@ -86,7 +86,7 @@ def make(folder: Path, gigabytes: float) -> None:
         zeros = ((tensor, torch.zeros(shape, dtype=torch.bfloat16)) for tensor, shape in tensors)
         checkpoint.write(folder / name, entries, zeros)
     index = {tensor: name for name, tensors in files.items() for tensor, _ in tensors}
-    checkpoint.write_json(folder / checkpoint.INDEX, {"metadata": {}, "weight_map": index})
+    checkpoint.write_json(folder / weight_files.INDEX, {"metadata": {}, "weight_map": index})
 
 
 def main() -> None:

@@ -1,12 +1,12 @@
 """Text to token ids and back: the only place that knows tokenizer and chat template."""
 
-import json
 from collections.abc import Iterable
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
 
 from ref_dsinfer.errors import ModelError
+from ref_dsinfer.lookalike import check_json, read_object
 
 FILES = ("tokenizer.json", "tokenizer_config.json")
 
@@ -27,6 +27,7 @@ class Prompts:
         for name in FILES:
             if not (folder / name).is_file():
                 raise ModelError(f"{folder}: {name} is missing")
+            check_json(folder / name)
 
         from transformers import PreTrainedTokenizerFast
 
@@ -77,9 +78,9 @@ def _generation_stops(folder: Path) -> list[int]:
     path = folder / "generation_config.json"
     if not path.is_file():
         return []
+    stops = read_object(path).get("eos_token_id")
     try:
-        stops = json.loads(path.read_bytes()).get("eos_token_id")
         listed = [] if stops is None else stops if isinstance(stops, list) else [stops]
         return [int(stop) for stop in listed]
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError) as error:
         raise ModelError(f"{path}: eos_token_id can't be read: {error}") from error

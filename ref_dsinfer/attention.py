@@ -23,6 +23,8 @@ from ref_dsinfer.layers import Linear, RMSNorm
 from ref_dsinfer.parallel import Ranks
 from ref_dsinfer.rope import rotate
 
+LATENT_EPS = 1e-6  # of the latents' norms, whatever `rms_norm_eps` says: so are models trained
+
 
 class Attention(nn.Module):
     """One layer's attention of this rank's tokens over its heads; returns a partial sum."""
@@ -40,10 +42,10 @@ class Attention(nn.Module):
             self.q_proj = linear(queries, config.hidden)
         else:
             self.q_a_proj = linear(config.q_lora, config.hidden)
-            self.q_a_layernorm = RMSNorm(config.q_lora, config.eps)
+            self.q_a_layernorm = RMSNorm(config.q_lora, LATENT_EPS)
             self.q_b_proj = linear(queries, config.q_lora)
         self.kv_a_proj_with_mqa = linear(config.latent_dim, config.hidden)
-        self.kv_a_layernorm = RMSNorm(config.kv_lora, config.eps)
+        self.kv_a_layernorm = RMSNorm(config.kv_lora, LATENT_EPS)
         self.kv_b_proj = linear(self.heads * (config.nope_dim + config.v_dim), config.kv_lora)
         self.o_proj = linear(config.hidden, self.heads * config.v_dim)
 

@@ -3,8 +3,9 @@
 A model directory holds either a Hugging Face checkpoint or `model{rank}-mp{world}.safetensors`
 made from one by `ref_dsinfer.convert`. Both keep Hugging Face's names, and `rank_pieces` is the one
 place that says what a rank's part is, so that a converted model and one sliced while loading are
-the same, bit for bit. Routed experts go whole to ranks in contiguous ranges. With data-parallel
-attention each rank has its weights whole; those of a converted model lie in the files of all ranks.
+the same, bit for bit. DeepSeek's own `convert.py` writes the same parts under names of its own.
+Routed experts go whole to ranks in contiguous ranges. With data-parallel attention each rank has
+its weights whole; those of a converted model lie in the files of all ranks.
 """
 
 import contextlib
@@ -17,19 +18,22 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor, cat, uint8
 
 from ref_dsinfer.config import ModelConfig
+from ref_dsinfer.deepseek_names import hugging_face_name
 from ref_dsinfer.errors import CheckpointError, OutputError
+from ref_dsinfer.keys import QUANTIZATION_CONFIG
+from ref_dsinfer.weight_files import RANK_FILE, locate, opened
 
-INDEX = "model.safetensors.index.json"
-RANK_FILE = re.compile(r"model\d+-mp(\d+)\.safetensors")
 LAYER = re.compile(r"model\.layers\.(\d+)\.")
+INV_FREQ = ".rotary_emb.inv_freq"  # of older checkpoints: the configuration says the same
 EXPERT = re.compile(r"\.mlp\.experts\.(\d+)\.")
 # An MTP layer's embedding and head: the model's own, once more.
 REPEATED = (".embed_tokens.weight", ".shared_head.head.weight")
-ITEM_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "F8_E4M3": 1}
+FP8 = "F8_E4M3"
+ITEM_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, FP8: 1}
 
 # The dimension along which ranks share a weight; modules not named here are on every rank whole.
 SHARED_DIM = {
@@ -60,14 +64,10 @@ class Entry:
 class Piece(Entry):
     """A tensor, or the part of it that one rank holds; `shape` is the part's."""
 
+    stored: str  # its name in the files
     files: tuple[Path, ...]  # where several, each has a part of it, in order along `dim`
     dim: int | None = None  # along which it is cut, or put together; None: whole
     start: int = 0  # first index along `dim`, where it is cut
-
-
-def rank_file(rank: int, world: int) -> str:
-    """Name of the file that holds one rank's weights."""
-    return f"model{rank}-mp{world}.safetensors"
 
 
 def is_linear(name: str) -> bool:
@@ -80,66 +80,48 @@ def module_of(name: str) -> str:
     return name.rpartition(".")[0].rpartition(".")[2]
 
 
-def hugging_face_files(model_dir: Path) -> list[Path]:
-    """The files of a Hugging Face checkpoint; empty if there is none.
-
-    Errors: CheckpointError if a file that the index names is missing.
-    """
-    index = model_dir / INDEX
-    if not index.is_file():
-        return [path] if (path := model_dir / "model.safetensors").is_file() else []
-    try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index} can't be read as a safetensors index: {error!r}") from error
-    files = sorted(model_dir / name for name in names)
-    for file in files:
-        if not file.is_file():
-            raise CheckpointError(f"{file} is missing: {index.name} names it")
-    return files
-
-
-def locate(model_dir: Path, world: int) -> list[Path]:
-    """The files a run of `world` ranks reads: one a rank, or all of a Hugging Face checkpoint.
-
-    Looks for the files of all ranks, so that every rank comes to the same answer.
-    Errors: CheckpointError naming the missing file, the world size, and the way to make it.
-    """
-    ranks = [model_dir / rank_file(rank, world) for rank in range(world)]
-    missing = [path for path in ranks if not path.is_file()]
-    if not missing:
-        return ranks
-    convert = (
-        "python -m ref_dsinfer.convert --model-path HF_DIRECTORY "
-        f"--output-path {model_dir} --model-parallel {world}"
-    )
-    if len(missing) < world:
-        raise CheckpointError(f"{missing[0]} is missing for a world size of {world}: run {convert}")
-    if files := hugging_face_files(model_dir):
-        return files
-    made = {int(m[1]) for path in model_dir.iterdir() if (m := RANK_FILE.fullmatch(path.name))}
-    if made:
-        sizes = ", ".join(map(str, sorted(made)))
-        raise CheckpointError(
-            f"{missing[0]} is missing: the weights were made for a world size of {sizes}, "
-            f"this run has {world}; start as many processes, name the Hugging Face directory, "
-            f"or run {convert}"
-        )
-    raise CheckpointError(f"{model_dir} holds no weights (*.safetensors)")
-
-
 def whole(file: Path) -> list[Piece]:
-    """Every tensor of a file. Errors: CheckpointError if it can't be read."""
-    try:
-        with safe_open(file, "pt") as handle:
-            slices = ((name, handle.get_slice(name)) for name in handle.keys())  # noqa: SIM118
-            pieces = [Piece(n, s.get_dtype(), tuple(s.get_shape()), (file,)) for n, s in slices]
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{file} can't be read as safetensors: {error}") from error
+    """Every tensor of a file, under Hugging Face's name. Errors: CheckpointError."""
+    with opened(file) as handle:
+        slices = ((name, handle.get_slice(name)) for name in handle.keys())  # noqa: SIM118
+        pieces = [
+            Piece(hugging_face_name(n), s.get_dtype(), tuple(s.get_shape()), n, (file,))
+            for n, s in slices
+        ]
     for piece in pieces:
         if piece.dtype not in ITEM_BYTES:
             raise CheckpointError(f"{file} holds {piece.name} as {piece.dtype}, an unknown type")
     return pieces
+
+
+def check(model_dir: Path, config: ModelConfig, world: int) -> None:
+    """Refuse what no rank can load, before the ranks meet.
+
+    Errors: CheckpointError for a file that is missing or not whole, or not as the configuration
+    says.
+    """
+    for file in locate(model_dir, world):
+        check_kinds(whole(file), config)
+
+
+def check_kinds(pieces: Iterable[Piece], config: ModelConfig) -> None:
+    """Refuse weights that are fp8 where the configuration has nothing of it, and the reverse.
+
+    Errors: CheckpointError.
+    """
+    for piece in pieces:
+        if piece.dtype == FP8 and not config.fp8:
+            raise CheckpointError(
+                f"{piece.files[0]} holds {piece.name} in fp8, and config.json has no "
+                "quantization_config: copy it from the model's own config.json; in DeepSeek's it is"
+                f" {json.dumps(QUANTIZATION_CONFIG)}"
+            )
+        wanted = config.fp8 and is_linear(piece.name) and has_place(piece.name, config)
+        if wanted and piece.dtype != FP8:
+            raise CheckpointError(
+                f"{piece.files[0]} holds {piece.name} as {piece.dtype}, and config.json's "
+                "quantization_config says fp8: remove it if the weights have been converted"
+            )
 
 
 def rank_pieces(
@@ -171,6 +153,8 @@ def joined_of(piece: Piece, files: list[Path]) -> Piece:
 
 def has_place(name: str, config: ModelConfig) -> bool:
     """Whether a tensor belongs to the model: not if it is of an MTP layer that nobody wants."""
+    if name.endswith(INV_FREQ):
+        return False
     layer = LAYER.match(name)
     if layer is None or int(layer[1]) < config.layers:
         return True
@@ -206,17 +190,17 @@ def read(pieces: Iterable[Piece]) -> Iterator[tuple[str, Tensor]]:
     """
     for files, group in groupby(pieces, key=lambda piece: piece.files):
         try:
-            with contextlib.ExitStack() as opened:
-                handles = [opened.enter_context(safe_open(file, "pt")) for file in files]
+            with contextlib.ExitStack() as stack:
+                handles = [stack.enter_context(opened(file)) for file in files]
                 for piece in group:
                     if piece.dim is None:
-                        yield piece.name, handles[0].get_tensor(piece.name)
+                        yield piece.name, handles[0].get_tensor(piece.stored)
                     elif len(handles) > 1:
-                        parts = [handle.get_tensor(piece.name) for handle in handles]
+                        parts = [handle.get_tensor(piece.stored) for handle in handles]
                         yield piece.name, cat(parts, piece.dim)
                     else:
                         cut = slice(piece.start, piece.start + piece.shape[piece.dim])
-                        part = handles[0].get_slice(piece.name)
+                        part = handles[0].get_slice(piece.stored)
                         yield piece.name, part[cut] if piece.dim == 0 else part[:, cut]
         except (OSError, SafetensorError) as error:
             names = ", ".join(map(str, files))

@@ -1,24 +1,22 @@
 """What `config.json` says about a DeepSeek-V3 model, checked once and then trusted."""
 
-import json
+import logging
 import math
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any, Literal
 
+from ref_dsinfer import keys
 from ref_dsinfer.errors import ModelError
+from ref_dsinfer.lookalike import HEAD, JSON, read_object, what_it_is
+
+log = logging.getLogger(__name__)
 
 ARCHITECTURE = "DeepseekV3ForCausalLM"
-FP8_BLOCK = 128  # rows and columns that share one scale
-
-# Values this model has no code for: refusing them beats answering with another model's numbers.
-FIXED = {
-    "hidden_act": "silu",
-    "attention_bias": False,
-    "tie_word_embeddings": False,
-    "rope_interleave": True,
-    "moe_layer_freq": 1,
-}
+MANY = 8  # keys: too many to name them all
 
 
 @dataclass(frozen=True)
@@ -29,12 +27,23 @@ class Yarn:
     original_length: int  # tokens
     beta_fast: float = 32.0
     beta_slow: float = 1.0
-    mscale: float = 1.0
+    mscale: float = 0.0
     mscale_all_dim: float = 0.0
+    attention_factor: float | None = None  # None: it follows from the others
+    truncate: bool = True  # the ramp's ends to whole pairs
 
-    def magnitude(self, mscale: float) -> float:
+    def temperature(self, mscale: float) -> float:
         """YaRN's attention temperature for this factor."""
         return 0.1 * mscale * math.log(self.factor) + 1.0 if self.factor > 1 else 1.0
+
+    @property
+    def magnitude(self) -> float:
+        """What rotated values are multiplied by. `mscale` counts beside `mscale_all_dim` only."""
+        if self.attention_factor is not None:
+            return self.attention_factor
+        if self.mscale and self.mscale_all_dim:
+            return self.temperature(self.mscale) / self.temperature(self.mscale_all_dim)
+        return self.temperature(1.0)
 
 
 @dataclass(frozen=True)
@@ -67,6 +76,7 @@ class ModelConfig:
     yarn: Yarn | None
     max_positions: int  # tokens
     fp8: bool  # linear weights are block-fp8
+    ue8m0: bool = False  # where activations are rounded to fp8 too, by powers of two
     mtp: bool = False  # one more layer behind the others drafts tokens
 
     @property
@@ -84,55 +94,83 @@ class ModelConfig:
         """What attention scores are multiplied by; YaRN's temperature belongs here."""
         scale = (self.nope_dim + self.rope_dim) ** -0.5
         if self.yarn:
-            scale *= self.yarn.magnitude(self.yarn.mscale_all_dim) ** 2
+            scale *= self.yarn.temperature(self.yarn.mscale_all_dim) ** 2
         return scale
 
     @classmethod
     def read(cls, model_dir: Path) -> "ModelConfig":
         """Read `model_dir/config.json`, in the hub's own keys or in those transformers 5 writes.
 
-        Errors: ModelError if it is missing, unreadable, of another architecture, or inconsistent.
+        Errors: ModelError if it is missing, unreadable, of another architecture, or inconsistent,
+        or where a key has a value that can't be honoured.
         """
         path = model_dir / "config.json"
         if not path.is_file():
-            raise ModelError(f"{path} does not exist: --model must name a Hugging Face directory")
-        try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ModelError(f"{path} can't be read as JSON: {error}") from error
-        architectures = raw.get("architectures") if isinstance(raw, dict) else None
+            raise ModelError(f"{path} does not exist: {_what_to_name(model_dir)}")
+        raw = read_object(path)
+        architectures = raw.get("architectures")
         if not isinstance(architectures, list) or ARCHITECTURE not in architectures:
-            raise ModelError(
-                f"{path} describes {architectures or 'no architecture'}, not {ARCHITECTURE}"
-            )
+            raise ModelError(f"{path} {_what_it_describes(path, raw)}, not {ARCHITECTURE}")
         try:
             config = _parse(raw)
         except KeyError as error:
             raise ModelError(f"{path} lacks {error.args[0]!r}") from error
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise ModelError(f"{path} can't be used: {error}") from error
+        if unknown := sorted(raw.keys() - keys.KNOWN):
+            names = ", ".join(map(short, unknown[:MANY])) + (", …" if len(unknown) > MANY else "")
+            log.warning("%s: keys that mean nothing to this engine: %s", path, names)
         return config
 
 
+def _what_to_name(model_dir: Path) -> str:
+    if list(model_dir.glob("model*-mp*.safetensors")):  # DeepSeek's own convert.py leaves it out
+        return "copy it from the Hugging Face directory that the weights were made from"
+    return "--model must name a Hugging Face directory"
+
+
+def _what_it_describes(path: Path, raw: Mapping[str, Any]) -> str:
+    """What a config.json without the architecture says, or is."""
+    if architectures := raw.get("architectures"):
+        return f"describes {short(architectures)}"
+    if raw.keys() >= {"dim", "n_layers"}:
+        return "describes a model in the words of DeepSeek's inference code"
+    with path.open("rb") as file:
+        phrase = what_it_is(file.read(HEAD))
+    return "describes no architecture" if phrase in (JSON, None) else f"is {phrase}"
+
+
 def _parse(raw: dict[str, Any]) -> ModelConfig:
-    """Turn the file's keys into ours. Errors: KeyError for a missing key, else ValueError."""
+    """Turn the file's keys into ours. Errors: KeyError for a missing key, else ValueError.
+
+    What may be absent means what transformers takes it for.
+    """
 
     def count(key: str, least: int = 1) -> int:
         value = raw[key]
         if type(value) is not int or value < least:
-            raise ValueError(f"{key} is {value!r}, not a whole number from {least} on")
+            raise ValueError(f"{key} is {short(value)}, not a whole number from {least} on")
         return value
 
-    for key, expected in FIXED.items():
-        if raw.get(key, expected) != expected:
-            raise ValueError(f"{key} is {raw[key]!r}; only {expected!r} is supported")
+    def optional(key: str, absent: int, null: int | None) -> int | None:
+        if key not in raw:
+            return absent
+        return null if raw[key] is None else count(key)
+
+    for key, allowed in keys.FIXED.items():
+        _check_value(key, raw.get(key, allowed[0]), allowed)
+    for key, others in keys.DERIVED.items():
+        total = sum(count(other) for other in others)
+        if raw.get(key) not in (total, None):
+            raise ValueError(f"{key} is {short(raw[key])}, but {' + '.join(others)} is {total}")
     theta, yarn = _rope(raw)
+    fp8, ue8m0 = _quantization(raw.get("quantization_config"), raw)
     scoring = raw.get("scoring_func", "sigmoid")
     method = raw.get("topk_method", "noaux_tc")
-    if scoring not in ("sigmoid", "softmax"):
-        raise ValueError(f"scoring_func is {scoring!r}; sigmoid and softmax are supported")
-    if method not in ("noaux_tc", "group_limited_greedy"):
-        raise ValueError(f"topk_method is {method!r}; noaux_tc and group_limited_greedy are known")
+    _check_value("scoring_func", scoring, ("sigmoid", "softmax"))
+    _check_value("topk_method", method, ("noaux_tc", "group_limited_greedy"))
+    normalise = raw.get("norm_topk_prob", True)
+    _check_value("norm_topk_prob", normalise, (True, False, None))
     config = ModelConfig(
         vocab_size=count("vocab_size"),
         hidden=count("hidden_size"),
@@ -141,7 +179,7 @@ def _parse(raw: dict[str, Any]) -> ModelConfig:
         layers=count("num_hidden_layers"),
         dense_layers=count("first_k_dense_replace", 0),
         heads=count("num_attention_heads"),
-        q_lora=None if raw.get("q_lora_rank") is None else count("q_lora_rank"),
+        q_lora=optional("q_lora_rank", 1536, None),
         kv_lora=count("kv_lora_rank"),
         nope_dim=count("qk_nope_head_dim"),
         rope_dim=count("qk_rope_head_dim", 2),
@@ -149,18 +187,19 @@ def _parse(raw: dict[str, Any]) -> ModelConfig:
         experts=count("n_routed_experts"),
         shared_experts=count("n_shared_experts"),
         active_experts=count("num_experts_per_tok"),
-        groups=1 if raw.get("n_group") is None else count("n_group"),
-        kept_groups=1 if raw.get("topk_group") is None else count("topk_group"),
-        routed_scale=float(raw.get("routed_scaling_factor", 1.0)),
+        groups=optional("n_group", 8, 1) or 1,
+        kept_groups=optional("topk_group", 4, 1) or 1,
+        routed_scale=_number("routed_scaling_factor", raw.get("routed_scaling_factor", 2.5)),
         scoring=scoring,
         routing_bias=method == "noaux_tc",
-        normalise_weights=bool(raw.get("norm_topk_prob", True)),
-        eps=float(raw.get("rms_norm_eps", 1e-6)),
+        normalise_weights=bool(normalise),
+        eps=_number("rms_norm_eps", raw.get("rms_norm_eps", 1e-6)),
         rope_theta=theta,
         yarn=yarn,
         max_positions=count("max_position_embeddings"),
-        fp8=_is_fp8(raw.get("quantization_config")),
-        mtp=bool(raw.get("num_nextn_predict_layers")),
+        fp8=fp8,
+        ue8m0=ue8m0,
+        mtp=bool(raw.get("num_nextn_predict_layers", raw.get("num_mtp_layers"))),
     )
     if config.experts % config.groups or config.kept_groups > config.groups:
         raise ValueError(
@@ -173,36 +212,112 @@ def _parse(raw: dict[str, Any]) -> ModelConfig:
     return config
 
 
+def _check_value(key: str, value: Any, allowed: tuple[Any, ...]) -> None:
+    if value not in allowed:
+        wanted = " or ".join(repr(one) for one in allowed)
+        raise ValueError(f"{key} is {short(value)}; this engine knows {wanted} only")
+
+
+def _number(key: str, value: Any) -> float:
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise ValueError(f"{key} is {short(value)}, not a number")
+    return float(value)
+
+
+def _above(key: str, value: Any, limit: float = 0) -> float:
+    if (number := _number(key, value)) <= limit:
+        raise ValueError(f"{key} is {short(value)}; it must be above {limit}")
+    return number
+
+
+def _object(key: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{key} is {short(value)}, not an object")
+    return value
+
+
+def _refuse_unknown(key: str, given: Iterable[str], known: Iterable[str]) -> None:
+    if unknown := sorted(set(given) - set(known)):
+        raise ValueError(f"{key} has {short(unknown[0])}, which this engine does not know")
+
+
 def _rope(raw: dict[str, Any]) -> tuple[float, Yarn | None]:
     """Read theta and YaRN from `rope_parameters` (transformers 5) or `rope_scaling` (the hub)."""
-    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {"type": "default"}
-    theta = float(rope.get("rope_theta", raw.get("rope_theta", 10000.0)))
-    kind = rope.get("rope_type", rope.get("type"))
+    given = [key for key in ("rope_parameters", "rope_scaling") if raw.get(key)]
+    found = {_one_rope(key, _object(key, raw[key]), raw) for key in given}
+    if len(found) > 1:
+        raise ValueError(f"{' and '.join(given)} say different things: keep one of them")
+    return found.pop() if found else _one_rope("rope_scaling", {}, raw)
+
+
+def _one_rope(key: str, rope: dict[str, Any], raw: dict[str, Any]) -> tuple[float, Yarn | None]:
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if any(isinstance(value, dict) for value in rope.values()):
+        raise ValueError(f"{key} differs by layer, which this engine does not know")
+    _check_value(f"{key}'s type", kind, tuple(keys.ROPE))
+    _refuse_unknown(key, rope, {*keys.ROPE[kind], *keys.ROPE_TYPE, "partial_rotary_factor"})
+    _check_value(
+        f"{key}'s partial_rotary_factor",
+        rope.get("partial_rotary_factor"),
+        keys.FIXED["partial_rotary_factor"],
+    )
+    theta = _above("rope_theta", rope.get("rope_theta", raw.get("rope_theta", 10000.0)), 1)
     if kind == "default":
         return theta, None
-    if kind != "yarn":
-        raise ValueError(f"rope type is {kind!r}; default and yarn are supported")
+    # transformers prefers the outer one
+    original = {**rope, **raw}["original_max_position_embeddings"]
+    truncate = rope.get("truncate", True)
+    factor = rope.get("attention_factor")
+    _check_value(f"{key}'s truncate", truncate, (True, False))
+    if type(original) is not int or original < 1:
+        raise ValueError(f"original_max_position_embeddings is {short(original)}, not a length")
     yarn = Yarn(
-        factor=float(rope["factor"]),
-        original_length=int(rope["original_max_position_embeddings"]),
-        **{
-            key: float(rope[key])
-            for key in ("beta_fast", "beta_slow", "mscale", "mscale_all_dim")
-            if rope.get(key) is not None
-        },
+        factor=_above(f"{key}'s factor", rope["factor"]),
+        original_length=original,
+        # as in transformers, 0 means what None does
+        beta_fast=_above(f"{key}'s beta_fast", rope.get("beta_fast") or 32),
+        beta_slow=_above(f"{key}'s beta_slow", rope.get("beta_slow") or 1),
+        mscale=_number(f"{key}'s mscale", rope.get("mscale") or 0),
+        mscale_all_dim=_number(f"{key}'s mscale_all_dim", rope.get("mscale_all_dim") or 0),
+        attention_factor=None if factor is None else _number(f"{key}'s attention_factor", factor),
+        truncate=bool(truncate),
     )
     return theta, yarn
 
 
-def _is_fp8(quantization: Any) -> bool:
-    """Whether weights are block-fp8 as DeepSeek publishes them. ValueError for any other format."""
-    if quantization is None:
-        return False
-    block = [FP8_BLOCK, FP8_BLOCK]
-    if (
-        quantization.get("quant_method") != "fp8"
-        or quantization.get("fmt", "e4m3") != "e4m3"
-        or quantization.get("weight_block_size") != block
-    ):
-        raise ValueError(f"quantization_config is not e4m3 fp8 in blocks of {block}")
-    return True
+def _quantization(given: Any, raw: dict[str, Any]) -> tuple[bool, bool]:
+    """Whether weights are block-fp8 as DeepSeek publishes them, and activations' scales powers of
+    two. Errors: ValueError for any other format."""
+    if given is None:
+        return False, False
+    quantization = _object("quantization_config", given)
+    for key, allowed in keys.QUANTIZATION.items():
+        _check_value(f"quantization_config's {key}", quantization.get(key), allowed)
+    _refuse_unknown("quantization_config", quantization, {*keys.QUANTIZATION, *keys.UNCONVERTED})
+    for key in keys.UNCONVERTED:
+        for pattern in quantization.get(key) or []:
+            if name := _first_linear(key, pattern, raw["num_hidden_layers"]):
+                raise ValueError(
+                    f"quantization_config's {key} has {short(pattern)}, which leaves {name} as it "
+                    "was; this engine knows models only of which all linear layers are fp8"
+                )
+    return True, quantization.get("scale_fmt") == "ue8m0"
+
+
+def _first_linear(key: str, pattern: str, layers: int) -> str | None:
+    """The first fp8 module that a pattern matches, by transformers' rules; None if none.
+
+    Single experts are not looked for: the loader finds what is not fp8.
+    """
+    attention = ("q_proj", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj")
+    parts = [f"self_attn.{name}" for name in attention]
+    for mlp in ("mlp", "mlp.shared_experts", "mlp.experts.0"):
+        parts += [f"{mlp}.{name}" for name in ("gate_proj", "up_proj", "down_proj")]
+    names = (f"model.layers.{layer}.{part}" for layer in range(layers) for part in parts)
+    try:
+        matcher = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(
+            f"quantization_config's {key} has {short(pattern)}, which is no pattern: {error}"
+        ) from error
+    return next((name for name in names if matcher.match(name) or name.endswith(pattern)), None)

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from ref_dsinfer import errors
-from ref_dsinfer.errors import CheckpointError, UsageError
+from ref_dsinfer.errors import UsageError
 
 log = logging.getLogger(__name__)
 
@@ -24,22 +24,23 @@ def convert(source: Path, target: Path, world: int) -> list[Path]:
     """
     from tqdm import tqdm
 
-    from ref_dsinfer import checkpoint, parallel
+    from ref_dsinfer import checkpoint, parallel, weight_files
     from ref_dsinfer.config import ModelConfig
 
     if world < 1:
         raise UsageError(f"--model-parallel is {world}; it must be 1 or more")
     config = ModelConfig.read(source)
     parallel.check(config, world)
-    sources = checkpoint.hugging_face_files(source)
+    sources = weight_files.hugging_face_files(source)
     if not sources:
-        raise CheckpointError(f"{source} holds no Hugging Face weights (*.safetensors)")
+        raise weight_files.no_weights(source)
     tensors = [piece for file in sources for piece in checkpoint.whole(file)]
+    checkpoint.check_kinds(tensors, config)
     written = []
     for rank in range(world):
         parts = (checkpoint.part_of(piece, config, rank, world, world) for piece in tensors)
         pieces = [part for part in parts if part is not None]
-        path = target / checkpoint.rank_file(rank, world)
+        path = target / weight_files.rank_file(rank, world)
         # On a terminal a bar that moves, elsewhere one plain line a rank.
         bar = tqdm(
             checkpoint.read(pieces),

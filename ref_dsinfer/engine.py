@@ -93,8 +93,13 @@ class Engine:
                 f"gemm fp8 needs block-fp8 weights, and {model_dir} has none: leave --gemm out, or "
                 "make them with python -m ref_dsinfer.fp8"
             )
+        if gemm == "fp8" and self.config.ue8m0:
+            raise UsageError(
+                f"gemm fp8 does not know {model_dir}/config.json's scale_fmt ue8m0, which rounds "
+                "activations' scales to powers of two: use --gemm bf16"
+            )
         parallel.check(self.config, place.world, attention)
-        checkpoint.locate(model_dir, place.world)
+        checkpoint.check(model_dir, self.config, place.world)
 
         torch.set_num_threads(threads or max(1, parallel.cores() // place.local_world))
         began = time.monotonic()

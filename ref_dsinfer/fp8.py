@@ -8,7 +8,6 @@ A weight W [..., rows, columns] is held as e4m3 values Q and one fp32 scale S fo
 """
 
 import argparse
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,20 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ref_dsinfer import checkpoint, errors
-from ref_dsinfer.config import FP8_BLOCK, ModelConfig
+from ref_dsinfer import checkpoint, errors, weight_files
+from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.errors import UsageError
+from ref_dsinfer.keys import FP8_BLOCK, QUANTIZATION_CONFIG
+from ref_dsinfer.lookalike import read_object
 
 E4M3 = torch.float8_e4m3fn
 LARGEST = torch.finfo(E4M3).max  # 448
 SMALLEST_AMAX = 1e-4  # an all-zero block would otherwise have scale 0 and dequantise to NaN
-
-QUANTIZATION_CONFIG = {
-    "activation_scheme": "dynamic",
-    "fmt": "e4m3",
-    "quant_method": "fp8",
-    "weight_block_size": [FP8_BLOCK, FP8_BLOCK],
-}
 
 
 def scale_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -86,29 +80,35 @@ def write_twin(source: Path, target: Path) -> None:
     Errors: ModelError, CheckpointError for the source; UsageError if it is fp8 already or is the
     target itself; OutputError if the target can't be written.
     """
-    if ModelConfig.read(source).fp8:
+    found = ModelConfig.read(source)
+    if found.fp8:
         raise UsageError(f"{source} is block-fp8 already")
     if source.resolve() == target.resolve():
         raise UsageError(f"{target} is the source itself: name another --output-path")
-    files = checkpoint.hugging_face_files(source)
+    files = weight_files.hugging_face_files(source)
     if not files:
-        raise errors.CheckpointError(f"{source} holds no Hugging Face weights (*.safetensors)")
+        raise weight_files.no_weights(source)
     weight_map = {}
     for file in files:
-        entries, tensors = _quantised(file)
+        pieces = checkpoint.whole(file)
+        checkpoint.check_kinds(pieces, found)
+        entries, tensors = _quantised(pieces)
         checkpoint.write(target / file.name, entries, tensors)
         weight_map.update(dict.fromkeys((entry.name for entry in entries), file.name))
-    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    config = read_object(source / "config.json")
     config["quantization_config"] = QUANTIZATION_CONFIG
     checkpoint.copy_side_files(source, target)
     checkpoint.write_json(target / "config.json", config)
     if len(files) > 1:
-        checkpoint.write_json(target / checkpoint.INDEX, {"metadata": {}, "weight_map": weight_map})
+        checkpoint.write_json(
+            target / weight_files.INDEX, {"metadata": {}, "weight_map": weight_map}
+        )
 
 
-def _quantised(file: Path) -> tuple[list[checkpoint.Entry], Iterator[tuple[str, Tensor]]]:
-    """What the twin of one file holds, and its tensors in that order."""
-    pieces = checkpoint.whole(file)
+def _quantised(
+    pieces: list[checkpoint.Piece],
+) -> tuple[list[checkpoint.Entry], Iterator[tuple[str, Tensor]]]:
+    """What the twin of one file's pieces holds, and its tensors in that order."""
     entries = []
     for piece in pieces:
         if checkpoint.is_linear(piece.name):

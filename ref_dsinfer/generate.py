@@ -6,16 +6,22 @@ The one place in this package that sees text. Start it with torchrun to use seve
 """
 
 import argparse
+import io
+import sys
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ref_dsinfer import errors
 from ref_dsinfer.errors import EmptyDataError, InputFileError, ModelError
+from ref_dsinfer.lookalike import HEAD, check_json, what_it_is
 from ref_dsinfer.processor import DTYPES
 
 if TYPE_CHECKING:
     from ref_dsinfer.engine import Engine
+
+ESCAPE = "surrogateescape"  # Python's name for keeping bytes that are no text, to be found later
 
 
 def arguments() -> argparse.Namespace:
@@ -37,38 +43,74 @@ def tokenizer(model_dir: Path) -> Any:
     """The model's tokenizer, with its chat template. Errors: ModelError."""
     from transformers import PreTrainedTokenizerFast
 
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        if not (model_dir / name).is_file():
+            raise ModelError(f"{model_dir} has no {name}, so no tokenizer that can be read")
+        check_json(model_dir / name)
     try:
-        loaded = PreTrainedTokenizerFast.from_pretrained(model_dir)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{model_dir} has no tokenizer that can be read: {error}") from error
+        loaded = PreTrainedTokenizerFast.from_pretrained(model_dir, local_files_only=True)
+    except Exception as error:  # the tokenizers library raises bare Exception
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ModelError(f"{model_dir} has no tokenizer that can be read: {reason}") from error
     if not loaded.chat_template:
         raise ModelError(f"{model_dir} has no chat template")
+    if loaded.eos_token_id is None:
+        raise ModelError(f"{model_dir}/tokenizer_config.json names no eos_token")
     return loaded
 
 
 def file_prompts(path: Path) -> list[str]:
     """The lines of a file that are not blank. Errors: InputFileError, EmptyDataError."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputFileError(f"{path} can't be read: {error}") from error
-    prompts = [line for line in lines if line.strip()]
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputFileError(f"{path} can't be read: {error.strerror}") from error
+    text = content.decode("utf-8-sig", errors=ESCAPE)
+    try:
+        prompts = [checked(line, f"{path}, line {n}") for n, line in enumerate(text.split("\n"), 1)]
+    except InputFileError as error:
+        head = content[:HEAD]
+        if not head.isascii() and (phrase := what_it_is(head)):
+            raise InputFileError(f"{path} is {phrase}") from error
+        raise
+    prompts = [prompt for prompt in prompts if prompt.strip()]
     if not prompts:
         raise EmptyDataError(f"{path} holds no prompts")
     return prompts
 
 
 def asked_prompts() -> Iterator[list[str]]:
-    """What a person types, until end of file or `/exit`."""
-    while True:
+    """What a person types, until end of file or `/exit`. Errors: InputFileError for bytes that are
+    no text, but a person is asked again."""
+    if sys.stdin is None:
+        raise InputFileError("standard input is closed: name a file of prompts by --input-file")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        # what is piped in is UTF-8, as a file of prompts is, wherever one is
+        sys.stdin.reconfigure(encoding=None if sys.stdin.isatty() else "utf-8-sig", errors=ESCAPE)
+    for number in count(1):
         try:
-            prompt = input(">>> ")
+            prompt = checked(input(">>> "), f"standard input, line {number}")
         except EOFError:
             return
+        except InputFileError as error:
+            if not sys.stdin.isatty():
+                raise
+            print(error, file=sys.stderr)
+            continue
         if prompt.strip() == "/exit":
             return
         if prompt.strip():
             yield [prompt]
+
+
+def checked(line: str, place: str) -> str:
+    """A line without its end, if it is text. Errors: InputFileError naming the first byte that is
+    not, which `line` holds as `ESCAPE` has it."""
+    for character in line:
+        if "\udc80" <= character <= "\udcff":
+            byte = ord(character) - 0xDC00
+            raise InputFileError(f"{place} is not UTF-8: it has byte {byte:#04x}; save it as UTF-8")
+    return line.removesuffix("\r")
 
 
 def answer(engine: "Engine", prompts: list[dict[str, Any]]) -> list[list[int]]:
@@ -119,10 +161,16 @@ def main() -> None:
 
 
 def ids_of(words: Any, text: str) -> tuple[int, ...]:
-    """A user's message in the model's template, as token ids."""
-    prompt = words.apply_chat_template(
-        [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
-    )
+    """A user's message in the model's template, as token ids. Errors: ModelError."""
+    try:
+        prompt = words.apply_chat_template(
+            [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+        )
+    except Exception as error:  # a template is a program, and may raise anything
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(
+            f"{words.name_or_path}: the chat template can't be rendered: {reason}"
+        ) from error
     return tuple(words.encode(prompt, add_special_tokens=False))
 
 

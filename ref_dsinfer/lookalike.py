@@ -4,8 +4,12 @@ Nothing here decides whether a file is good: its reader does, and asks here what
 failed, or before it parses what should begin otherwise.
 """
 
+import json
 import re
 from pathlib import Path
+from typing import Any
+
+from ref_dsinfer.errors import ModelError, UserError
 
 HEAD = 512  # bytes that are enough to tell: a tar's mark, the farthest, stands at 257
 
@@ -37,7 +41,7 @@ TAR_MARK = slice(257, 262)
 TORCH_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save before version 1.6
 LARGEST_HEADER = 100_000_000  # bytes, the safetensors library's own limit
 HTML = re.compile(rb"(<!--.*?-->\s*)?<(!doctype html|html|head|body|script|meta)\b", re.I | re.S)
-ERROR_BODY = re.compile(rb'\{\s*"(errors?|message|detail|status|statusCode|code)"\s*:')
+ERROR_BODY = re.compile(rb'\{\s*"(error|message|detail|status|statusCode|code)"\s*:')
 WORDS = re.compile(rb"[\t\r\n\x20-\x7e]+")
 
 
@@ -97,3 +101,32 @@ def instead_of(path: Path, own: str) -> str | None:
     with path.open("rb") as file:
         phrase = what_it_is(file.read(HEAD))
     return None if phrase == own else phrase
+
+
+def read_object(path: Path, error: type[UserError] = ModelError) -> dict[str, Any]:
+    """A JSON file that holds one object. Errors: `error`, saying what the file is instead."""
+    try:
+        content = path.read_bytes()
+        found = json.loads(content)
+    except OSError as failure:
+        raise error(f"{path} can't be read: {failure.strerror}") from failure
+    except (ValueError, RecursionError) as failure:
+        if (phrase := what_it_is(content[:HEAD])) not in (JSON, None):
+            raise error(f"{path} is {phrase}") from failure
+        raise error(f"{path} can't be read as JSON: {failure}") from failure
+    if not isinstance(found, dict):
+        raise error(f"{path} is not a JSON object")
+    return found
+
+
+def check_json(path: Path, error: type[UserError] = ModelError) -> None:
+    """Refuse what does not even begin as JSON does, before a reader that says less parses it.
+
+    Errors: `error`.
+    """
+    try:
+        phrase = instead_of(path, JSON)
+    except OSError as failure:
+        raise error(f"{path} can't be read: {failure.strerror}") from failure
+    if phrase:
+        raise error(f"{path} is {phrase}")

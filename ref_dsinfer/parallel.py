@@ -28,8 +28,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from ref_dsinfer.config import FP8_BLOCK, ModelConfig
+from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.errors import LaunchError, ParallelError, UsageError
+from ref_dsinfer.keys import FP8_BLOCK
 
 # Followers sit in a broadcast while rank 0 has nothing to do, however long that is.
 IDLE_TIMEOUT = timedelta(days=365)

@@ -30,17 +30,18 @@ def _ramp(yarn: Yarn, theta: float, dim: int) -> Tensor:
         length = yarn.original_length / (turns * 2 * math.pi)
         return dim * math.log(length) / (2 * math.log(theta))
 
-    low = max(math.floor(pair(yarn.beta_fast)), 0)
-    high = min(math.ceil(pair(yarn.beta_slow)), dim - 1)
-    width = max(high - low, 0.001)
+    low, high = pair(yarn.beta_fast), pair(yarn.beta_slow)
+    if yarn.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    width = (high - low) or 0.001  # below 0 for models of very short lengths: the ramp then falls
     return ((torch.arange(dim // 2, dtype=torch.float32) - low) / width).clamp(0, 1)
 
 
 def table(config: ModelConfig, length: int) -> Tensor:
     """Rotation of every position below `length`, complex64 [length, rope_dim / 2]."""
     angles = torch.outer(torch.arange(length, dtype=torch.float32), frequencies(config))
-    yarn = config.yarn
-    magnitude = yarn.magnitude(yarn.mscale) / yarn.magnitude(yarn.mscale_all_dim) if yarn else 1.0
+    magnitude = config.yarn.magnitude if config.yarn else 1.0
     return torch.polar(torch.full_like(angles, magnitude), angles)
 
 

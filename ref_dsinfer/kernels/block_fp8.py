@@ -16,8 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ref_dsinfer.config import FP8_BLOCK
 from ref_dsinfer.fp8 import E4M3, LARGEST, SMALLEST_AMAX
+from ref_dsinfer.keys import FP8_BLOCK
 
 BLOCK = tl.constexpr(FP8_BLOCK)
 PROGRAMS = 264  # wanted at least: two for each of an H100's 132 processors

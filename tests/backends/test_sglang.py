@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from backends.dialect import KEY
 from backends.keeper import mapped_by, named
 from backends.sglang_server import SglangServer
 from backends.types import Completion, Delta, EngineConfig, Request
-from ref_dsinfer.errors import EngineError, LengthError, ModelError, UsageError
+from ref_dsinfer.errors import CheckpointError, EngineError, LengthError, ModelError, UsageError
 from tests.backends.echo_server import EchoServer
 from tests.jobs import assert_gone, orphans, sglang_scheduler
 
@@ -215,6 +216,18 @@ def test_a_model_that_can_not_be_run(changes: dict | str | None, said: str, tmp_
         (tmp_path / "config.json").write_text(changes)
     with pytest.raises(ModelError, match=said):
         backend(replace(CONFIG, model=str(tmp_path), speculative=True))
+
+
+def test_weights_that_are_none_are_told_before_it_starts(tmp_path: Path) -> None:
+    shutil.copytree(TINY, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    config = replace(CONFIG, model=str(tmp_path))
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is a git-lfs pointer"):
+        backend(config)
+    backend(replace(config, options={"load_format": "dummy"}))
+    (tmp_path / "config.json").write_text("<!doctype html>")
+    with pytest.raises(ModelError, match=r"config\.json is an HTML page"):
+        backend(replace(config, speculative=True))
 
 
 def test_a_length_that_the_model_does_not_have() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import signal
 import socket
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import pytest
 
 from backends import drive
 from backends.types import Completion, Delta, EngineConfig, Request
-from ref_dsinfer.errors import EngineError, ModelError, UsageError
+from ref_dsinfer.errors import CheckpointError, EngineError, ModelError, UsageError
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
 TINY = Path(__file__).parents[2] / "data" / "tiny" / "model"
@@ -146,6 +147,18 @@ def test_a_model_that_it_does_not_know(changes: dict | None, said: str, tmp_path
         (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match=said):
         backend(replace(CONFIG, model=str(tmp_path), speculative=True))
+
+
+def test_weights_that_are_none_are_told_before_it_starts(tmp_path: Path) -> None:
+    shutil.copytree(TINY, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    config = replace(CONFIG, model=str(tmp_path))
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is a git-lfs pointer"):
+        backend(config)
+    backend(replace(config, options={"load_format": "dummy"}))
+    (tmp_path / "config.json").write_text("<!doctype html>")
+    with pytest.raises(ModelError, match=r"config\.json is an HTML page"):
+        backend(replace(config, speculative=True))
 
 
 def test_a_device_that_it_is_not_built_for() -> None:

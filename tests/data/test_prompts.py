@@ -115,6 +115,25 @@ def test_damaged_files_are_a_model_error(model_dir, tmp_path, name, content):
         Prompts(folder)
 
 
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "tokenizer_config.json", "generation_config.json"]
+)
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("version https://git-lfs.github.com/spec/v1\n", "is a git-lfs pointer, .* `git lfs pull`"),
+        ("<html><body>Sign in</body></html>", "is an HTML page"),
+        ("", "is empty: download it again"),
+        ("Entry not found", "is text that begins 'Entry not found'"),
+    ],
+)
+def test_what_is_no_tokenizer_s_file_is_told(model_dir, tmp_path, name, content, said):
+    folder = shutil.copytree(model_dir, tmp_path / "model")
+    (folder / name).write_text(content)
+    with pytest.raises(ModelError, match=f"{name} {said}"):
+        Prompts(folder)
+
+
 @pytest.mark.parametrize("content", ["{", "[]", '{"eos_token_id": "x"}', '{"eos_token_id": {}}'])
 def test_a_damaged_generation_config_is_a_model_error(model_dir, tmp_path, content):
     folder = shutil.copytree(model_dir, tmp_path / "model")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ref_dsinfer import checkpoint, fp8
+from ref_dsinfer import checkpoint, fp8, weight_files
 from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.convert import convert
 from ref_dsinfer.errors import CheckpointError, ModelError, OutputError, ParallelError
@@ -140,7 +140,7 @@ def test_a_missing_rank_file_is_named_with_world_size_and_command(
     convert(random_model, tmp_path, 2)
     (tmp_path / "model1-mp2.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"model1-mp2\.safetensors is missing") as caught:
-        checkpoint.locate(tmp_path, 2)
+        weight_files.locate(tmp_path, 2)
     assert "world size of 2" in str(caught.value)
     assert "ref_dsinfer.convert" in str(caught.value)
 
@@ -151,28 +151,28 @@ def test_weights_for_another_world_size_are_refused_unless_the_original_is_there
     target = tmp_path / "out"
     convert(random_model, target, 2)
     with pytest.raises(CheckpointError, match="for a world size of 2, this run has 4") as caught:
-        checkpoint.locate(target, 4)
+        weight_files.locate(target, 4)
     assert "--model-parallel 4" in str(caught.value)
     convert(copied, copied, 2)
-    assert [file.name for file in checkpoint.locate(copied, 4)] == ["model.safetensors"]
+    assert [file.name for file in weight_files.locate(copied, 4)] == ["model.safetensors"]
 
 
 def test_a_directory_without_weights_is_refused(random_model: Path, tmp_path: Path) -> None:
     shutil.copy(random_model / "config.json", tmp_path)
-    with pytest.raises(CheckpointError, match="holds no weights"):
-        checkpoint.locate(tmp_path, 1)
+    with pytest.raises(CheckpointError, match="no Hugging Face weights"):
+        weight_files.locate(tmp_path, 1)
     with pytest.raises(CheckpointError, match="no Hugging Face weights"):
         convert(tmp_path, tmp_path / "out", 1)
 
 
 def test_an_index_that_names_a_missing_file_is_refused(copied: Path) -> None:
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
-    (copied / checkpoint.INDEX).write_text(json.dumps(index))
+    (copied / weight_files.INDEX).write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match=r"00001-of-00002.*missing"):
-        checkpoint.locate(copied, 1)
-    (copied / checkpoint.INDEX).write_text("[]")
+        weight_files.locate(copied, 1)
+    (copied / weight_files.INDEX).write_text("[]")
     with pytest.raises(CheckpointError, match="index"):
-        checkpoint.locate(copied, 1)
+        weight_files.locate(copied, 1)
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,10 @@ def test_rope_parameters_of_transformers_5_mean_the_same(tmp_path: Path) -> None
         rope_parameters=scaling | {"rope_theta": 10000},
     )
     assert new == read(tmp_path)
+    both = scaling | {"rope_theta": 10000}
+    assert read(tmp_path, rope_parameters=both) == new
+    with pytest.raises(ModelError, match="rope_parameters and rope_scaling say different things"):
+        read(tmp_path, rope_parameters=both | {"factor": 4})
 
 
 def test_v2_routing_has_no_bias(tmp_path: Path) -> None:
@@ -112,7 +116,7 @@ def test_v2_routing_has_no_bias(tmp_path: Path) -> None:
         ({"num_hidden_layers": True}, "num_hidden_layers is True"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"tie_word_embeddings": True}, "tie_word_embeddings"),
-        ({"rope_scaling": {"type": "linear", "factor": 2}}, "rope type is 'linear'"),
+        ({"rope_scaling": {"type": "linear", "factor": 2}}, "rope_scaling's type is 'linear'"),
         ({"rope_scaling": {"type": "yarn", "factor": 2}}, "original_max_position_embeddings"),
         ({"quantization_config": {"quant_method": "awq"}}, "quantization_config"),
         ({"scoring_func": "relu"}, "scoring_func"),

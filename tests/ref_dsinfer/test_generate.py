@@ -1,5 +1,7 @@
 """The one command that sees text."""
 
+import gzip
+import io
 import os
 import shutil
 import subprocess
@@ -45,6 +47,7 @@ def run(
         input=said,
         capture_output=True,
         text=True,
+        errors="surrogateescape",
         timeout=100,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         check=False,
@@ -66,6 +69,17 @@ def test_a_file_and_a_person_get_the_same_answers(talking_model: Path, tmp_path:
     assert asked.stdout.replace(">>> ", "").splitlines() == answers
 
 
+@pytest.mark.slow
+def test_bytes_that_are_no_text_end_in_one_line(talking_model: Path) -> None:
+    done = run(talking_model, said="w3 w4\nw5 \udcff\n")
+    assert done.returncode == 3
+    assert len(done.stdout.splitlines()) == 2  # an answer, and the next question
+    assert done.stderr.splitlines()[-1] == (
+        "error: standard input, line 2 is not UTF-8: it has byte 0xff; save it as UTF-8"
+    )
+    assert "Traceback" not in done.stderr
+
+
 def test_a_prompt_that_does_not_fit_ends_in_one_line(talking_model: Path) -> None:
     done = run(talking_model, said="w3 " * 600)
     assert done.returncode == 8
@@ -81,3 +95,67 @@ def test_what_cannot_be_read_is_named(random_model: Path, tmp_path: Path) -> Non
         generate.file_prompts(tmp_path / "blank")
     with pytest.raises(ModelError, match="tokenizer"):
         generate.tokenizer(random_model)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"w3\nfa\xe7ade\n", "line 2 is not UTF-8: it has byte 0xe7"),
+        (b"w3 " * 300 + b"\xff", "line 1 is not UTF-8: it has byte 0xff"),
+        ("中\n".encode("utf-16"), "text in UTF-16: save it as UTF-8"),
+        (gzip.compress(b"w3\n"), "compressed by gzip: unpack it"),
+    ],
+)
+def test_a_file_that_is_no_text_is_told(content: bytes, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_bytes(content)
+    with pytest.raises(InputFileError, match=said) as caught:
+        generate.file_prompts(path)
+    assert str(caught.value).startswith(str(path))
+
+
+def test_prompts_are_lines_whatever_begins_or_ends_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = "\ufeffw3\r\n\n w4\u2028\x85w5 \n中".encode()
+    (tmp_path / "prompts.txt").write_bytes(content)
+    expected = ["w3", " w4\u2028\x85w5 ", "中"]
+    assert generate.file_prompts(tmp_path / "prompts.txt") == expected
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content), encoding="ascii"))
+    assert [prompt for (prompt,) in generate.asked_prompts()] == expected
+
+
+def test_a_closed_input_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(InputFileError, match="--input-file"):
+        next(generate.asked_prompts())
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("tokenizer.json", "version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        ("tokenizer.json", '{"model": 3}', "no tokenizer that can be read"),
+        ("tokenizer_config.json", "<!doctype html>", "an HTML page"),
+        ("tokenizer_config.json", "{}", "no chat template"),
+        ("tokenizer_config.json", '{"chat_template": "x"}', "no eos_token"),
+    ],
+)
+def test_a_tokenizer_that_is_none_is_told(
+    talking_model: Path, tmp_path: Path, name: str, content: str, said: str
+) -> None:
+    folder = Path(shutil.copytree(talking_model, tmp_path / "model"))
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    (folder / name).write_text(content)
+    with pytest.raises(ModelError, match=said):
+        generate.tokenizer(folder)
+
+
+@pytest.mark.parametrize(
+    "template", ["{% if %}", "{{ raise_exception('no users') }}", "{{ 1 / 0 }}"]
+)
+def test_a_template_that_cannot_be_rendered_is_told(talking_model: Path, template: str) -> None:
+    words = generate.tokenizer(talking_model)
+    words.chat_template = template
+    with pytest.raises(ModelError, match="the chat template can't be rendered: "):
+        generate.ids_of(words, "w3")

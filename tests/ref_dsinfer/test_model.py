@@ -32,6 +32,7 @@ SHAPES = {
         "q_lora_rank": None,
         "hidden_size": 80,
         "num_attention_heads": 5,
+        "num_key_value_heads": 5,
         "v_head_dim": 40,  # wider than a key
         "first_k_dense_replace": 0,
         "n_shared_experts": 1,
@@ -45,6 +46,10 @@ SHAPES = {
         "routed_scaling_factor": 1.3,
         "norm_topk_prob": False,
         "qk_rope_head_dim": 24,
+    },
+    "told-magnitude": {
+        "rope_scaling": YARN_UNEVEN | {"attention_factor": 0.8, "truncate": False},
+        "rms_norm_eps": 1e-2,
     },
 }
 

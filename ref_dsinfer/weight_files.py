@@ -1,0 +1,171 @@
+"""The files of a model directory that hold weights: which there are, and whether they are whole."""
+
+import contextlib
+import json
+import re
+from itertools import count
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from ref_dsinfer.deepseek_names import is_deepseeks
+from ref_dsinfer.errors import CheckpointError
+from ref_dsinfer.lookalike import AGAIN, HEAD, SAFETENSORS, read_object, what_it_is
+
+INDEX = "model.safetensors.index.json"
+RANK_FILE = re.compile(r"model\d+-mp(\d+)\.safetensors")
+SHARD = re.compile(r"model-(\d+)-of-(\d+)\.safetensors")
+OTHER_KINDS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*.incomplete")
+
+
+def rank_file(rank: int, world: int) -> str:
+    """Name of the file that holds one rank's weights."""
+    return f"model{rank}-mp{world}.safetensors"
+
+
+def hugging_face_files(model_dir: Path) -> list[Path]:
+    """The files of a Hugging Face checkpoint; empty if there is none.
+
+    Errors: CheckpointError if one that the index names is missing, or without an index one of those
+    that their names tell of.
+    """
+    index = model_dir / INDEX
+    if not index.is_file():
+        return [path] if (path := model_dir / "model.safetensors").is_file() else _shards(model_dir)
+    names = read_object(index, CheckpointError).get("weight_map")
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise CheckpointError(f"{index} is no safetensors index: it has no map of weights to files")
+    files = sorted(model_dir / name for name in set(names.values()))
+    if missing := [file for file in files if not file.is_file()]:
+        more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
+        link = " (its link leads nowhere)" if missing[0].is_symlink() else ""
+        raise CheckpointError(f"{missing[0]}{more} is missing{link}: {INDEX} names it: {AGAIN}")
+    return files
+
+
+def _shards(model_dir: Path) -> list[Path]:
+    """The shards of a checkpoint whose index is not there, if their names say that they are all."""
+    found = {path: m for path in model_dir.iterdir() if (m := SHARD.fullmatch(path.name))}
+    totals = {match[2] for match in found.values()}
+    if len(totals) > 1:
+        raise CheckpointError(
+            f"{model_dir} holds shards of {' and of '.join(sorted(totals))}, and no {INDEX} that "
+            "says which belong together: remove the others"
+        )
+    numbers = {int(match[1]) for path, match in found.items() if path.is_file()}
+    for total in totals:
+        first = next(number for number in count(1) if number not in numbers)
+        if first <= int(total):
+            name = f"model-{first:0{len(total)}}-of-{total}.safetensors"
+            raise CheckpointError(
+                f"{model_dir / name} is missing: of {int(total)} shards {len(numbers)} are there, "
+                f"and no {INDEX}: {AGAIN}"
+            )
+    return sorted(found)
+
+
+def locate(model_dir: Path, world: int) -> list[Path]:
+    """The files a run of `world` ranks reads: one a rank, or all of a Hugging Face checkpoint.
+
+    Looks for the files of all ranks, so that every rank comes to the same answer.
+    Errors: CheckpointError naming the missing file, the world size, and the way to make it.
+    """
+    ranks = [model_dir / rank_file(rank, world) for rank in range(world)]
+    missing = [path for path in ranks if not path.is_file()]
+    if not missing:
+        return ranks
+    convert = (
+        "python -m ref_dsinfer.convert --model-path HF_DIRECTORY "
+        f"--output-path {model_dir} --model-parallel {world}"
+    )
+    if len(missing) < world:
+        raise CheckpointError(f"{missing[0]} is missing for a world size of {world}: run {convert}")
+    if files := hugging_face_files(model_dir):
+        return files
+    if made := _worlds(model_dir):
+        raise CheckpointError(
+            f"{missing[0]} is missing: the weights were made for a world size of {made}, "
+            f"this run has {world}; start as many processes, name the Hugging Face directory, "
+            f"or run {convert}"
+        )
+    raise no_weights(model_dir)
+
+
+def _worlds(model_dir: Path) -> str:
+    """The world sizes that a directory has files of ranks for."""
+    matches = (RANK_FILE.fullmatch(path.name) for path in model_dir.iterdir())
+    return ", ".join(map(str, sorted({int(match[1]) for match in matches if match})))
+
+
+def no_weights(model_dir: Path) -> CheckpointError:
+    """What to raise where a directory holds no Hugging Face weights."""
+    if made := _worlds(model_dir):
+        return CheckpointError(
+            f"{model_dir} holds no Hugging Face weights (*.safetensors), but those of the ranks of "
+            f"a world size of {made}"
+        )
+    others = sorted(path.name for kind in OTHER_KINDS for path in model_dir.glob(kind))
+    if not others:
+        return CheckpointError(f"{model_dir} holds no Hugging Face weights (*.safetensors)")
+    return CheckpointError(
+        f"{model_dir} holds no weights by a name that is known (model.safetensors, or "
+        f"model-00001-of-….safetensors), but {others[0]}: download the model as safetensors"
+    )
+
+
+def check_for_others(model_dir: Path) -> None:
+    """Refuse what an engine of others would find out after a while, in other words.
+
+    What holds no safetensors at all is left to the engine, which may have other ways.
+    Errors: CheckpointError for a file that is missing or not whole, or weights split for our own.
+    """
+    for file in hugging_face_files(model_dir) or sorted(model_dir.glob("*.safetensors")):
+        with opened(file) as handle:
+            split = RANK_FILE.fullmatch(file.name)
+            if split and (int(split[1]) > 1 or any(map(is_deepseeks, handle.keys()))):
+                raise CheckpointError(
+                    f"{file} holds a rank's weights, which the pytorch backend reads alone: name "
+                    "the Hugging Face directory that it was made from"
+                )
+
+
+def opened(file: Path) -> safe_open:
+    """A safetensors file, to be used as a context. Errors: CheckpointError saying what is wrong."""
+    try:
+        return safe_open(file, "pt")
+    except (OSError, SafetensorError) as error:
+        raise unreadable(file, error) from error
+
+
+def unreadable(file: Path, error: Exception) -> CheckpointError:
+    """What to raise for a file that the library can't read: what it is, where that can be told."""
+    try:
+        with file.open("rb") as start:
+            phrase = what_it_is(start.read(HEAD))
+        if phrase in (SAFETENSORS, None):
+            phrase = _torn(file)
+    except OSError as failure:
+        return CheckpointError(f"{file} can't be read: {failure.strerror}")
+    if phrase:
+        return CheckpointError(f"{file} is {phrase}")
+    return CheckpointError(f"{file} can't be read as safetensors: {error}")
+
+
+def _torn(file: Path) -> str | None:
+    """What is wrong with the file's length, which its header tells."""
+    size = file.stat().st_size
+    with file.open("rb") as start:
+        header_size = int.from_bytes(start.read(8), "little")
+        if size > 8 and start.peek(1)[:1] != b"{":
+            return None
+        header = start.read(header_size) if header_size < size else b""
+    whole = 8 + header_size
+    with contextlib.suppress(
+        ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError
+    ):
+        entries = json.loads(header)  # where it is cut short itself, its own length is all we know
+        entries.pop("__metadata__", None)
+        whole += max(entry["data_offsets"][1] for entry in entries.values())
+    if size < whole:
+        return f"cut short, {size} of {whole} bytes or more: {AGAIN}"
+    return None
