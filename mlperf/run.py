@@ -91,6 +91,8 @@ def run(args: argparse.Namespace, torchrun: bool = False) -> None:
         args, spec, world, coalesce=not mode.reads_tokens, log=folder / ENGINE_LOG
     )
     workload = build(args.input_file, args.num_samples, config, args.max_new_tokens)
+    settings.check_size(test_settings, len(workload))
+    log.info("%s", settings.in_words(args, test_settings, len(workload)))
     problems = _problems(args, workload) if args.accuracy else None
     backend = registry.load(spec, config)
     if not backend.leads:
