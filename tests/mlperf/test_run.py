@@ -299,6 +299,21 @@ def test_bad_input_is_one_line_before_anything_starts(
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize("content", ["", "version https://git-lfs.github.com/spec/v1\n"])
+def test_problems_that_are_none_are_found_before_the_run(
+    bad_inputs: tuple["Script", Path], content: str
+) -> None:
+    script, _ = bad_inputs
+    (script.folder / "problems.jsonl").write_text(content)
+    tiny = Path(__file__).parents[2] / "data" / "tiny" / "final_output.pkl"
+    code, _, err = script.run(
+        *("run_mlperf.py", "--accuracy", "--input-file", tiny),
+        *("--livecodebench-file", "problems.jsonl"),
+    )
+    assert code == 13
+    assert err.splitlines()[-1].startswith("error: problems.jsonl")
+
+
 def test_an_audit_config_in_the_folder_stops_the_run(bad_inputs: tuple["Script", Path]) -> None:
     script, rows = bad_inputs
     (script.folder / "audit.config").write_text("*.*.mode = 2\n")
