@@ -17,10 +17,15 @@ name is entered, not made anew.
   --model-cache-dir DIR  the Hugging Face cache (default: $HF_HOME, else ~/.cache/huggingface)
   --extra-mounts LIST    more folders, as "/data:/data,/models:/models:ro"; may be repeated. Inside,
                          /models is the model cache, unless a folder is mounted there
-  --local-user 0|1       be root inside, or the caller, so that files belong to you (default: 1)
+  --local-user 0|1       be root inside, or the caller, so that files belong to you (default: 1,
+                         but 0 with rootless Docker, whose root is you outside)
   --env NAME[=VALUE]     set a variable, or hand on the caller's; may be repeated
   --shm-size SIZE        shared memory (default: 32g)
   --network NAME         such as host, for runs on several machines (default: the engine's own)
+  --infiniband auto|0|1  hand on /dev/infiniband and the right to lock memory, without which NCCL
+                         takes TCP (default: auto, 1 with --network host where the folder is)
+  --docker-arg ARG       one more argument of docker run or podman run, such as --device=/dev/gdrdrv
+                         or --cap-add=SYS_NICE; may be repeated
   --container-name NAME  (default: deepseek-r1-BACKEND-DEVICE-USER)
   --image-name NAME      (default: mlperf-deepseek-r1)
   --image-tag TAG        (default: BACKEND-DEVICE)
@@ -71,15 +76,15 @@ mount_folder() { # SOURCE TARGET [,readonly]
 
 # --- options
 
-backend='' device=auto gpu_count='' gpus='' model_cache_dir='' local_user=1 shm_size=32g network=''
+backend='' device=auto gpu_count='' gpus='' model_cache_dir='' local_user='' shm_size=32g network=''
 container_name='' image_name=mlperf-deepseek-r1 image_tag='' build=missing engine='' dry_run=''
-extra_mounts=() env=() build_arg=() command=()
+infiniband=auto extra_mounts=() env=() build_arg=() docker_arg=() command=()
 
 while [ $# -gt 0 ]; do
   case $1 in
     --backend | --device | --gpu-count | --gpus | --model-cache-dir | --local-user | --shm-size | \
-      --network | --container-name | --image-name | --image-tag | --engine | \
-      --extra-mounts | --env | --build-arg)
+      --network | --infiniband | --container-name | --image-name | --image-tag | --engine | \
+      --extra-mounts | --env | --build-arg | --docker-arg)
       [ -n "${2-}" ] || fail "$1 needs a value"
       name=${1#--}
       name=${name//-/_}
@@ -87,6 +92,7 @@ while [ $# -gt 0 ]; do
         extra_mounts) extra_mounts+=("$2") ;;
         env) env+=("$2") ;;
         build_arg) build_arg+=("$2") ;;
+        docker_arg) docker_arg+=("$2") ;;
         *) printf -v "$name" %s "$2" ;;
       esac
       shift
@@ -124,7 +130,21 @@ case $device in
   cuda) ;;
   *) fail "--device $device is not one of auto, cpu, cuda" ;;
 esac
-[[ $local_user = [01] ]] || fail "--local-user $local_user is neither 0 nor 1"
+[[ ${local_user:-1} = [01] ]] || fail "--local-user $local_user is neither 0 nor 1"
+case $infiniband in
+  auto)
+    infiniband=0
+    if [ "$network" = host ] && [ -e /dev/infiniband ]; then infiniband=1; fi
+    ;;
+  0) ;;
+  1) [ -e /dev/infiniband ] || lack "there is no /dev/infiniband: load the driver of this machine's" \
+    "adapters, or pass --infiniband 0" ;;
+  *) fail "--infiniband $infiniband is not one of auto, 0, 1" ;;
+esac
+for argument in "${docker_arg[@]}"; do
+  [[ $argument = -* ]] || fail "--docker-arg $argument is no option: write its value behind a =," \
+    "as --docker-arg --device=/dev/gdrdrv"
+done
 [[ $shm_size =~ ^[1-9][0-9]*[bkmgBKMG]?$ ]] || fail "--shm-size $shm_size is not a size such as 32g"
 for setting in "${env[@]}" "${build_arg[@]}"; do
   [[ $setting =~ ^[A-Za-z_][A-Za-z0-9_]*(=|$) ]] || fail "$setting is not NAME=VALUE"
@@ -141,6 +161,24 @@ fi
 command -v "$engine" >/dev/null ||
   lack "$engine was not found: install Docker or Podman, or pass --engine of the one that is there"
 
+# Podman may go by Docker's name. Docker without root has its own root be the caller; any other
+# number inside is one that owns nothing of the caller's.
+rootless=''
+if [ "$engine" = docker ]; then
+  if [[ $(docker --version 2>/dev/null) = podman* ]]; then
+    engine=podman
+  elif [[ $(docker info --format '{{.SecurityOptions}}' 2>/dev/null) = *name=rootless* ]]; then
+    rootless=1
+    if [ -z "$local_user" ]; then
+      echo "launch.sh: Docker is rootless here, its root is you outside: --local-user 0 is taken" >&2
+      local_user=0
+    elif [ "$local_user" = 1 ]; then
+      echo "launch.sh: Docker is rootless here: with --local-user 1 neither this tree nor the caches" \
+        "can be written, with --local-user 0 they can" >&2
+    fi
+  fi
+fi
+
 # --- what every way in has in common
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -148,7 +186,7 @@ caller=$(id -un 2>/dev/null || id -u)
 container_name=${container_name:-deepseek-r1-$backend-$device-$caller}
 image=$image_name:${image_tag:-$backend-$device}
 user=0:0
-[ "$local_user" = 0 ] || user=$(id -u):$(id -g)
+[ "${local_user:-1}" = 0 ] || user=$(id -u):$(id -g)
 
 options=(--interactive)
 if [ -t 0 ] && [ -t 1 ]; then options+=(--tty); fi
@@ -227,7 +265,9 @@ options+=(--rm --name "$container_name" --workdir /workspace --env HF_HOME=/mode
   --shm-size "$shm_size")
 [ -z "$network" ] || options+=(--network "$network")
 if [ "$engine" = docker ]; then
-  options+=(--ulimit memlock=-1 --ulimit stack=67108864)
+  options+=(--ulimit stack=67108864)
+  # which without root Docker may not raise: such a container would not start
+  [ -n "$rootless" ] || options+=(--ulimit memlock=-1)
 else
   options+=(--ulimit host --security-opt label=disable)
   # without root, podman's root is the caller; this makes the caller the caller
@@ -246,6 +286,15 @@ if [ "$device" = cuda ]; then
   fi
 fi
 
+if [ "$infiniband" = 1 ]; then
+  options+=(--device /dev/infiniband --cap-add IPC_LOCK)
+  memory=$(ulimit -H -l)
+  if [ "$engine$rootless" != docker ] && [ "$memory" != unlimited ]; then
+    echo "launch.sh: InfiniBand locks memory, of which this account may have $memory KB:" \
+      "raise memlock in /etc/security/limits.conf, or LimitMEMLOCK of user@.service" >&2
+  fi
+fi
+
 run mkdir -p "$home" "$models"
 for target in "${targets[@]}"; do options+=(--mount "${mounts[$target]}"); done
-run exec "$engine" run "${options[@]}" "$image" "${command[@]}"
+run exec "$engine" run "${options[@]}" "${docker_arg[@]}" "$image" "${command[@]}"

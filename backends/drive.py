@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, contextmanager
 
 from backends.options import vocabulary_size
 from backends.types import Backend, Completion, Delta, Request
-from ref_dsinfer.errors import EngineError
+from ref_dsinfer.errors import EngineError, OutputError
 
 log = logging.getLogger(__name__)
 
@@ -21,15 +21,21 @@ ANY_ID = 1 << 31  # token ids are 32 bits in LoadGen
 
 @asynccontextmanager
 async def running(backend: Backend) -> AsyncIterator[None]:
-    """Start an engine, and close it whatever happens. Errors: what its `start` raises.
+    """Start an engine, and close it whatever happens.
 
     Beside the engine's log is then a `.json` of what it runs with.
+
+    Errors: what its `start` raises; OutputError where that file can't be written.
     """
     try:
         await backend.start()
-        if path := backend.config.log:
+        if log_file := backend.config.log:
+            path = log_file.with_suffix(".json")
             told = json.dumps(dict(backend.effective()), indent=2)
-            path.with_suffix(".json").write_text(told + "\n")
+            try:
+                path.write_text(told + "\n")
+            except OSError as error:
+                raise OutputError(f"{path}: can't be written: {error.strerror}") from error
         yield
     finally:
         try:

@@ -117,7 +117,7 @@ async def _answer(
     with Journal(journal_path.with_name(journal_path.name + ".new")) as journal:
         for index, completion in earlier:
             journal.add(index, completion)
-        journal.path.replace(journal_path)
+        journal.path = journal.path.replace(journal_path)
         write_whole(run_path, lambda path: path.write_text(json.dumps(origin, indent=2) + "\n"))
 
         def on_done(completion: Completion) -> None:

@@ -81,13 +81,15 @@ def read_detail(path: Path) -> DetailLog:
             continue
         try:
             entry = json.loads(_NOT_A_NUMBER.sub(_spell, line.removeprefix(MARK)))
-        except ValueError as error:
+            key, value = str(entry["key"]), entry["value"]
+            is_error = entry["metadata"].get("is_error")
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             if number == len(lines):
                 break
             raise LoadGenError(f"{path}: line {number} is damaged") from error
-        values.setdefault(entry["key"], entry["value"])
-        if entry["metadata"].get("is_error"):
-            errors[str(entry["value"])] = None
+        values.setdefault(key, value)
+        if is_error:
+            errors[str(value)] = None
     return DetailLog(values, list(errors))
 
 

@@ -91,6 +91,8 @@ def run(args: argparse.Namespace, torchrun: bool = False) -> None:
         args, spec, world, coalesce=not mode.reads_tokens, log=folder / ENGINE_LOG
     )
     workload = build(args.input_file, args.num_samples, config, args.max_new_tokens)
+    settings.check_size(test_settings, len(workload))
+    log.info("%s", settings.in_words(args, test_settings, len(workload)))
     problems = _problems(args, workload) if args.accuracy else None
     backend = registry.load(spec, config)
     if not backend.leads:
@@ -136,14 +138,27 @@ def run(args: argparse.Namespace, torchrun: bool = False) -> None:
 
 
 def _problems(args: argparse.Namespace, workload: "Workload") -> Path | None:
-    """LiveCodeBench's problems, looked for before the run and not hours later.
+    """LiveCodeBench's problems, looked for and looked into before the run and not hours later.
 
-    Errors: GradingError where rows need them and they are not there.
+    Errors: GradingError where rows need a problem and it is not there, or the file holds others.
     """
-    problems = find_problems(args.livecodebench_file, [args.input_file])
-    if problems is None and any(sample.task == "livecodebench" for sample in workload.samples):
+    from data.tasks.livecodebench import Problems
+
+    path = find_problems(args.livecodebench_file, [args.input_file])
+    rows = [sample for sample in workload.samples if sample.task == "livecodebench"]
+    if not rows:
+        return path
+    if path is None:
         raise GradingError(f"no {PROBLEMS} was found: name it with --livecodebench-file")
-    return problems
+    problems = Problems(path)
+    missing = [row for row in rows if str(row.ground_truth) not in problems]
+    if missing:
+        raise GradingError(
+            f"{path} has no problem {str(missing[0].ground_truth)!a}, which row {missing[0].index}"
+            f" of {args.input_file} names, nor those of {len(missing) - 1} more rows: is it another"
+            " data set's?"
+        )
+    return path
 
 
 async def _measure(

@@ -1,13 +1,17 @@
 """LoadGen's settings for a mode, and what keeps a run from being submitted."""
 
 import argparse
+import contextlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from backends.options import MAX_NEW_TOKENS, positive_int
+from backends.options import MAX_NEW_TOKENS
+from mlperf import user_conf
 from mlperf.figures import ROWS
+from mlperf.user_conf import KEYS, UserConf
 from ref_dsinfer.errors import LoadGenError
 
 HERE = Path(__file__).parent
@@ -28,6 +32,15 @@ class Mode:
         """Whether LoadGen wants the first token of each answer."""
         return self.scenario == "Server"
 
+    @property
+    def rate(self) -> str:
+        """The attribute of TestSettings that holds its samples per second."""
+        return "server_target_qps" if self.scenario == "Server" else "offline_expected_qps"
+
+    def needs_rate(self, accuracy: bool) -> bool:
+        """Whether the test goes by it: all samples of an Offline accuracy run come at once."""
+        return self.scenario == "Server" or not accuracy
+
 
 MODES = {
     "offline": Mode("deepseek-r1", "Offline"),
@@ -37,21 +50,13 @@ MODES = {
 
 # The attribute of TestSettings for each key of mlperf.conf, and how many of its units are one.
 _ATTRIBUTES: dict[str, tuple[str, float]] = {
-    "qsl_rng_seed": ("qsl_rng_seed", 1),
-    "sample_index_rng_seed": ("sample_index_rng_seed", 1),
-    "schedule_rng_seed": ("schedule_rng_seed", 1),
-    "performance_sample_count_override": ("performance_sample_count_override", 1),
-    "sample_concatenate_permutation": ("sample_concatenate_permutation", 1),
-    "use_token_latencies": ("use_token_latencies", 1),
-    "min_duration": ("min_duration_ms", 1),
-    "max_duration": ("max_duration_ms", 1),
-    "min_query_count": ("min_query_count", 1),
-    "max_query_count": ("max_query_count", 1),
-    "target_latency": ("server_target_latency_ns", 1_000_000),
-    "target_latency_percentile": ("server_target_latency_percentile", 0.01),
-    "ttft_latency": ("ttft_latency", 1_000_000),
-    "tpot_latency": ("tpot_latency", 1_000_000),
+    **{key.name: (key.attribute, key.factor) for key in KEYS},
+    **{seed: (seed, 1) for seed in ("qsl_rng_seed", "sample_index_rng_seed", "schedule_rng_seed")},
 }
+
+# What a sample takes of memory at least: its answer of few tokens in the queue of the echo engine
+# and among the results (of 50,000 and of 200,000 samples), of which LoadGen has a tenth.
+_BYTES_A_SAMPLE = 3500
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -73,17 +78,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "short runs", "each of these, and --num-samples, makes a result that can't be submitted"
     )
     group.add_argument(
-        "--target-qps", type=_positive_float, metavar="RATE", help="samples/s, before user.conf's"
+        "--target-qps",
+        type=_option(user_conf.rate),
+        metavar="RATE",
+        help="samples/s, before user.conf's",
     )
     group.add_argument(
         "--min-duration",
-        type=_milliseconds,
+        type=_option(user_conf.milliseconds),
         metavar="MS",
         help="milliseconds, as in user.conf (default: 600000; with --num-samples: 0)",
     )
     group.add_argument(
         "--min-query-count",
-        type=positive_int,
+        type=_option(user_conf.count),
         metavar="N",
         help="samples (default in offline mode: 4388; with --num-samples: that many)",
     )
@@ -114,17 +122,31 @@ def test_settings(args: argparse.Namespace) -> Any:
 
     LoadGen reads its own values only for the first settings that a process makes.
 
-    Errors: LoadGenError where user.conf is missing or malformed, or these are not the first.
+    Errors: LoadGenError where user.conf is missing, has a line that is wrong or no rate for the
+    mode, or these are not the first.
     """
     lg = loadgen()
     mode = MODES[args.mode]
-    if not args.user_conf.is_file() or not os.access(args.user_conf, os.R_OK):
-        raise LoadGenError(f"{args.user_conf}: no such file, or not readable (--user-conf)")
+    wanted = UserConf(args.user_conf, _models()).settings(mode.model, mode.scenario)
     settings = lg.TestSettings()
-    if settings.FromConfig(str(args.user_conf), mode.model, mode.scenario, 1):
-        raise LoadGenError(f"{args.user_conf}: a line is not 'model.scenario.key = number'")
+    failed = settings.FromConfig(os.fsencode(args.user_conf), mode.model, mode.scenario, 1)
     if not settings.qsl_rng_seed:
         raise LoadGenError("LoadGen has been configured before in this process")
+    misread = [
+        f"{attribute} is {getattr(settings, attribute)}, not {value}"
+        for attribute, value in wanted.items()
+        if getattr(settings, attribute) != value
+    ]
+    if failed or misread:
+        raise LoadGenError(
+            f"{args.user_conf}: LoadGen has read it otherwise: {'; '.join(misread) or failed}; was"
+            " it changed just now?"
+        )
+    if args.target_qps is None and mode.rate not in wanted and mode.needs_rate(args.accuracy):
+        raise LoadGenError(
+            f"{args.user_conf}: no rate for --mode {args.mode}: add the line"
+            f" '{mode.model}.{mode.scenario}.target_qps = RATE', in samples/s, or pass --target-qps"
+        )
     settings.scenario = getattr(lg.TestScenario, mode.scenario)
     settings.mode = lg.TestMode.AccuracyOnly if args.accuracy else lg.TestMode.PerformanceOnly
 
@@ -140,13 +162,20 @@ def test_settings(args: argparse.Namespace) -> Any:
 
 
 def benchmark(mode: Mode) -> dict[str, int]:
-    """The values of mlperf.conf for a mode, by key, in LoadGen's units."""
+    """The values of mlperf.conf for a mode, by key, in LoadGen's units.
+
+    Errors: LoadGenError where the file is not as it was.
+    """
     values = {}
-    for line in BENCHMARK_CONF.read_text().splitlines():
-        key, _, value = line.partition("#")[0].partition("=")
-        prefix, _, name = key.strip().rpartition(".")
+    for line in user_conf.read_lines(BENCHMARK_CONF):
+        prefix, _, name = line.key.rpartition(".")
+        if name not in _ATTRIBUTES or not line.value.isdecimal():
+            raise LoadGenError(
+                f"{BENCHMARK_CONF}: line {line.number} is not one of the benchmark's settings: this"
+                " file belongs to the tree and is not to be changed"
+            )
         if prefix == f"{mode.model}.{mode.scenario}":
-            values[name] = int(value)
+            values[name] = int(line.value)
     return values
 
 
@@ -190,15 +219,72 @@ def expected_samples(settings: Any, rows: int) -> int:
     return -(-least // rows) * rows  # whole passes
 
 
-def _positive_float(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be above 0, not {text}")
-    return value
+def check_size(settings: Any, rows: int) -> None:
+    """Hold the samples that LoadGen will issue to this machine's memory, and to its clock.
+
+    Errors: LoadGenError naming their number; LoadGen would fill all memory before the first.
+    """
+    samples = expected_samples(settings, rows)
+    free = _free_memory()
+    if samples * _BYTES_A_SAMPLE > free:
+        raise LoadGenError(
+            f"{samples:,} samples, {samples * _BYTES_A_SAMPLE / 1e9:,.1f} GB at least, while"
+            f" {free / 1e9:,.1f} GB of memory are free: lower target_qps, min_duration or"
+            " min_query_count"
+        )
+    if settings.scenario == loadgen().TestScenario.Server:
+        seconds = samples / settings.server_target_qps
+        if seconds * 1e3 > user_conf.LONGEST_RUN:
+            raise LoadGenError(
+                f"{samples:,} samples at {settings.server_target_qps:g} samples/s take"
+                f" {seconds / 86400:,.0f} days: raise target_qps"
+            )
 
 
-def _milliseconds(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must be 0 or more, not {text}")
-    return value
+def in_words(args: argparse.Namespace, settings: Any, rows: int) -> str:
+    """A run's settings as a line: rate and where it is from, samples, durations, limits."""
+    mode = MODES[args.mode]
+    words = [f"{expected_samples(settings, rows):,} samples"]
+    if mode.needs_rate(args.accuracy):
+        source = args.user_conf if args.target_qps is None else "--target-qps"
+        words.insert(0, f"target_qps {getattr(settings, mode.rate):g} ({source})")
+    if not args.accuracy:
+        words.append(f"{settings.min_duration_ms / 1e3:g} s or more")
+        if settings.max_duration_ms:
+            words.append(f"{settings.max_duration_ms / 1e3:g} s at most")
+        if mode.reads_tokens:
+            ttft, tpot = settings.ttft_latency / 1e6, settings.tpot_latency / 1e6
+            words.append(f"p99 of TTFT within {ttft:g} ms and of TPOT within {tpot:g} ms")
+    return f"{args.mode}, {'accuracy' if args.accuracy else 'performance'}: {', '.join(words)}"
+
+
+def _models() -> dict[str, tuple[str, ...]]:
+    """LoadGen's names of the models, and the scenarios that a run of each may have."""
+    found: dict[str, tuple[str, ...]] = {}
+    for mode in MODES.values():
+        found[mode.model] = (*found.get(mode.model, ()), mode.scenario)
+    return found
+
+
+def _free_memory() -> int:
+    """Bytes that are to be had before the machine, or the container, has none left."""
+    limits = [
+        int(line.split()[1]) * 1024
+        for line in Path("/proc/meminfo").read_text().splitlines()
+        if line.startswith("MemAvailable:")
+    ]
+    with contextlib.suppress(OSError, ValueError):  # no limit is the word "max"
+        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(limits)
+
+
+def _option(read: Callable[[str], int | float]) -> Callable[[str], int | float]:
+    """An argparse type that says what `read` finds wrong."""
+
+    def parse(text: str) -> int | float:
+        try:
+            return read(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return parse

@@ -25,12 +25,13 @@ COLUMNS = (
 def summary(folder: Path) -> str:
     """One line a run, one line a task of each accuracy run, and where the files lie.
 
-    Errors: InputFileError where there is no finished run.
+    Errors: InputFileError where there is no finished run, or what one has left can't be read;
+    EmptyDataError, ColumnsError.
     """
     records = sorted(folder.rglob(RECORD))
     if not records:
         raise InputFileError(f"{folder}: no finished run below it (no {RECORD})")
-    runs = [(path, json.loads(path.read_bytes())) for path in records]
+    runs = [(path, _record(path)) for path in records]
     lines = [_row("run", [name for name, _, _ in COLUMNS])]
     lines += [_row(f"{run['mode']}, {run['test']}", _cells(run["figures"])) for _, run in runs]
     for path, run in runs:
@@ -38,6 +39,16 @@ def summary(folder: Path) -> str:
             lines += ["", f"exact_match per task ({run['mode']}):"]
             lines += [f"  {task:<16}{score:>8.2f}" for task, score in _tasks(path.parent)]
     return "\n".join([*lines, "", "files:", *(f"  {path.parent}" for path, _ in runs)])
+
+
+def _record(path: Path) -> dict[str, Any]:
+    try:
+        run = json.loads(path.read_bytes())
+        return {"mode": run["mode"], "test": run["test"], "figures": dict(run["figures"])}
+    except OSError as error:
+        raise InputFileError(f"{path}: can't be read: {error.strerror}") from error
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise InputFileError(f"{path}: not the record of a run, as run_mlperf writes it") from error
 
 
 def _cells(figures: dict[str, Any]) -> list[str]:
@@ -53,9 +64,10 @@ def _row(name: str, cells: list[str]) -> str:
 
 
 def _tasks(folder: Path) -> list[tuple[str, float]]:
-    import pandas as pd
+    from data.samples import read_frame, require_columns
 
-    graded = pd.read_parquet(folder / f"{RESULTS}_evaluated.parquet")
+    graded = read_frame(folder / f"{RESULTS}_evaluated.parquet")
+    require_columns(graded, ("dataset", "prompt_accuracy"))
     means = graded.groupby("dataset")["prompt_accuracy"].mean()
     return [(str(task), float(score)) for task, score in means.items()]
 

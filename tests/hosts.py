@@ -20,6 +20,10 @@ if [ "$2" = inspect ] && [ "$3" = --format ]; then
   cat "$here/$1.answer" 2>/dev/null
   exit
 fi
+if [ "$1" = --version ] || [ "$1" = info ]; then
+  cat "$here/${1#--}.answer" 2>/dev/null
+  exit
+fi
 printf '%s\\0' "$(basename "$0")" "$@" $'\\x1e' >>"$here/record"
 """
 
@@ -53,6 +57,9 @@ class Host:
             shutil.copy(ROOT / name, self.tree)
         for name in ("docker", "requirements"):
             shutil.copytree(ROOT / name, self.tree / name)
+        self._devices = folder / "infiniband"  # in the place of what this machine has
+        script = self.tree / "launch.sh"
+        script.write_text(script.read_text().replace("/dev/infiniband", str(self._devices)))
         self.bin = folder / "bin"
         self.bin.mkdir(mode=0o777)
         self.bin.chmod(0o777)
@@ -81,6 +88,11 @@ class Host:
 
     def answer(self, query: str, text: str) -> None:
         (self.bin / f"{query}.answer").write_text(text)
+
+    def adapters(self) -> str:
+        """Give the host InfiniBand adapters; returns their folder."""
+        self._devices.mkdir()
+        return str(self._devices)
 
     def launch(self, *options: str, user: int | None = None, **more: object) -> Launched:
         return self.script([str(self.tree / "launch.sh"), *options], user, **more)

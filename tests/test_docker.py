@@ -77,6 +77,12 @@ def test_nothing_from_the_net_is_run_as_it_comes() -> None:
     assert not re.search(r"curl|wget|https?:|\bADD\b|\|\s*(ba)?sh", text)
 
 
+def test_nccl_finds_the_verbs_of_infiniband() -> None:
+    [install] = [step[1] for step in STEPS if "apt-get install" in " ".join(step)]
+    packages = set(install.split("--no-install-recommends")[1].split("&&")[0].split())
+    assert {"libibverbs1", "ibverbs-providers", "rdmacm-utils"} <= packages
+
+
 def test_the_image_is_nobodys_and_can_tell_its_health() -> None:
     kinds = [step[0] for step in STEPS]
     assert "USER" not in kinds

@@ -48,6 +48,10 @@ def mounts(launched: Launched) -> dict[str, str]:
         ("--backend vllm --device cuda --gpus 0, --gpu-count 1", "pass --gpus or --gpu-count"),
         ("--backend vllm --device cuda --gpus 0,,1", "is not a list"),
         ("--backend vllm --local-user yes", "--local-user yes is neither 0 nor 1"),
+        ("--backend vllm --infiniband 1", "infiniband: load the driver"),
+        ("--backend vllm --infiniband yes", "--infiniband yes is not one of auto, 0, 1"),
+        ("--backend vllm --docker-arg /dev/gdrdrv", "--docker-arg /dev/gdrdrv is no option"),
+        ("--backend vllm --docker-arg", "--docker-arg needs a value"),
         ("--backend vllm --shm-size lots", "is not a size"),
         ("--backend vllm --env 1A=2", "1A=2 is not NAME=VALUE"),
         ("--backend vllm --build-arg =2", "=2 is not NAME=VALUE"),
@@ -244,6 +248,96 @@ def test_the_user_inside(engine: str, local: str, inside: str, keeps: bool, host
     assert (launched.values("--userns") == ["keep-id"]) == keeps
     number = inside.format(host.user).partition(":")[0]
     assert mounts(launched)["/home/mlperf"].endswith(f"home-{number}")
+
+
+ROOTLESS = "[name=seccomp,profile=builtin name=rootless name=cgroupns]\n"
+
+
+def test_with_rootless_docker_its_root_is_the_caller(host: Host) -> None:
+    host.answer("info", ROOTLESS)
+    launched = host.launch("--backend", "vllm")
+    assert launched.values("--user") == ["0:0"]
+    assert mounts(launched)["/home/mlperf"].endswith("home-0")
+    assert "--local-user 0 is taken" in launched.err
+    assert [value for value in launched.values("--ulimit") if "memlock" in value] == []
+
+    asked = host.launch("--backend", "vllm", "--local-user", "0")
+    assert asked.values("--user") == ["0:0"]
+    assert "rootless" not in asked.err
+
+    against = host.launch("--backend", "vllm", "--local-user", "1")
+    assert against.values("--user") == [f"{host.user}:{host.user}"]
+    assert "with --local-user 0 they can" in against.err
+
+
+def test_a_running_container_of_rootless_docker_is_entered_as_its_root(host: Host) -> None:
+    host.answer("info", ROOTLESS)
+    host.answer("container", "true")
+    assert host.launch("--backend", "vllm").values("--user") == ["0:0"]
+
+
+def test_docker_with_root_keeps_the_caller_and_locks_memory(host: Host) -> None:
+    host.answer("info", "[name=apparmor name=seccomp,profile=builtin name=cgroupns]\n")
+    launched = host.launch("--backend", "vllm")
+    assert launched.values("--user") == [f"{host.user}:{host.user}"]
+    assert "memlock=-1" in launched.values("--ulimit")
+    assert launched.err == ""
+
+
+def test_podman_by_docker_s_name_is_podman(host: Host) -> None:
+    host.provide("podman")
+    host.answer("version", "podman version 5.4.2\n")
+    host.answer("info", ROOTLESS)  # which is podman's own affair
+    launched = host.launch("--backend", "vllm")
+    assert launched.run[0] == "podman"
+    assert launched.values("--userns") == ["keep-id"]
+    assert launched.values("--user") == [f"{host.user}:{host.user}"]
+
+
+@pytest.mark.parametrize("engine", ["docker", "podman"])
+@pytest.mark.parametrize(
+    ("options", "there", "handed_on"),
+    [
+        ("--network host", True, True),
+        ("--network host", False, False),
+        ("", True, False),
+        ("--network bridge", True, False),
+        ("--network host --infiniband 0", True, False),
+        ("--infiniband 1", True, True),
+        ("--infiniband auto --network host", True, True),
+    ],
+)
+def test_adapters_are_handed_on(
+    engine: str, options: str, there: bool, handed_on: bool, host: Host
+) -> None:
+    devices = host.adapters() if there else ""
+    host.provide(engine)
+    launched = host.launch("--backend", "vllm", "--engine", engine, *options.split())
+    assert (launched.values("--device") == [devices]) == handed_on
+    assert (launched.values("--cap-add") == ["IPC_LOCK"]) == handed_on
+    assert "memlock=-1" in launched.values("--ulimit") or engine == "podman"
+
+
+@pytest.mark.parametrize(("engine", "info"), [("podman", ""), ("docker", ROOTLESS)])
+def test_too_little_memory_to_lock_is_told(engine: str, info: str, host: Host) -> None:
+    host.adapters()
+    host.provide(engine)
+    host.answer("info", info)
+    command = f"ulimit -l 64; '{host.tree}/launch.sh' --backend vllm --infiniband 1"
+    launched = host.script(["bash", "-c", f"{command} --engine {engine}"])
+    assert "of which this account may have 64 KB: raise memlock" in launched.err
+    host.answer("info", "")
+    if engine == "docker":  # which then gives the container a limit of its own
+        assert "KB" not in host.script(["bash", "-c", command]).err
+
+
+def test_arguments_of_the_engine_s_own_are_handed_on(host: Host) -> None:
+    odd = "--env=A=a b\t'$HOME`id`"
+    given = ("--docker-arg", "--device=/dev/gdrdrv", "--docker-arg", odd, "--docker-arg", "-P")
+    run = host.launch("--backend", "vllm", *given, "--", "true").run
+    at = run.index("mlperf-deepseek-r1:vllm-cpu")
+    assert run[at - 3 : at] == ["--device=/dev/gdrdrv", odd, "-P"]
+    assert run[at + 1 :] == ["true"]
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="the tests are not run as root")

@@ -47,6 +47,20 @@ def test_a_torn_last_line_is_skipped_and_a_torn_other_one_not(tmp_path: Path) ->
         report.read_detail(tmp_path / "missing.txt")
 
 
+@pytest.mark.parametrize(
+    "value",
+    ["null", "[]", "7", '{"key": "a"}', '{"key": "a", "value": 1, "metadata": 2}', "[" * 100_000],
+)
+def test_a_line_of_another_form_is_damaged(value: str, tmp_path: Path) -> None:
+    with pytest.raises(LoadGenError, match=r"detail.txt: line 1 is damaged"):
+        detail(tmp_path, f":::MLLOG {value}\n", line("a", "1"))
+
+
+def test_a_folder_in_the_place_of_the_log_is_named(tmp_path: Path) -> None:
+    with pytest.raises(LoadGenError, match="can't be read: Is a directory"):
+        report.read_detail(tmp_path)
+
+
 def test_figures_come_from_either_scenario(tmp_path: Path) -> None:
     offline = detail(
         tmp_path, line("result_samples_per_second", "2.5"), line("result_tokens_per_second", "90")

@@ -155,6 +155,9 @@ def test_a_short_run_succeeds_and_is_stamped(
     assert "8 rows, not the benchmark's 4388" in out
     assert "this run can't be submitted: 8 rows" in err
     results = folder(script, mode)
+    told = re.search(r"performance: target_qps (\d+) \(--target-qps\), ([\d,]+) samples", err)
+    assert told
+    assert told.groups() == ("100", "8")
     record = json.loads((results / "run.json").read_text())
     assert record["submittable"] is False
     assert {reason.split()[0] for reason in record["not_submittable_because"]} >= {
@@ -162,6 +165,7 @@ def test_a_short_run_succeeds_and_is_stamped(
     }
     assert record["figures"]["tokens_per_second"] > 0
     assert record["settings"]["min_duration_ms"] == 0
+    assert record["settings"]["target_qps"] == 100
     assert record["versions"]["loadgen"]
     frame = pd.read_parquet(results / "results.parquet")
     assert list(frame["sample_index"]) == list(range(8))
@@ -262,6 +266,8 @@ def bad_inputs(
     script: "Script", data_set: Callable[[int], Path], tmp_path: Path
 ) -> Iterator[tuple["Script", Path]]:
     (tmp_path / "a_file").write_text("")
+    (tmp_path / "a_folder").mkdir()
+    (tmp_path / "zero.conf").write_text("deepseek-r1.Server.target_qps = 0\n")
     yield script, data_set(3)
     assert not list(tmp_path.rglob("mlperf_log_*"))  # found before anything started
 
@@ -271,6 +277,10 @@ def bad_inputs(
     [
         (("--output-dir", "a_file"), 11, "a_file"),
         (("--user-conf", "missing.conf"), 14, "missing.conf"),
+        (("--user-conf", "a_folder"), 14, "a_folder: can't be read: Is a directory"),
+        (("--user-conf", "a_file"), 14, "no rate for --mode offline"),
+        (("--user-conf", "zero.conf", "--mode", "server"), 14, "zero.conf: line 1: "),
+        (("--target-qps", "1e6"), 14, " samples, "),
         (("--engine-arg", "speed=9"), 2, "'speed'"),
         (("--max-model-len", "13"), 8, "row 0"),
         (("--max-model-len", "999999"), 8, "999999"),
@@ -287,6 +297,21 @@ def test_bad_input_is_one_line_before_anything_starts(
     assert last.startswith("error: ")
     assert said in last
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("content", ["", "version https://git-lfs.github.com/spec/v1\n"])
+def test_problems_that_are_none_are_found_before_the_run(
+    bad_inputs: tuple["Script", Path], content: str
+) -> None:
+    script, _ = bad_inputs
+    (script.folder / "problems.jsonl").write_text(content)
+    tiny = Path(__file__).parents[2] / "data" / "tiny" / "final_output.pkl"
+    code, _, err = script.run(
+        *("run_mlperf.py", "--accuracy", "--input-file", tiny),
+        *("--livecodebench-file", "problems.jsonl"),
+    )
+    assert code == 13
+    assert err.splitlines()[-1].startswith("error: problems.jsonl")
 
 
 def test_an_audit_config_in_the_folder_stops_the_run(bad_inputs: tuple["Script", Path]) -> None:

@@ -75,6 +75,19 @@ def test_every_value_of_the_benchmark_s_file_is_held(mode: str) -> None:
         assert reason.startswith(f"{key} ")
 
 
+@pytest.mark.parametrize(
+    "line", ["*.*.min_durations = 1", "*.*.min_duration = 1.5", "min_duration"]
+)
+def test_a_changed_file_of_the_benchmark_s_is_no_fault_of_ours(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "mlperf.conf"
+    path.write_text(f"# by hand\n{line}\n")
+    monkeypatch.setattr(settings, "BENCHMARK_CONF", path)
+    with pytest.raises(LoadGenError, match=r"mlperf.conf: line 2"):
+        settings.benchmark(settings.MODES["server"])
+
+
 def test_seeds_are_compared_in_all_their_digits() -> None:
     changed = as_the_benchmark("server")
     changed.schedule_rng_seed += 1
@@ -138,22 +151,71 @@ except LoadGenError as error: print(error)"""
 
 
 def test_a_user_conf_that_can_t_be_used_is_named(tmp_path: Path) -> None:
-    with pytest.raises(LoadGenError, match="no such file"):
+    with pytest.raises(LoadGenError, match=r"missing.conf: can't be read: No such file"):
         settings.test_settings(parse("--user-conf", tmp_path / "missing.conf"))
-    bad = tmp_path / "bad.conf"
-    bad.write_text("deepseek-r1.Offline.target_qps = many\n")
-    code = """
-try: settings.test_settings(parse('--user-conf', sys.argv[1]))
-except LoadGenError as error: print(error)"""
-    assert str(bad) in in_a_process(code, bad)
+
+
+RATES = {"offline": "deepseek-r1.Offline.target_qps = 40\n", "all": "*.*.target_qps = 3.5\n"}
 
 
 @pytest.mark.parametrize(
-    "given", ["--target-qps 0", "--target-qps nan", "--min-duration -1", "--min-query-count 0"]
+    ("conf", "given", "expected"),
+    [
+        ("offline", "", "Offline PerformanceOnly 600000 4388 0 40.0"),
+        ("offline", "--mode server", "no rate for --mode server: add the line"),
+        ("offline", "--mode interactive", "'deepseek-r1-interactive.Server.target_qps = RATE'"),
+        ("offline", "--mode server --accuracy", "no rate for --mode server"),
+        ("offline", "--mode server --target-qps 2", "Server PerformanceOnly 600000 100 0 2.0"),
+        ("all", "--mode interactive", "Server PerformanceOnly 600000 100 0 3.5"),
+        ("none", "", "no rate for --mode offline"),
+        # which asks for all samples at once
+        ("none", "--accuracy", "Offline AccuracyOnly 600000 4388 0 1.0"),
+    ],
 )
-def test_bad_values_are_refused(given: str) -> None:
+def test_a_mode_without_a_rate_of_its_own_is_refused(
+    conf: str, given: str, expected: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "user.conf"
+    path.write_text(RATES.get(conf, ""))
+    code = """
+try: show(*sys.argv[1:])
+except LoadGenError as error: print(error)"""
+    assert expected in in_a_process(code, *given.split(), "--user-conf", path)
+
+
+def test_a_user_conf_that_is_changed_while_it_is_read_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "user.conf"
+    path.write_text(RATES["all"])
+    code = """
+class Changed(settings.UserConf):
+    def settings(self, *run):
+        args.user_conf.write_text(sys.argv[2])
+        return super().settings(*run)
+settings.UserConf = Changed
+args = parse('--user-conf', sys.argv[1])
+try: settings.test_settings(args)
+except LoadGenError as error: print(error)"""
+    for later in ("*.*.target_qps = 4.5\n", "*.*.target_qps = many\n"):
+        path.write_text(RATES["all"])
+        assert f"{path}: LoadGen has read it otherwise: " in in_a_process(code, path, later)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        *(f"--target-qps {rate}" for rate in ("0", "nan", "inf", "-1", "1e-300", "1e300", "1_000")),
+        *("--target-qps ٤", "--target-qps 4,5", "--target-qps 0x10"),
+        *("--min-duration -1", "--min-duration 1e3", "--min-duration 1000000000001"),
+        *("--min-query-count 0", "--min-query-count 99999999999999999999"),
+    ],
+)
+def test_bad_values_are_refused(given: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse(*given.split())
+    option, value = given.split()
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert f"argument {option}: must be " in last
+    assert ascii(value) in last
 
 
 def test_an_audit_config_is_never_taken_unasked(
@@ -176,3 +238,69 @@ def test_offline_issues_whole_passes(qps: float, expected: int) -> None:
     assert settings.expected_samples(made, 4388) == expected
     made.mode = lg.TestMode.AccuracyOnly
     assert settings.expected_samples(made, 4388) == 4388
+
+
+def made(mode: str, /, **changed: object) -> Any:
+    """The benchmark's settings with a mode's scenario, some of them changed."""
+    found = as_the_benchmark(mode)
+    found.scenario = getattr(lg.TestScenario, settings.MODES[mode].scenario)
+    found.mode = lg.TestMode.PerformanceOnly
+    for name, value in changed.items():
+        setattr(found, name, value)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("mode", "changed"),
+    [
+        ("server", {"server_target_qps": 1e6}),
+        ("offline", {"offline_expected_qps": 1e6}),
+        ("server", {"min_query_count": 2**31 - 1}),
+        ("offline", {"min_duration_ms": 10**12}),
+    ],
+)
+def test_more_samples_than_memory_has_room_for_are_refused(
+    mode: str, changed: dict[str, object]
+) -> None:
+    settings.check_size(made(mode), 4388)
+    with pytest.raises(LoadGenError, match=r"^[\d,]{11,} samples, .* GB of memory are free: lower"):
+        settings.check_size(made(mode, **changed), 4388)
+
+
+def test_what_a_sample_takes_is_held_to_the_memory_that_is_free() -> None:
+    free = settings._free_memory()
+    assert 1e8 < free < 1e14
+    fits = int(free / settings._BYTES_A_SAMPLE * 0.9)  # others use this machine too
+    settings.check_size(made("server", min_query_count=fits), 1)
+    with pytest.raises(LoadGenError):
+        settings.check_size(made("server", min_query_count=fits * 2), 1)
+
+
+def test_a_schedule_that_outlives_everybody_is_refused() -> None:
+    slow = made("server", server_target_qps=1e-4)
+    settings.check_size(slow, 4388)
+    slow.min_query_count = 200_000
+    with pytest.raises(LoadGenError, match="samples/s take 23,"):
+        settings.check_size(slow, 4388)
+
+
+@pytest.mark.parametrize(
+    ("mode", "given", "said"),
+    [
+        ("offline", "", "offline, performance: target_qps 1 (%s), 4,388 samples, 600 s or more"),
+        ("offline", "--accuracy", "offline, accuracy: 4,388 samples"),
+        (
+            "interactive",
+            "--target-qps 0.5",
+            "interactive, performance: target_qps 0.5 (--target-qps), 4,388 samples, 600 s or more,"
+            " p99 of TTFT within 1500 ms and of TPOT within 15 ms",
+        ),
+        ("server", "--accuracy", "server, accuracy: target_qps 1 (%s), 4,388 samples"),
+    ],
+)
+def test_settings_in_words(mode: str, given: str, said: str) -> None:
+    args = parse("--mode", mode, *given.split())
+    test = lg.TestMode.AccuracyOnly if args.accuracy else lg.TestMode.PerformanceOnly
+    rate = args.target_qps or 1.0
+    shown = made(mode, mode=test, server_target_qps=rate, offline_expected_qps=rate)
+    assert settings.in_words(args, shown, 4388) == said.replace("%s", str(settings.USER_CONF))

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from mlperf.summary import summary
-from ref_dsinfer.errors import InputFileError
+from ref_dsinfer.errors import ColumnsError, InputFileError
 
 
 def finished_run(folder: Path, mode: str, test: str, **figures: float | None) -> Path:
@@ -36,4 +36,34 @@ def test_every_run_is_a_line_and_every_task_of_an_accuracy_run(tmp_path: Path) -
 
 def test_a_folder_without_a_finished_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputFileError, match=str(tmp_path)):
+        summary(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"null", b"[1]", b'{"mode": "server"}', b"\xff\xfe", b"[" * 100_000, b"version h"],
+)
+def test_a_record_that_is_none_is_named(content: bytes, tmp_path: Path) -> None:
+    run = finished_run(tmp_path, "server", "performance")
+    (run / "run.json").write_bytes(content)
+    with pytest.raises(InputFileError, match=r"server/performance/run.json: not the record of a"):
+        summary(tmp_path)
+
+
+def test_a_folder_in_the_place_of_a_record_is_named(tmp_path: Path) -> None:
+    (tmp_path / "run.json").mkdir()
+    with pytest.raises(InputFileError, match=r"run.json: can't be read: Is a directory"):
+        summary(tmp_path)
+
+
+def test_graded_results_that_are_none_are_named(tmp_path: Path) -> None:
+    run = finished_run(tmp_path, "offline", "accuracy")
+    graded = run / "results_evaluated.parquet"
+    with pytest.raises(InputFileError, match=r"results_evaluated.parquet: can't be read"):
+        summary(tmp_path)
+    graded.write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(InputFileError, match=r"results_evaluated.parquet: "):
+        summary(tmp_path)
+    pd.DataFrame({"dataset": ["gpqa"]}).to_parquet(graded)
+    with pytest.raises(ColumnsError, match="prompt_accuracy"):
         summary(tmp_path)
