@@ -119,10 +119,16 @@ def main() -> None:
 
 
 def ids_of(words: Any, text: str) -> tuple[int, ...]:
-    """A user's message in the model's template, as token ids."""
-    prompt = words.apply_chat_template(
-        [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
-    )
+    """A user's message in the model's template, as token ids. Errors: ModelError."""
+    try:
+        prompt = words.apply_chat_template(
+            [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+        )
+    except Exception as error:  # a template is a program, and may raise anything
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(
+            f"{words.name_or_path}: the chat template can't be rendered: {reason}"
+        ) from error
     return tuple(words.encode(prompt, add_special_tokens=False))
 
 
