@@ -33,6 +33,7 @@ from backends.children import Children
 from backends.options import refuse_unknown
 from backends.types import Backend, Delta, EngineConfig, Finish, Request
 from ref_dsinfer.errors import EngineError, ModelError, UsageError
+from ref_dsinfer.network import check_interfaces
 from ref_dsinfer.processor import dtype_for
 
 LOG_LINE = "%(asctime)s %(levelname)s %(processName)s %(filename)s:%(lineno)d] %(message)s"
@@ -62,8 +63,9 @@ OWN_FLAGS = {
 class VllmBackend(Backend):
     """vLLM, started here and ended here.
 
-    Errors: UsageError for options, ModelError for a model that vLLM does not know; EngineError from
-    `start` and `stream`, with the end of vLLM's own log.
+    Errors: UsageError for options, ModelError for a model that vLLM does not know, LaunchError for
+    a network interface that is not here; EngineError from `start` and `stream`, with the end of
+    vLLM's own log.
     """
 
     def __init__(self, config: EngineConfig) -> None:
@@ -74,6 +76,8 @@ class VllmBackend(Backend):
                 f"--device {config.device}: the installed vLLM runs on {device or 'no device here'}"
                 f" (./setup.sh --backend vllm --device {config.device})"
             )
+        processes = config.tensor_parallel * config.pipeline_parallel * config.data_parallel
+        check_interfaces(on_gpu=device == "cuda" and processes > 1)
         _check_model(Path(config.model), config.speculative)
         self._args = engine_args(config)
         self._children: Children | None = None
