@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
 """Answer a data set with an engine and save the answers, without LoadGen."""
 
-import argparse
-
-from data import inference
 from ref_dsinfer import errors
 
 
 def main() -> None:
+    # in here, where an interrupt amid them is a line
+    import argparse
+
+    from data import inference
+
     parser = argparse.ArgumentParser(description=__doc__)
     inference.add_options(parser)
     inference.run(parser.parse_args())

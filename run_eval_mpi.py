@@ -4,13 +4,15 @@
 torchrun --nproc_per_node=8 run_eval_mpi.py --input-file FILE
 """
 
-import argparse
-
-from data import inference
 from ref_dsinfer import errors
 
 
 def main() -> None:
+    # in here, where an interrupt amid them is a line
+    import argparse
+
+    from data import inference
+
     parser = argparse.ArgumentParser(description=__doc__)
     inference.add_options(parser, torchrun=True)
     inference.run(parser.parse_args(), torchrun=True)

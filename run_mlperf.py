@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
 """Measure an engine with MLPerf LoadGen, or with --accuracy grade its answers."""
 
-import argparse
-
-from mlperf import run
 from ref_dsinfer import errors
 
 
 def main() -> None:
+    # in here, where an interrupt amid them is a line
+    import argparse
+
+    from mlperf import run
+
     parser = argparse.ArgumentParser(description=__doc__)
     run.add_options(parser)
     run.run(parser.parse_args())

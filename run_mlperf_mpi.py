@@ -4,13 +4,15 @@
 torchrun --nproc_per_node=8 run_mlperf_mpi.py --mode offline
 """
 
-import argparse
-
-from mlperf import run
 from ref_dsinfer import errors
 
 
 def main() -> None:
+    # in here, where an interrupt amid them is a line
+    import argparse
+
+    from mlperf import run
+
     parser = argparse.ArgumentParser(description=__doc__)
     run.add_options(parser, torchrun=True)
     run.run(parser.parse_args(), torchrun=True)

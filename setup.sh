@@ -47,11 +47,14 @@ _mlperf_find_python() {
   _mlperf_fail "no Python 3.11 or newer with the venv module found; name one by --python PATH"
 }
 
+# What every environment gets by copying: it is no package that pip could build without a network.
+_mlperf_copied=requirements/torchrun-nodes
+
 # All that an installation depends on: the files, and the folders in this tree that they name.
 _mlperf_wanted() { # REQUIREMENTS...
   cat requirements/base.txt "$@"
   local folder
-  sed -n 's|^\./||p' "$@" | while read -r folder; do
+  { echo "$_mlperf_copied" && sed -n 's|^\./||p' "$@"; } | while read -r folder; do
     find "$folder" -type f -not -path '*/__pycache__/*' | LC_ALL=C sort | xargs cat
   done
 }
@@ -83,6 +86,7 @@ _mlperf_install() { # VENV STAMP_NAME REQUIREMENTS...
     _mlperf_put "$venv/bin/python" -m pip install --disable-pip-version-check \
       ${task:+--no-compile} ||
     _mlperf_fail "not everything could be installed, the lines above say why; run this again to go on"
+  cp -R "$_mlperf_copied/." "$("$venv/bin/python" -c 'import site; print(site.getsitepackages()[0])')"
   echo "$wanted" >"$stamp"
 }
 

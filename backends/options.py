@@ -317,8 +317,8 @@ def model_length(config: EngineConfig) -> int:
 def vocabulary_size(model: str) -> int | None:
     """How many token ids a model has, where its config.json says so."""
     try:
-        size = json.loads((Path(model) / "config.json").read_bytes())["vocab_size"]
-    except (OSError, ValueError, KeyError, TypeError):
+        size = read_object(Path(model) / "config.json").get("vocab_size")
+    except ModelError:  # who loads it says why; servers need only its tokenizer
         return None
     return size if isinstance(size, int) else None
 

@@ -3,6 +3,7 @@
 from importlib import import_module
 
 from backends.types import Backend, BackendSpec, EngineConfig, Scenario
+from backends.writable import make_writable
 from ref_dsinfer.errors import EngineError, UsageError
 
 SCENARIOS: tuple[Scenario, ...] = ("offline", "server", "interactive")
@@ -77,8 +78,11 @@ def lookup(name: str) -> BackendSpec:
 def load(spec: BackendSpec, config: EngineConfig) -> Backend:
     """An engine, not started, or the client of servers that run already.
 
-    Errors: EngineError where a package it needs is not installed; what its class raises.
+    Errors: EngineError where a package it needs is not installed; LaunchError where this process
+    has no place for temporary files; what its class raises.
     """
+    if not config.endpoints:
+        make_writable()
     module, _, name = (spec.attached or spec.target if config.endpoints else spec.target).partition(
         ":"
     )

@@ -20,10 +20,11 @@ from backends.children import Children
 from backends.drive import cancel
 from backends.endpoints import Endpoint, Endpoints
 from backends.http_client import Client, ExchangeError
-from backends.sglang_args import arguments, check_mtp, device_of, environment
+from backends.sglang_args import arguments, check_mtp, device_of, environment, processes
 from backends.sglang_server import SglangDialect
 from backends.types import Backend, Delta, EngineConfig, Request, Reuse
 from ref_dsinfer.errors import EngineError
+from ref_dsinfer.network import check_interfaces
 
 LOOK_S = 0.3  # between two looks at a server that starts
 DEATH_S = 5.0  # for a server whose connections have broken to be seen to end
@@ -36,13 +37,15 @@ PORT_TAKEN = "address already in use"  # SGLang then goes on for ever, answering
 class SglangBackend(Backend):
     """SGLang, started here and ended here.
 
-    Errors: UsageError for options, ModelError for a model that can't be read; EngineError from
-    `start` and `stream`, with the end of SGLang's own log where it has died.
+    Errors: UsageError for options, ModelError for a model that can't be read, LaunchError for a
+    network interface that is not here; EngineError from `start` and `stream`, with the end of
+    SGLang's own log where it has died.
     """
 
     def __init__(self, config: EngineConfig) -> None:
         super().__init__(config)
         self._device = device_of(config.device)
+        check_interfaces(on_gpu=self._device == "cuda" and processes(config) > 1)
         if config.speculative:
             check_mtp(Path(config.model))
         self._arguments = arguments(config, self._device)

@@ -97,8 +97,8 @@ def environment(config: EngineConfig, device: str, folder: Path) -> dict[str, st
     }
     if device == "cpu" and not config.compile:
         forced["TORCH_COMPILE_DISABLE"] = "1"  # parts of it are compiled unasked, by a C compiler
-    if device == "cpu" and (processes := _processes(config)) > 1:
-        shares = _cores(processes)
+    if device == "cpu" and (count := processes(config)) > 1:
+        shares = _cores(count)
         told["SGLANG_CPU_OMP_THREADS_BIND"] = "|".join(
             ",".join(map(str, cores)) for cores in shares
         )
@@ -211,7 +211,7 @@ def _cpu_tokens(config: EngineConfig) -> int:
     return max(room // bytes_, model_length(config) + RESERVED)
 
 
-def _processes(config: EngineConfig) -> int:
+def processes(config: EngineConfig) -> int:
     """Processes that SGLang computes in."""
     return config.tensor_parallel * config.pipeline_parallel * config.data_parallel
 

@@ -34,6 +34,7 @@ from backends.options import refuse_unknown
 from backends.types import NO_REUSE, Backend, Delta, EngineConfig, Finish, Request, Reuse
 from ref_dsinfer.errors import EngineError, ModelError, UsageError
 from ref_dsinfer.lookalike import read_object
+from ref_dsinfer.network import check_interfaces
 from ref_dsinfer.processor import dtype_for
 from ref_dsinfer.weight_files import check_for_others
 
@@ -64,8 +65,9 @@ OWN_FLAGS = {
 class VllmBackend(Backend):
     """vLLM, started here and ended here.
 
-    Errors: UsageError for options, ModelError for a model that vLLM does not know; EngineError from
-    `start` and `stream`, with the end of vLLM's own log.
+    Errors: UsageError for options, ModelError for a model that vLLM does not know, LaunchError for
+    a network interface that is not here; EngineError from `start` and `stream`, with the end of
+    vLLM's own log.
     """
 
     def __init__(self, config: EngineConfig) -> None:
@@ -76,6 +78,8 @@ class VllmBackend(Backend):
                 f"--device {config.device}: the installed vLLM runs on {device or 'no device here'}"
                 f" (./setup.sh --backend vllm --device {config.device})"
             )
+        processes = config.tensor_parallel * config.pipeline_parallel * config.data_parallel
+        check_interfaces(on_gpu=device == "cuda" and processes > 1)
         _check_model(Path(config.model), config.speculative)
         self._args = engine_args(config)
         self._children: Children | None = None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from backends.options import model_length
 from backends.types import Backend, EngineConfig, Request
-from ref_dsinfer.errors import LengthError
+from ref_dsinfer.errors import LengthError, ModelError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,6 +71,8 @@ def build(
 ) -> Workload:
     """Read a data set and build all its prompts, or those of its first `num_samples` rows.
 
+    A text that was rendered already, so that the template's own tokens are in its prompt twice, is
+    warned of once.
     Errors: InputFileError, EmptyDataError, ColumnsError, ModelError; LengthError naming the first
     row whose prompt leaves no room for an answer.
     """
@@ -84,7 +86,8 @@ def build(
     rows = tuple(samples(frame))
     max_len = model_length(config)
     prompts = Prompts(config.model)
-    prompt_ids = tuple(prompts.ids(row.prompt_text) for row in rows)
+    prompt_ids = tuple(_prompt(input_file, row, prompts) for row in rows)
+    _warn_of_marks(input_file, prompts, prompt_ids)
     for index, ids in enumerate(prompt_ids):
         if len(ids) >= max_len:
             raise LengthError(
@@ -100,3 +103,33 @@ def build(
             max_new_tokens,
         )
     return workload
+
+
+def _prompt(input_file: Path, row: "Sample", prompts: "Prompts") -> tuple[int, ...]:
+    """A row's prompt. Errors: ModelError naming the row that the template can't take."""
+    try:
+        return prompts.ids(row.prompt_text)
+    except ModelError as error:
+        raise ModelError(f"{error} ({input_file}: row {row.index})") from error
+
+
+def _warn_of_marks(
+    input_file: Path, prompts: "Prompts", prompt_ids: tuple[tuple[int, ...], ...]
+) -> None:
+    """Say it once where texts hold what the chat template writes."""
+    found = [
+        (index, marks)
+        for index, ids in enumerate(prompt_ids)
+        if (marks := prompts.marks_in_text(ids))
+    ]
+    if not found:
+        return
+    index, marks = found[0]
+    log.warning(
+        "%s: row %d%s: the text holds tokens that the chat template writes, so that they are in the"
+        " prompt twice: %s; text_input should be the question alone, not rendered yet",
+        input_file,
+        index,
+        f" and {len(found) - 1} more" if len(found) > 1 else "",
+        ", ".join(f"{token} (id {id_})" for token, id_ in marks.items()),
+    )

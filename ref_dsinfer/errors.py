@@ -1,20 +1,22 @@
 """Every way a user's input can end a run: one class, one exit code.
 
-The module lies in the bottom package so that every other one may raise these. `run` is the only
-place where an exception becomes an exit code; an exception that is not a `UserError` is a fault of
-ours and keeps its traceback.
+The module lies in the bottom package so that every other one may raise these. An exception becomes
+an exit code in `run` only, or from another thread in `fail`; one that is not a `UserError` is a
+fault of ours and keeps its traceback.
 """
 
 import logging
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import ClassVar
+from typing import ClassVar, NoReturn
 
 from ref_dsinfer import terminal
+from ref_dsinfer.parent import watch_torchrun
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
@@ -106,6 +108,9 @@ class LoadGenError(UserError):
 OURS = ("backends", "data", "mlperf", "ref_dsinfer")
 IMPORT_S = 0.05  # between two looks whether an import is over
 FOLLOWER_GRACE_S = 10  # torchrun ends a machine's other ranks well within this once one has failed
+ORPHANS_S = 4  # for the first rank of a machine to say that torchrun is gone
+before_failing: list[Callable[[], None]] = []  # what others have to be told then
+_last_word = threading.Lock()  # of the thread that says why the process ends
 
 
 def run(main: Callable[[], None]) -> None:
@@ -116,6 +121,7 @@ def run(main: Callable[[], None]) -> None:
     still comes out.
     """
     terminal.guard()
+    watch_torchrun(_without_torchrun)
     rank = int(os.environ.get("RANK", "0"))
     logging.basicConfig(
         level=logging.WARNING if rank == 0 else logging.ERROR,  # what all ranks say is said once
@@ -130,24 +136,43 @@ def run(main: Callable[[], None]) -> None:
             signal.signal(name, _interrupt)
     try:
         _with_packages(main)
-        code = 0
     except UserError as error:
         if os.environ.get("LOCAL_RANK", "0") != "0":
             time.sleep(FOLLOWER_GRACE_S)
-        print(f"error: {error}", file=sys.stderr)
-        code = error.exit_code
+        fail(error)
     except KeyboardInterrupt:
+        _last_word.acquire()
         print("interrupted: finished samples are on disk", file=sys.stderr)
-        code = INTERRUPTED
+        _end(INTERRUPTED)
     except Exception:
+        _last_word.acquire()
         logging.exception("internal error, please report it with this traceback")
-        code = 1
+        _end(1)
+
+
+def fail(error: UserError) -> NoReturn:
+    """Say what is wrong, and end the process; from any thread."""
+    _last_word.acquire()
+    print(f"error: {error}", file=sys.stderr)
+    _end(error.exit_code)
+
+
+def _without_torchrun() -> NoReturn:
+    """End a rank that nobody would end any more; the first of a machine's says so."""
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        time.sleep(ORPHANS_S)
+        _end(LaunchError.exit_code)
+    fail(LaunchError("torchrun is gone, so its ranks end"))
+
+
+def _end(code: int) -> NoReturn:
+    """A failed run may leave LoadGen or a collective waiting in native code for ever; only os._exit
+    is sure to end those threads."""
     for stream in filter(None, (sys.stdout, sys.stderr)):  # None where it is closed
         stream.flush()
-    if code:
-        # A failed run may leave LoadGen or a collective waiting in native code for ever; only
-        # os._exit is sure to end those threads.
-        os._exit(code)
+    for tell in before_failing:
+        tell()
+    os._exit(code)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

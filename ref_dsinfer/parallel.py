@@ -15,13 +15,16 @@ Shape letters: T this rank's tokens, G those of all ranks, N sequences, V vocabu
 """
 
 import contextlib
+import logging
 import os
 import pickle
-from collections.abc import Mapping
+import socket
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import wraps
 from itertools import count
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -31,11 +34,15 @@ from torch import Tensor
 from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.errors import LaunchError, ParallelError, UsageError
 from ref_dsinfer.keys import FP8_BLOCK
+from ref_dsinfer.network import check_interfaces
+from ref_dsinfer.presence import Presence
 
+log = logging.getLogger(__name__)
 # Followers sit in a broadcast while rank 0 has nothing to do, however long that is.
 IDLE_TIMEOUT = timedelta(days=365)
 # torchrun starts all ranks at once, and before they meet they only read options and data.
 MEET_TIMEOUT = timedelta(minutes=5)
+NEWS_AFTER = timedelta(seconds=20)  # of waiting for others
 _meetings = count()  # of this process
 
 
@@ -126,29 +133,62 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _met(place: Place) -> dist.Store:
-    """torchrun's store, once all ranks have come to it. Errors: LaunchError naming the missing.
+def _met(place: Place) -> tuple[dist.Store, Presence]:
+    """torchrun's store, once all ranks have come to it, and who is there from then on.
 
     On one machine torchrun ends all ranks where one fails; nobody does on several.
+    Errors: LaunchError naming who is missing.
     """
     keys = [f"here/{rank}" for rank in range(place.world)]
+    first = place.rank - place.local_rank
+    if place.rank == first:
+        log.setLevel(logging.WARNING)  # each machine may have another person before it
     try:
         common, _, _ = next(dist.rendezvous("env://", timeout=MEET_TIMEOUT))
         store = dist.PrefixStore(str(next(_meetings)), common)
-        store.set(keys[place.rank], "")
+        store.set(keys[place.rank], f"process {os.getpid()} on {socket.gethostname()}")
         with contextlib.suppress(dist.DistStoreError):
-            store.wait(keys, MEET_TIMEOUT)
-        missing = [str(rank) for rank, key in enumerate(keys) if not store.check([key])]
+            store.wait(keys, NEWS_AFTER)
+        if missing := _missing(store, keys):
+            log.warning("waiting for %s", missing)
+            with contextlib.suppress(dist.DistStoreError):
+                store.wait(keys, MEET_TIMEOUT - NEWS_AFTER)
+            missing = _missing(store, keys)
+        names = [] if missing else [store.get(key).decode() for key in keys]
     except dist.DistError as error:
         raise LaunchError(
             f"rank {place.rank} can't reach rank 0, whose machine may say why: {error}"
         ) from error
     if missing:
-        raise LaunchError(
-            f"after {MEET_TIMEOUT.seconds} s these of {place.world} ranks have not come: "
-            f"{', '.join(missing)}; what their machines print says why"
-        )
-    return store
+        raise LaunchError(f"after {MEET_TIMEOUT.seconds} s there is still no {missing}")
+    machine = range(first, first + place.local_world)
+    return store, Presence(place.rank, machine, names, store, MEET_TIMEOUT.seconds)
+
+
+def _missing(store: dist.Store, keys: list[str]) -> str:
+    """Which ranks have not come, in words; empty where all have."""
+    missing = [str(rank) for rank, key in enumerate(keys) if not store.check([key])]
+    if not missing:
+        return ""
+    return f"rank {', '.join(missing)} of {len(keys)} (what is printed where it runs says why)"
+
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def _with_others(method: _Method) -> _Method:
+    """A method of Ranks in which others take part. Errors: EngineError where one has gone."""
+
+    @wraps(method)
+    def call(ranks: "Ranks", *args: Any) -> Any:
+        try:
+            return method(ranks, *args)
+        except RuntimeError as error:
+            if ranks.presence and (loss := ranks.presence.loss()):
+                raise loss from error
+            raise
+
+    return cast(_Method, call)
 
 
 class Ranks:
@@ -157,19 +197,28 @@ class Ranks:
     def __init__(self, place: Place, device: torch.device) -> None:
         """Meet the other ranks: all of them must come here. A lone process meets nobody.
 
-        Errors: LaunchError where some don't come.
+        Errors: LaunchError where some don't come, or a variable names no network interface.
         """
         self.rank, self.world, self.device = place.rank, place.world, device
         self.local_world = place.local_world
+        self.presence: Presence | None = None
         if self.world == 1:
             return
         on_gpu = device.type == "cuda"
+        check_interfaces(on_gpu)
         if on_gpu:
             torch.cuda.set_device(device)
+        store, self.presence = _met(place)
+        self._join(store)
+
+    @_with_others
+    def _join(self, store: dist.Store) -> None:
+        """Connect with the others."""
+        on_gpu = self.device.type == "cuda"
         dist.init_process_group(
             "nccl" if on_gpu else "gloo",
-            device_id=device if on_gpu else None,
-            store=_met(place),
+            device_id=self.device if on_gpu else None,
+            store=store,
             rank=self.rank,
             world_size=self.world,
         )
@@ -202,6 +251,7 @@ class Ranks:
         """Of what `all_tokens` has become: the ranks' sum for the `count` of this rank, [T, D]."""
         return self.reduce(part_GD, dtype)
 
+    @_with_others
     def reduce(self, part: Tensor, dtype: torch.dtype) -> Tensor:
         """Sum every rank's part in fp32 and round once to `dtype`; the same bits on all ranks."""
         if self.world > 1:
@@ -209,6 +259,7 @@ class Ranks:
             dist.all_reduce(part)
         return part.to(dtype)
 
+    @_with_others
     def gather(self, part_NV: Tensor) -> Tensor:
         """Put the ranks' parts [N, V / world] beside each other: [N, V] on every rank."""
         if self.world == 1:
@@ -218,6 +269,7 @@ class Ranks:
         dist.all_gather_single(whole, part_NV.contiguous())
         return whole.view(self.world, count, size).transpose(0, 1).reshape(count, -1)
 
+    @_with_others
     def agree(self, numbers: list[int]) -> list[int]:
         """Rank 0's numbers, on every rank; all must pass equally many."""
         if self.world == 1:
@@ -226,6 +278,7 @@ class Ranks:
         dist.broadcast(tensor, 0, group=self._control)
         return tensor.tolist()
 
+    @_with_others
     def lowest(self, number: int) -> int:
         """The lowest of the ranks' numbers, on every rank."""
         if self.world == 1:
@@ -234,6 +287,7 @@ class Ranks:
         dist.all_reduce(tensor, dist.ReduceOp.MIN, group=self._control)
         return int(tensor)
 
+    @_with_others
     def share(self, value: Any = None) -> Any:
         """Rank 0's value, on every rank; None costs one small message. Waits for rank 0."""
         if self.world == 1:
@@ -246,6 +300,7 @@ class Ranks:
         dist.broadcast(buffer, 0, group=self._control)
         return value if self.rank == 0 else pickle.loads(buffer.numpy().tobytes())
 
+    @_with_others
     def barrier(self) -> None:
         """Wait until every rank is here, however long one of them loads."""
         if self.world > 1:
@@ -253,7 +308,8 @@ class Ranks:
 
     def leave(self) -> None:
         """Part from the others; nothing of this object may be used afterwards."""
-        if self.world > 1:
+        if self.presence:
+            self.presence.leave()
             dist.destroy_process_group()
 
 
@@ -275,12 +331,14 @@ class DataParallelRanks(Ranks):
     def all_heads(self, part_TD: Tensor, dtype: torch.dtype) -> Tensor:
         return part_TD.to(dtype)
 
+    @_with_others
     def all_tokens(self, x_T: Tensor, width: int) -> Tensor:
         x_T = F.pad(x_T, (0, 0) * (x_T.dim() - 1) + (0, width - len(x_T)))
         x_G = x_T.new_empty(self.world * width, *x_T.shape[1:])
         dist.all_gather_single(x_G, x_T.contiguous())
         return x_G
 
+    @_with_others
     def own_tokens(self, part_GD: Tensor, count: int, dtype: torch.dtype) -> Tensor:
         part_GD = part_GD.float().contiguous()
         sum_TD = part_GD.new_empty(len(part_GD) // self.world, part_GD.shape[1])

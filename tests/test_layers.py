@@ -72,6 +72,11 @@ def test_a_script_imports_nothing_heavy(script: str) -> None:
     assert found <= {*STANDARD, *LAYERS}
 
 
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_imports_inside_main_where_an_interrupt_is_a_line(script: str) -> None:
+    assert list(imports(parsed(ROOT / script), True)) == ["ref_dsinfer"]
+
+
 def test_the_nouns_import_nothing_of_ours() -> None:
     found = imports(parsed(ROOT / "backends" / "types.py"), False)
     assert not {name for name in found if name.split(".")[0] in LAYERS}

@@ -53,7 +53,8 @@ def test_a_killed_rank_ends_the_run_and_keeps_what_was_finished(tmp_path: Path) 
         "--max-running",
         "4",
     ]
-    with subprocess.Popen(words, cwd=ROOT, stderr=subprocess.DEVNULL) as agent:
+    said = tmp_path / "said"
+    with said.open("w") as file, subprocess.Popen(words, cwd=ROOT, stderr=file) as agent:
         journal = tmp_path / "offline" / "accuracy" / "completions.journal.jsonl"
         until = time.monotonic() + 240
         while not (journal.exists() and journal.stat().st_size):
@@ -69,6 +70,8 @@ def test_a_killed_rank_ends_the_run_and_keeps_what_was_finished(tmp_path: Path) 
     assert not alive
     first = json.loads(journal.read_text().splitlines()[0])
     assert first["token_ids"]
+    assert f"error: rank 1 of 2 (process {follower.pid} on " in said.read_text()
+    assert "internal error" not in said.read_text()
 
 
 def test_processes_that_do_not_divide_the_heads(tmp_path: Path) -> None:

@@ -16,6 +16,12 @@ ROOT = Path(__file__).parent.parent
 ENGINES = ("pytorch", "vllm", "sglang")
 SECOND_RUN_S = 5
 
+# torchrun's own way to look for what is to meet the other machines.
+FINDS_OURS = """
+from importlib.metadata import entry_points
+(found,) = entry_points(group="torchrun.handlers")
+print(found.value)
+"""
 METADATA = "Metadata-Version: 2.1\nName: {name}\nVersion: 1\n"
 WHEEL = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
 # A build backend, which is what the folder of shims asks for.
@@ -52,6 +58,7 @@ class Tree:
         shims.mkdir(parents=True)
         self.wheels.mkdir()
         shutil.copy(ROOT / "setup.sh", self.root)
+        shutil.copytree(ROOT / "requirements" / "torchrun-nodes", shims.parent / "torchrun-nodes")
         for name in ("base", *ENGINES):
             make_wheel(self.wheels, name, needs="absent" if name == "vllm" else "")
         make_wheel(self.wheels, "builder", BUILDER)
@@ -91,6 +98,10 @@ class Tree:
             check=False,
         )
 
+    def tells(self, venv: str, code: str) -> str:
+        words = [str(self.root / venv / "bin/python"), "-c", code]
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+
     def has(self, venv: str, *modules: str) -> bool:
         imports = [str(self.root / venv / "bin/python"), "-c", f"import {','.join(modules)}"]
         return subprocess.run(imports, capture_output=True, check=False).returncode == 0
@@ -119,6 +130,7 @@ def test_a_second_run_finds_all_done_by_the_first(engine: str, modules: str, tre
     first = tree.setup("--backend", engine)
     assert first.returncode == 0, first.stderr
     assert tree.has(f".venv-{engine}-cpu", "base", modules)
+    assert tree.tells(f".venv-{engine}-cpu", FINDS_OURS) == "torchrun_nodes:handler"
     start = time.monotonic()
     second = tree.setup("--backend", engine)
     assert time.monotonic() - start < SECOND_RUN_S

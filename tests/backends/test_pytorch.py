@@ -294,9 +294,13 @@ def test_two_ranks_answer_as_one_and_end_together(model: Path, tmp_path: Path) -
         (1, "busy"),
         pytest.param(0, "busy", marks=pytest.mark.slow),
         pytest.param(1, "wait", marks=pytest.mark.slow),
+        pytest.param(None, "busy", marks=pytest.mark.slow),
     ],
 )
-def test_a_rank_that_dies_ends_all(model: Path, tmp_path: Path, victim: int, mode: str) -> None:
+def test_a_rank_that_dies_ends_all(
+    model: Path, tmp_path: Path, victim: int | None, mode: str
+) -> None:
+    """And is named by another one; with None it is torchrun that dies."""
     with start_ranks(model, tmp_path, mode) as ranks:
         files = [tmp_path / f"pid.{rank}" for rank in range(2)]
         until = time.monotonic() + 60
@@ -304,10 +308,16 @@ def test_a_rank_that_dies_ends_all(model: Path, tmp_path: Path, victim: int, mod
             time.sleep(0.05)
         pids = [int(file.read_text()) for file in files]
         time.sleep(0.2)
-        os.kill(pids[victim], signal.SIGKILL)
+        os.kill(ranks.pid if victim is None else pids[victim], signal.SIGKILL)
         _, stderr = ranks.communicate(timeout=30)
     assert ranks.returncode != 0
-    assert "Signal 9" in stderr
+    (said,) = (line for line in stderr.splitlines() if line.startswith("error: "))
+    if victim is None:
+        assert said == "error: torchrun is gone, so its ranks end"
+    else:
+        assert "Signal 9" in stderr
+        assert said.startswith(f"error: rank {victim} of 2 (process {pids[victim]} on ")
+    assert "internal error" not in stderr
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)

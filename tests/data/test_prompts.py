@@ -106,6 +106,82 @@ def test_missing_settings_are_named(model_dir, tmp_path, change, message):
         Prompts(folder)
 
 
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{{ bos_token }", "can't be rendered: unexpected '}'"),
+        ("{{ raise_exception('no system message') }}", "can't be rendered: no system message"),
+        ("{{ 1 + messages[0]['content'] }}", "can't be rendered: unsupported operand"),
+        ("{{ nothing.at.all }}", "can't be rendered: 'nothing' is undefined"),
+        ("{% for i in range(10**9) %}{% endfor %}", "can't be rendered: Range too big"),
+        ("{{ bos_token }}", "does not write what the user says"),
+        (5, "is no text but int"),
+        (
+            [{"name": "tool_use", "template": TEMPLATE}],
+            "is one of tool_use, none of them `default`",
+        ),
+        (["a", "b"], "is a list whose entries are no {name, template}"),
+    ],
+)
+def test_a_template_that_can_not_be_used_is_named(model_dir, tmp_path, template, said):
+    folder = shutil.copytree(model_dir, tmp_path / "model")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(config | {"chat_template": template}))
+    with pytest.raises(ModelError) as raised:
+        Prompts(folder)
+    assert str(raised.value).startswith(f"{path}: the chat template {said}")
+    if isinstance(template, str):  # in the file that comes first
+        path.write_text(json.dumps(config))
+        (folder / "chat_template.jinja").write_text(template)
+        with pytest.raises(ModelError, match=r"chat_template\.jinja: the chat template"):
+            Prompts(folder)
+
+
+def test_of_several_templates_the_default_is_taken(model_dir, prompts, tmp_path):
+    folder = shutil.copytree(model_dir, tmp_path / "model")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    several = {"tool_use": "{{ nothing.at.all }}", "default": TEMPLATE}
+    for named in (several, [{"name": n, "template": t} for n, t in several.items()]):
+        config["chat_template"] = named
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+        assert Prompts(folder).ids("Why?") == prompts.ids("Why?")
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe{{ bos_token }}"])
+def test_a_damaged_template_file_is_named(model_dir, tmp_path, content):
+    folder = shutil.copytree(model_dir, tmp_path / "model")
+    (folder / "chat_template.jinja").write_bytes(content)
+    with pytest.raises(ModelError, match=r"chat_template\.jinja: (no chat_template|not UTF-8)"):
+        Prompts(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"bos_token": None}, "writes bos_token, and tokenizer_config.json names none"),
+        ({"bos_token": "<s>"}, "bos_token '<s>' is not in tokenizer.json"),
+        ({"eos_token": "</s>"}, "eos_token '</s>' is not in tokenizer.json"),
+    ],
+)
+def test_a_token_that_the_tokenizer_does_not_know_is_named(model_dir, tmp_path, change, said):
+    folder = shutil.copytree(model_dir, tmp_path / "model")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | change))
+    with pytest.raises(ModelError, match=said):
+        Prompts(folder)
+
+
+def test_the_template_s_own_tokens_are_found_in_a_text(prompts):
+    found = prompts.marks_in_text(prompts.ids("<｜begin▁of▁sentence｜><｜User｜>1+1?"))
+    assert found == {"<｜begin▁of▁sentence｜>": BOS, "<｜User｜>": USER}
+    assert prompts.marks_in_text(prompts.ids("see <｜Assistant｜> there")) == {
+        "<｜Assistant｜>": ASSISTANT
+    }
+    for plain in ("1+1?", "", "<|User|>", "<｜end▁of▁sentence｜>"):
+        assert prompts.marks_in_text(prompts.ids(plain)) == {}
+
+
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '"x"'])
 def test_damaged_files_are_a_model_error(model_dir, tmp_path, name, content):

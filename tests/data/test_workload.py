@@ -1,11 +1,14 @@
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from backends.types import EngineConfig
 from data import workload
-from ref_dsinfer.errors import LengthError
+from ref_dsinfer.errors import LengthError, ModelError
 
 EOS_ID, MODEL_LENGTH = 1, 163_840
 
@@ -43,3 +46,40 @@ def test_a_prompt_that_leaves_no_room_is_named(
     config = EngineConfig(str(echo_model), max_model_len=longest)
     with pytest.raises(LengthError, match=r"row 6: .* 19 tokens"):
         workload.build(data_set(9), None, config, 50)
+
+
+def test_texts_that_were_rendered_already_are_warned_of_once(
+    echo_model: Path, data_set: Callable[[int], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = data_set(9)
+    workload.build(path, None, EngineConfig(str(echo_model)), 50)
+    assert "rendered" not in caplog.text
+    frame = pd.read_parquet(path)
+    for row in (2, 5):
+        frame.loc[row, "text_input"] = "<｜begin▁of▁sentence｜><｜User｜>question<｜Assistant｜>"
+    frame.to_parquet(path)
+    found = workload.build(path, None, EngineConfig(str(echo_model)), 50)
+    assert found.prompt_ids[2].count(0) == 2
+    (said,) = (one.getMessage() for one in caplog.records if "rendered" in one.getMessage())
+    assert said == (
+        f"{path}: row 2 and 1 more: the text holds tokens that the chat template writes, so that"
+        " they are in the prompt twice: <｜begin▁of▁sentence｜> (id 0), <｜User｜> (id 2),"
+        " <｜Assistant｜> (id 3); text_input should be the question alone, not rendered yet"
+    )
+
+
+def test_a_row_that_the_template_refuses_is_named(
+    echo_model: Path, data_set: Callable[[int], Path], tmp_path: Path
+) -> None:
+    model = shutil.copytree(echo_model, tmp_path / "model")
+    config = json.loads((model / "tokenizer_config.json").read_text())
+    refuse = "{% if '??' in messages[0]['content'] %}{{ raise_exception('no') }}{% endif %}"
+    config["chat_template"] = refuse + config["chat_template"]
+    (model / "tokenizer_config.json").write_text(json.dumps(config))
+    path = data_set(9)
+    with pytest.raises(ModelError) as raised:
+        workload.build(path, None, EngineConfig(str(model)), 50)
+    assert f"{model}/tokenizer_config.json: the chat template can't be rendered: no" in str(
+        raised.value
+    )
+    assert str(raised.value).endswith(f"({path}: row 2)")

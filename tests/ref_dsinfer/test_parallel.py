@@ -25,6 +25,7 @@ from ref_dsinfer.parallel import Place, Ranks, check, choose_device
 ANSWERS = Path(__file__).with_name("rank_answers.py")
 SCHEDULES = Path(__file__).with_name("rank_schedules.py")
 ROOT = Path(__file__).parents[2]
+NODES = ROOT / "requirements" / "torchrun-nodes"  # as setup.sh copies it into environments
 
 
 class Found(NamedTuple):
@@ -42,7 +43,7 @@ def start(worker: Path, world: int, arguments: tuple[object, ...], *node: str) -
     """torchrun, on one machine or as one `node` of several."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", *(node or ("--standalone",))]
     command = [*torchrun, f"--nproc_per_node={world}", str(worker), *map(str, arguments)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{NODES}"}
     pipe = subprocess.PIPE
     return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
 
@@ -205,18 +206,61 @@ def test_a_mistake_on_one_machine_ends_the_others(random_model: Path, tmp_path: 
         assert f"{model}/config.json does not exist" in err
 
 
-def test_ranks_that_do_not_come_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parallel, "MEET_TIMEOUT", timedelta(seconds=1))
+def test_ranks_that_do_not_come_are_named(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(parallel, "NEWS_AFTER", timedelta(seconds=1))
+    monkeypatch.setattr(parallel, "MEET_TIMEOUT", timedelta(seconds=2))
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     given = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "RANK": "1"}
     given |= {"WORLD_SIZE": "3", "TORCHELASTIC_USE_AGENT_STORE": "True"}
     for name, value in given.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(LaunchError, match="these of 3 ranks have not come: 0, 2"):
+    who = "rank 0, 2 of 3 (what is printed where it runs says why)"
+    with pytest.raises(LaunchError) as raised:
         Ranks(Place(1, 3), torch.device("cpu"))
+    assert str(raised.value) == f"after 2 s there is still no {who}"
+    assert caplog.messages == [f"waiting for {who}"]
     del store
     with pytest.raises(LaunchError, match="rank 1 can't reach rank 0"):
         Ranks(Place(1, 3), torch.device("cpu"))
+
+
+@pytest.mark.slow
+def test_torchrun_says_which_machine_does_not_come() -> None:
+    """Before any script is started: alone as the first or another one, and where they differ."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        ports = [taken.getsockname()[1]]
+        for _ in range(3):
+            with socket.create_server(("127.0.0.1", 0)) as free:
+                ports.append(free.getsockname()[1])
+
+        def node(port: int, rank: int, nodes: int, seconds: int) -> subprocess.Popen:
+            place = ("--master-addr=127.0.0.1", f"--master-port={port}", f"--node-rank={rank}")
+            limit = f"--rdzv-conf=timeout={seconds}"
+            return start(ANSWERS, 1, (), f"--nnodes={nodes}", *place, limit)
+
+        started = [
+            node(ports[0], 0, 2, 1),
+            node(ports[1], 0, 3, 22),
+            node(ports[2], 1, 2, 1),
+            node(ports[3], 0, 2, 60),
+            node(ports[3], 1, 3, 60),
+        ]
+        told = [one.communicate(timeout=200)[1].splitlines() for one in started]
+    assert [one.returncode for one in started] == [LaunchError.exit_code] * 5
+    assert told[0][-1].endswith(f"port {ports[0]} of this machine is taken (--master-port)")
+    who = "node 1, 2 of 3 to come"
+    waiting, gave_up = told[1]
+    assert waiting == (
+        f"torchrun: node 0: waiting for {who}; start the same command there with its own"
+        " --node-rank"
+    )
+    assert gave_up.endswith(f" s for {who}; it must be started there too")
+    assert told[2] == [told[2][-1]]
+    assert f"s for node 0 of 2 at 127.0.0.1:{ports[2]} ([Errno 111] " in told[2][-1]
+    assert told[3] == ["torchrun: node 0: node 1 has --nnodes=3, this one 2"]
+    assert told[4] == ["torchrun: node 1: node 0 has --nnodes=2, this one 3"]
 
 
 def test_what_must_divide_is_checked(random_model: Path) -> None:

@@ -1,0 +1,110 @@
+"""Folders that can't be written to are replaced, and told of, once."""
+
+import logging
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from backends.writable import make_writable
+from ref_dsinfer.errors import LaunchError
+
+
+@pytest.fixture
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """A home and a place for temporary files, both usable; what is found stays this test's."""
+    for name in ("home", "tmp"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    return {"HOME": str(tmp_path / "home"), "USER": "somebody"}
+
+
+@pytest.fixture
+def closed(tmp_path: Path) -> Path:
+    """A folder in which nobody can make anything, root neither: it is no folder."""
+    path = tmp_path / "closed"
+    path.touch()
+    return path
+
+
+def test_what_can_be_written_to_stays_and_nothing_is_said(
+    environment: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    environment |= {"VLLM_CACHE_ROOT": str(tmp_path / "not" / "there" / "yet")}
+    before = dict(environment)
+    make_writable(environment)
+    assert environment == before
+    assert not caplog.text
+    assert not (tmp_path / "not").exists()
+    assert not list((tmp_path / "home").iterdir())
+
+
+def test_variables_are_replaced_and_named(
+    environment: dict[str, str], closed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    environment |= {
+        "TORCHINDUCTOR_CACHE_DIR": f"{closed}/torchinductor",
+        "TRITON_CACHE_DIR": str(tmp_path / "triton"),
+        "XDG_CACHE_HOME": str(closed),
+    }
+    make_writable(environment)
+    folder = tmp_path / "tmp" / f"mlperf-caches-{os.getuid()}"
+    assert environment == {
+        "HOME": str(tmp_path / "home"),
+        "USER": "somebody",
+        "TORCHINDUCTOR_CACHE_DIR": f"{folder}/TORCHINDUCTOR_CACHE_DIR",
+        "TRITON_CACHE_DIR": str(tmp_path / "triton"),
+        "XDG_CACHE_HOME": f"{folder}/XDG_CACHE_HOME",
+        "HF_HOME": f"{closed}/huggingface",  # models that are there are still found
+    }
+    assert folder.stat().st_mode & 0o77 == 0
+    (said,) = caplog.records
+    assert said.levelno == logging.WARNING
+    assert said.getMessage() == (
+        f"can't write to {closed} (XDG_CACHE_HOME), {closed}/torchinductor"
+        f" (TORCHINDUCTOR_CACHE_DIR); engines keep their caches and what they compile in {folder}"
+        " instead"
+    )
+
+
+@pytest.mark.parametrize("part", [".", ".cache", ".cache/vllm", ".triton"])
+def test_a_home_of_which_a_part_is_closed_is_replaced(
+    part: str, environment: dict[str, str], tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    home.rmdir()
+    (home / part).parent.mkdir(parents=True, exist_ok=True)
+    (home / part).touch()
+    make_writable(environment)
+    assert environment["HOME"] == str(tmp_path / "tmp" / f"mlperf-caches-{os.getuid()}" / "HOME")
+    assert environment["HF_HOME"] == str(home / ".cache" / "huggingface")
+
+
+def test_a_place_for_temporary_files_is_found(
+    environment: dict[str, str], closed: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    environment["TMPDIR"] = str(closed)
+    make_writable(environment)
+    assert environment["TMPDIR"] == tempfile.gettempdir() != str(closed)
+    assert f"{closed} (TMPDIR)" in caplog.text
+
+
+def test_where_there_is_none_it_is_said(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none() -> str:
+        raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr(tempfile, "gettempdir", none)
+    with pytest.raises(LaunchError, match=r"\['/tmp'\]: let TMPDIR name one"):
+        make_writable(environment)
+
+
+def test_another_user_s_folder_is_not_taken(
+    environment: dict[str, str], closed: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "tmp" / f"mlperf-caches-{os.getuid()}").symlink_to(tmp_path)
+    environment["TRITON_HOME"] = str(closed)
+    make_writable(environment)
+    assert Path(environment["TRITON_HOME"]).parent.parent == tmp_path / "tmp"

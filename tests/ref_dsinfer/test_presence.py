@@ -1,0 +1,145 @@
+"""Who has gone is said once on each machine, and all end; real processes on loopback."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+from ref_dsinfer.errors import EngineError
+
+ROOT = Path(__file__).parents[2]
+WORKER = Path(__file__).with_name("rank_presence.py")
+END_S = 20  # for all to be gone
+
+Start = Callable[..., list[subprocess.Popen]]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts ranks, on machines of as many ranks as `machine`, of which some do otherwise."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    ranks: list[subprocess.Popen] = []
+
+    def begin(world: int, machine: int, **does: str) -> list[subprocess.Popen]:
+        for rank in range(world):
+            place = rank, world, rank // machine * machine, machine
+            words = map(str, (store.port, *place, does.get(f"rank{rank}", "wait")))
+            variables = {"LOCAL_RANK": str(rank % machine), "PYTHONPATH": str(ROOT)}
+            ranks.append(
+                subprocess.Popen(
+                    [sys.executable, WORKER, *words],
+                    env=os.environ | variables,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
+            )
+        for one in ranks:
+            assert one.stdout
+            assert one.stdout.readline() == "met\n"
+        return ranks
+
+    yield begin
+    for one in ranks:
+        one.kill()
+        one.wait()
+
+
+def ended(ranks: list[subprocess.Popen]) -> list[tuple[int, str]]:
+    """Exit code and standard error of each."""
+    said = [one.communicate(timeout=END_S)[1] for one in ranks]
+    return [(one.returncode, text) for one, text in zip(ranks, said, strict=True)]
+
+
+@pytest.mark.parametrize(("machine", "victim"), [(4, 2), (4, 0), (2, 3), (2, 0)])
+def test_a_rank_that_is_killed_is_named_once_a_machine(
+    machine: int, victim: int, start: Start
+) -> None:
+    ranks = start(4, machine)
+    ranks[victim].kill()
+    found = ended(ranks)
+    line = (
+        f"error: rank {victim} of 4 (process of {victim}) is gone without a word: it crashed, or"
+        " was killed, perhaps by the kernel for want of memory (dmesg tells)\n"
+    )
+    speakers = {
+        next(rank for rank in range(at, at + machine) if rank != victim)
+        for at in range(0, 4, machine)
+    }
+    for rank, (code, said) in enumerate(found):
+        assert code == (-9 if rank == victim else EngineError.exit_code)
+        assert said == (line if rank in speakers else "")
+
+
+def test_a_rank_that_ends_in_words_is_named_on_other_machines_only(start: Start) -> None:
+    found = ended(start(4, 2, rank2="end"))
+    assert found[2] == (7, "error: a file is missing\n")
+    assert found[3] == (12, "")
+    assert found[0] == (
+        12,
+        "error: rank 2 of 4 (process of 2) has ended: what it printed says why\n",
+    )
+    assert found[1] == (12, "")
+
+
+def test_ranks_that_leave_may_end_in_any_order(start: Start) -> None:
+    ranks = start(3, 3, rank0="leave", rank1="leave", rank2="leave")
+    ranks[1].kill()  # it has done its part
+    assert [code for code, _ in ended(ranks)] in ([0, -9, 0], [0, 0, 0])
+
+
+def test_torchrun_s_end_is_its_ranks_end(tmp_path: Path) -> None:
+    """As torchrun does, the parent starts a rank by this Python, and is then killed."""
+    rank = "import time; from ref_dsinfer import errors; errors.run(lambda: time.sleep(60))"
+    parent = (
+        "import subprocess, sys, time\n"
+        f"print(subprocess.Popen([sys.executable, '-c', {rank!r}]).pid, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    said = tmp_path / "said"
+    variables = {"LOCAL_RANK": "0", "TORCHELASTIC_RUN_ID": "none", "PYTHONPATH": str(ROOT)}
+    with said.open("w") as file:
+        torchrun = subprocess.Popen(
+            [sys.executable, "-c", parent],
+            env=os.environ | variables,
+            stdout=subprocess.PIPE,
+            stderr=file,
+            text=True,
+        )
+    assert torchrun.stdout
+    pid = int(torchrun.stdout.readline())
+    time.sleep(1)
+    assert Path(f"/proc/{pid}").exists()
+    torchrun.kill()
+    torchrun.wait()
+    until = time.monotonic() + 10
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not Path(f"/proc/{pid}").exists()
+    assert said.read_text() == "error: torchrun is gone, so its ranks end\n"
+
+
+def test_strangers_are_not_taken_for_ranks(start: Start) -> None:
+    """Who connects without the meeting's secret is let go, and stands in nobody's way."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    words = [str(store.port), "0", "2", "0", "2", "wait"]
+    environment = os.environ | {"LOCAL_RANK": "0", "PYTHONPATH": str(ROOT)}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        [sys.executable, WORKER, *words], env=environment, stdout=pipe, text=True
+    ) as first:
+        port, secret = store.get("presence").split()
+        with socket.create_connection(("127.0.0.1", int(port))) as stranger:
+            stranger.sendall(bytes(36))
+            assert stranger.recv(1) == b""
+        with socket.create_connection(("127.0.0.1", int(port))) as rank:
+            rank.sendall(secret + (1).to_bytes(4))
+            assert first.stdout
+            assert first.stdout.readline() == "met\n"
+        first.kill()
