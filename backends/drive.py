@@ -5,7 +5,7 @@ import json
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager
 
 from backends.options import vocabulary_size
 from backends.types import Backend, Completion, Delta, Request
@@ -101,38 +101,44 @@ async def collect(
     as many tokens as were asked for.
     """
     watch = watch or Watch(backend.config.stall_timeout)
-    known = vocabulary_size(backend.config.model) or ANY_ID
+    vocabulary = vocabulary_size(backend.config.model) or ANY_ID
     ids: list[int] = []
     first_ns = None
     finish = None
-    with watch.over(request):
-        async for delta in backend.stream(request):
-            watch.beat()
-            for id_ in delta.token_ids:
-                if not 0 <= id_ < known:
-                    raise EngineError(
-                        f"{request.name}: the engine has sampled id {id_}, and the model in"
-                        f" {backend.config.model} has ids 0 to {known - 1}: is it another model?"
-                    )
-            if first_ns is None:
-                first_ns = delta.at_ns
-                if on_first:
-                    on_first(delta)
-            ids += delta.token_ids
-            finish, last_ns = delta.finish, delta.at_ns
+    async with aclosing(backend.stream(request)) as deltas:  # type: ignore[type-var]
+        with watch.over(request):
+            async for delta in deltas:
+                watch.beat()
+                ids += delta.token_ids
+                if wrong := _wrong(request, ids, delta, vocabulary):
+                    raise EngineError(f"{backend.place(request)}{request.name}: {wrong}")
+                if first_ns is None:
+                    first_ns = delta.at_ns
+                    if on_first:
+                        on_first(delta)
+                finish, last_ns = delta.finish, delta.at_ns
     if first_ns is None or finish is None:
         raise EngineError(f"{request.name}: the engine's stream ended before the answer")
-    count, limit = len(ids), request.max_new_tokens
-    if finish == "length" and count < limit:
-        raise EngineError(
-            f"{request.name}: the engine has cut the answer after {count} of {limit} tokens, at no"
-            " stop id: it has a limit of its own, as by a generation config's max_new_tokens or too"
-            " short a context, which has to be lifted"
-        )
-    if count > limit or (finish == "stop" and count == limit):  # the stop id is a token as well
-        more = count + (finish == "stop")
-        raise EngineError(f"{request.name}: the engine gave {more} tokens, asked for {limit}")
     return Completion(request.id, tuple(ids), finish, first_ns, last_ns)
+
+
+def _wrong(request: Request, ids: list[int], delta: Delta, vocabulary: int) -> str | None:
+    """What is wrong with an answer of `ids`, of which `delta` came last."""
+    count, limit = len(ids), request.max_new_tokens
+    for id_ in delta.token_ids:
+        if not 0 <= id_ < vocabulary:
+            return f"the engine has sampled id {id_}, and the model has ids 0 to {vocabulary - 1}"
+    if count > limit or (delta.finish == "stop" and count == limit):  # the stop id is a token too
+        return f"the engine has given {count + (delta.finish == 'stop')} tokens of {limit}"
+    if delta.finish and not request.stop_ids.isdisjoint(ids):
+        return "the engine has gone on after a stop id of the request"
+    if delta.finish == "length" and count < limit:
+        return (
+            f"the engine has cut the answer after {count} of {limit} tokens, at no stop id: it has"
+            " a limit of its own (a generation config's max_new_tokens, or too short a context),"
+            " which has to be lifted"
+        )
+    return None
 
 
 async def run_all(

@@ -105,6 +105,7 @@ class Endpoints(Backend):
         self._watches: list[asyncio.Task] = []
         self._before: list[Prefixes] = []  # of each server, before the run
         self._cached: list[int | None] = []  # tokens of each prompt answered, where they are told
+        self._asked: dict[int, Endpoint] = {}  # which one answers, by the id of an open request
         self._failure: EngineError | None = None
 
     async def start(self) -> None:
@@ -142,6 +143,10 @@ class Endpoints(Backend):
             for endpoint in self._endpoints
             if endpoint.served
         }
+
+    def place(self, request: Request) -> str:
+        endpoint = self._asked.get(request.id)
+        return f"endpoint {endpoint.client.url}: " if endpoint else ""
 
     async def reuse(self) -> Reuse:
         """As each answer told it; else as the servers have counted since the start, the requests
@@ -200,6 +205,7 @@ class Endpoints(Backend):
         whole = self.config.coalesce
         endpoint.outstanding += 1
         endpoint.sent += 1
+        self._asked[request.id] = endpoint
         connection = None
         finish = None
         try:
@@ -222,6 +228,7 @@ class Endpoints(Backend):
             raise endpoint.error(str(error), request) from error
         finally:
             endpoint.outstanding -= 1
+            self._asked.pop(request.id, None)  # a probe's is every server's
             if connection and finish:
                 connection.release()
             elif connection:

@@ -148,6 +148,11 @@ class Backend(ABC):
     def stream(self, request: Request) -> AsyncIterator[Delta]:
         """Answer one request. Closing the iterator early aborts it and frees its place."""
 
+    def place(self, request: Request) -> str:
+        """Where an open request is answered, as messages about it begin; empty where there is but
+        one place."""
+        return ""
+
     @abstractmethod
     async def close(self) -> None:
         """End every process and free every resource of the engine. Safe to call twice."""

@@ -72,6 +72,6 @@ def test_a_server_that_is_killed_ends_the_run_and_is_named(
     _, said = run.communicate(timeout=15)
     assert run.returncode == 12
     last = said.splitlines()[-1]
-    assert last.startswith(f"error: endpoint {url}: request ")
+    assert last.startswith(f"error: endpoint {url}: row ")
     assert "Traceback" not in said
     assert journal.read_text().endswith("\n")

@@ -17,6 +17,8 @@ OF_THE_ENGINE = {"torch", "safetensors", "triton", "numpy", "psutil"}
 HEAVY_AT_IMPORT = {
     "backends/pytorch.py": OF_THE_ENGINE,
     "backends/vllm.py": {"vllm", "psutil"},
+    "backends/dialect.py": {"msgspec"},
+    "backends/endpoints.py": {"msgspec"},
     "backends/keeper.py": {"psutil"},
     "backends/http_client.py": {"httptools"},
     "backends/vllm_server.py": {"msgspec"},

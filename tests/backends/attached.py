@@ -60,5 +60,6 @@ def model_folder(folder: Path) -> Path:
     """A model directory as far as a client of servers needs it."""
     model = folder / "echo"
     model.mkdir()
-    (model / "config.json").write_text(json.dumps({"max_position_embeddings": LENGTH}))
+    sizes = {"max_position_embeddings": LENGTH, "vocab_size": 100}
+    (model / "config.json").write_text(json.dumps(sizes))
     return model

@@ -35,6 +35,9 @@ class EchoServer:
         self.answers_health = True
         self.health_status = 200
         self.status = 200  # of a generation request
+        self.head = b""  # more lines in the head of every answer
+        self.pages: dict[str, tuple[int, bytes]] = {}  # status and content of paths, in their place
+        self.instead: tuple[list[int], str] | None = None  # every answer's ids and finish reason
         self.says: bytes | None = None  # instead of the token after the second
         self.dies_after: int | None = None  # tokens of a stream; its connection is then dropped
         self.stops_after: int | None = None  # tokens of a stream; none come after them
@@ -67,6 +70,11 @@ class EchoServer:
 
     def answer(self, body: dict) -> Iterator[tuple[int, bytes]]:
         """Token ids and the finish reason that comes with each, as JSON."""
+        if self.instead:
+            ids, finish = self.instead
+            yield from ((id_, b"null") for id_ in ids[:-1])
+            yield ids[-1], json.dumps(finish).encode()
+            return
         stops = set(body["stop_token_ids"])
         for count, id_ in enumerate(itertools.cycle(body["prompt"]), 1):
             if id_ in stops:
@@ -138,7 +146,9 @@ class Exchange(asyncio.Protocol):
         path, body, key = self._path, self._body, self._key
         asyncio.get_running_loop().call_soon(self._begin)
         server = self.server
-        if path == "/health":
+        if path in server.pages:
+            self.write_json(*server.pages[path])
+        elif path == "/health":
             if server.answers_health:
                 self.write_json(server.health_status, b"")
         elif server.key and key != f"Bearer {server.key}":
@@ -160,7 +170,8 @@ class Exchange(asyncio.Protocol):
             error = {"error": {"message": "told to\nfail", "code": server.status}}
             self.write_json(server.status, json.dumps(error).encode())
         elif body["stream"]:
-            self.transport.write(HEAD % (200, b"OK", b"text/event-stream") + CHUNKED)
+            head = HEAD % (200, b"OK", b"text/event-stream") + server.head
+            self.transport.write(head + CHUNKED)
             server.open[self] = server.events(body, self)
         else:
             pairs = list(server.answer(body))
@@ -179,6 +190,7 @@ class Exchange(asyncio.Protocol):
 
     def write_json(self, status: int, body: bytes) -> None:
         head = HEAD % (status, b"OK" if status == 200 else b"Not OK", b"application/json")
+        head += self.server.head
         self.transport.write(head + b"content-length: %d\r\n\r\n" % len(body) + body)
 
 

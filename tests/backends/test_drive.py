@@ -1,12 +1,13 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
 from backends import drive
 from backends.echo import EchoEngine
-from backends.types import Completion, Delta, EngineConfig, Request
+from backends.types import Completion, Delta, EngineConfig, Finish, Request
 from ref_dsinfer.errors import EngineError
 
 
@@ -45,6 +46,120 @@ class CutShort(EchoEngine):
 def test_a_stream_that_ends_early_is_a_failure() -> None:
     with pytest.raises(EngineError, match="request 3"):
         asyncio.run(drive.collect(CutShort(EngineConfig("nowhere")), request(3)))
+
+
+class Answers(EchoEngine):
+    """Says what it is given, a delta each."""
+
+    def __init__(self, model: Path, deltas: list[Delta]) -> None:
+        super().__init__(EngineConfig(str(model)))
+        self._deltas = deltas
+
+    async def stream(self, request: Request) -> AsyncIterator[Delta]:
+        for delta in self._deltas:
+            yield delta
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    (tmp_path / "config.json").write_text('{"vocab_size": 50}')
+    return tmp_path
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize(
+    ("ids", "finish", "said"),
+    [
+        ([5, 6], "length", "cut the answer after 2 of 4 tokens"),
+        ([], "length", "cut the answer after 0 of 4 tokens"),
+        ([5] * 5, "length", "given 5 tokens of 4"),
+        ([5] * 4, "stop", "given 5 tokens of 4"),
+        ([5, 50], "stop", "sampled id 50, and the model has ids 0 to 49"),
+        ([-1, 5], "stop", "sampled id -1, and"),
+        ([5, 3, 6], "stop", "gone on after a stop id"),
+        ([5, 1, 6, 7], "length", "gone on after a stop id"),
+        ([5, 49, 6, 7], "length", None),
+        ([5, 49, 6], "stop", None),
+        ([], "stop", None),
+    ],
+)
+def test_only_an_answer_that_was_asked_for_is_one(
+    model: Path, ids: list[int], finish: Finish, said: str | None, whole: bool
+) -> None:
+    deltas = [] if whole else [Delta((id_,), None, 1) for id_ in ids]
+    deltas.append(Delta(tuple(ids) if whole else (), finish, 2))
+    one = Request(123_456_789_012_345, (9,), 4, frozenset({1, 3}), row=7)
+    if said is None:
+        completion = asyncio.run(drive.collect(Answers(model, deltas), one))
+        assert (list(completion.token_ids), completion.finish) == (ids, finish)
+        return
+    with pytest.raises(EngineError, match=rf"row 7 \(request 123456789012345\): .*{said}"):
+        asyncio.run(drive.collect(Answers(model, deltas), one))
+
+
+def test_a_wrong_first_token_is_told_to_nobody(model: Path) -> None:
+    firsts: list[Delta] = []
+    with pytest.raises(EngineError, match="sampled id 4294967296"):
+        asyncio.run(
+            drive.collect(Answers(model, [Delta((1 << 32,), None, 1)]), request(0), firsts.append)
+        )
+    assert not firsts
+
+
+@pytest.mark.parametrize(
+    ("row", "name"),
+    [(None, "request 8"), (8, "row 8"), (3, "row 3 (request 8)"), (0, "row 0 (request 8)")],
+)
+def test_a_request_is_called_by_its_row(row: int | None, name: str) -> None:
+    assert Request(8, (1,), 4, frozenset(), row=row).name == name
+
+
+def _silence(monkeypatch: pytest.MonkeyPatch, warn_s: float) -> None:
+    monkeypatch.setattr(drive, "SILENT_S", warn_s)
+    monkeypatch.setattr(drive, "LOOK_S", 0.02)
+
+
+def test_silence_is_warned_of_and_then_ends_the_run(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    _silence(monkeypatch, 0.1)
+    config = EngineConfig("nowhere", options={"hang_at": "1"}, stall_timeout=0.6)
+    requests = [Request(900 + row, (5,), 9, frozenset(), row=row) for row in range(3)]
+    start = time.monotonic()
+    with pytest.raises(EngineError, match=r"no token of any of 1 open requests for 1 s; .*row 0 "):
+        asyncio.run(drive.run_all(EchoEngine(config), requests))
+    assert time.monotonic() - start < 5
+    warned = [record.getMessage() for record in caplog.records]
+    assert 2 <= len(warned) <= 3  # after 0.1, 0.2 and 0.4 s
+    assert all("oldest, row 0 (request 900), waits for" in line for line in warned)
+    assert all("--stall-timeout" in line for line in warned)
+
+
+def test_a_slow_engine_is_not_silent(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    _silence(monkeypatch, 0.5)
+    config = EngineConfig("nowhere", options={"token_ms": "50"}, stall_timeout=0.7)
+    requests = [request(number, 30) for number in range(3)]
+    assert len(asyncio.run(drive.run_all(EchoEngine(config), requests))) == 3  # in 1.5 s
+    assert not caplog.records
+
+
+def test_a_wait_for_the_next_request_is_no_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    _silence(monkeypatch, 0.1)
+
+    async def run() -> None:
+        watch = drive.Watch(0.3)
+        watching = asyncio.create_task(watch.run())
+        for number in range(2):
+            await drive.collect(engine(), request(number), watch=watch)
+            await asyncio.sleep(0.5)
+        with watch.over(request(3)):
+            await asyncio.sleep(0.15)
+        assert not watching.done()
+        await drive.cancel([watching])
+
+    asyncio.run(run())
 
 
 def test_all_requests_are_in_flight_at_once_and_come_back_in_order() -> None:

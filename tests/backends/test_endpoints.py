@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from backends import drive, endpoints, http_client
 from backends.dialect import Events, refusal
 from backends.http_client import Response
-from backends.types import Completion
+from backends.types import Completion, Reuse
 from ref_dsinfer.errors import EngineError
 from tests.backends.attached import STOP, model_folder, request, servers, with_servers
 from tests.backends.echo_server import EchoServer
@@ -210,6 +210,90 @@ def test_a_failed_request_names_server_and_request(
     assert re.search(said, failed(model, change))
 
 
+@pytest.mark.parametrize("coalesce", [False, True])
+@pytest.mark.parametrize(
+    ("ids", "finish", "said"),
+    [
+        ([3] * 8, "length", "cut the answer after 8 of 20 tokens"),
+        ([3] * 25, "length", "given 2. tokens of 20"),
+        ([3, 4, 2], "stop", "it has stopped at id 2, at no stop id"),
+        ([3, 10**6, STOP], "stop", "sampled id 1000000, and the model"),
+        ([3, STOP, 4, STOP], "stop", "gone on after a stop id"),
+        ([3, STOP], "content_filter", "ended the answer by 'content_filter'"),
+    ],
+)
+def test_an_answer_that_was_not_asked_for_is_a_failure(
+    model: Path, ids: list[int], finish: str, said: str, coalesce: bool
+) -> None:
+    def change(server: EchoServer) -> None:
+        server.instead = ids, finish
+
+    assert re.search(said, failed(model, change, coalesce=coalesce))
+
+
+@pytest.mark.parametrize("coalesce", [False, True])
+def test_what_is_no_json_is_told(model: Path, coalesce: bool) -> None:
+    def change(server: EchoServer) -> None:
+        server.pages = {"/v1/completions": (200, b"\x1f\x8b\x08\x00 packed")}
+
+    said = failed(model, change, coalesce=coalesce)
+    assert "ended before" in said if not coalesce else "gzip, which was not asked for" in said
+
+
+def _metrics(hits: int, enabled: str = "True") -> bytes:
+    labels = f'block_size="16",enable_prefix_caching="{enabled}",engine="0"'
+    return (
+        f"# HELP vllm:prefix_cache_hits_total Tokens.\nvllm:cache_config_info{{{labels}}} 1.0\n"
+        f'vllm:prefix_cache_hits_total{{engine="0"}} {hits}.0\n'
+        f'vllm:prefix_cache_hits_total{{engine="1"}} {hits}.0\n'
+    ).encode()
+
+
+def test_reused_prefixes_are_read_from_metrics(
+    model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test(parts: SimpleNamespace) -> tuple[Reuse, Reuse, Reuse]:
+        parts.server.pages["/metrics"] = (200, _metrics(100))
+        await parts.backend.start()
+        before = await parts.backend.reuse()
+        parts.server.pages["/metrics"] = (200, _metrics(148))
+        await drive.collect(parts.backend, request(0))
+        after = await parts.backend.reuse()
+        del parts.server.pages["/metrics"]
+        return before, after, await parts.backend.reuse()
+
+    before, after, unknown = with_servers(model, test, started=False)
+    assert before == Reuse(True, 0, block_size=16)
+    assert after == Reuse(True, 2 * 48, block_size=16)
+    assert unknown == Reuse(True)  # it was on at the start
+    assert "keeps a cache of prefixes" in caplog.text
+    assert "--no-enable-prefix-caching" in caplog.text
+
+
+@pytest.mark.parametrize("page", [(404, b"{}"), (200, b"odd"), (500, b""), None])
+def test_a_server_that_does_not_tell_of_its_cache_is_not_known(
+    model: Path, page: tuple[int, bytes] | None
+) -> None:
+    async def test(parts: SimpleNamespace) -> Reuse:
+        parts.server.pages = {"/metrics": page} if page else {}
+        await parts.backend.start()
+        await drive.collect(parts.backend, request(0))
+        return await parts.backend.reuse()
+
+    assert with_servers(model, test, started=False) == Reuse(None)
+
+
+def test_a_server_s_tokenizer_is_asked(model: Path) -> None:
+    async def test(parts: SimpleNamespace) -> list[tuple[int, ...] | None]:
+        found = [await parts.backend.tokenize("a b")]
+        for page in ((200, b'{"tokens": [5, 6], "count": 2}'), (200, b"odd"), (500, b"")):
+            parts.server.pages = {"/tokenize": page}
+            found.append(await parts.backend.tokenize("a b"))
+        return found
+
+    assert with_servers(model, test) == [None, (5, 6), None, None]
+
+
 def test_a_whole_answer_without_ids_is_a_failure(model: Path) -> None:
     def change(server: EchoServer) -> None:
         server.gives_ids = False
@@ -340,3 +424,23 @@ def test_whatever_a_server_says_becomes_one_short_line(data: bytes) -> None:
     assert said.startswith("/generate: HTTP 500: ")
     assert len(said) <= 240
     assert "\n" not in said
+
+
+@pytest.mark.parametrize(
+    ("response", "url", "said"),
+    [
+        (Response(404, b'{"detail":"x"}', {}), "http://h", "(a gateway must pass this on"),
+        (Response(404, b"", {}), "http://h/v1", "(the URL is the server's root, without /v1)"),
+        (
+            Response(307, b"", {b"location": b"https://other.example/health"}),
+            "http://h",
+            "HTTP 307: it redirects to https://other.example/health: name that server",
+        ),
+        (Response(429, b'{"error":{"message":"rate limit"}}', {}), "http://h", "429: rate limit"),
+        (Response(401, b"", {}), "http://h", "it refuses the key (HTTP 401)"),
+    ],
+)
+def test_a_refusal_says_what_to_do(response: Response, url: str, said: str) -> None:
+    told = refusal("/health", url, response)
+    assert told.startswith("/health: ")
+    assert said in told

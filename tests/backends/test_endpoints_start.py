@@ -115,6 +115,21 @@ def test_a_model_directory_must_tell_its_length(tmp_path: Path) -> None:
     ("fault", "said"),
     [
         ({"health_status": 503}, "/health: HTTP 503"),
+        ({"health_status": 404}, "/health: HTTP 404"),
+        (
+            {"health_status": 307, "head": b"location: https://other.example/health\r\n"},
+            "/health: HTTP 307: it redirects to https://other.example/health",
+        ),
+        (
+            {"pages": {"/v1/models": (200, b"<html>login")}},
+            "/v1/models answers no JSON but",
+        ),
+        ({"pages": {"/version": (200, b"\x1f\x8b")}}, "/version answers JSON compressed by gzip"),
+        ({"pages": {"/version": (200, b"{'no'}")}}, "/version answers what is no JSON: {'no'}"),
+        (
+            {"pages": {"/version": (200, b'{"version": 3}')}},
+            "/version answers JSON in another",
+        ),
         ({"status": 500}, "told to fail"),
         ({"says": b'data: {"choices": [{"text": "a"}]}\n\n'}, "no token ids"),
         ({"stops_after": 1}, "ended before the answer"),

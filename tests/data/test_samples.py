@@ -303,7 +303,7 @@ def test_a_column_that_cannot_be_read_is_named_with_the_twin_file(tmp_path):
 WRONG = {
     "a git-lfs pointer.*git lfs pull": b"version https://git-lfs.github.com/spec/v1\nsize 9\n",
     "an HTML page": b"<!DOCTYPE html><title>Sign in</title>",
-    "compressed by gzip": gzip.compress(b"anything"),
+    "compressed by gzip": gzip.compress(b"anything", mtime=0),
     "empty: download it again": b"",
     "a server's error message": b'{"error": "Entry not found"}',
 }

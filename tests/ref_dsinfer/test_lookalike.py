@@ -47,7 +47,7 @@ def archive(kind: str) -> bytes:
         (b"\n<!DOCTYPE html>\n<html><body>Sign in</body></html>", "an HTML page"),
         (b"<!-- x -->\n<HTML lang='en'>", "an HTML page"),
         (b'\xef\xbb\xbf<html class="x">', "an HTML page"),
-        (gzip.compress(b"x"), "compressed by gzip: unpack it"),
+        (gzip.compress(b"x", mtime=0), "compressed by gzip: unpack it"),
         (bz2.compress(b"x"), "compressed by bzip2"),
         (lzma.compress(b"x"), "compressed by xz"),
         (pa.compress(b"x" * 99, codec="zstd", asbytes=True), "compressed by zstd"),

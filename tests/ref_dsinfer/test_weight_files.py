@@ -94,7 +94,7 @@ def test_weights_that_are_none_are_told_by_all_that_read_them(
         (POINTER, "is a git-lfs pointer"),
         (PAGE, "is an HTML page"),
         (b"", "is empty"),
-        (gzip.compress(b"{}"), "is compressed by gzip"),
+        (gzip.compress(b"{}", mtime=0), "is compressed by gzip"),
         (b'{"error": "Repository not found"}', "is a server's error message"),
         (b"Entry not found", "is text that begins 'Entry not found'"),
         (
