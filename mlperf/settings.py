@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import os
+import resource
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -267,7 +268,7 @@ def _models() -> dict[str, tuple[str, ...]]:
 
 
 def _free_memory() -> int:
-    """Bytes that are to be had before the machine, or the container, has none left."""
+    """Bytes that are to be had before machine, container or account (ulimit -v) has none left."""
     limits = [
         int(line.split()[1]) * 1024
         for line in Path("/proc/meminfo").read_text().splitlines()
@@ -275,6 +276,9 @@ def _free_memory() -> int:
     ]
     with contextlib.suppress(OSError, ValueError):  # no limit is the word "max"
         limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if soft != resource.RLIM_INFINITY:
+        limits.append(soft)
     return min(limits)
 
 

@@ -19,7 +19,7 @@ MARKS = {"pytorch": (), "vllm": (pytest.mark.vllm,), "sglang": (pytest.mark.sgla
 FOLDERS = {  # in which the commands leave LoadGen's runs; of the first, an accuracy run too
     "pytorch": ("demo/offline", "server", "interactive"),
     "vllm": ("offline", "server", "interactive", "attached/server"),
-    "sglang": ("sglang/offline", "sglang/server", "sglang/interactive"),
+    "sglang": ("sglang/offline", "sglang/server", "sglang/attached/interactive"),
 }
 
 
@@ -165,10 +165,13 @@ def test_performance_run_in_each_mode(engine: str, folder: str, readme: Readme) 
     assert list(frame.tok_model_output.map(len)) == list(frame.tok_model_output_len)
     assert len(pd.read_parquet(results / "results.parquet")) == len(frame)
     told = json.loads((results / "engine.json").read_text())
-    if engine == "sglang":
+    if "attached" in folder:
+        [server] = [values for name, values in told.items() if name.startswith("http")]
+        assert server["max_model_len"] == 4096
+    elif engine == "sglang":
         assert told["server"]["disable_radix_cache"] is True
         assert "fired up" in (results / "engine.log").read_text()
-    elif engine == "vllm" and "attached" not in folder:
+    elif engine == "vllm":
         assert told["arguments"]["enforce_eager"] is True
         assert "KV cache size" in (results / "engine.log").read_text()
 

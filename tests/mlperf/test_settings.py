@@ -276,6 +276,14 @@ def test_what_a_sample_takes_is_held_to_the_memory_that_is_free() -> None:
         settings.check_size(made("server", min_query_count=fits * 2), 1)
 
 
+def test_an_account_s_limit_counts_as_memory() -> None:
+    code = """
+import resource
+resource.setrlimit(resource.RLIMIT_AS, (2**31, resource.RLIM_INFINITY))
+print(settings._free_memory())"""
+    assert int(in_a_process(code)) <= 2**31
+
+
 def test_a_schedule_that_outlives_everybody_is_refused() -> None:
     slow = made("server", server_target_qps=1e-4)
     settings.check_size(slow, 4388)
