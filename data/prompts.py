@@ -21,8 +21,8 @@ class Prompts:
     The directory's tokenizer.json is taken as it stands: the tokenizer classes that transformers
     would choose by name replace R1's pre-tokenizer by another one, and so give other ids.
 
-    Errors: ModelError where a file, the template, or a token that is needed is missing, or where
-    the template can't be rendered.
+    Errors: ModelError where a file, the template, or a token that is needed is missing; where the
+    template can't be rendered, from what renders it.
     """
 
     def __init__(self, model_dir: str | Path) -> None:
@@ -56,11 +56,6 @@ class Prompts:
         self.stop_ids: frozenset[int] = frozenset({self.eos_id, *_generation_stops(folder)})
         self.vocabulary = len(self._tokenizer)  # ids below this have a text
         self._silent = {self.eos_id, self._tokenizer.bos_token_id}
-        added = self._tokenizer.added_tokens_decoder  # special tokens, and others taken whole
-        if PROBE not in self._rendered(PROBE):
-            raise self._unusable("does not write what the user says")
-        written = self.ids(PROBE)
-        self._marks = {id_: written.count(id_) for id_ in written if id_ in added}
 
     def ids(self, text: str) -> tuple[int, ...]:
         """Token ids of `text` as one user message, ending where the assistant begins.
@@ -79,6 +74,17 @@ class Prompts:
         """How many tokens all prompts begin with, by the template."""
         pairs = zip(self.ids("0"), self.ids("x"), strict=False)
         return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+    @cached_property
+    def _marks(self) -> dict[int, int]:
+        """How often the template itself writes tokens that are taken whole, by id.
+
+        Errors: ModelError where it can't be rendered, or loses the prompt.
+        """
+        if PROBE not in self._rendered(PROBE):
+            raise self._unusable("does not write what the user says")
+        written, whole = self.ids(PROBE), self._tokenizer.added_tokens_decoder
+        return {id_: written.count(id_) for id_ in written if id_ in whole}
 
     def marks_in_text(self, ids: Iterable[int]) -> dict[str, int]:
         """Of the tokens that the template itself writes, BOS among them, those that a prompt holds

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from numbers import Number
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -154,6 +155,8 @@ def is_missing(value: object) -> bool:
     """Whether a cell says that there is no value."""
     import pandas as pd
 
+    if isinstance(value, Decimal):  # whose signalling NaN is not to be compared
+        return value.is_nan()
     return bool(pd.api.types.is_scalar(value) and pd.isna(value))  # type: ignore[call-overload]
 
 

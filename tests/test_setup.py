@@ -30,6 +30,8 @@ def stub_venv(tmp_path_factory: pytest.TempPathFactory) -> Path:
     venv = tmp_path_factory.mktemp("setup") / "an environment"
     subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
     files = [ROOT / "requirements" / name for name in ("base.txt", "pytorch-cpu.txt")]
+    copied = (ROOT / "requirements" / "torchrun-nodes").rglob("*")
+    files += sorted(path for path in copied if path.is_file() and "__pycache__" not in path.parts)
     wanted = subprocess.run(
         ["cksum"], input=b"".join(f.read_bytes() for f in files), capture_output=True, check=True
     )

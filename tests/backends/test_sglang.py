@@ -18,7 +18,7 @@ from backends import drive
 from backends.dialect import KEY
 from backends.keeper import mapped_by, named
 from backends.sglang_server import SglangServer
-from backends.types import Completion, Delta, EngineConfig, Request
+from backends.types import Backend, Completion, Delta, EngineConfig, Request, Reuse
 from ref_dsinfer.errors import CheckpointError, EngineError, LengthError, ModelError, UsageError
 from tests.backends.echo_server import EchoServer
 from tests.jobs import assert_gone, orphans, sglang_scheduler
@@ -306,6 +306,30 @@ def test_a_start_that_takes_too_long(tmp_path: Path) -> None:
     said = fails_to_start(replace(CONFIG, start_timeout=3.0, log=tmp_path / "engine.log"))
     assert "not ready within 3 s" in said
     assert "--start-timeout" in said
+
+
+@pytest.mark.slow
+@pytest.mark.engine
+def test_prefixes_that_were_reused_are_counted(tmp_path: Path) -> None:
+    """Where somebody has the cache left on."""
+    config = replace(CONFIG, log=tmp_path / "engine.log", options={"disable-radix-cache": "false"})
+    prompt = (0, *range(10, 74))
+
+    async def run(one: Backend) -> list[Reuse]:
+        found = []
+        async with drive.running(one):
+            for number in range(2):
+                await drive.collect(one, Request(number, prompt, 4, frozenset()))
+                found.append(await one.reuse())
+        return found
+
+    first, second = asyncio.run(run(backend(config)))
+    assert first.enabled
+    assert second.largest is not None
+    assert first.largest is not None
+    assert first.largest < 8  # of the probe's, at most
+    assert second.largest >= 60
+    assert (tmp_path / "engine.log").stat().st_mode & 0o77 == 0  # the server's key is in it
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ import pytest
 
 from backends import drive
 from backends.keeper import mapped_by, named
-from backends.types import Completion, EngineConfig, Request
+from backends.types import Completion, EngineConfig, Request, Reuse
 from backends.vllm_server import VllmServer, read
 from data import workload
 from ref_dsinfer.errors import EngineError
@@ -69,19 +69,19 @@ class Server:
                 path.unlink(missing_ok=True)
 
 
-def serve(folder: Path, number: int) -> Server:
+def serve(folder: Path, number: int, *options: str) -> Server:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = (
         f"-m vllm.entrypoints.openai.api_server --model {TINY / 'model'} --dtype float32"
-        " --enforce-eager --kv-cache-memory-bytes 536870912 --no-enable-prefix-caching"
+        " --enforce-eager --kv-cache-memory-bytes 536870912"
         f" --host 127.0.0.1 --port {port}"
     )
     log = folder / f"server{number}.log"
     with log.open("wb") as out:
         process = subprocess.Popen(
-            [sys.executable, *command.split()],
+            [sys.executable, *command.split(), *options],
             stdout=out,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -90,10 +90,10 @@ def serve(folder: Path, number: int) -> Server:
     return Server(process, f"http://127.0.0.1:{port}", log)
 
 
-@pytest.fixture(scope="module")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Server]]:
-    folder = tmp_path_factory.mktemp("vllm")
-    found = [serve(folder, number) for number in range(2)]
+@contextmanager
+def serving(folder: Path, *options: tuple[str, ...]) -> Iterator[list[Server]]:
+    """A server for each of these options, started side by side."""
+    found = [serve(folder, number, *each) for number, each in enumerate(options)]
     try:
         end = time.monotonic() + START_S
         while not all(server.healthy() for server in found):
@@ -107,6 +107,20 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Server]]:
             if server.process.poll() is None:
                 with server.ending():
                     pass
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Server]]:
+    with serving(tmp_path_factory.mktemp("vllm"), *[("--no-enable-prefix-caching",)] * 2) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def as_by_default(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """It keeps prefixes, and gives no answer more than 8 tokens."""
+    capped = ("--override-generation-config", '{"max_new_tokens": 8}')
+    with serving(tmp_path_factory.mktemp("vllm"), capped) as found:
+        yield found[0]
 
 
 def config(servers: list[Server], **fields: object) -> EngineConfig:
@@ -210,6 +224,78 @@ class TestReal:
 
         with servers[1].ending():
             assert asyncio.run(run()) < 15
+
+
+class TestDefaults:
+    """What a server does by itself and a figure must not have."""
+
+    pytestmark: ClassVar = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.engine]
+
+    @pytest.mark.parametrize("coalesce", [False, True])
+    def test_an_answer_that_the_server_caps_is_a_failure(
+        self, as_by_default: Server, coalesce: bool
+    ) -> None:
+        request = replace(rows(config([as_by_default]))[2], id=10**14)
+
+        async def run() -> None:
+            backend = VllmServer(config([as_by_default], coalesce=coalesce))
+            async with drive.running(backend):
+                await drive.collect(backend, request)
+
+        said = rf"{as_by_default.url}: row 2 \(request 10{{14}}\): .* cut the answer after 8 of 200"
+        with pytest.raises(EngineError, match=said):
+            asyncio.run(run())
+
+    @pytest.mark.parametrize("coalesce", [False, True])
+    def test_prefixes_that_were_reused_are_counted(
+        self, as_by_default: Server, coalesce: bool, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        prompt = (0, *(number + 10 + 100 * coalesce for number in range(64)))
+        asked = [Request(number, prompt, 4, frozenset()) for number in range(2)]
+
+        async def run() -> tuple[Reuse, Reuse]:
+            backend = VllmServer(config([as_by_default], coalesce=coalesce))
+            async with drive.running(backend):
+                await drive.collect(backend, asked[0])
+                before = await backend.reuse()
+                await drive.collect(backend, asked[1])
+                return before, await backend.reuse()
+
+        before, after = asyncio.run(run())
+        assert "--no-enable-prefix-caching" in caplog.text
+        assert before.enabled
+        assert after.enabled
+        assert (before.cached_tokens, after.cached_tokens) == (
+            0,
+            64 // after.block_size * after.block_size,
+        )
+        assert after.block_size > 1
+
+    def test_no_prefixes_are_no_reuse(self, servers: list[Server]) -> None:
+        prompt = (0, *range(10, 74))
+        asked = [Request(number, prompt, 4, frozenset()) for number in range(2)]
+
+        async def run() -> Reuse:
+            backend = VllmServer(config(servers[:1]))
+            async with drive.running(backend):
+                for request in asked:
+                    await drive.collect(backend, request)
+                return await backend.reuse()
+
+        reuse = asyncio.run(run())
+        assert reuse.enabled is False
+        assert not reuse.cached_tokens
+
+    def test_its_tokenizer_makes_our_ids(self, servers: list[Server]) -> None:
+        work = workload.build(TINY / "final_output.parquet", 1, config(servers), 200)
+        text = work.samples[0].prompt_text
+
+        async def run() -> tuple[int, ...] | None:
+            backend = VllmServer(config(servers[:1]))
+            async with drive.running(backend):
+                return await backend.tokenize(text)
+
+        assert asyncio.run(run()) == work.prompts.encode(text)
 
 
 @pytest.mark.parametrize(

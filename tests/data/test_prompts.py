@@ -129,13 +129,13 @@ def test_a_template_that_can_not_be_used_is_named(model_dir, tmp_path, template,
     path = folder / "tokenizer_config.json"
     path.write_text(json.dumps(config | {"chat_template": template}))
     with pytest.raises(ModelError) as raised:
-        Prompts(folder)
+        Prompts(folder).marks_in_text([])
     assert str(raised.value).startswith(f"{path}: the chat template {said}")
     if isinstance(template, str):  # in the file that comes first
         path.write_text(json.dumps(config))
         (folder / "chat_template.jinja").write_text(template)
         with pytest.raises(ModelError, match=r"chat_template\.jinja: the chat template"):
-            Prompts(folder)
+            Prompts(folder).marks_in_text([])
 
 
 def test_of_several_templates_the_default_is_taken(model_dir, prompts, tmp_path):

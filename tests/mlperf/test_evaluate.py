@@ -102,11 +102,9 @@ def test_numbers_of_a_billion_digits_are_no_truth():
     frame["ground_truth"] = pd.Series(truths, dtype=object)
     rights = evaluate.evaluate(frame, None).frame["prompt_accuracy"].tolist()
     assert rights == [0, 0, 100, 0, 100]
-    for name in ("ground_truth", "model_output"):
-        frame[name] = pd.Series([1, 10**5000, 3, 4, 5], dtype=object)
-        with pytest.raises(ColumnsError, match=f"row 1: {name} is <int of too many digits>"):
-            evaluate.evaluate(frame, None)
-        frame[name] = "1"
+    frame["ground_truth"] = pd.Series([1, 10**5000, 3, 4, 5], dtype=object)
+    with pytest.raises(ColumnsError, match="row 1: ground_truth is a number of 16610 bits"):
+        evaluate.evaluate(frame, None)
 
 
 @pytest.mark.parametrize("column", evaluate.COLUMNS)
