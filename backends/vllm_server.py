@@ -55,7 +55,7 @@ class _Answer(msgspec.Struct):
 # A line of /metrics: name, labels, value.
 _METRIC = re.compile(r"(vllm:[a-z_]+)(?:\{(.*)\})? ([-+0-9.eE]+)\Z")
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
-_HITS = "vllm:prefix_cache_hits_total"  # tokens
+_HITS = ("vllm:prefix_cache_hits_total", "vllm:external_prefix_cache_hits_total")  # tokens
 
 _decode_version = msgspec.json.Decoder(_Version).decode
 _decode_models = msgspec.json.Decoder(_Models).decode
@@ -84,7 +84,7 @@ class VllmDialect(Dialect):
             return Prefixes()
         hits, enabled, block = None, None, 1
         for name, labels, value in (found.groups() for found in map(_METRIC.match, lines) if found):
-            if name == _HITS:
+            if name in _HITS:
                 hits = (hits or 0) + int(float(value))
             elif name == "vllm:cache_config_info":
                 known = dict(_LABEL.findall(labels or ""))
