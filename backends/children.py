@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 HERE = Path(__file__).parent
 TAIL_LINES = 12  # of the log, shown when an engine fails
 TAIL_BYTES = 1 << 16
+MASK = b"-"  # in the place of a secret
 NEWS_S = 30.0  # between two lines that say that an engine is still starting
 # How engines end the story of a failure: "... ValueError: what was wrong"; what stands in brackets
 # they have got over.
@@ -38,15 +39,20 @@ class Children:
     `log` is where they write; `folder`, a temporary directory, is theirs and goes with them.
     """
 
-    def __init__(self, log: Path | None, shared: Sequence[str] = ()) -> None:
+    def __init__(
+        self, log: Path | None, shared: Sequence[str] = (), secret: str | None = None
+    ) -> None:
         """`log` None: what they say is kept until `close` only.
 
-        `shared`: how the names of files begin that they may leave in /dev/shm.
+        `shared`: how the names of files begin that they may leave in /dev/shm. `secret`: what they
+        may say and nobody else is to read; nothing that is shown of the log holds it, nor does the
+        log after `close`, and until then the log is its owner's alone.
         """
         self.folder = Path(tempfile.mkdtemp(prefix="mlperf-engine-"))
         self.log = log or self.folder / "engine.log"
-        self.log.unlink(missing_ok=True)
-        self.log.touch(0o600)  # an engine may repeat its environment and its keys there
+        self._secret = secret
+        self.log.unlink(missing_ok=True)  # else it keeps the rights, and readers, that it has
+        self.log.touch(0o600 if secret else 0o666)
         self._keeper = subprocess.Popen(
             # isolated: beside it lies a types.py, which is not the standard library's
             [sys.executable, "-I", HERE / "keeper.py", str(os.getpid()), self.folder, *shared],
@@ -66,6 +72,8 @@ class Children:
     def close(self) -> None:
         """Kill what is left of the engine. Safe to call twice."""
         self._keeper.communicate()
+        if self._secret and self.log.exists():
+            self.log.write_bytes(self.log.read_bytes().replace(self._secret.encode(), MASK))
 
     @contextmanager
     def spawning(self, **environment: str) -> Iterator[None]:
@@ -124,5 +132,8 @@ class Children:
         """The end of the log, without empty lines."""
         with self.log.open("rb") as file:
             file.seek(max(file.seek(0, os.SEEK_END) - TAIL_BYTES, 0))
-            text = file.read().decode(errors="replace")
+            data = file.read()
+        if self._secret:
+            data = data.replace(self._secret.encode(), MASK)
+        text = data.decode(errors="replace")
         return [line.rstrip() for line in re.split(r"[\r\n]+", text) if line.strip()]

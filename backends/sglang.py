@@ -55,8 +55,8 @@ class SglangBackend(Backend):
         self._told: Mapping[str, Any] = {}
 
     async def start(self) -> None:
-        self._children = children = Children(self.config.log, SHARED)
         key = secrets.token_hex()
+        self._children = children = Children(self.config.log, SHARED, secret=key)
         url = f"http://127.0.0.1:{_free_port()}"
         self._process = self._launch(children, url, key)
         # the server's own queue holds what waits
@@ -112,8 +112,7 @@ class SglangBackend(Backend):
             self._process.poll()  # else it stays in the list of processes
 
     def _launch(self, children: Children, url: str, key: str) -> subprocess.Popen:
-        # In a file, since others can read a command line. SGLang repeats the key in its log, which
-        # is therefore private; it is worth nothing once the server has ended.
+        # In a file, since others can read a command line. SGLang repeats the key in its log.
         secret = children.folder / "server.yaml"
         secret.touch(0o600)
         secret.write_text(json.dumps({"api-key": key}))

@@ -1,3 +1,4 @@
+import asyncio
 import json
 import shutil
 from collections.abc import Callable
@@ -6,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from backends.echo import EchoEngine
 from backends.types import EngineConfig
 from data import workload
 from ref_dsinfer.errors import LengthError, ModelError
@@ -83,3 +85,45 @@ def test_a_row_that_the_template_refuses_is_named(
         raised.value
     )
     assert str(raised.value).endswith(f"({path}: row 2)")
+
+
+class Tokenizes(EchoEngine):
+    """A server that has a tokenizer of its own, or none."""
+
+    def __init__(self, config: EngineConfig, ids: tuple[int, ...] | None) -> None:
+        super().__init__(config)
+        self.ids = ids
+
+    async def tokenize(self, text: str) -> tuple[int, ...] | None:
+        return self.ids
+
+
+@pytest.mark.parametrize(
+    ("theirs", "said"),
+    [
+        (None, None),
+        (lambda ours: ours, None),
+        (lambda ours: (*ours[:2], 77, *ours[3:]), "from id 2 on [77, "),
+        (lambda ours: (0, *ours), "not 10 ids"),
+        (lambda ours: ours[:-1], "it makes 9 ids, from id 9 on []"),
+    ],
+)
+def test_another_tokenizer_is_warned_of_once(
+    echo_model: Path,
+    data_set: Callable[[int], Path],
+    caplog: pytest.LogCaptureFixture,
+    theirs: Callable[[tuple[int, ...]], tuple[int, ...]] | None,
+    said: str | None,
+) -> None:
+    config = EngineConfig(str(echo_model))
+    found = workload.build(data_set(3), None, config, 10)
+    ours = found.prompts.encode(found.samples[0].prompt_text)
+    backend = Tokenizes(config, theirs(ours) if theirs else None)
+    caplog.clear()
+    asyncio.run(workload.compare_tokenizers(backend, found))
+    if said is None:
+        assert not caplog.messages
+    else:
+        (line,) = caplog.messages
+        assert said in line
+        assert f"the server has another tokenizer than {echo_model}: of row 0's text" in line
