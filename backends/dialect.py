@@ -129,7 +129,7 @@ def refusal(path: str, url: str, response: Response) -> str:
     try:
         said = json.loads(response.body)
         said = said.get("error", said.get("detail", said))
-        said = said.get("message", said)
+        said = said.get("message", said) if isinstance(said, dict) else said
     except (ValueError, AttributeError):
         said = response.body.decode(errors="replace")
     hint = ""

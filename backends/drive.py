@@ -51,7 +51,9 @@ class Watch:
         """`limit_s`: without a token of any open request."""
         self._limit_s = limit_s
         self._open: dict[int, tuple[Request, float]] = {}  # with when it was opened
-        self._last = 0.0  # when a token came, or the first request after none
+        # Since a token came, or the first request after none; in steps, since a halted machine's
+        # clock leaps.
+        self._silent_s = 0.0
         self._warn_s = SILENT_S
 
     @contextmanager
@@ -67,14 +69,15 @@ class Watch:
 
     def beat(self) -> None:
         """A token has come."""
-        self._last = time.monotonic()
+        self._silent_s = 0.0
         self._warn_s = SILENT_S
 
     async def run(self) -> None:
         """Warn of silence, for ever. Errors: EngineError once it has lasted too long."""
         while True:
             await asyncio.sleep(LOOK_S)
-            silent_s = time.monotonic() - self._last
+            self._silent_s += LOOK_S
+            silent_s = self._silent_s
             if not self._open or silent_s < min(self._warn_s, self._limit_s):
                 continue
             oldest, since = next(iter(self._open.values()))
@@ -169,10 +172,10 @@ async def run_all(
             await watching
         return await answers
     finally:
-        await cancel([*tasks, watching])
+        await cancel([*tasks, answers, watching])
 
 
-async def cancel(tasks: Iterable[asyncio.Task]) -> None:
+async def cancel(tasks: Iterable[asyncio.Future]) -> None:
     """Cancel tasks and wait until they have ended; what they raise on the way is not kept."""
     tasks = list(tasks)
     for task in tasks:

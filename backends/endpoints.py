@@ -33,11 +33,14 @@ HUNG_S = 60.0  # without health; a server at work may be deaf for as long as it 
 PROBE = Request(-1, (0, 1, 2), 4, frozenset())  # ids that every vocabulary has
 
 
-class _Tokens(msgspec.Struct):
-    tokens: list[int]
+class _Text(msgspec.Struct):
+    """What /detokenize answers."""
+
+    text: str | None = None  # SGLang's name for it
+    prompt: str | None = None  # vLLM's
 
 
-_decode_tokens = msgspec.json.Decoder(_Tokens).decode
+_decode_text = msgspec.json.Decoder(_Text).decode
 
 
 class Endpoint:
@@ -59,15 +62,16 @@ class Endpoint:
             raise self.error(refusal(path, self.client.url, response))
         return response.body
 
-    async def tokenize(self, text: str) -> tuple[int, ...] | None:
-        """A text's ids by the server's tokenizer; None where it doesn't tell, whyever."""
+    async def detokenize(self, ids: Sequence[int]) -> str | None:
+        """The text of ids by the server's tokenizer; None where it doesn't tell, whyever."""
         assert self.served
-        asked = {"model": self.served.name, "prompt": text, "add_special_tokens": False}
+        asked = {"model": self.served.name, "tokens": ids, "skip_special_tokens": False}
         try:
-            response = await self.client.fetch("/tokenize", msgspec.json.encode(asked))
-            return tuple(_decode_tokens(response.body).tokens) if response.status == 200 else None
+            response = await self.client.fetch("/detokenize", msgspec.json.encode(asked))
+            told = _decode_text(response.body) if response.status == 200 else _Text()
         except (ExchangeError, ValueError):
             return None
+        return told.prompt if told.text is None else told.text
 
     def error(self, said: str, request: Request | None = None) -> EngineError:
         """What a failure of this server, or of one request to it, is told by."""
@@ -175,11 +179,11 @@ class Endpoints(Backend):
                 raise endpoint.error(str(error)) from error
         return found
 
-    async def tokenize(self, text: str) -> tuple[int, ...] | None:
+    async def detokenize(self, ids: Sequence[int]) -> str | None:
         """As the first server that tells."""
         for endpoint in self._endpoints:
-            if ids := await endpoint.tokenize(text):
-                return ids
+            if (text := await endpoint.detokenize(ids)) is not None:
+                return text
         return None
 
     async def stream(self, request: Request) -> AsyncIterator[Delta]:

@@ -5,7 +5,7 @@ new ids alone, and never a stop id: `finish="stop"` stands for the stop id that 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -140,8 +140,9 @@ class Backend(ABC):
         """What the requests answered so far have taken from earlier ones' prefixes."""
         return Reuse(enabled=None)
 
-    async def tokenize(self, text: str) -> tuple[int, ...] | None:
-        """A text's ids by a tokenizer of the engine's own, nothing added; None if it has none."""
+    async def detokenize(self, ids: Sequence[int]) -> str | None:
+        """The text of ids by a tokenizer of the engine's own, special tokens included; None where
+        it has none, or does not tell."""
         return None
 
     @abstractmethod

@@ -96,6 +96,10 @@ class Prompts:
             if ids.count(id_) > count
         }
 
+    def plain(self, ids: Iterable[int]) -> str:
+        """The text of any ids, special tokens included."""
+        return str(self._tokenizer.decode(list(ids)))
+
     def text(self, ids: Iterable[int]) -> str:
         """The text of an answer: all but BOS and EOS, reasoning marks included.
 

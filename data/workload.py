@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from data.samples import Sample
 
 log = logging.getLogger(__name__)
+
+SHOWN = 20  # characters
 
 
 @dataclass(frozen=True)
@@ -45,24 +48,27 @@ class Workload:
 
 
 async def compare_tokenizers(backend: Backend, workload: Workload) -> None:
-    """Warn where an engine that has a tokenizer of its own makes other ids of the first prompt."""
-    text = workload.samples[0].prompt_text
-    theirs, ours = await backend.tokenize(text), workload.prompts.encode(text)
+    """Warn where a server reads the first row's prompt as another text: it has another tokenizer.
+
+    Texts are compared, not ids: which ids a text gets depends on how a tokenizer splits it, which
+    transformers changes for R1's; what ids mean does not.
+    """
+    ids = workload.prompt_ids[0]
+    theirs, ours = await backend.detokenize(ids), workload.prompts.plain(ids)
     if theirs is None or theirs == ours:
         return
-    at = next(
-        (at for at, pair in enumerate(zip(theirs, ours, strict=False)) if len(set(pair)) > 1),
-        min(len(theirs), len(ours)),
-    )
+    same = takewhile(lambda pair: pair[0] == pair[1], zip(theirs, ours, strict=False))
+    at = sum(1 for _ in same)
+    # the id that the first other character is of
+    place = sum(len(workload.prompts.plain(ids[: n + 1])) <= at for n in range(len(ids) - 1))
     log.warning(
-        "the server has another tokenizer than %s: of row 0's text it makes %d ids, from id %d on"
-        " %s, and not %d ids, %s: it may serve another model",
+        "the server has another tokenizer than %s: row 0's prompt goes on with %r from id %d (place"
+        " %d) on, and not with %r: does it serve another model?",
         backend.config.model,
-        len(theirs),
-        at,
-        list(theirs[at : at + 5]),
-        len(ours),
-        list(ours[at : at + 5]),
+        theirs[at : at + SHOWN],
+        ids[place],
+        place,
+        ours[at : at + SHOWN],
     )
 
 

@@ -68,6 +68,7 @@ def _prepare(task: dict[str, Any]) -> tuple[process.Setting, int]:
     What is done here is not done at each start. A page of memory that a process is the first to
     touch costs it as much as a hundred lines of Python.
     """
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored, by all that come after
     sys.path += task["packages"]
     handle = import_module(task["module"]).handler()
     sys.path.remove(task["root"])

@@ -284,14 +284,15 @@ def test_a_server_that_does_not_tell_of_its_cache_is_not_known(
 
 
 def test_a_server_s_tokenizer_is_asked(model: Path) -> None:
-    async def test(parts: SimpleNamespace) -> list[tuple[int, ...] | None]:
-        found = [await parts.backend.tokenize("a b")]
-        for page in ((200, b'{"tokens": [5, 6], "count": 2}'), (200, b"odd"), (500, b"")):
-            parts.server.pages = {"/tokenize": page}
-            found.append(await parts.backend.tokenize("a b"))
-        return found
+    async def test(parts: SimpleNamespace) -> list[str | None]:
+        found = [await parts.backend.detokenize((5, 6))]
+        for page in (b'{"prompt": "a b"}', b'{"text": "c"}', b"odd", b'{"text": 1}', b"{}"):
+            parts.server.pages = {"/detokenize": (200, page)}
+            found.append(await parts.backend.detokenize((5, 6)))
+        parts.server.pages = {"/detokenize": (500, b"")}
+        return [*found, await parts.backend.detokenize((5, 6))]
 
-    assert with_servers(model, test) == [None, (5, 6), None, None]
+    assert with_servers(model, test) == [None, "a b", "c", None, None, None, None]
 
 
 def test_a_whole_answer_without_ids_is_a_failure(model: Path) -> None:
@@ -429,7 +430,7 @@ def test_whatever_a_server_says_becomes_one_short_line(data: bytes) -> None:
 @pytest.mark.parametrize(
     ("response", "url", "said"),
     [
-        (Response(404, b'{"detail":"x"}', {}), "http://h", "(a gateway must pass this on"),
+        (Response(404, b'{"detail":"x"}', {}), "http://h", "HTTP 404: x (a gateway must pass"),
         (Response(404, b"", {}), "http://h/v1", "(the URL is the server's root, without /v1)"),
         (
             Response(307, b"", {b"location": b"https://other.example/health"}),

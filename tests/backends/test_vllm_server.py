@@ -262,16 +262,16 @@ class TestDefaults:
         assert reuse.enabled is False
         assert not reuse.cached_tokens
 
-    def test_its_tokenizer_makes_our_ids(self, servers: list[Server]) -> None:
+    def test_its_tokenizer_reads_our_ids(self, servers: list[Server]) -> None:
         work = workload.build(TINY / "final_output.parquet", 1, config(servers), 200)
-        text = work.samples[0].prompt_text
+        (ids,) = work.prompt_ids
 
-        async def run() -> tuple[int, ...] | None:
+        async def run() -> str | None:
             backend = VllmServer(config(servers[:1]))
             async with drive.running(backend):
-                return await backend.tokenize(text)
+                return await backend.detokenize(ids)
 
-        assert asyncio.run(run()) == work.prompts.encode(text)
+        assert asyncio.run(run()) == work.prompts.plain(ids)
 
 
 @pytest.mark.parametrize(

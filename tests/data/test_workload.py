@@ -1,7 +1,7 @@
 import asyncio
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -87,15 +87,15 @@ def test_a_row_that_the_template_refuses_is_named(
     assert str(raised.value).endswith(f"({path}: row 2)")
 
 
-class Tokenizes(EchoEngine):
+class Reads(EchoEngine):
     """A server that has a tokenizer of its own, or none."""
 
-    def __init__(self, config: EngineConfig, ids: tuple[int, ...] | None) -> None:
+    def __init__(self, config: EngineConfig, text: str | None) -> None:
         super().__init__(config)
-        self.ids = ids
+        self.text = text
 
-    async def tokenize(self, text: str) -> tuple[int, ...] | None:
-        return self.ids
+    async def detokenize(self, ids: Sequence[int]) -> str | None:
+        return self.text
 
 
 @pytest.mark.parametrize(
@@ -103,27 +103,27 @@ class Tokenizes(EchoEngine):
     [
         (None, None),
         (lambda ours: ours, None),
-        (lambda ours: (*ours[:2], 77, *ours[3:]), "from id 2 on [77, "),
-        (lambda ours: (0, *ours), "not 10 ids"),
-        (lambda ours: ours[:-1], "it makes 9 ids, from id 9 on []"),
+        (lambda ours: ours.replace("question", "quark"), "goes on with 'ark 0<"),
+        (lambda ours: "", "goes on with '' from id 0 (place 0) on, and not with '<｜begin"),
+        (lambda ours: ours + "!", "goes on with '!' from id 3 (place 12) on, and not with ''"),
     ],
 )
 def test_another_tokenizer_is_warned_of_once(
     echo_model: Path,
     data_set: Callable[[int], Path],
     caplog: pytest.LogCaptureFixture,
-    theirs: Callable[[tuple[int, ...]], tuple[int, ...]] | None,
+    theirs: Callable[[str], str] | None,
     said: str | None,
 ) -> None:
     config = EngineConfig(str(echo_model))
     found = workload.build(data_set(3), None, config, 10)
-    ours = found.prompts.encode(found.samples[0].prompt_text)
-    backend = Tokenizes(config, theirs(ours) if theirs else None)
+    ours = found.prompts.plain(found.prompt_ids[0])
     caplog.clear()
+    backend = Reads(config, theirs(ours) if theirs else None)
     asyncio.run(workload.compare_tokenizers(backend, found))
     if said is None:
         assert not caplog.messages
     else:
         (line,) = caplog.messages
         assert said in line
-        assert f"the server has another tokenizer than {echo_model}: of row 0's text" in line
+        assert f"the server has another tokenizer than {echo_model}" in line

@@ -24,6 +24,7 @@ def main() -> None:
     names = [f"process of {one}" for one in range(world)]
     presence = Presence(rank, range(first, first + count), names, store, 60)
     print("met", flush=True)
+    sys.stdin.readline()  # once all have
     if sys.argv[6] == "leave":
         presence.leave()
         time.sleep(2)

@@ -35,6 +35,7 @@ def start() -> Iterator[Start]:
                 subprocess.Popen(
                     [sys.executable, WORKER, *words],
                     env=os.environ | variables,
+                    stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
                     text=True,
@@ -43,6 +44,10 @@ def start() -> Iterator[Start]:
         for one in ranks:
             assert one.stdout
             assert one.stdout.readline() == "met\n"
+        for one in ranks:  # none does anything before all have met
+            assert one.stdin
+            one.stdin.write("\n")
+            one.stdin.flush()
         return ranks
 
     yield begin
