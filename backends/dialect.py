@@ -66,7 +66,7 @@ class Dialect(ABC):
 
     @abstractmethod
     async def prefixes(self, get: Get) -> Prefixes:
-        """What a server tells of its cache of prefixes. Errors: ValueError for an odd answer."""
+        """What a server tells of its cache of prefixes. Errors: as `describe`."""
 
     @abstractmethod
     def body(self, request: Request, model: str, whole: bool) -> bytes:

@@ -67,9 +67,10 @@ class Endpoint:
         assert self.served
         asked = {"model": self.served.name, "tokens": ids, "skip_special_tokens": False}
         try:
-            response = await self.client.fetch("/detokenize", msgspec.json.encode(asked))
+            async with asyncio.timeout(CHECK_S):
+                response = await self.client.fetch("/detokenize", msgspec.json.encode(asked))
             told = _decode_text(response.body) if response.status == 200 else _Text()
-        except (ExchangeError, ValueError):
+        except (ExchangeError, ValueError, TimeoutError):
             return None
         return told.prompt if told.text is None else told.text
 
@@ -171,12 +172,14 @@ class Endpoints(Backend):
         return Reuse(enabled, sum(hits), block_size=min(p.block_size for p in after))
 
     async def _prefixes(self) -> list[Prefixes]:
+        """Of each server; one that can't be asked, or does not answer in time, tells nothing."""
         found = []
         for endpoint in self._endpoints:
             try:
-                found.append(await self._dialect.prefixes(endpoint.get))
-            except ValueError as error:
-                raise endpoint.error(str(error)) from error
+                async with asyncio.timeout(CHECK_S):
+                    found.append(await self._dialect.prefixes(endpoint.get))
+            except (EngineError, ValueError, TimeoutError):
+                found.append(Prefixes())
         return found
 
     async def detokenize(self, ids: Sequence[int]) -> str | None:

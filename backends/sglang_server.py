@@ -69,10 +69,7 @@ class SglangDialect(Dialect):
 
     async def prefixes(self, get: Get) -> Prefixes:
         """Each answer tells how much of its prompt was in the cache."""
-        try:
-            info = await answer(get, "/server_info", _decode_info)
-        except (EngineError, ValueError):
-            return Prefixes()
+        info = await answer(get, "/server_info", _decode_info)
         off = info.disable_radix_cache
         return Prefixes(None if off is None else not off, advice="--disable-radix-cache")
 

@@ -14,7 +14,6 @@ import msgspec
 from backends.dialect import Dialect, Get, Part, Prefixes, Read, Served, answer, quoted
 from backends.endpoints import Endpoints
 from backends.types import EngineConfig, Finish, Request
-from ref_dsinfer.errors import EngineError
 
 FINISHES = get_args(Finish)
 
@@ -78,10 +77,7 @@ class VllmDialect(Dialect):
     async def prefixes(self, get: Get) -> Prefixes:
         """Only its /metrics tell, in tokens of all requests; with several engines behind one
         address, of all of them."""
-        try:
-            lines = (await get("/metrics")).decode(errors="replace").splitlines()
-        except EngineError:
-            return Prefixes()
+        lines = (await get("/metrics")).decode(errors="replace").splitlines()
         hits, enabled, block = None, None, 1
         for name, labels, value in (found.groups() for found in map(_METRIC.match, lines) if found):
             if name in _HITS:

@@ -283,6 +283,20 @@ def test_a_server_that_does_not_tell_of_its_cache_is_not_known(
     assert with_servers(model, test, started=False) == Reuse(None)
 
 
+def test_a_server_that_hangs_when_it_is_asked_holds_nothing_up(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    async def test(parts: SimpleNamespace) -> tuple[Reuse, str | None]:
+        monkeypatch.setattr(endpoints, "CHECK_S", 0.1)
+        monkeypatch.setattr(http_client.Client, "fetch", never)
+        return await parts.backend.reuse(), await parts.backend.detokenize((5, 6))
+
+    assert with_servers(model, test) == (Reuse(None), None)
+
+
 def test_a_server_s_tokenizer_is_asked(model: Path) -> None:
     async def test(parts: SimpleNamespace) -> list[str | None]:
         found = [await parts.backend.detokenize((5, 6))]
