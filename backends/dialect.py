@@ -114,7 +114,7 @@ def content(data: bytes) -> str:
         return "JSON compressed by gzip, which was not asked for: is a proxy between?"
     really = lookalike.what_it_is(data[: lookalike.HEAD])
     if really in (None, lookalike.JSON):
-        return f"what is no JSON: {quoted(data.decode(errors='replace'))}"
+        return f"what is no JSON: {one_line(data.decode(errors='replace'))}"
     return f"no JSON but {str(really).partition(':')[0]}: is it the engine's own address?"
 
 
@@ -124,7 +124,7 @@ def refusal(path: str, url: str, response: Response) -> str:
     if status in (401, 403):
         return f"{path}: it refuses the key (HTTP {status}): set {KEY} to the server's own"
     if target := response.headers.get(b"location"):
-        place = quoted(target.decode(errors="replace"))
+        place = one_line(target.decode(errors="replace"))
         return f"{path}: HTTP {status}: it redirects to {place}: name that server in --endpoint"
     try:
         said = json.loads(response.body)
@@ -137,9 +137,9 @@ def refusal(path: str, url: str, response: Response) -> str:
         hint = " (the URL is the server's root, without /v1)"
     elif status == 404:
         hint = " (a gateway must pass this on as well: name the engine's own address)"
-    return f"{path}: HTTP {status}: {quoted(str(said))}{hint}"
+    return f"{path}: HTTP {status}: {one_line(str(said))}{hint}"
 
 
-def quoted(said: str) -> str:
+def one_line(said: str) -> str:
     """What a server said, short and in one line."""
     return " ".join(said.split())[:QUOTED]

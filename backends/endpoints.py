@@ -245,13 +245,16 @@ class Endpoints(Backend):
         self, connection: Connection, request: Request, whole: bool
     ) -> AsyncIterator[Part]:
         """An answer in as many parts as the reader is woken times; the last one has the finish."""
-        read = self._dialect.reader(request)
-        if whole:
-            data = await connection.read_all()
+        reader = self._dialect.reader(request)
+
+        def read(data: bytes, said: str) -> Part:
             try:
-                part = read(data)
+                return reader(data)
             except msgspec.DecodeError as error:
-                raise ValueError(f"{self._dialect.generate} answers {content(data)}") from error
+                raise ValueError(f"{self._dialect.generate} {said} {content(data)}") from error
+
+        if whole:
+            part = read(await connection.read_all(), "answers")
             if not part.finish:
                 raise ValueError("its answer has no finish reason")
             yield part
@@ -265,12 +268,7 @@ class Endpoints(Backend):
             ids: list[int] = []
             cached = None
             for event in events.feed(data):
-                try:
-                    part = read(event)
-                except msgspec.DecodeError as error:
-                    raise ValueError(
-                        f"{self._dialect.generate} sends an event of {content(event)}"
-                    ) from error
+                part = read(event, "sends an event of")
                 ids += part.token_ids
                 finish, cached = part.finish, part.cached
                 if finish:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, get_args
 
 import msgspec
 
-from backends.dialect import Dialect, Get, Part, Prefixes, Read, Served, answer, quoted
+from backends.dialect import Dialect, Get, Part, Prefixes, Read, Served, answer, one_line
 from backends.endpoints import Endpoints
 from backends.options import vocabulary_size
 from backends.types import EngineConfig, Finish, Request
@@ -150,11 +150,11 @@ def _finish(reason: _Finish, request: Request) -> Finish:
             f"it has stopped at {reason.matched!r}, which is no stop id of the request"
         )
     if reason.type not in FINISHES:
-        said = f": {quoted(reason.message)}" if reason.message else ""
+        said = f": {one_line(reason.message)}" if reason.message else ""
         raise ValueError(f"it has ended the answer by {reason.type!r}{said}")
     return reason.type  # type: ignore[return-value]
 
 
 def _message(error: Any) -> str:
     message = error.get("message") if isinstance(error, dict) else None
-    return quoted(str(message or error))
+    return one_line(str(message or error))

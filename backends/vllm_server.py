@@ -11,7 +11,7 @@ from typing import Any, ClassVar, get_args
 
 import msgspec
 
-from backends.dialect import Dialect, Get, Part, Prefixes, Read, Served, answer, quoted
+from backends.dialect import Dialect, Get, Part, Prefixes, Read, Served, answer, one_line
 from backends.endpoints import Endpoints
 from backends.types import EngineConfig, Finish, Request
 
@@ -119,7 +119,7 @@ def read(data: bytes) -> Part:
     event = _decode_answer(data)
     if event.error is not None:
         message = event.error.get("message") if isinstance(event.error, dict) else None
-        raise ValueError(quoted(str(message or event.error)))
+        raise ValueError(one_line(str(message or event.error)))
     if not event.choices:
         return Part((), None)
     choice = event.choices[0]

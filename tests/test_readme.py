@@ -16,10 +16,12 @@ from tests.jobs import GIVEN, ROOT, TINY, figures, grade
 
 TEST = "./setup.sh --test"
 MARKS = {"pytorch": (), "vllm": (pytest.mark.vllm,), "sglang": (pytest.mark.sglang,)}
-FOLDERS = {  # in which the commands leave LoadGen's runs; of the first, an accuracy run too
+# The folders in which the commands leave LoadGen's runs.
+ACCURACY = {"pytorch": "demo/offline", "vllm": "offline", "sglang": "sglang/offline"}
+PERFORMANCE = {
     "pytorch": ("demo/offline", "server", "interactive"),
-    "vllm": ("offline", "server", "interactive", "attached/server"),
-    "sglang": ("sglang/offline", "sglang/server", "sglang/attached/interactive"),
+    "vllm": ("server", "attached/interactive"),
+    "sglang": ("sglang/server", "sglang/attached/interactive"),
 }
 
 
@@ -113,12 +115,12 @@ def test_the_test_command_is_what_ci_runs() -> None:
 
 def test_every_block_is_of_an_engine_that_ci_installs(readme: Readme) -> None:
     scripts = readme.scripts()
-    assert list(scripts) == list(FOLDERS)
+    assert list(scripts) == list(ACCURACY)
     assert len(scripts["pytorch"]) >= 6
 
 
 @long
-@of_engines(*FOLDERS)
+@of_engines(*ACCURACY)
 def test_every_command_succeeds(engine: str, readme: Readme) -> None:
     for block in readme.run(engine):
         assert block.ended.returncode == 0, block.script + block.ended.stdout + block.ended.stderr
@@ -134,10 +136,10 @@ def test_the_demo_ends_with_its_table(readme: Readme) -> None:
 
 
 @long
-@of_engines(*FOLDERS)
+@of_engines(*ACCURACY)
 def test_the_score_is_the_one_beside_the_weights(engine: str, readme: Readme) -> None:
     kept = json.loads((TINY / "scores.json").read_text(encoding="utf-8"))["exact_match"]
-    accuracy = left(readme, engine, FOLDERS[engine][0]) / "accuracy"
+    accuracy = left(readme, engine, ACCURACY[engine]) / "accuracy"
     assert abs(figures((accuracy / "accuracy.txt").read_text())[0] - kept) <= 1.5
     frame = pd.read_pickle(accuracy / "results_evaluated.pkl")
     assert len(frame) == 240
@@ -149,7 +151,7 @@ def test_the_score_is_the_one_beside_the_weights(engine: str, readme: Readme) ->
     ("engine", "folder"),
     [
         pytest.param(engine, folder, marks=MARKS[engine])
-        for engine, folders in FOLDERS.items()
+        for engine, folders in PERFORMANCE.items()
         for folder in folders
     ],
 )

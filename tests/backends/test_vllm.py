@@ -93,12 +93,12 @@ def test_a_wrong_engine_option_is_named(options: dict[str, str], said: str) -> N
         backend(replace(CONFIG, options=options))
 
 
-def test_our_options_are_told_to_vllm_in_its_words() -> None:
+def test_our_options_are_told_to_vllm_in_its_words(tmp_path: Path) -> None:
     from backends.vllm import engine_args
 
     args = engine_args(
         EngineConfig(
-            "folder",
+            str(tmp_path),
             dtype="float32",
             max_model_len=512,
             max_running=7,
@@ -115,7 +115,7 @@ def test_our_options_are_told_to_vllm_in_its_words() -> None:
             options={"enable-prefix-caching": "true", "compilation_config": '{"mode": 0}'},
         )
     )
-    assert (args.model, args.dtype, args.seed) == ("folder", "float32", 9)
+    assert (args.model, args.dtype, args.seed) == (str(tmp_path), "float32", 9)
     assert (args.max_model_len, args.max_num_seqs) == (512, 7)
     assert (args.tensor_parallel_size, args.pipeline_parallel_size) == (2, 3)
     assert (args.data_parallel_size, args.enable_expert_parallel) == (4, True)

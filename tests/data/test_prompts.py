@@ -34,6 +34,15 @@ def model_dir(tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def small_dir(echo_model, tmp_path):
+    """A model directory of one test, whose tokenizer is read in no time."""
+    folder = Path(shutil.copytree(echo_model, tmp_path / "model"))
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": TEMPLATE}))
+    return folder
+
+
 @pytest.fixture(scope="module")
 def prompts(model_dir):
     return Prompts(model_dir)
@@ -60,12 +69,11 @@ def test_text_keeps_reasoning_and_drops_bos_and_eos_alone(prompts):
     assert prompts.text([129_279]) == ""  # a padded row of the embedding
 
 
-def test_stop_ids(prompts, model_dir, tmp_path):
+def test_stop_ids(small_dir, prompts):
     assert (prompts.eos_id, prompts.stop_ids) == (EOS, {EOS})
-    folder = shutil.copytree(model_dir, tmp_path / "model")
     for stops, wanted in ((5, {1, 5}), ([1, 7], {1, 7}), (None, {1})):
-        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": stops}))
-        assert Prompts(folder).stop_ids == wanted
+        (small_dir / "generation_config.json").write_text(json.dumps({"eos_token_id": stops}))
+        assert Prompts(small_dir).stop_ids == wanted
 
 
 @given(st.text(max_size=40))
@@ -82,11 +90,10 @@ def test_any_text_comes_back(prompts, text):
         ("tokenizer_config.json", "tokenizer_config.json is missing"),
     ],
 )
-def test_missing_files_are_named(model_dir, tmp_path, missing, message):
-    folder = shutil.copytree(model_dir, tmp_path / "model")
-    (folder / missing).unlink()
+def test_missing_files_are_named(small_dir, missing, message):
+    (small_dir / missing).unlink()
     with pytest.raises(ModelError, match=message):
-        Prompts(folder)
+        Prompts(small_dir)
 
 
 def test_no_directory(tmp_path):
@@ -98,12 +105,11 @@ def test_no_directory(tmp_path):
     ("change", "message"),
     [({"chat_template": None}, "no chat_template"), ({"eos_token": None}, "no eos_token")],
 )
-def test_missing_settings_are_named(model_dir, tmp_path, change, message):
-    folder = shutil.copytree(model_dir, tmp_path / "model")
-    config = json.loads((folder / "tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(json.dumps(config | change))
+def test_missing_settings_are_named(small_dir, change, message):
+    config = json.loads((small_dir / "tokenizer_config.json").read_text())
+    (small_dir / "tokenizer_config.json").write_text(json.dumps(config | change))
     with pytest.raises(ModelError, match=message):
-        Prompts(folder)
+        Prompts(small_dir)
 
 
 @pytest.mark.parametrize(
@@ -123,37 +129,35 @@ def test_missing_settings_are_named(model_dir, tmp_path, change, message):
         (["a", "b"], "is a list whose entries are no {name, template}"),
     ],
 )
-def test_a_template_that_can_not_be_used_is_named(model_dir, tmp_path, template, said):
-    folder = shutil.copytree(model_dir, tmp_path / "model")
-    config = json.loads((folder / "tokenizer_config.json").read_text())
-    path = folder / "tokenizer_config.json"
+def test_a_template_that_can_not_be_used_is_named(small_dir, template, said):
+    config = json.loads((small_dir / "tokenizer_config.json").read_text())
+    path = small_dir / "tokenizer_config.json"
     path.write_text(json.dumps(config | {"chat_template": template}))
     with pytest.raises(ModelError) as raised:
-        Prompts(folder).marks_in_text([])
+        Prompts(small_dir).marks_in_text([])
     assert str(raised.value).startswith(f"{path}: the chat template {said}")
     if isinstance(template, str):  # in the file that comes first
         path.write_text(json.dumps(config))
-        (folder / "chat_template.jinja").write_text(template)
+        (small_dir / "chat_template.jinja").write_text(template)
         with pytest.raises(ModelError, match=r"chat_template\.jinja: the chat template"):
-            Prompts(folder).marks_in_text([])
+            Prompts(small_dir).marks_in_text([])
 
 
-def test_of_several_templates_the_default_is_taken(model_dir, prompts, tmp_path):
-    folder = shutil.copytree(model_dir, tmp_path / "model")
-    config = json.loads((folder / "tokenizer_config.json").read_text())
+def test_of_several_templates_the_default_is_taken(small_dir):
+    ids = Prompts(small_dir).ids("Why?")
+    config = json.loads((small_dir / "tokenizer_config.json").read_text())
     several = {"tool_use": "{{ nothing.at.all }}", "default": TEMPLATE}
     for named in (several, [{"name": n, "template": t} for n, t in several.items()]):
         config["chat_template"] = named
-        (folder / "tokenizer_config.json").write_text(json.dumps(config))
-        assert Prompts(folder).ids("Why?") == prompts.ids("Why?")
+        (small_dir / "tokenizer_config.json").write_text(json.dumps(config))
+        assert Prompts(small_dir).ids("Why?") == ids
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe{{ bos_token }}"])
-def test_a_damaged_template_file_is_named(model_dir, tmp_path, content):
-    folder = shutil.copytree(model_dir, tmp_path / "model")
-    (folder / "chat_template.jinja").write_bytes(content)
+def test_a_damaged_template_file_is_named(small_dir, content):
+    (small_dir / "chat_template.jinja").write_bytes(content)
     with pytest.raises(ModelError, match=r"chat_template\.jinja: (no chat_template|not UTF-8)"):
-        Prompts(folder)
+        Prompts(small_dir)
 
 
 @pytest.mark.parametrize(
@@ -164,12 +168,11 @@ def test_a_damaged_template_file_is_named(model_dir, tmp_path, content):
         ({"eos_token": "</s>"}, "eos_token '</s>' is not in tokenizer.json"),
     ],
 )
-def test_a_token_that_the_tokenizer_does_not_know_is_named(model_dir, tmp_path, change, said):
-    folder = shutil.copytree(model_dir, tmp_path / "model")
-    config = json.loads((folder / "tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(json.dumps(config | change))
+def test_a_token_that_the_tokenizer_does_not_know_is_named(small_dir, change, said):
+    config = json.loads((small_dir / "tokenizer_config.json").read_text())
+    (small_dir / "tokenizer_config.json").write_text(json.dumps(config | change))
     with pytest.raises(ModelError, match=said):
-        Prompts(folder)
+        Prompts(small_dir)
 
 
 def test_the_template_s_own_tokens_are_found_in_a_text(prompts):
@@ -184,11 +187,10 @@ def test_the_template_s_own_tokens_are_found_in_a_text(prompts):
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '"x"'])
-def test_damaged_files_are_a_model_error(model_dir, tmp_path, name, content):
-    folder = shutil.copytree(model_dir, tmp_path / "model")
-    (folder / name).write_text(content)
+def test_damaged_files_are_a_model_error(small_dir, name, content):
+    (small_dir / name).write_text(content)
     with pytest.raises(ModelError):
-        Prompts(folder)
+        Prompts(small_dir)
 
 
 @pytest.mark.parametrize(
@@ -203,16 +205,14 @@ def test_damaged_files_are_a_model_error(model_dir, tmp_path, name, content):
         ("Entry not found", "is text that begins 'Entry not found'"),
     ],
 )
-def test_what_is_no_tokenizer_s_file_is_told(model_dir, tmp_path, name, content, said):
-    folder = shutil.copytree(model_dir, tmp_path / "model")
-    (folder / name).write_text(content)
+def test_what_is_no_tokenizer_s_file_is_told(small_dir, name, content, said):
+    (small_dir / name).write_text(content)
     with pytest.raises(ModelError, match=f"{name} {said}"):
-        Prompts(folder)
+        Prompts(small_dir)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"eos_token_id": "x"}', '{"eos_token_id": {}}'])
-def test_a_damaged_generation_config_is_a_model_error(model_dir, tmp_path, content):
-    folder = shutil.copytree(model_dir, tmp_path / "model")
-    (folder / "generation_config.json").write_text(content)
+def test_a_damaged_generation_config_is_a_model_error(small_dir, content):
+    (small_dir / "generation_config.json").write_text(content)
     with pytest.raises(ModelError, match="generation_config"):
-        Prompts(folder)
+        Prompts(small_dir)

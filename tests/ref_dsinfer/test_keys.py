@@ -16,6 +16,7 @@ import torch
 from ref_dsinfer import keys, rope
 from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.errors import ModelError
+from tests.ref_dsinfer.conftest import SHAPE
 
 # What DeepSeek's own config.json has, and transformers' class has not.
 HUB = {
@@ -31,25 +32,13 @@ OTHER_ROPE = {"short_factor", "long_factor", "low_freq_factor", "high_freq_facto
 YARN = {"type": "yarn", "factor": 16, "original_max_position_embeddings": 32}
 FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
 BASE = {
+    **{
+        key: SHAPE[key]
+        for key in SHAPE
+        if key not in ("initializer_range", "num_nextn_predict_layers")
+    },
     "architectures": ["DeepseekV3ForCausalLM"],
-    "vocab_size": 96,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "moe_intermediate_size": 32,
     "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "n_shared_experts": 2,
-    "n_routed_experts": 8,
-    "num_experts_per_tok": 2,
-    "n_group": 4,
-    "topk_group": 2,
-    "first_k_dense_replace": 1,
-    "q_lora_rank": 48,
-    "kv_lora_rank": 64,
-    "qk_nope_head_dim": 24,
-    "qk_rope_head_dim": 16,
-    "v_head_dim": 20,
-    "max_position_embeddings": 512,
     "rope_scaling": YARN,
 }
 # For each key that is honoured, values that make another model of it.

@@ -9,10 +9,11 @@ import pytest
 from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.engine import Engine
 from ref_dsinfer.errors import UsageError
+from tests.effort import cases
 
 PROMPTS = 12
 LONGEST_PROMPT, LONGEST_ANSWER = 70, 40
-SCHEDULES = {"plain": 240, "speculative": 80}
+SCHEDULES = {"plain": cases(60, 240), "speculative": cases(24, 80)}
 Prompt = tuple[int, ...]
 
 
