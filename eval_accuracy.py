@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Grade answers: print exact_match and tokens_per_sample, and write the graded rows."""
 
-from ref_dsinfer import errors
+import entrypoint
 
 
 def main() -> None:
@@ -17,4 +17,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    entrypoint.run(main)

@@ -10,7 +10,7 @@ from typing import Any
 
 from backends import registry
 from backends.types import BackendSpec, EngineConfig
-from ref_dsinfer.errors import LaunchError, LengthError, ModelError, UsageError
+from errors import LaunchError, LengthError, ModelError, UsageError
 from ref_dsinfer.lookalike import read_object
 from ref_dsinfer.processor import DTYPES
 

@@ -4,7 +4,7 @@ from importlib import import_module
 
 from backends.types import Backend, BackendSpec, EngineConfig, Scenario
 from backends.writable import make_writable
-from ref_dsinfer.errors import EngineError, UsageError
+from errors import EngineError, UsageError
 
 SCENARIOS: tuple[Scenario, ...] = ("offline", "server", "interactive")
 # What every engine takes that makes processes of its own.

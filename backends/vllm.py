@@ -32,7 +32,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from backends.children import Children
 from backends.options import refuse_unknown
 from backends.types import NO_REUSE, Backend, Delta, EngineConfig, Finish, Request, Reuse
-from ref_dsinfer.errors import EngineError, ModelError, UsageError
+from errors import EngineError, ModelError, UsageError
 from ref_dsinfer.lookalike import read_object
 from ref_dsinfer.network import check_interfaces
 from ref_dsinfer.processor import dtype_for

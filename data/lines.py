@@ -6,7 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from ref_dsinfer.errors import InputFileError, OutputError
+from errors import InputFileError, OutputError
 
 T = TypeVar("T")
 

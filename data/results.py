@@ -10,7 +10,7 @@ from backends.types import Completion
 from data import pickles
 from data.lines import Lines, read_lines
 from data.prompts import Prompts
-from ref_dsinfer.errors import OutputError
+from errors import OutputError
 
 if TYPE_CHECKING:
     import numpy as np

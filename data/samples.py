@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from data import pickles, tables
 from data.tasks import task_of
+from errors import ColumnsError, EmptyDataError, InputFileError
 from ref_dsinfer import lookalike
-from ref_dsinfer.errors import ColumnsError, EmptyDataError, InputFileError
-from ref_dsinfer.terminal import quoted
+from terminal import quoted
 
 if TYPE_CHECKING:
     import pandas as pd

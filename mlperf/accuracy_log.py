@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ref_dsinfer.errors import GradingError, InputFileError
-from ref_dsinfer.terminal import quoted
+from errors import GradingError, InputFileError
+from terminal import quoted
 
 if TYPE_CHECKING:
     import numpy as np

@@ -5,8 +5,8 @@ from numbers import Integral, Real
 from typing import TYPE_CHECKING
 
 from data.samples import require_columns
-from ref_dsinfer.errors import ColumnsError, GradingError
-from ref_dsinfer.terminal import one_line, quoted
+from errors import ColumnsError, GradingError
+from terminal import one_line, quoted
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -26,12 +26,12 @@ from data.tasks.grading import (
 )
 from data.tasks.livecodebench import Problems
 from data.tasks.worker import Worker
+from errors import ColumnsError, GradingError, UsageError
 from mlperf import accuracy_log
 from mlperf.figures import ROWS, Evaluation, Fence, Totals
 from mlperf.grading_log import GradingLog
 from mlperf.inputs import PROBLEMS, find_problems
-from ref_dsinfer.errors import ColumnsError, GradingError, UsageError
-from ref_dsinfer.terminal import quoted
+from terminal import quoted
 
 if TYPE_CHECKING:
     import pandas as pd

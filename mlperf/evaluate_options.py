@@ -9,6 +9,7 @@ from backends.options import positive_int
 from data.sandbox.levels import LEVELS
 from data.tasks.grading import Rules
 from data.tasks.livecodebench import TIME_LIMIT_S, Mode
+from errors import UsageError
 from mlperf.evaluate import (
     GRADED,
     LOG_ENDING,
@@ -20,7 +21,6 @@ from mlperf.evaluate import (
     start_sandbox,
 )
 from mlperf.inputs import find_problems, read_results
-from ref_dsinfer.errors import UsageError
 
 
 def add_grading_options(parser: argparse.ArgumentParser) -> None:

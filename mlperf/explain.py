@@ -8,9 +8,9 @@ from data.sandbox import Ended, Sandbox, SandboxError
 from data.tasks import Answer, Grade
 from data.tasks.grading import MathWorker, Rules, grade_all
 from data.tasks.livecodebench import Case, Problems, passes
+from errors import GradingError, UsageError
 from mlperf.evaluate import COLUMNS, FrameAnswers
-from ref_dsinfer.errors import GradingError, UsageError
-from ref_dsinfer.terminal import one_line, quoted
+from terminal import one_line, quoted
 
 if TYPE_CHECKING:
     import pandas as pd

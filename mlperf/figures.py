@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ref_dsinfer.errors import GradingError
-from ref_dsinfer.terminal import one_line
+from errors import GradingError
+from terminal import one_line
 
 if TYPE_CHECKING:
     import pandas as pd

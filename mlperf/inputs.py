@@ -7,10 +7,10 @@ from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from errors import GradingError, UsageError
 from mlperf import accuracy_log
 from mlperf.figures import ROWS
-from ref_dsinfer.errors import GradingError, UsageError
-from ref_dsinfer.terminal import quoted
+from terminal import quoted
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -13,11 +13,11 @@ from backends import registry
 from backends.options import add_engine_options, choose_backend, engine_config
 from backends.types import Backend, Reuse
 from data.inference import add_data_options
+from errors import GradingError, LoadGenError, UsageError
 from mlperf import report, settings
 from mlperf.evaluate import LOG_ENDING, REPORT_ENDING, evaluate_and_report
 from mlperf.evaluate_options import add_grading_options, grading
 from mlperf.inputs import PROBLEMS, find_problems
-from ref_dsinfer.errors import GradingError, LoadGenError, UsageError
 
 if TYPE_CHECKING:
     from data.workload import Workload

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from backends.options import MAX_NEW_TOKENS
+from errors import LoadGenError
 from mlperf import user_conf
 from mlperf.figures import ROWS
 from mlperf.user_conf import KEYS, UserConf
-from ref_dsinfer.errors import LoadGenError
 
 HERE = Path(__file__).parent
 BENCHMARK_CONF = HERE / "mlperf.conf"

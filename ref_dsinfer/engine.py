@@ -13,11 +13,11 @@ from pathlib import Path
 
 import torch
 
+from errors import LengthError, ModelError, UsageError
 from ref_dsinfer import checkpoint, parallel, processor
 from ref_dsinfer.blocks import BlockPool
 from ref_dsinfer.cache import BLOCK_SIZE, block_count
 from ref_dsinfer.config import ModelConfig
-from ref_dsinfer.errors import LengthError, ModelError, UsageError
 from ref_dsinfer.gemm import ARITHMETICS, Arithmetic
 from ref_dsinfer.model import Model
 from ref_dsinfer.parallel import Place

@@ -153,7 +153,7 @@ def _bubblewrap() -> list[str]:
     if not (found := shutil.which("bwrap")):
         raise SandboxError("bubblewrap is not installed")
     binary = [str(Path(sys.executable).parent), str(Path(sys.executable).resolve().parent)]
-    ours = [str(_ROOT / package) for package in ("data", "ref_dsinfer")]
+    ours = [str(_ROOT / package) for package in ("data", "terminal.py")]
     shown = [word for path in (*_readable(), *binary, *ours) for word in ("--ro-bind", path, path)]
     return [
         *(found, "--unshare-all", "--hostname", "sandbox", "--cap-drop", "ALL"),

@@ -1,6 +1,6 @@
 """How the sandbox fails."""
 
-from ref_dsinfer.errors import GradingError
+from errors import GradingError
 
 
 class SandboxError(GradingError):

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from ref_dsinfer.terminal import quoted
+from terminal import quoted
 
 TASKS = ("gpqa", "mmlu_pro", "math500", "aime", "livecodebench")  # in the order names are matched
 

@@ -19,7 +19,7 @@ from typing import Any, Protocol, TypeVar
 from data.sandbox import Limits, Sandbox, SandboxError, TimeLimit
 from data.tasks import Answer, Grade, Status, Verdict, aime, choice, livecodebench, math500
 from data.tasks.worker import Worker
-from ref_dsinfer.errors import GradingError
+from errors import GradingError
 
 MATH_LIMIT_S = 5.0  # the slowest realistic pair of 844 took 0.12 s
 MATH_LIMITS = Limits(memory=1 << 30)

@@ -22,7 +22,7 @@ from data.sandbox import Confined, Ended, Limits, Sandbox, TimeLimit
 from data.tasks import Verdict
 from data.tasks.outputs import said
 from data.tasks.worker import Worker
-from ref_dsinfer.errors import GradingError
+from errors import GradingError
 
 TIME_LIMIT_S = 60.0  # what the MLPerf reference sets; LiveCodeBench's own default is 6
 Mode = Literal["reference", "fixed-stdio"]  # see `program`

@@ -15,7 +15,7 @@ from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 from typing import Any
 
-from ref_dsinfer.terminal import quoted
+from terminal import quoted
 
 INT_DIGITS = 50_000  # of an integer as text, in all of LiveCodeBench's runner
 _SAID = 200  # characters of a program's own words

@@ -7,7 +7,7 @@ import pytest
 from backends import options
 from backends.registry import lookup
 from backends.types import EngineConfig
-from ref_dsinfer.errors import LaunchError, LengthError, ModelError, UsageError
+from errors import LaunchError, LengthError, ModelError, UsageError
 
 
 @pytest.fixture(autouse=True)

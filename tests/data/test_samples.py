@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from data.results import write_frame
 from data.samples import Sample, is_missing, read_frame, samples
 from data.tasks import TASKS
-from ref_dsinfer.errors import ColumnsError, EmptyDataError, InputFileError, UserError
+from errors import ColumnsError, EmptyDataError, InputFileError, UserError
 
 
 def _frame():

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from errors import GradingError, InputFileError
 from mlperf import accuracy_log
-from ref_dsinfer.errors import GradingError, InputFileError
 
 
 def _entry(index, ids, **more):

@@ -3,8 +3,8 @@
 import pandas as pd
 import pytest
 
+from errors import ColumnsError, GradingError
 from mlperf.compare import comparison, mcnemar
-from ref_dsinfer.errors import ColumnsError, GradingError
 
 
 def _frame(right, **columns):

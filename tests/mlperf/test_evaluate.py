@@ -13,10 +13,10 @@ import pytest
 
 from data.samples import read_frame
 from data.sandbox import Sandbox, SandboxError, levels
+from errors import ColumnsError, GradingError, UsageError
 from mlperf import evaluate
 from mlperf.evaluate import Grading
 from mlperf.figures import Totals
-from ref_dsinfer.errors import ColumnsError, GradingError, UsageError
 
 # as the official submission checker looks for them: ACC_PATTERN in its constants.py, and the hash
 # in its accuracy_check.py

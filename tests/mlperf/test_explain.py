@@ -7,8 +7,8 @@ import pytest
 
 from data.sandbox import Sandbox
 from data.tasks.grading import Rules
+from errors import ColumnsError, UsageError
 from mlperf.explain import explain
-from ref_dsinfer.errors import ColumnsError, UsageError
 
 TESTS = [{"input": f"{n}", "output": f"{2 * n}", "testtype": "stdin"} for n in (0, 2, 3)]
 PROBLEM = {

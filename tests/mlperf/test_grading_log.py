@@ -5,8 +5,8 @@ import json
 import pytest
 
 from data.tasks import Grade
+from errors import InputFileError, OutputError
 from mlperf.grading_log import GradingLog
-from ref_dsinfer.errors import InputFileError, OutputError
 
 GRADES = [
     ("a", Grade(0, "B", "ok", "answer line, letter", 0.5)),

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from errors import GradingError, UsageError
 from mlperf import inputs
-from ref_dsinfer.errors import GradingError, UsageError
 
 
 def _frame(indices):

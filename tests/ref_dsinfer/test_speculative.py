@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from errors import CheckpointError, ModelError
 from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.convert import convert
 from ref_dsinfer.engine import Engine
-from ref_dsinfer.errors import CheckpointError, ModelError
 from ref_dsinfer.speculative import DRAFTS, SpeculativeRunner, checked
 
 LONGEST = 400  # tokens

@@ -22,7 +22,7 @@ from data.tasks.livecodebench import (
     passes,
 )
 from data.tasks.outputs import same_output, same_value
-from ref_dsinfer.errors import GradingError
+from errors import GradingError
 
 CASES = Path(__file__).parents[1] / "cases" / "livecodebench.jsonl"
 # The public runner's stand-in for standard input breaks these two correct programs.

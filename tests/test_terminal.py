@@ -8,15 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ref_dsinfer.terminal import harmless, one_line, quoted
+from terminal import harmless, one_line, quoted
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 HOSTILE = "é \x1b[31mred\x07 \x9b2J \r \u202e \ud800 \t.\n"
 PLAIN = ("LC_ALL=C.UTF-8", "PYTHONIOENCODING=ascii", "PYTHONIOENCODING=latin-1")
 NO_LOCALE = "LC_ALL=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0"
 SCRIPT = """
 import argparse, logging, sys
-from ref_dsinfer import errors
+import entrypoint
+import errors
 text = sys.argv.pop().encode().decode("unicode_escape")
 def main():
     print(text)
@@ -28,7 +29,7 @@ def main():
     if sys.argv.pop() == "help":
         argparse.ArgumentParser(description=text).parse_args(["--help"])
     raise errors.InputFileError(text)
-errors.run(main)
+entrypoint.run(main)
 """
 
 
@@ -59,7 +60,7 @@ def test_whatever_is_said_is_harmless_in_every_encoding(setting, what, code):
 
 
 def test_a_stream_that_is_closed_is_no_fault():
-    script = "from ref_dsinfer import errors\nerrors.run(lambda: print('x'))"
+    script = "import entrypoint\nentrypoint.run(lambda: print('x'))"
     for closed in (">&-", "2>&-", ">&- 2>&-"):
         command = ["sh", "-c", f'exec "$0" -c "$1" {closed}', sys.executable, script]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=60)

@@ -1,8 +1,7 @@
-"""Every way a user's input can end a run: one class, one exit code.
+"""What every script starts with: logging, signals, and how a run ends.
 
-The module lies in the bottom package so that every other one may raise these. An exception becomes
-an exit code in `run` only, or from another thread in `fail`; one that is not a `UserError` is a
-fault of ours and keeps its traceback.
+An exception becomes an exit code here and nowhere else, and an interrupt amid an import is a line.
+Scripts import this at their top, and all else inside `main`.
 """
 
 import logging
@@ -13,100 +12,15 @@ import threading
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import ClassVar, NoReturn
+from typing import NoReturn
 
-from ref_dsinfer import terminal
-from ref_dsinfer.parent import watch_torchrun
-
-INTERRUPTED = 130  # 128 + SIGINT, as shells report it
-
-
-class UserError(Exception):
-    """Something the user can mend. The message names the file or value and the fix, in one line."""
-
-    exit_code: ClassVar[int]
-
-
-class UsageError(UserError):
-    """An option has a value that can't be used (argparse ends with the same code)."""
-
-    exit_code = 2
-
-
-class InputFileError(UserError):
-    """An input file is missing, of another type than it should be, or not a data frame."""
-
-    exit_code = 3
-
-
-class ColumnsError(UserError):
-    """A data frame lacks columns, or a column holds values of the wrong kind."""
-
-    exit_code = 4
-
-
-class EmptyDataError(UserError):
-    """A data set or result file has no rows."""
-
-    exit_code = 5
-
-
-class ModelError(UserError):
-    """A model directory has no configuration, or one of another architecture."""
-
-    exit_code = 6
-
-
-class CheckpointError(UserError):
-    """A weight file is missing, incomplete, or made for another world size."""
-
-    exit_code = 7
-
-
-class LengthError(UserError):
-    """A prompt does not fit the model's length."""
-
-    exit_code = 8
-
-
-class ParallelError(UserError):
-    """The model can't be split over this number of processes."""
-
-    exit_code = 9
-
-
-class LaunchError(UserError):
-    """A script was started in a way it can't work, e.g. without torchrun."""
-
-    exit_code = 10
-
-
-class OutputError(UserError):
-    """Results can't be written where they were asked for."""
-
-    exit_code = 11
-
-
-class EngineError(UserError):
-    """An engine failed to start, or a request failed in it."""
-
-    exit_code = 12
-
-
-class GradingError(UserError):
-    """Answers can't be graded: problems or a sandbox are missing, or rows don't match."""
-
-    exit_code = 13
-
-
-class LoadGenError(UserError):
-    """LoadGen could not be configured, or ended the run as invalid."""
-
-    exit_code = 14
-
+import terminal
+from errors import LaunchError, UserError
 
 OURS = ("backends", "data", "mlperf", "ref_dsinfer")
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 IMPORT_S = 0.05  # between two looks whether an import is over
+LOOK_S = 1.0  # between two looks whether torchrun is there
 FOLLOWER_GRACE_S = 10  # torchrun ends a machine's other ranks well within this once one has failed
 ORPHANS_S = 4  # for the first rank of a machine to say that torchrun is gone
 before_failing: list[Callable[[], None]] = []  # what others have to be told then
@@ -121,7 +35,7 @@ def run(main: Callable[[], None]) -> None:
     still comes out.
     """
     terminal.guard()
-    watch_torchrun(_without_torchrun)
+    _watch_torchrun()
     rank = int(os.environ.get("RANK", "0"))
     logging.basicConfig(
         level=logging.WARNING if rank == 0 else logging.ERROR,  # what all ranks say is said once
@@ -155,14 +69,6 @@ def fail(error: UserError) -> NoReturn:
     _last_word.acquire()
     print(f"error: {error}", file=sys.stderr)
     _end(error.exit_code)
-
-
-def _without_torchrun() -> NoReturn:
-    """End a rank that nobody would end any more; the first of a machine's says so."""
-    if os.environ.get("LOCAL_RANK", "0") != "0":
-        time.sleep(ORPHANS_S)
-        _end(LaunchError.exit_code)
-    fail(LaunchError("torchrun is gone, so its ranks end"))
 
 
 def _end(code: int) -> NoReturn:
@@ -202,3 +108,37 @@ def _with_packages(main: Callable[[], None]) -> None:
             f"the Python package {package} is not installed: make and activate the environment"
             " with: source setup.sh"
         ) from error
+
+
+def _watch_torchrun() -> None:
+    """From now on, end soon after the parent of this process has; for torchrun's ranks only, since
+    others may outlive theirs.
+
+    The parent's number is looked at: a signal by the kernel would come at the end of the thread
+    that has started us, not of its process.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        threading.Thread(target=_outlast, args=(os.getppid(),), daemon=True).start()
+
+
+def _outlast(parent: int) -> None:
+    if parent != 1 or _is_launcher(parent):  # else it was gone before we could look
+        while os.getppid() == parent:
+            time.sleep(LOOK_S)
+    _without_torchrun()
+
+
+def _is_launcher(process: int) -> bool:
+    """Whether it runs the same Python, as torchrun does; in a container it may be number 1."""
+    try:
+        return os.path.samefile(f"/proc/{process}/exe", "/proc/self/exe")  # noqa: PTH121
+    except OSError:  # another user's
+        return False
+
+
+def _without_torchrun() -> NoReturn:
+    """End a rank that nobody would end any more; the first of a machine's says so."""
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        time.sleep(ORPHANS_S)
+        _end(LaunchError.exit_code)
+    fail(LaunchError("torchrun is gone, so its ranks end"))
