@@ -11,8 +11,8 @@ from typing import Any
 from backends import registry
 from backends.types import BackendSpec, EngineConfig
 from errors import LaunchError, LengthError, ModelError, UsageError
+from ref_dsinfer.cpu import DTYPES
 from ref_dsinfer.lookalike import read_object
-from ref_dsinfer.processor import DTYPES
 
 DEFAULT_MODEL = "deepseek-ai/DeepSeek-R1"
 DEFAULT_REVISION = "56d4cbbb4d29f4355bab4b9a39ccb717a14ad5ad"  # not R1-0528, which scores otherwise

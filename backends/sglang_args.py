@@ -17,8 +17,8 @@ from sglang.srt.server_args import ServerArgs
 from backends.options import model_length, refuse_unknown
 from backends.types import EngineConfig
 from errors import ModelError, UsageError
+from ref_dsinfer.cpu import dtype_for
 from ref_dsinfer.lookalike import read_object
-from ref_dsinfer.processor import dtype_for
 from ref_dsinfer.weight_files import check_for_others
 
 RESERVED = 6  # tokens of its context that SGLang gives to neither prompt nor answer

@@ -33,9 +33,9 @@ from backends.children import Children
 from backends.options import refuse_unknown
 from backends.types import NO_REUSE, Backend, Delta, EngineConfig, Finish, Request, Reuse
 from errors import EngineError, ModelError, UsageError
+from ref_dsinfer.cpu import dtype_for
 from ref_dsinfer.lookalike import read_object
 from ref_dsinfer.network import check_interfaces
-from ref_dsinfer.processor import dtype_for
 from ref_dsinfer.weight_files import check_for_others
 
 LOG_LINE = "%(asctime)s %(levelname)s %(processName)s %(filename)s:%(lineno)d] %(message)s"

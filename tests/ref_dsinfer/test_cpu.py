@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ref_dsinfer.processor import about, dtype_for
+from ref_dsinfer.cpu import about, dtype_for
 
 
 def test_auto_is_bfloat16_only_where_torch_can_multiply_it() -> None:
