@@ -10,13 +10,11 @@ from typing import Any
 
 from backends import registry
 from backends.types import BackendSpec, EngineConfig
+from benchmark import MAX_NEW_TOKENS, MODEL, REVISION
 from errors import LaunchError, LengthError, ModelError, UsageError
 from ref_dsinfer.cpu import DTYPES
 from ref_dsinfer.lookalike import read_object
 
-DEFAULT_MODEL = "deepseek-ai/DeepSeek-R1"
-DEFAULT_REVISION = "56d4cbbb4d29f4355bab4b9a39ccb717a14ad5ad"  # not R1-0528, which scores otherwise
-MAX_NEW_TOKENS = 20_000  # the benchmark's
 MANY_OPTIONS = 20  # of an engine: too many to name them all
 
 # What not every engine knows, and the flag that asks for it.
@@ -65,15 +63,15 @@ def add_engine_options(parser: argparse.ArgumentParser, torchrun: bool = False) 
     )
     group.add_argument(
         "--model",
-        default=os.environ.get("MLPERF_MODEL") or DEFAULT_MODEL,
+        default=os.environ.get("MLPERF_MODEL") or MODEL,
         metavar="DIR|ID",
         help="model directory, or the name of a model in the local Hugging Face cache"
-        f" (default: $MLPERF_MODEL, else {DEFAULT_MODEL})",
+        f" (default: $MLPERF_MODEL, else {MODEL})",
     )
     group.add_argument(
         "--revision",
         metavar="HASH",
-        help=f"revision of a model named by ID (default for {DEFAULT_MODEL}: {DEFAULT_REVISION})",
+        help=f"revision of a model named by ID (default for {MODEL}: {REVISION})",
     )
     group.add_argument(
         "--device",
@@ -273,8 +271,8 @@ def find_model(name: str, revision: str | None = None) -> str:
     parts = name.split("/")
     if len(parts) != 2 or not all(parts) or name[0] in "./~":
         raise ModelError(f"{name}: no such model directory")
-    if revision is None and name == DEFAULT_MODEL:
-        revision = DEFAULT_REVISION
+    if revision is None and name == MODEL:
+        revision = REVISION
     fix = f"hf download {name}" + (f" --revision {revision}" if revision else "")
     try:
         from huggingface_hub import snapshot_download

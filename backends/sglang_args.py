@@ -16,6 +16,7 @@ from sglang.srt.server_args import ServerArgs
 
 from backends.options import model_length, refuse_unknown
 from backends.types import EngineConfig
+from benchmark import MTP_STEPS
 from errors import ModelError, UsageError
 from ref_dsinfer.cpu import dtype_for
 from ref_dsinfer.lookalike import read_object
@@ -148,12 +149,12 @@ def _asked(config: EngineConfig, device: str) -> dict[str, str]:
         asked |= {"cuda_graph_backend_decode": "disabled", "cuda_graph_backend_prefill": "disabled"}
     if config.compile:
         asked |= {"enable_torch_compile": "true"}
-    if config.speculative:  # what the benchmark's rules allow
+    if config.speculative:
         asked |= {
             "speculative_algorithm": "EAGLE",
-            "speculative_num_steps": 3,
+            "speculative_num_steps": MTP_STEPS,
             "speculative_eagle_topk": 1,
-            "speculative_num_draft_tokens": 4,
+            "speculative_num_draft_tokens": MTP_STEPS + 1,
         }
     return {key: str(value) for key, value in asked.items() if value is not None}
 

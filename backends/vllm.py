@@ -32,6 +32,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from backends.children import Children
 from backends.options import refuse_unknown
 from backends.types import NO_REUSE, Backend, Delta, EngineConfig, Finish, Request, Reuse
+from benchmark import MTP_STEPS
 from errors import EngineError, ModelError, UsageError
 from ref_dsinfer.cpu import dtype_for
 from ref_dsinfer.lookalike import read_object
@@ -39,7 +40,7 @@ from ref_dsinfer.network import check_interfaces
 from ref_dsinfer.weight_files import check_for_others
 
 LOG_LINE = "%(asctime)s %(levelname)s %(processName)s %(filename)s:%(lineno)d] %(message)s"
-SPECULATIVE = {"method": "mtp", "num_speculative_tokens": 3}  # what the benchmark's rules allow
+SPECULATIVE = {"method": "mtp", "num_speculative_tokens": MTP_STEPS}
 SHUTDOWN_S = 10.0  # for it to end its processes by itself; what is left then is killed
 CPU_CACHE_BYTES = 4 << 30  # at most, where nobody asks for more: vLLM would take nearly all memory
 # vLLM's names of what our own flags say.

@@ -26,6 +26,7 @@ import psutil
 if __name__ == "__main__":  # the packages of this tree, and none of the files beside this one
     sys.path[0] = str(Path(__file__).parents[1])
 
+from benchmark import ROWS
 from benchmarks.grading_rows import frame, programs
 from data.sandbox import Limits, Sandbox
 
@@ -153,7 +154,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rows", type=int, default=4388, help="without programs; default: 4388")
+    parser.add_argument("--rows", type=int, default=ROWS, help=f"without programs; default: {ROWS}")
     parser.add_argument("--programs", type=int, default=349, help="default: 349")
     parser.add_argument("--tests", type=int, default=20, help="a program; default: 20")
     parser.add_argument("--starts", type=int, default=50, help="of a process; default: 50")

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from backends.options import MAX_NEW_TOKENS
+from benchmark import MAX_NEW_TOKENS, ROWS
 from data.sandbox import Sandbox, SandboxError, TimeLimit
 from data.tasks import TASKS, Answer, Grade, lenient
 from data.tasks.grading import (
@@ -28,7 +28,7 @@ from data.tasks.livecodebench import Problems
 from data.tasks.worker import Worker
 from errors import ColumnsError, GradingError, UsageError
 from mlperf import accuracy_log
-from mlperf.figures import ROWS, Evaluation, Fence, Totals
+from mlperf.figures import Evaluation, Fence, Totals
 from mlperf.grading_log import GradingLog
 from mlperf.inputs import PROBLEMS, find_problems
 from terminal import quoted

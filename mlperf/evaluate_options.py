@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import get_args
 
 from backends.options import positive_int
+from benchmark import ROWS
 from data.sandbox.levels import LEVELS
 from data.tasks.grading import Rules
 from data.tasks.livecodebench import TIME_LIMIT_S, Mode
@@ -105,7 +106,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--expected-rows",
         type=positive_int,
         metavar="N",
-        help="how many rows there should be (default: the data set's, else the benchmark's 4388)",
+        help="how many rows there should be (default: the data set's, else the benchmark's"
+        f" {ROWS})",
     )
     parser.add_argument(
         "--output-file",

@@ -7,9 +7,9 @@ from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmark import ROWS
 from errors import GradingError, UsageError
 from mlperf import accuracy_log
-from mlperf.figures import ROWS
 from terminal import quoted
 
 if TYPE_CHECKING:

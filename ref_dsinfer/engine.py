@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from benchmark import MTP_STEPS
 from errors import LengthError, ModelError, UsageError
 from ref_dsinfer import checkpoint, cpu, parallel
 from ref_dsinfer.blocks import BlockPool
@@ -25,7 +26,7 @@ from ref_dsinfer.runner import Runner
 from ref_dsinfer.sampler import sample
 from ref_dsinfer.scheduler import STEP_TOKENS, Scheduler, share_of
 from ref_dsinfer.sequence import Finish, Output, Sequence
-from ref_dsinfer.speculative import DRAFTS, SpeculativeRunner, checked
+from ref_dsinfer.speculative import SpeculativeRunner, checked
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +121,7 @@ class Engine:
             tokens=cache_tokens and cache_tokens // shares,
         )
         pools = [BlockPool(blocks, block_size) for _ in range(shares)]
-        self.scheduler = Scheduler(pools, max_running, step_tokens, DRAFTS if speculative else 0)
+        self.scheduler = Scheduler(pools, max_running, step_tokens, MTP_STEPS if speculative else 0)
         kind_of_runner = SpeculativeRunner if speculative else Runner
         self.runner = kind_of_runner(model, blocks, block_size, kind, self.ranks)
         self.checked = self.accepted = 0  # runs of drafts; tokens that came of them
@@ -209,7 +210,7 @@ class Engine:
     def close(self) -> None:
         """Part from the other ranks."""
         if self.checked:
-            each, most = self.accepted / self.checked, DRAFTS + 1
+            each, most = self.accepted / self.checked, MTP_STEPS + 1
             log.info("drafts: %.2f tokens of an answer in a step, of at most %d", each, most)
         self.ranks.leave()
 
