@@ -17,7 +17,7 @@ from typing import NoReturn
 import terminal
 from errors import LaunchError, UserError
 
-OURS = ("backends", "data", "mlperf", "ref_dsinfer")
+OURS = ("backends", "data", "grading", "mlperf", "ref_dsinfer")
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 IMPORT_S = 0.05  # between two looks whether an import is over
 LOOK_S = 1.0  # between two looks whether torchrun is there

@@ -9,11 +9,11 @@ def main() -> None:
     # in here, where an interrupt amid them is a line
     import argparse
 
-    from mlperf import evaluate_options
+    from grading import cli
 
     parser = argparse.ArgumentParser(description=__doc__)
-    evaluate_options.add_options(parser)
-    evaluate_options.run(parser.parse_args())
+    cli.add_options(parser)
+    cli.run(parser.parse_args())
 
 
 if __name__ == "__main__":

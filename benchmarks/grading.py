@@ -28,7 +28,8 @@ if __name__ == "__main__":  # the packages of this tree, and none of the files b
 
 from benchmark import ROWS
 from benchmarks.grading_rows import frame, programs
-from data.sandbox import Limits, Sandbox
+from grading.sandbox.inside.limits import Limits
+from grading.sandbox.sandbox import Sandbox
 
 ROOT = Path(__file__).parents[1]
 SAMPLE_S = 0.5  # reading the memory of a process tree takes time from it
@@ -120,7 +121,7 @@ def starts(count: int) -> list[float]:
     with Sandbox() as sandbox:
         for _ in range(count + 1):
             began = time.perf_counter()
-            with sandbox.start("data.tasks.program", Limits()):
+            with sandbox.start("grading.tasks.program", Limits()):
                 taken.append(time.perf_counter() - began)
     return taken[1:]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from backends.types import Completion
 from data import pickles
-from data.lines import Lines, read_lines
+from data.jsonl import Lines, read_lines
 from data.prompts import Prompts
 from errors import OutputError
 

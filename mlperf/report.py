@@ -16,7 +16,7 @@ from backends.types import Reuse
 from errors import LoadGenError
 
 if TYPE_CHECKING:
-    from mlperf.figures import Evaluation
+    from grading.metrics import Evaluation
 
 DETAIL_LOG = "mlperf_log_detail.txt"
 MARK = ":::MLLOG "

@@ -14,10 +14,10 @@ from backends.options import add_engine_options, choose_backend, engine_config
 from backends.types import Backend, Reuse
 from data.inference import add_data_options
 from errors import GradingError, LoadGenError, UsageError
+from grading.cli import add_grading_options, grading
+from grading.evaluate import LOG_ENDING, REPORT_ENDING, evaluate_and_report
+from grading.inputs import PROBLEMS, find_problems
 from mlperf import report, settings
-from mlperf.evaluate import LOG_ENDING, REPORT_ENDING, evaluate_and_report
-from mlperf.evaluate_options import add_grading_options, grading
-from mlperf.inputs import PROBLEMS, find_problems
 
 if TYPE_CHECKING:
     from data.workload import Workload
@@ -142,7 +142,7 @@ def _problems(args: argparse.Namespace, workload: "Workload") -> Path | None:
 
     Errors: GradingError where rows need a problem and it is not there, or the file holds others.
     """
-    from data.tasks.livecodebench import Problems
+    from grading.tasks.livecodebench import Problems
 
     path = find_problems(args.livecodebench_file, [args.input_file])
     rows = [sample for sample in workload.samples if sample.task == "livecodebench"]

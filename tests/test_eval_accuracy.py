@@ -332,7 +332,7 @@ def test_without_a_sandbox_only_where_it_is_said(a_run):
 def test_without_a_sandbox_the_end_is_an_error_after_all_is_written(a_run):
     script = """
 import eval_accuracy
-from data.sandbox import levels
+from grading.sandbox import levels
 import entrypoint
 levels.find = lambda *_: levels.Found(None, "nothing holds here")  # as on an old machine
 entrypoint.run(eval_accuracy.main)

@@ -19,8 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data.results import write_frame
-from data.samples import Sample, is_missing, read_frame, samples
-from data.tasks import TASKS
+from data.samples import TASKS, Sample, is_missing, read_frame, samples
 from errors import ColumnsError, EmptyDataError, InputFileError, UserError
 
 
