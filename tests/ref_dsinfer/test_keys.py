@@ -31,12 +31,9 @@ OTHER_ROPE = {"short_factor", "long_factor", "low_freq_factor", "high_freq_facto
 
 YARN = {"type": "yarn", "factor": 16, "original_max_position_embeddings": 32}
 FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+NOT_IN_BASE = ("initializer_range", "num_key_value_heads", "num_nextn_predict_layers")
 BASE = {
-    **{
-        key: SHAPE[key]
-        for key in SHAPE
-        if key not in ("initializer_range", "num_nextn_predict_layers")
-    },
+    **{key: value for key, value in SHAPE.items() if key not in NOT_IN_BASE},
     "architectures": ["DeepseekV3ForCausalLM"],
     "num_hidden_layers": 2,
     "rope_scaling": YARN,
