@@ -30,7 +30,11 @@ NEWS_S = 30.0  # between two lines that say that an engine is still starting
 # they have got over.
 _CAUSE = re.compile(r"(?<!\()\b((?:\w+\.)*(?:\w+Error|\w*Exception): .+)")
 _CRASH = re.compile(r"(Subprocess \S+ \(pid=\d+\) crashed with exit code -?\d+)")
-_EFFECTS = ("Engine core initialization failed", "WorkerProc initialization failed")
+_EFFECTS = (
+    "Engine core initialization failed",
+    "WorkerProc initialization failed",
+    "KeyError: '/",  # multiprocessing's resource tracker: a semaphore that it has lost sight of
+)
 
 
 class Children:

@@ -69,6 +69,10 @@ def test_what_is_spawned_writes_to_the_log_and_our_environment_stays(tmp_path: P
     ("lines", "reason"),
     [
         ("INFO a\n[12:00] ValueError: no room\nSIGQUIT received", "ValueError: no room"),
+        (
+            "ValueError: no room\n  cache[rtype].remove(name)\nKeyError: '/mp-x'",
+            "ValueError: no room",
+        ),
         ("initialised (ImportError: no x)\nx.y.OddException: b", "x.y.OddException: b"),
         (
             "[http] Error: too long\nSubprocess s_0 (pid=7) crashed with exit code -9. Now",

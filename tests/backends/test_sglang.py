@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import re
 import shutil
 import signal
 import time
@@ -332,7 +331,7 @@ def test_prefixes_that_were_reused_are_counted(tmp_path: Path) -> None:
     assert second.largest >= 60
     log = tmp_path / "engine.log"
     assert log.stat().st_mode & 0o77 == 0
-    assert re.search(r"api_key='?-\W", log.read_text())
+    assert "'api_key': '-'" in log.read_text()
 
 
 @pytest.mark.slow
