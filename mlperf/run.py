@@ -58,13 +58,7 @@ def add_options(parser: argparse.ArgumentParser, torchrun: bool = False) -> None
         " and run.json (default: mlperf_results)",
     )
     add_grading_options(parser)
-    add_engine_options(parser, torchrun)
-    parser.add_argument(
-        "--speculative",
-        action="store_true",
-        help="decode with the model's own MTP head, three steps; the rules allow it in"
-        " --mode interactive only",
-    )
+    add_engine_options(parser, torchrun, loadgen=True)
 
 
 def run(args: argparse.Namespace, torchrun: bool = False) -> None:
