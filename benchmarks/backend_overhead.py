@@ -116,8 +116,10 @@ def vllm_generate(args: argparse.Namespace) -> list[float]:
 
     rows = workload(args)
     given = engine_args(config(args, coalesce=True))
-    names = ("model", "dtype", "max_num_seqs", "enforce_eager", "kv_cache_memory_bytes")
-    names += ("enable_prefix_caching", "skip_tokenizer_init", "disable_log_stats", "seed")
+    names = (
+        *("model", "dtype", "max_num_seqs", "enforce_eager", "kv_cache_memory_bytes"),
+        *("enable_prefix_caching", "skip_tokenizer_init", "disable_log_stats", "seed"),
+    )
     engine = LLM(**{name: getattr(given, name) for name in names})
     requests = asyncio.run(issued(rows))
     prompts = [TokensPrompt(prompt_token_ids=list(one.prompt_ids)) for one in requests]

@@ -167,7 +167,6 @@ def main() -> None:
 
     cores = sorted(os.sched_getaffinity(0))[: args.cores]
     os.sched_setaffinity(0, cores)
-    ours = ROOT / "eval_accuracy.py"
     print(f"on {len(cores)} cores")
     with tempfile.TemporaryDirectory() as name:
         args.folder = Path(name)
@@ -180,8 +179,8 @@ def main() -> None:
             what = f"{args.programs} programs, {args.tests} tests each"
             seconds.append(compare(what, coded, ("< 240 s", ""), args))
         if args.reference:
-            ours, theirs = map(sum, zip(*seconds, strict=True))
-            show("times the reference's rows a second", f"{theirs / ours:.1f}", ">= 8")
+            took, theirs = map(sum, zip(*seconds, strict=True))
+            show("times the reference's rows a second", f"{theirs / took:.1f}", ">= 8")
     taken = starts(args.starts)
     show("start of a sandboxed process", f"{statistics.median(taken) * 1e3:.1f} ms", "< 15 ms")
 
