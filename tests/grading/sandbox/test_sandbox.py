@@ -161,7 +161,7 @@ def test_end_all_wakes_whoever_waits(sandbox):
     with sandbox.start("grading.tasks.program", Limits()) as process:
         sandbox.end_all()
         with pytest.raises(Ended):
-            process.ask({"code": "1", "function": None, "mode": "reference"}, 5)
+            process.ask({"code": "while True: 1", "function": "f", "mode": "reference"}, 5)
 
 
 def test_too_late_is_told_apart(sandbox):
