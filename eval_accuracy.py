@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Grade answers: print exact_match and tokens_per_sample, and write the graded rows."""
 
-from ref_dsinfer import errors
+import entrypoint
 
 
 def main() -> None:
@@ -9,12 +9,12 @@ def main() -> None:
     # in here, where an interrupt amid them is a line
     import argparse
 
-    from mlperf import evaluate_options
+    from grading import cli
 
     parser = argparse.ArgumentParser(description=__doc__)
-    evaluate_options.add_options(parser)
-    evaluate_options.run(parser.parse_args())
+    cli.add_options(parser)
+    cli.run(parser.parse_args())
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    entrypoint.run(main)

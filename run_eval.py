@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Answer a data set with an engine and save the answers, without LoadGen."""
 
-from ref_dsinfer import errors
+import entrypoint
 
 
 def main() -> None:
@@ -16,4 +16,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    entrypoint.run(main)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measure an engine with MLPerf LoadGen, or with --accuracy grade its answers."""
 
-from ref_dsinfer import errors
+import entrypoint
 
 
 def main() -> None:
@@ -16,4 +16,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    entrypoint.run(main)

@@ -4,7 +4,7 @@
 torchrun --nproc_per_node=8 run_mlperf_mpi.py --mode offline
 """
 
-from ref_dsinfer import errors
+import entrypoint
 
 
 def main() -> None:
@@ -19,4 +19,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    entrypoint.run(main)

@@ -23,6 +23,7 @@ Usage: source setup.sh [OPTIONS]     make the environment, activate it in this s
   --verify          import the engine, look for GPUs, let LoadGen run for a second
   --demo            MLPerf Offline on the bundled model, accuracy then performance, and a table
   --test            ruff, mypy, shellcheck and pytest, as CI runs them, in every engine's environment
+  --fast            with --test: quick tests only, and PyTorch's environment where no other is named
   --help            this text
 
 Packages are installed by uv where it is found and sees the same places as pip, else by pip.
@@ -242,9 +243,9 @@ _mlperf_test() { # BACKEND
     mypy
     shellcheck launch.sh setup.sh .ci/run backends/*.sh
     "${tests[@]}" -m "not slow"
-    "${tests[@]}" -m slow
+    [ -n "$fast" ] || "${tests[@]}" -m slow
   else
-    "${tests[@]}" -m "$1"
+    "${tests[@]}" -m "$1${fast:+ and not slow}"
   fi
 }
 
@@ -252,7 +253,7 @@ _mlperf_test() { # BACKEND
 # environment's directory to descriptor 3.
 _mlperf_main() (
   set -euo pipefail
-  backend='' device=auto venv='' python='' index='' offline='' force='' verify='' task=''
+  backend='' device=auto venv='' python='' index='' offline='' force='' verify='' task='' fast=''
   while [ $# -gt 0 ]; do
     case $1 in
       --backend | --device | --venv | --python | --index | --offline)
@@ -260,7 +261,7 @@ _mlperf_main() (
         printf -v "${1#--}" %s "$2"
         shift
         ;;
-      --force | --verify) printf -v "${1#--}" 1 ;;
+      --force | --verify | --fast) printf -v "${1#--}" 1 ;;
       --demo | --test) task=${1#--} ;;
       --help | -h) _mlperf_usage >&2 && exit 0 ;;
       *) _mlperf_fail "unknown option $1 (see --help)" ;;
@@ -271,12 +272,16 @@ _mlperf_main() (
     compgen -G "$offline/*.whl" >/dev/null || _mlperf_fail "--offline $offline: no wheels there"
     offline=$(cd "$offline" && pwd)
   fi
+  [ -z "$fast" ] || [ "$task" = test ] || _mlperf_fail "--fast goes with --test"
   cd "$(dirname "${BASH_SOURCE[0]}")"
   _mlperf_choose
   if [ "$task" = test ]; then
     [ -z "$venv" ] || [ -n "$backend" ] || _mlperf_fail "--test --venv DIR needs a --backend"
     local all=("$backend")
-    [ -n "$backend" ] || all=(pytorch vllm sglang)
+    if [ -z "$backend" ]; then
+      all=(pytorch)
+      [ -n "$fast" ] || all+=(vllm sglang)
+    fi
     for backend in "${all[@]}"; do # all of them first, so that a missing package shows soon
       _mlperf_environment "${venv:-.venv-$backend-$device}" "$backend"
     done

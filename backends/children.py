@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
-from ref_dsinfer.errors import EngineError
+from errors import EngineError
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from contextlib import aclosing, asynccontextmanager, contextmanager
 
 from backends.options import vocabulary_size
 from backends.types import Backend, Completion, Delta, Request
-from ref_dsinfer.errors import EngineError, OutputError
+from errors import EngineError, OutputError
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator
 from itertools import takewhile
 
 from backends.types import NO_REUSE, Backend, Delta, EngineConfig, Finish, Request, Reuse
-from ref_dsinfer.errors import EngineError, UsageError
+from errors import EngineError, UsageError
 
 DEFAULTS: dict[str, float] = {
     "first_token_ms": 0,

@@ -22,7 +22,7 @@ from backends.drive import SILENT_S, cancel
 from backends.http_client import Client, Connection, ExchangeError
 from backends.options import model_length
 from backends.types import Backend, Delta, EngineConfig, Request, Reuse
-from ref_dsinfer.errors import EngineError, LengthError, UsageError
+from errors import EngineError, LengthError, UsageError
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from urllib.parse import SplitResult, urlsplit
 
 import httptools
 
-from ref_dsinfer.errors import EngineError, UsageError
+from errors import EngineError, UsageError
 
 CONNECTING = 64  # at a time, so that a server's queue of new connections does not overflow
 CONNECT_S = 60.0  # a busy server may accept none for seconds, and TCP then tries after 1, 3, 7 s

@@ -9,36 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from backends import registry
-from backends.types import BackendSpec, EngineConfig
-from ref_dsinfer.errors import LaunchError, LengthError, ModelError, UsageError
+from backends.types import OPTIONS, BackendSpec, EngineConfig, Group, Option
+from benchmark import MAX_NEW_TOKENS, MODEL, REVISION
+from errors import LaunchError, LengthError, ModelError, UsageError
 from ref_dsinfer.lookalike import read_object
-from ref_dsinfer.processor import DTYPES
 
-DEFAULT_MODEL = "deepseek-ai/DeepSeek-R1"
-DEFAULT_REVISION = "56d4cbbb4d29f4355bab4b9a39ccb717a14ad5ad"  # not R1-0528, which scores otherwise
-MAX_NEW_TOKENS = 20_000  # the benchmark's
 MANY_OPTIONS = 20  # of an engine: too many to name them all
 
-# What not every engine knows, and the flag that asks for it.
-FLAGS = {
-    "tensor_parallel": "--tensor-parallel",
-    "pipeline_parallel": "--pipeline-parallel",
-    "data_parallel": "--data-parallel",
-    "attention": "--attention",
-    "attention_dp": "--attention-dp",
-    "expert_parallel": "--expert-parallel",
-    "memory_share": "--memory-share",
-    "kv_dtype": "--kv-dtype",
-    "quantization": "--quantization",
-    "attention_backend": "--attention-backend",
-    "gemm": "--gemm",
-    "deterministic": "--deterministic",
-    "eager": "--eager",
-    "compile": "--compile",
-    "speculative": "--speculative",
-    "endpoints": "--endpoint",
-    "served_model": "--served-model",
-    "start_timeout": "--start-timeout",
+TITLES: dict[Group, str] = {
+    "engine": "engine",
+    "processes": "engine with processes of its own (vllm, sglang)",
+    "servers": "servers that run already",
 }
 
 
@@ -50,10 +31,12 @@ def positive_int(text: str) -> int:
     return value
 
 
-def add_engine_options(parser: argparse.ArgumentParser, torchrun: bool = False) -> None:
+def add_engine_options(
+    parser: argparse.ArgumentParser, torchrun: bool = False, loadgen: bool = False
+) -> None:
     """Add the options of an engine. Under torchrun the backend has a default, and the processes
-    are torchrun's."""
-    group = parser.add_argument_group("engine")
+    are torchrun's. `loadgen`: for a script that measures."""
+    group = parser.add_argument_group(TITLES["engine"])
     chosen = os.environ.get("MLPERF_BACKEND") or ("pytorch" if torchrun else None)
     group.add_argument(
         "--backend",
@@ -65,62 +48,16 @@ def add_engine_options(parser: argparse.ArgumentParser, torchrun: bool = False) 
     )
     group.add_argument(
         "--model",
-        default=os.environ.get("MLPERF_MODEL") or DEFAULT_MODEL,
+        "--model-path",
+        default=os.environ.get("MLPERF_MODEL") or MODEL,
         metavar="DIR|ID",
         help="model directory, or the name of a model in the local Hugging Face cache"
-        f" (default: $MLPERF_MODEL, else {DEFAULT_MODEL})",
+        f" (default: $MLPERF_MODEL, else {MODEL})",
     )
     group.add_argument(
         "--revision",
         metavar="HASH",
-        help=f"revision of a model named by ID (default for {DEFAULT_MODEL}: {DEFAULT_REVISION})",
-    )
-    group.add_argument(
-        "--device",
-        choices=("auto", "cpu", "cuda"),
-        default=EngineConfig.device,
-        help="default: auto",
-    )
-    group.add_argument(
-        "--dtype",
-        choices=DTYPES,
-        default=EngineConfig.dtype,
-        help="of activations; auto: bfloat16, but float32 on CPUs that can't multiply it"
-        " (default: auto)",
-    )
-    group.add_argument(
-        "--max-model-len",
-        type=positive_int,
-        metavar="TOKENS",
-        help="longest prompt and answer together (default: what the model allows)",
-    )
-    group.add_argument(
-        "--max-running",
-        type=positive_int,
-        metavar="N",
-        help="sequences decoded at once, by each server (default: the engine's own)",
-    )
-    group.add_argument(
-        "--attention",
-        choices=("tp", "dp"),
-        default=EngineConfig.attention,
-        help="pytorch: what each process has of the attention, a part of its heads (tp) or of the"
-        " requests, whose cache then is the sum of all processes' (dp) (default: tp)",
-    )
-    group.add_argument(
-        "--gemm",
-        choices=("bf16", "fp8"),
-        help="pytorch: what block-fp8 weights are multiplied with: bf16 (W8A16), or activations"
-        " rounded to fp8 as well (W8A8) (default: bf16)",
-    )
-    group.add_argument("--seed", type=int, default=EngineConfig.seed, help="default: 0")
-    group.add_argument(
-        "--engine-arg",
-        type=_pair,
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="an option of the engine's own, by its own name; may be repeated",
+        help=f"revision of a model named by ID (default for {MODEL}: {REVISION})",
     )
     group.add_argument(
         "--max-new-tokens",
@@ -130,88 +67,63 @@ def add_engine_options(parser: argparse.ArgumentParser, torchrun: bool = False) 
         help=f"longest answer (default: {MAX_NEW_TOKENS}, the benchmark's)",
     )
     group.add_argument(
-        "--stall-timeout",
-        type=positive_int,
-        default=EngineConfig.stall_timeout,
-        metavar="SECONDS",
-        help="end the run when no token of any request has come for so long; offline, where answers"
-        f" come whole, no answer (default: {EngineConfig.stall_timeout:g}; a warning comes after"
-        " 30)",
+        "--engine-arg",
+        type=_pair,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="an option of the engine's own, by its own name; may be repeated",
     )
-    if not torchrun:
-        _add_own_process_options(parser)
+    groups: dict[Group, Any] = {"engine": group}
+    exclusive: dict[str, Any] = {}
+    for name, option in OPTIONS.items():
+        if (torchrun and option.group != "engine") or (option.loadgen and not loadgen):
+            continue
+        if option.group not in groups:
+            groups[option.group] = parser.add_argument_group(TITLES[option.group])
+        place = groups[option.group]
+        if option.excludes:
+            pair = min(name, option.excludes)
+            place = exclusive.setdefault(pair, None) or place.add_mutually_exclusive_group()
+            exclusive[pair] = place
+        place.add_argument(option.flag, *option.aliases, dest=name, **_argument(name, option))
 
 
-def _add_own_process_options(parser: argparse.ArgumentParser) -> None:
-    """Options of engines that make processes of their own, or run already."""
-    group = parser.add_argument_group("engine with processes of its own (vllm, sglang)")
-    for flag, what in (
-        ("--tensor-parallel", "processes that share each layer"),
-        ("--pipeline-parallel", "processes that share the layers among them"),
-        ("--data-parallel", "replicas of the model, or of its attention"),
-        ("--attention-dp", "sglang: parts of --tensor-parallel, each with requests of its own"),
-    ):
-        group.add_argument(
-            flag, type=positive_int, default=1, metavar="N", help=f"{what} (default: 1)"
-        )
-    group.add_argument(
-        "--expert-parallel",
-        action="store_true",
-        help="give each process whole experts, not a slice of each",
-    )
-    group.add_argument(
-        "--memory-share",
-        type=_share,
-        metavar="SHARE",
-        help="of a device's memory, for weights and cache together (default: the engine's own)",
-    )
-    group.add_argument(
-        "--kv-dtype", metavar="TYPE", help="of the cache, e.g. fp8 (default: the engine's own)"
-    )
-    group.add_argument(
-        "--quantization",
-        metavar="NAME",
-        help="of the weights, e.g. fp8 (default: what the model's config.json says)",
-    )
-    group.add_argument(
-        "--attention-backend",
-        metavar="NAME",
-        help="sglang: kernels of the attention (default: the engine's own)",
-    )
-    group.add_argument(
-        "--deterministic",
-        action="store_true",
-        help="sglang: the same answer whatever else is in the batch, at some cost",
-    )
-    speed = group.add_mutually_exclusive_group()
-    speed.add_argument(
-        "--eager", action="store_true", help="no compilation and no CUDA graphs: starts sooner"
-    )
-    speed.add_argument(
-        "--compile", action="store_true", help="torch.compile, also where it is not the default"
-    )
-    group.add_argument(
-        "--start-timeout",
-        type=positive_int,
-        default=EngineConfig.start_timeout,
-        metavar="SECONDS",
-        help=f"for loading and warming up (default: {EngineConfig.start_timeout:g})",
-    )
-    servers = parser.add_argument_group("servers that run already")
-    servers.add_argument(
-        "--endpoint",
-        dest="endpoints",
-        type=_urls,
-        default=(),
-        metavar="URL[,URL...]",
-        help="use these, all of them as one system, instead of starting an engine; a key goes into"
-        " $MLPERF_ENDPOINT_KEY. --model then names the tokenizer's directory",
-    )
-    servers.add_argument(
-        "--served-model",
-        metavar="NAME",
-        help="what the servers call the model (default: the name of --model)",
-    )
+def _argument(name: str, option: Option) -> dict[str, Any]:
+    """What argparse is told of an option."""
+    default = getattr(EngineConfig, name)
+    engines = "" if option.engines is None else f"{', '.join(option.engines)}: "
+    about = engines * (option.group == "engine" or len(option.engines or ()) == 1) + option.help
+    if option.kind == "switch":
+        return {"action": "store_true", "help": about}
+    if option.kind != "urls":
+        shown = option.unset if default is None else default
+        about += f" (default: {shown:g})" if isinstance(shown, float) else f" (default: {shown})"
+    types = {"number": int, "count": positive_int, "share": _share, "urls": _urls}
+    told = {"type": types.get(option.kind, str), "default": default, "help": about}
+    if option.choices:
+        return told | {"choices": option.choices}
+    return told | {"metavar": option.metavar or "N"}
+
+
+def own_names(engine: str) -> dict[str, str]:
+    """An engine's own names of what our flags say, and the flags."""
+    return {
+        own: option.flag
+        for option in OPTIONS.values()
+        if option.engines and (own := option.engines.get(engine))
+    }
+
+
+def own_arguments(engine: str, config: EngineConfig) -> dict[str, Any]:
+    """What our flags say by an engine's own names; what is left to the engine is left out."""
+    return {
+        own: value
+        for name, option in OPTIONS.items()
+        if option.engines
+        and (own := option.engines.get(engine))
+        and (value := getattr(config, name)) is not None
+    }
 
 
 def engine_config(
@@ -224,26 +136,23 @@ def engine_config(
     can't be found.
     """
     asked = {
-        name: getattr(args, name) for name in FLAGS if hasattr(args, name)
+        name: getattr(args, name) for name in OPTIONS if hasattr(args, name)
     }  # no flag: torchrun
     changed = {name for name, value in asked.items() if value != getattr(EngineConfig, name)}
-    if "endpoints" in changed and spec.attached:
-        if args.engine_arg or changed - {"endpoints", "served_model"}:
-            given = [FLAGS[name] for name in changed - {"endpoints", "served_model"}]
+    special = {name for name in changed if OPTIONS[name].engines is not None}
+    if "endpoints" in special and spec.attached:
+        if args.engine_arg or special - {"endpoints", "served_model"}:
+            given = [OPTIONS[name].flag for name in special - {"endpoints", "served_model"}]
             given += ["--engine-arg"] * bool(args.engine_arg)
             raise UsageError(f"{', '.join(sorted(given))}: with --endpoint the server decides this")
-    elif foreign := sorted(FLAGS[name] for name in changed - spec.takes):
+    elif foreign := sorted(
+        OPTIONS[name].flag for name in special if spec.name not in (OPTIONS[name].engines or ())
+    ):
         raise UsageError(f"backend {spec.name} does not know {', '.join(foreign)}")
     if world > 1:
         asked["tensor_parallel"] = world
     return EngineConfig(
         model=find_model(args.model, args.revision),
-        device=args.device,
-        dtype=args.dtype,
-        max_model_len=args.max_model_len,
-        max_running=args.max_running,
-        seed=args.seed,
-        stall_timeout=args.stall_timeout,
         options=dict(args.engine_arg),
         **(asked | fixed),
     )
@@ -273,8 +182,8 @@ def find_model(name: str, revision: str | None = None) -> str:
     parts = name.split("/")
     if len(parts) != 2 or not all(parts) or name[0] in "./~":
         raise ModelError(f"{name}: no such model directory")
-    if revision is None and name == DEFAULT_MODEL:
-        revision = DEFAULT_REVISION
+    if revision is None and name == MODEL:
+        revision = REVISION
     fix = f"hf download {name}" + (f" --revision {revision}" if revision else "")
     try:
         from huggingface_hub import snapshot_download

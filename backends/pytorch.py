@@ -19,8 +19,8 @@ import torch
 
 from backends.options import refuse_unknown
 from backends.types import NO_REUSE, Backend, Delta, EngineConfig, Request, Reuse
+from errors import EngineError, LaunchError, UsageError, UserError
 from ref_dsinfer.engine import Engine
-from ref_dsinfer.errors import EngineError, LaunchError, UsageError, UserError
 from ref_dsinfer.parallel import Place
 from ref_dsinfer.scheduler import STEP_TOKENS
 from ref_dsinfer.sequence import Output

@@ -4,25 +4,9 @@ from importlib import import_module
 
 from backends.types import Backend, BackendSpec, EngineConfig, Scenario
 from backends.writable import make_writable
-from ref_dsinfer.errors import EngineError, UsageError
+from errors import EngineError, UsageError
 
 SCENARIOS: tuple[Scenario, ...] = ("offline", "server", "interactive")
-# What every engine takes that makes processes of its own.
-OF_ITS_OWN = frozenset(
-    {
-        "tensor_parallel",
-        "pipeline_parallel",
-        "data_parallel",
-        "expert_parallel",
-        "memory_share",
-        "kv_dtype",
-        "quantization",
-        "eager",
-        "compile",
-        "speculative",
-        "start_timeout",
-    }
-)
 
 _TABLE = (
     BackendSpec(
@@ -30,16 +14,12 @@ _TABLE = (
         target="backends.pytorch:PyTorchBackend",
         scenarios=SCENARIOS,
         torchrun=True,
-        devices=("cpu", "cuda"),
-        takes=frozenset({"attention", "gemm", "speculative"}),
     ),
     BackendSpec(
         name="vllm",
         target="backends.vllm:VllmBackend",
         scenarios=SCENARIOS,
         torchrun=False,
-        devices=("cpu", "cuda"),
-        takes=OF_ITS_OWN,
         attached="backends.vllm_server:VllmServer",
     ),
     BackendSpec(
@@ -47,8 +27,6 @@ _TABLE = (
         target="backends.sglang:SglangBackend",
         scenarios=SCENARIOS,
         torchrun=False,
-        devices=("cpu", "cuda"),
-        takes=OF_ITS_OWN | {"attention_dp", "attention_backend", "deterministic"},
         attached="backends.sglang_server:SglangServer",
     ),
     BackendSpec(
@@ -56,7 +34,6 @@ _TABLE = (
         target="backends.echo:EchoEngine",
         scenarios=SCENARIOS,
         torchrun=False,
-        devices=("cpu",),
         hidden=True,
     ),
 )

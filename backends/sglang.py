@@ -23,7 +23,7 @@ from backends.http_client import Client, ExchangeError
 from backends.sglang_args import arguments, check_mtp, device_of, environment, processes
 from backends.sglang_server import SglangDialect
 from backends.types import Backend, Delta, EngineConfig, Request, Reuse
-from ref_dsinfer.errors import EngineError
+from errors import EngineError
 from ref_dsinfer.network import check_interfaces
 
 LOOK_S = 0.3  # between two looks at a server that starts

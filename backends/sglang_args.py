@@ -14,17 +14,18 @@ import psutil
 import torch
 from sglang.srt.server_args import ServerArgs
 
-from backends.options import model_length, refuse_unknown
+from backends.options import model_length, own_arguments, own_names, refuse_unknown
 from backends.types import EngineConfig
-from ref_dsinfer.errors import ModelError, UsageError
+from benchmark import MTP_STEPS
+from errors import ModelError, UsageError
+from ref_dsinfer.cpu import dtype_for
 from ref_dsinfer.lookalike import read_object
-from ref_dsinfer.processor import dtype_for
 from ref_dsinfer.weight_files import check_for_others
 
 RESERVED = 6  # tokens of its context that SGLang gives to neither prompt nor answer
 CPU_CACHE_BYTES = 4 << 30  # at most, where nobody asks for more: SGLang would take most memory
-# SGLang's names of what our own flags say.
-OWN_FLAGS = {
+# SGLang's names of what flags say that are no field of EngineConfig's options, or not as they are.
+OWN_FLAGS = own_names("sglang") | {
     "model_path": "--model",
     "tokenizer_path": "--model",
     "revision": "--revision",
@@ -33,22 +34,9 @@ OWN_FLAGS = {
     "dtype": "--dtype",
     "context_length": "--max-model-len",
     "max_running_requests": "--max-running",
-    "tp_size": "--tensor-parallel",
-    "pp_size": "--pipeline-parallel",
-    "dp_size": "--data-parallel",
-    "attn_dp_size": "--attention-dp",
     "enable_dp_attention": "--attention-dp",
-    "ep_size": "--expert-parallel",
-    "mem_fraction_static": "--memory-share",
-    "kv_cache_dtype": "--kv-dtype",
-    "quantization": "--quantization",
-    "attention_backend": "--attention-backend",
-    "enable_deterministic_inference": "--deterministic",
-    "cuda_graph_backend_decode": "--eager",
     "cuda_graph_backend_prefill": "--eager",
     "disable_cuda_graph": "--eager",
-    "enable_torch_compile": "--compile",
-    "speculative_algorithm": "--speculative",
 }
 # What the backend says by itself: where the server is, and who may use it.
 OURS = {"host", "port", "config", "api_key", "admin_api_key", "ssl_keyfile", "ssl_certfile"}
@@ -124,38 +112,31 @@ def _defaults(config: EngineConfig, device: str) -> dict[str, str]:
 
 def _asked(config: EngineConfig, device: str) -> dict[str, str]:
     """What our own flags say, in SGLang's words."""
-    attention = config.attention_backend or ("torch_native" if device == "cpu" else None)
     asked: dict[str, object] = {
+        "attention_backend": "torch_native" if device == "cpu" else None,
+        **own_arguments("sglang", config),
         "model_path": config.model,
         "device": device,
         "dtype": dtype_for(config.dtype, device),
         "random_seed": config.seed,
         "context_length": model_length(config) + RESERVED,
-        "tp_size": config.tensor_parallel,
-        "pp_size": config.pipeline_parallel,
-        "dp_size": config.data_parallel,
-        "attn_dp_size": config.attention_dp,
-        "ep_size": config.tensor_parallel if config.expert_parallel else 1,
         "max_running_requests": config.max_running,
-        "mem_fraction_static": config.memory_share,
-        "kv_cache_dtype": config.kv_dtype,
-        "quantization": config.quantization,
-        "attention_backend": attention,
+        "ep_size": config.tensor_parallel if config.expert_parallel else 1,
+        "cuda_graph_backend_decode": "disabled" if config.eager else None,
+        "cuda_graph_backend_prefill": "disabled" if config.eager else None,
+        "speculative_algorithm": "EAGLE" if config.speculative else None,
     }
-    if config.deterministic:
-        asked |= {"enable_deterministic_inference": "true"}
-    if config.eager:
-        asked |= {"cuda_graph_backend_decode": "disabled", "cuda_graph_backend_prefill": "disabled"}
-    if config.compile:
-        asked |= {"enable_torch_compile": "true"}
     if config.speculative:  # what the benchmark's rules allow
         asked |= {
-            "speculative_algorithm": "EAGLE",
-            "speculative_num_steps": 3,
+            "speculative_num_steps": MTP_STEPS,
             "speculative_eagle_topk": 1,
-            "speculative_num_draft_tokens": 4,
+            "speculative_num_draft_tokens": MTP_STEPS + 1,
         }
-    return {key: str(value) for key, value in asked.items() if value is not None}
+    return {
+        key: "true" if value is True else str(value)
+        for key, value in asked.items()
+        if value is not None and value is not False
+    }
 
 
 class _Parser(argparse.ArgumentParser):

@@ -14,7 +14,7 @@ from backends.dialect import Dialect, Get, Part, Prefixes, Read, Served, answer,
 from backends.endpoints import Endpoints
 from backends.options import vocabulary_size
 from backends.types import EngineConfig, Finish, Request
-from ref_dsinfer.errors import EngineError
+from errors import EngineError
 
 FINISHES = get_args(Finish)
 

@@ -6,12 +6,15 @@ new ids alone, and never a stop id: `finish="stop"` stands for the stop id that 
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 Finish = Literal["stop", "length"]
 Scenario = Literal["offline", "server", "interactive"]
+# What an option's value is: a number is whole, a count above 0, a share above 0 and at most 1.
+Kind = Literal["text", "number", "count", "share", "switch", "urls"]
+Group = Literal["engine", "processes", "servers"]
 
 
 @dataclass(frozen=True)
@@ -75,39 +78,244 @@ NO_REUSE = Reuse(enabled=False, cached_tokens=0, largest=0)
 
 
 @dataclass(frozen=True)
+class Option:
+    """How a field of EngineConfig is asked for on the command line.
+
+    The parser, the check that an engine takes it, the engine's own argument and the options page
+    are made from this.
+    """
+
+    flag: str
+    help: str  # what is not None by default is named after it
+    kind: Kind = "text"
+    unset: str = "the engine's own"  # what None means
+    metavar: str | None = None
+    choices: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()  # as users of vLLM and SGLang know it
+    engines: Mapping[str, str] | None = None  # that take it, and its name there; None: all do
+    group: Group = "engine"
+    loadgen: bool = False  # of the scripts that measure only
+    excludes: str | None = None  # the field of an option that can't be given beside it
+
+
+def option(default: Any, flag: str, help: str, **more: Any) -> Any:
+    """A field of EngineConfig that an option of the command line sets."""
+    return field(default=default, metadata={"option": Option(flag, help, **more)})
+
+
+def _own(vllm: str, sglang: str) -> dict[str, str]:
+    return {"vllm": vllm, "sglang": sglang}
+
+
+@dataclass(frozen=True)
 class EngineConfig:
     """What an engine needs to start, in words all engines share; None leaves it to the engine."""
 
     model: str  # local directory; of a server that runs already, its tokenizer's
-    device: str = "auto"  # auto, cpu or cuda
-    dtype: str = "auto"  # of activations: auto, bfloat16 or float32
-    max_model_len: int | None = None  # tokens of prompt and answer; None: what the model allows
-    max_running: int | None = None  # sequences decoded at once
-    tensor_parallel: int = 1  # processes
-    pipeline_parallel: int = 1  # processes
-    data_parallel: int = 1  # replicas
-    attention: str = "tp"  # each process has some of its heads (tp) or of the requests (dp)
-    attention_dp: int = 1  # of the tensor-parallel processes: groups with whole attention each
-    expert_parallel: bool = False  # whole experts to each process, not a slice of each
-    memory_share: float | None = None  # of the device's memory, for weights and cache together
-    kv_dtype: str | None = None  # of the cache, by the engine's own name
-    quantization: str | None = None  # of the weights, by the engine's own name
-    attention_backend: str | None = None  # by the engine's own name
-    gemm: Literal["bf16", "fp8"] | None = (
-        None  # arithmetic of block-fp8 weights; None: the engine's own
+    device: str = option("auto", "--device", "where it runs", choices=("auto", "cpu", "cuda"))
+    dtype: str = option(
+        "auto",
+        "--dtype",
+        "of activations; auto: bfloat16, but float32 on CPUs that can't multiply it",
+        choices=("auto", "bfloat16", "float32"),
     )
-    deterministic: bool = False  # the same answer whatever else is in the batch
-    eager: bool = False  # neither compiled nor captured
-    compile: bool = False  # with torch.compile, also where that is not the engine's default
-    speculative: bool = False  # R1's own MTP head, three steps, one candidate each
-    seed: int = 0
+    max_model_len: int | None = option(
+        None,
+        "--max-model-len",
+        "longest prompt and answer together, in tokens",
+        kind="count",
+        unset="what the model allows",
+        metavar="TOKENS",
+        aliases=("--context-length",),
+    )
+    max_running: int | None = option(
+        None,
+        "--max-running",
+        "sequences decoded at once, by each server",
+        kind="count",
+        aliases=("--max-num-seqs", "--max-running-requests"),
+    )
+    attention: str = option(
+        "tp",
+        "--attention",
+        "each process has a part of the attention heads (tp), or all heads for requests of its own,"
+        " and a KV cache for these (dp)",
+        choices=("tp", "dp"),
+        engines={"pytorch": ""},
+    )
+    gemm: Literal["bf16", "fp8"] | None = option(
+        None,
+        "--gemm",
+        "what block-fp8 weights are multiplied with: bf16 activations (W8A16), or activations"
+        " rounded to fp8 as well (W8A8)",
+        choices=("bf16", "fp8"),
+        unset="bf16",
+        engines={"pytorch": ""},
+    )
+    seed: int = option(0, "--seed", "of sampling", kind="number")
+    stall_timeout: float = option(
+        1800.0,
+        "--stall-timeout",
+        "end the run when no token of any request has come for so long; offline, where answers come"
+        " whole, no answer. A warning comes after 30",
+        kind="count",
+        metavar="SECONDS",
+    )
+    speculative: bool = option(
+        False,
+        "--speculative",
+        "decode with the model's own MTP head, three steps; the rules allow it in --mode"
+        " interactive only",
+        kind="switch",
+        engines={"pytorch": ""} | _own("", "speculative_algorithm"),
+        loadgen=True,
+    )
+    tensor_parallel: int = option(
+        1,
+        "--tensor-parallel",
+        "processes that share each layer",
+        kind="count",
+        aliases=("--tensor-parallel-size", "--tp-size", "-tp"),
+        engines=_own("tensor_parallel_size", "tp_size"),
+        group="processes",
+    )
+    pipeline_parallel: int = option(
+        1,
+        "--pipeline-parallel",
+        "processes that share the layers among them",
+        kind="count",
+        aliases=("--pipeline-parallel-size", "--pp-size", "-pp"),
+        engines=_own("pipeline_parallel_size", "pp_size"),
+        group="processes",
+    )
+    data_parallel: int = option(
+        1,
+        "--data-parallel",
+        "replicas of the model, or of its attention",
+        kind="count",
+        aliases=("--data-parallel-size", "--dp-size", "-dp"),
+        engines=_own("data_parallel_size", "dp_size"),
+        group="processes",
+    )
+    attention_dp: int = option(
+        1,
+        "--attention-dp",
+        "data-parallel groups of the --tensor-parallel processes, each with whole attention",
+        kind="count",
+        engines={"sglang": "attn_dp_size"},
+        group="processes",
+    )
+    expert_parallel: bool = option(
+        False,
+        "--expert-parallel",
+        "give each process whole experts, not a slice of each",
+        kind="switch",
+        aliases=("--enable-expert-parallel",),
+        engines=_own("enable_expert_parallel", "ep_size"),
+        group="processes",
+    )
+    memory_share: float | None = option(
+        None,
+        "--memory-share",
+        "fraction of device memory for weights and KV cache",
+        kind="share",
+        metavar="FRACTION",
+        aliases=("--gpu-memory-utilization", "--mem-fraction-static"),
+        engines=_own("gpu_memory_utilization", "mem_fraction_static"),
+        group="processes",
+    )
+    kv_dtype: str | None = option(
+        None,
+        "--kv-dtype",
+        "type of the KV cache by the engine's own name, e.g. fp8",
+        metavar="TYPE",
+        aliases=("--kv-cache-dtype",),
+        engines=_own("kv_cache_dtype", "kv_cache_dtype"),
+        group="processes",
+    )
+    quantization: str | None = option(
+        None,
+        "--quantization",
+        "of the weights by the engine's own name, e.g. fp8",
+        unset="what the model's config.json says",
+        metavar="NAME",
+        engines=_own("quantization", "quantization"),
+        group="processes",
+    )
+    attention_backend: str | None = option(
+        None,
+        "--attention-backend",
+        "attention kernels by the engine's own name",
+        metavar="NAME",
+        engines={"sglang": "attention_backend"},
+        group="processes",
+    )
+    deterministic: bool = option(
+        False,
+        "--deterministic",
+        "the same answer whatever else is in the batch, at some cost",
+        kind="switch",
+        aliases=("--enable-deterministic-inference",),
+        engines={"sglang": "enable_deterministic_inference"},
+        group="processes",
+    )
+    eager: bool = option(
+        False,
+        "--eager",
+        "no compilation and no CUDA graphs: starts sooner",
+        kind="switch",
+        aliases=("--enforce-eager",),
+        engines=_own("enforce_eager", "cuda_graph_backend_decode"),
+        group="processes",
+        excludes="compile",
+    )
+    compile: bool = option(
+        False,
+        "--compile",
+        "torch.compile, also where it is not the default",
+        kind="switch",
+        aliases=("--enable-torch-compile",),
+        engines=_own("", "enable_torch_compile"),
+        group="processes",
+        excludes="eager",
+    )
+    start_timeout: float = option(
+        3600.0,
+        "--start-timeout",
+        "for loading and warming up",
+        kind="count",
+        metavar="SECONDS",
+        engines=_own("", ""),
+        group="processes",
+    )
+    endpoints: tuple[str, ...] = option(
+        (),
+        "--endpoint",
+        "use these servers, all of them as one system, instead of starting an engine; a key goes"
+        " into $MLPERF_ENDPOINT_KEY. --model then names the tokenizer's directory",
+        kind="urls",
+        metavar="URL[,URL...]",
+        engines=_own("", ""),
+        group="servers",
+    )
+    served_model: str | None = option(
+        None,
+        "--served-model",
+        "what the servers call the model",
+        unset="the name of --model",
+        metavar="NAME",
+        aliases=("--served-model-name",),
+        engines={},  # beside --endpoint only
+        group="servers",
+    )
     coalesce: bool = False  # True where nobody reads single-token times: deltas may be long
     options: Mapping[str, str] = field(default_factory=dict)  # the engine's own, by its own names
-    endpoints: tuple[str, ...] = ()  # URLs of servers that run already, to use instead of starting
-    served_model: str | None = None  # what these servers call the model; None: as `model` is called
     log: Path | None = None  # file for what the engine's own processes say; None: not kept
-    start_timeout: float = 3600.0  # seconds until it must be able to answer
-    stall_timeout: float = 1800.0  # seconds without a token of any request that end a run
+
+
+OPTIONS: Mapping[str, Option] = {
+    one.name: one.metadata["option"] for one in fields(EngineConfig) if "option" in one.metadata
+}
 
 
 class Backend(ABC):
@@ -167,7 +375,5 @@ class BackendSpec:
     target: str  # "module:Class", imported only when the backend is used
     scenarios: tuple[Scenario, ...]
     torchrun: bool  # started by the _mpi scripts, one process a rank
-    devices: tuple[str, ...]
-    takes: frozenset[str] = frozenset()  # fields of EngineConfig that not every engine knows
     attached: str | None = None  # the class that uses servers which run already
     hidden: bool = False  # a test aid, not offered in --help

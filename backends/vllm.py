@@ -30,20 +30,21 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from backends.children import Children
-from backends.options import refuse_unknown
+from backends.options import own_arguments, own_names, refuse_unknown
 from backends.types import NO_REUSE, Backend, Delta, EngineConfig, Finish, Request, Reuse
-from ref_dsinfer.errors import EngineError, ModelError, UsageError
+from benchmark import MTP_STEPS
+from errors import EngineError, ModelError, UsageError
+from ref_dsinfer.cpu import dtype_for
 from ref_dsinfer.lookalike import read_object
 from ref_dsinfer.network import check_interfaces
-from ref_dsinfer.processor import dtype_for
 from ref_dsinfer.weight_files import check_for_others
 
 LOG_LINE = "%(asctime)s %(levelname)s %(processName)s %(filename)s:%(lineno)d] %(message)s"
-SPECULATIVE = {"method": "mtp", "num_speculative_tokens": 3}  # what the benchmark's rules allow
+SPECULATIVE = {"method": "mtp", "num_speculative_tokens": MTP_STEPS}
 SHUTDOWN_S = 10.0  # for it to end its processes by itself; what is left then is killed
 CPU_CACHE_BYTES = 4 << 30  # at most, where nobody asks for more: vLLM would take nearly all memory
-# vLLM's names of what our own flags say.
-OWN_FLAGS = {
+# vLLM's names of what flags say that are no field of EngineConfig's options, or not as they are.
+OWN_FLAGS = own_names("vllm") | {
     "model": "--model",
     "tokenizer": "--model",
     "revision": "--revision",
@@ -51,14 +52,6 @@ OWN_FLAGS = {
     "dtype": "--dtype",
     "max_model_len": "--max-model-len",
     "max_num_seqs": "--max-running",
-    "tensor_parallel_size": "--tensor-parallel",
-    "pipeline_parallel_size": "--pipeline-parallel",
-    "data_parallel_size": "--data-parallel",
-    "enable_expert_parallel": "--expert-parallel",
-    "gpu_memory_utilization": "--memory-share",
-    "kv_cache_dtype": "--kv-dtype",
-    "quantization": "--quantization",
-    "enforce_eager": "--eager",
 }
 
 
@@ -184,19 +177,12 @@ def engine_args(config: EngineConfig) -> AsyncEngineArgs:
     args.seed = config.seed
     args.dtype = dtype_for(config.dtype, current_platform.device_type)
     args.max_num_seqs = config.max_running
-    args.tensor_parallel_size = config.tensor_parallel
-    args.pipeline_parallel_size = config.pipeline_parallel
-    args.data_parallel_size = config.data_parallel
-    args.enable_expert_parallel = config.expert_parallel
-    args.quantization = config.quantization
-    args.enforce_eager = config.eager
     if config.max_model_len:
         args.max_model_len = config.max_model_len
-    if config.kv_dtype:
-        args.kv_cache_dtype = config.kv_dtype
-    if config.memory_share:
-        args.gpu_memory_utilization = config.memory_share
-    elif current_platform.is_cpu() and "kv_cache_memory_bytes" not in options:
+    for name, value in own_arguments("vllm", config).items():
+        setattr(args, name, value)
+    cpu_cache = current_platform.is_cpu() and "kv_cache_memory_bytes" not in options
+    if cpu_cache and config.memory_share is None:
         args.kv_cache_memory_bytes = min(CPU_CACHE_BYTES, psutil.virtual_memory().available // 4)
     if config.compile:
         args.compilation_config.mode = 3

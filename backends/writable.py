@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import MutableMapping
 from pathlib import Path
 
-from ref_dsinfer.errors import LaunchError
+from errors import LaunchError
 
 log = logging.getLogger(__name__)
 

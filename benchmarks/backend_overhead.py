@@ -32,7 +32,7 @@ from mlperf.qsl import query_sample_library
 from mlperf.report import read_detail
 from mlperf.settings import loadgen
 from mlperf.sut import Sut
-from ref_dsinfer.processor import dtype_for
+from ref_dsinfer.cpu import dtype_for
 
 TINY = Path("data/tiny")
 FOUND = "found: "  # what a part of this program has to say, among what engines print
@@ -116,8 +116,10 @@ def vllm_generate(args: argparse.Namespace) -> list[float]:
 
     rows = workload(args)
     given = engine_args(config(args, coalesce=True))
-    names = ("model", "dtype", "max_num_seqs", "enforce_eager", "kv_cache_memory_bytes")
-    names += ("enable_prefix_caching", "skip_tokenizer_init", "disable_log_stats", "seed")
+    names = (
+        *("model", "dtype", "max_num_seqs", "enforce_eager", "kv_cache_memory_bytes"),
+        *("enable_prefix_caching", "skip_tokenizer_init", "disable_log_stats", "seed"),
+    )
     engine = LLM(**{name: getattr(given, name) for name in names})
     requests = asyncio.run(issued(rows))
     prompts = [TokensPrompt(prompt_token_ids=list(one.prompt_ids)) for one in requests]

@@ -73,7 +73,7 @@ def make(folder: Path, gigabytes: float) -> None:
     experts = max(16, round(gigabytes * 1e9 / LAYERS / expert_bytes / 8) * 8)
     checkpoint.write_json(folder / "config.json", configuration(experts))
     embedding = (16384, HIDDEN)
-    files = {
+    files: dict[str, list[tuple[str, tuple[int, ...]]]] = {
         "model-00000.safetensors": [
             ("model.embed_tokens.weight", embedding),
             ("lm_head.weight", embedding),

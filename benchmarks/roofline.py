@@ -10,8 +10,14 @@ MoE layer of a rank, or `--measured` a file that `kernels.py --json` has written
 import argparse
 import json
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+if __name__ == "__main__":  # the packages of this tree, and none of the files beside this one
+    sys.path[0] = str(Path(__file__).parents[1])
+
+from benchmark import MAX_NEW_TOKENS, ROWS, TOKENS_PER_SAMPLE
 
 # R1's shape, in values; see its config.json.
 HIDDEN, VOCABULARY, LAYERS, DENSE_LAYERS = 7168, 129_280, 61, 3
@@ -57,9 +63,9 @@ class Plan:
     # and the network costs nothing, which no layout can beat.
     attention: str = "tp"
     gemm: str = "bf16"  # or fp8: both operands, twice the FLOP/s
-    samples: int = 4388
-    answer: float = 3886.2  # tokens, mean
-    longest: int = 20_000  # tokens of the longest answer
+    samples: int = ROWS
+    answer: float = round(TOKENS_PER_SAMPLE, 1)  # tokens, mean
+    longest: int = MAX_NEW_TOKENS  # tokens of the longest answer
     context: float = 4000  # tokens, mean while decoding
     prompt: float = 800  # tokens, mean
     efficiency: float = 1.0  # share of the bandwidth that kernels reach

@@ -15,7 +15,7 @@ from ref_dsinfer import gemm
 from ref_dsinfer.attention import Attention
 from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.layers import Weight, gated
-from ref_dsinfer.model import Model
+from ref_dsinfer.model import Layer, Model
 from ref_dsinfer.moe import MoE
 from ref_dsinfer.parallel import Place, Ranks
 from ref_dsinfer.rope import rotate
@@ -68,8 +68,9 @@ class StaticBatch:
         x = model.embed_tokens(tokens_NT, tokens_NT.shape[1])
         rotations = model.rotations[start : start + tokens_NT.shape[1]]
         for number, layer in enumerate(model.layers):
-            attention = layer.self_attn
-            x = x + self._attend(attention, layer.input_layernorm(x), rotations, number, start)
+            assert isinstance(layer, Layer)
+            normal = layer.input_layernorm(x)
+            x = x + self._attend(layer.self_attn, normal, rotations, number, start)
             normal = layer.post_attention_layernorm(x)
             mixed = self._experts(layer.mlp, normal) if isinstance(layer.mlp, MoE) else None
             x = x + (layer.mlp(normal) if mixed is None else mixed)

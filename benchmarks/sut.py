@@ -23,6 +23,7 @@ if __name__ == "__main__":  # the packages of this tree, and none of the files b
 from backends.drive import running
 from backends.echo import EchoEngine
 from backends.types import EngineConfig, Request
+from benchmark import ROWS, TOKENS_PER_SAMPLE
 from data.results import Journal
 from mlperf.qsl import query_sample_library
 from mlperf.report import read_detail
@@ -106,8 +107,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--samples", type=int, default=4388, help="default: 4388")
-    parser.add_argument("--tokens", type=int, default=3886, help="an answer; default: 3886")
+    mean = round(TOKENS_PER_SAMPLE)
+    parser.add_argument("--samples", type=int, default=ROWS, help=f"default: {ROWS}")
+    parser.add_argument("--tokens", type=int, default=mean, help=f"an answer; default: {mean}")
     parser.add_argument("--qps", type=float, default=500, help="server's; default: 500")
     parser.add_argument("--repeat", type=int, default=3, help="the best is shown; default: 3")
     args = parser.parse_args()

@@ -16,7 +16,7 @@ from backends import registry
 from backends.options import add_engine_options, choose_backend, engine_config, positive_int
 from backends.types import Backend, Completion, EngineConfig
 from data.workload import Workload, build, compare_tokenizers
-from ref_dsinfer.errors import InputFileError
+from errors import InputFileError
 
 log = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from ref_dsinfer.errors import UsageError
+from errors import UsageError
 
 
 def keep_inputs(written: Iterable[Path], read: Iterable[Path | None]) -> None:

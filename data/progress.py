@@ -36,7 +36,7 @@ class Progress:
                 desc=name or None,
                 unit=unit,
                 dynamic_ncols=True,
-                file=sys.__stderr__,  # it moves the cursor: see ref_dsinfer.terminal
+                file=sys.__stderr__,  # it moves the cursor: see terminal
             )
 
     def add(self, tokens: int = 0) -> None:

@@ -6,7 +6,7 @@ from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
 
-from ref_dsinfer.errors import ModelError
+from errors import ModelError
 from ref_dsinfer.lookalike import check_json, read_object
 
 FILES = ("tokenizer.json", "tokenizer_config.json")

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from backends.types import Completion
 from data import pickles
-from data.lines import Lines, read_lines
+from data.jsonl import Lines, read_lines
 from data.prompts import Prompts
-from ref_dsinfer.errors import OutputError
+from errors import OutputError
 
 if TYPE_CHECKING:
     import numpy as np

@@ -1,5 +1,6 @@
 """Data sets and result files in: read a frame safely, check it, turn its rows into samples."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -8,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data import pickles, tables
-from data.tasks import task_of
+from errors import ColumnsError, EmptyDataError, InputFileError
 from ref_dsinfer import lookalike
-from ref_dsinfer.errors import ColumnsError, EmptyDataError, InputFileError
-from ref_dsinfer.terminal import quoted
+from terminal import quoted
 
 if TYPE_CHECKING:
     import pandas as pd
 
+TASKS = ("gpqa", "mmlu_pro", "math500", "aime", "livecodebench")  # in the order names are matched
 COLUMNS = ("dataset", "question", "text_input", "ground_truth")
 TEXTS = ("question", "text_input")
 PICKLES = (".pkl", ".pickle")
@@ -27,7 +28,7 @@ class Sample:
     """One row of the data set."""
 
     index: int  # row in the data set, from 0
-    task: str  # canonical name, one of data.tasks.TASKS
+    task: str  # canonical name, one of TASKS
     question: str
     prompt_text: str  # instructions and question, chat template not applied
     ground_truth: object  # as the data set holds it: text, a number, or a missing value
@@ -100,6 +101,26 @@ def samples(frame: "pd.DataFrame") -> list[Sample]:
             zip(tasks, *(frame[column] for column in COLUMNS[1:]), strict=True)
         )
     ]
+
+
+def task_of(dataset: object) -> str:
+    """The task whose name is contained in a data set's name, e.g. aime for AIME1983.
+
+    Names are matched in lower case and in the order of `TASKS`, as the public grader does; then
+    once more without punctuation, so that MMLU-Pro and math-500 are understood too.
+
+    Errors: ValueError naming the known tasks.
+    """
+    if isinstance(dataset, str):
+        lower = dataset.lower()
+        bare = re.sub(r"[\W_]", "", lower)
+        for task in TASKS:
+            if task in lower:
+                return task
+        for task in TASKS:
+            if task.replace("_", "") in bare:
+                return task
+    raise ValueError(f"unknown data set {quoted(dataset)} (known tasks: {', '.join(TASKS)})")
 
 
 def row_task(index: int, name: object) -> str:

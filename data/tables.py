@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # A parquet file may hold one value a billion times in a few bytes.
-MOST_ROWS = 1_000_000  # the benchmark's data set has 4388
+MOST_ROWS = 1_000_000  # far above the benchmark's
 ROOM = 256 << 20  # bytes of all rows in memory, and
 ROOM_A_BYTE = 32  # more, a byte of the file
 _BATCH = 128  # rows

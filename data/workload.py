@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from backends.options import model_length
 from backends.types import Backend, EngineConfig, Request
-from ref_dsinfer.errors import LengthError, ModelError
+from errors import LengthError, ModelError
 
 if TYPE_CHECKING:
     import pandas as pd

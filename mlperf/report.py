@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backends.types import Reuse
-from ref_dsinfer.errors import LoadGenError
+from errors import LoadGenError
 
 if TYPE_CHECKING:
-    from mlperf.figures import Evaluation
+    from grading.metrics import Evaluation
 
 DETAIL_LOG = "mlperf_log_detail.txt"
 MARK = ":::MLLOG "

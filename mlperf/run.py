@@ -13,11 +13,11 @@ from backends import registry
 from backends.options import add_engine_options, choose_backend, engine_config
 from backends.types import Backend, Reuse
 from data.inference import add_data_options
+from errors import GradingError, LoadGenError, UsageError
+from grading.cli import add_grading_options, grading
+from grading.evaluate import LOG_ENDING, REPORT_ENDING, evaluate_and_report
+from grading.inputs import PROBLEMS, find_problems
 from mlperf import report, settings
-from mlperf.evaluate import LOG_ENDING, REPORT_ENDING, evaluate_and_report
-from mlperf.evaluate_options import add_grading_options, grading
-from mlperf.inputs import PROBLEMS, find_problems
-from ref_dsinfer.errors import GradingError, LoadGenError, UsageError
 
 if TYPE_CHECKING:
     from data.workload import Workload
@@ -58,13 +58,7 @@ def add_options(parser: argparse.ArgumentParser, torchrun: bool = False) -> None
         " and run.json (default: mlperf_results)",
     )
     add_grading_options(parser)
-    add_engine_options(parser, torchrun)
-    parser.add_argument(
-        "--speculative",
-        action="store_true",
-        help="decode with the model's own MTP head, three steps; the rules allow it in"
-        " --mode interactive only",
-    )
+    add_engine_options(parser, torchrun, loadgen=True)
 
 
 def run(args: argparse.Namespace, torchrun: bool = False) -> None:
@@ -142,7 +136,7 @@ def _problems(args: argparse.Namespace, workload: "Workload") -> Path | None:
 
     Errors: GradingError where rows need a problem and it is not there, or the file holds others.
     """
-    from data.tasks.livecodebench import Problems
+    from grading.tasks.livecodebench import Problems
 
     path = find_problems(args.livecodebench_file, [args.input_file])
     rows = [sample for sample in workload.samples if sample.task == "livecodebench"]

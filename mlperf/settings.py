@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from backends.options import MAX_NEW_TOKENS
+from benchmark import MAX_NEW_TOKENS, ROWS
+from errors import LoadGenError
 from mlperf import user_conf
-from mlperf.figures import ROWS
 from mlperf.user_conf import KEYS, UserConf
-from ref_dsinfer.errors import LoadGenError
 
 HERE = Path(__file__).parent
 BENCHMARK_CONF = HERE / "mlperf.conf"
@@ -94,7 +93,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--min-query-count",
         type=_option(user_conf.count),
         metavar="N",
-        help="samples (default in offline mode: 4388; with --num-samples: that many)",
+        help=f"samples (default in offline mode: {ROWS}; with --num-samples: that many)",
     )
 
 

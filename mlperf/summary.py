@@ -8,9 +8,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import entrypoint
+from errors import InputFileError
 from mlperf.run import RECORD, RESULTS
-from ref_dsinfer import errors
-from ref_dsinfer.errors import InputFileError
 
 COLUMNS = (
     ("samples/s", "samples_per_second", "{:.2f}"),
@@ -79,4 +79,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    entrypoint.run(main)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
-from ref_dsinfer.errors import LoadGenError
+from errors import LoadGenError
 
 LONGEST = 1 << 20  # bytes of a file; no user.conf comes near
 SHOWN = 80  # characters of a line that a message repeats

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ref_dsinfer import native
+from ref_dsinfer import cpu_kernels
 from ref_dsinfer.batch import Batch, Decodes, Prefill
 from ref_dsinfer.cache import PagedCache
 from ref_dsinfer.config import ModelConfig
@@ -154,13 +154,13 @@ def kernel(device: torch.device) -> Callable[[Tensor, Tensor, Tensor, Tensor, in
         from ref_dsinfer.kernels import mla  # Triton is there where GPUs are
 
         return mla.attend
-    return native.attend if native.library() else plain
+    return cpu_kernels.attend if cpu_kernels.library() else plain
 
 
 def plain(
     q_NHL: Tensor, blocks_BSL: Tensor, table_NM: Tensor, lengths_N: Tensor, kept: int, scale: float
 ) -> Tensor:
-    """What `native.attend` computes, by torch's own attention over a copy of the blocks."""
+    """What `cpu_kernels.attend` computes, by torch's own attention over a copy of the blocks."""
     keys = blocks_BSL[table_NM].flatten(1, 2)[:, None]
     places = torch.arange(keys.shape[2], device=keys.device)
     mask = (places < lengths_N[:, None])[:, None, None]

@@ -9,8 +9,8 @@ import psutil
 import torch
 from torch import Tensor
 
+from errors import UsageError
 from ref_dsinfer.config import ModelConfig
-from ref_dsinfer.errors import UsageError
 from ref_dsinfer.parallel import Ranks
 
 BLOCK_SIZE = 64  # tokens

@@ -21,9 +21,9 @@ from pathlib import Path
 from safetensors import SafetensorError
 from torch import Tensor, cat, uint8
 
+from errors import CheckpointError, OutputError
 from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.deepseek_names import hugging_face_name
-from ref_dsinfer.errors import CheckpointError, OutputError
 from ref_dsinfer.keys import QUANTIZATION_CONFIG
 from ref_dsinfer.weight_files import RANK_FILE, locate, opened
 

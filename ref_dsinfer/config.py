@@ -9,8 +9,8 @@ from pathlib import Path
 from reprlib import repr as short
 from typing import Any, Literal
 
+from errors import ModelError
 from ref_dsinfer import keys
-from ref_dsinfer.errors import ModelError
 from ref_dsinfer.lookalike import HEAD, JSON, read_object, what_it_is
 
 log = logging.getLogger(__name__)

@@ -8,8 +8,8 @@ import logging
 import sys
 from pathlib import Path
 
-from ref_dsinfer import errors
-from ref_dsinfer.errors import UsageError
+import entrypoint
+from errors import UsageError
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def convert(source: Path, target: Path, world: int) -> list[Path]:
             len(pieces),
             unit="tensor",
             disable=None,
-            file=sys.__stderr__,  # it moves the cursor: see ref_dsinfer.terminal
+            file=sys.__stderr__,  # it moves the cursor: see terminal
         )
         checkpoint.write(path, pieces, bar)
         log.info("wrote %s (%.2f GiB)", path, path.stat().st_size / 2**30)
@@ -71,4 +71,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    entrypoint.run(main)

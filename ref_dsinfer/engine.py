@@ -13,11 +13,12 @@ from pathlib import Path
 
 import torch
 
-from ref_dsinfer import checkpoint, parallel, processor
+from benchmark import MTP_STEPS
+from errors import LengthError, ModelError, UsageError
+from ref_dsinfer import checkpoint, cpu, parallel
 from ref_dsinfer.blocks import BlockPool
 from ref_dsinfer.cache import BLOCK_SIZE, block_count
 from ref_dsinfer.config import ModelConfig
-from ref_dsinfer.errors import LengthError, ModelError, UsageError
 from ref_dsinfer.gemm import ARITHMETICS, Arithmetic
 from ref_dsinfer.model import Model
 from ref_dsinfer.parallel import Place
@@ -25,7 +26,7 @@ from ref_dsinfer.runner import Runner
 from ref_dsinfer.sampler import sample
 from ref_dsinfer.scheduler import STEP_TOKENS, Scheduler, share_of
 from ref_dsinfer.sequence import Finish, Output, Sequence
-from ref_dsinfer.speculative import DRAFTS, SpeculativeRunner, checked
+from ref_dsinfer.speculative import SpeculativeRunner, checked
 
 log = logging.getLogger(__name__)
 
@@ -66,8 +67,8 @@ class Engine:
         model_dir = Path(model_dir)
         place = Place.from_environment()
         where = parallel.choose_device(device, place)
-        if dtype not in processor.DTYPES:
-            known = ", ".join(processor.DTYPES)
+        if dtype not in cpu.DTYPES:
+            known = ", ".join(cpu.DTYPES)
             raise UsageError(f"dtype {dtype!r} is unknown; {known} are known")
         if max_running < 1:
             raise UsageError(f"max_running is {max_running}; it must be 1 or more")
@@ -106,7 +107,7 @@ class Engine:
         self.ranks = parallel.meet(place, where, attention)
         shares = self.ranks.shares
         self.seed = seed
-        self.dtype = processor.dtype_for(dtype, where.type)
+        self.dtype = cpu.dtype_for(dtype, where.type)
         kind: torch.dtype = getattr(torch, self.dtype)
         model = Model.load(model_dir, self.config, kind, self.ranks, self.max_model_len)
         model.multiply_in(gemm)
@@ -120,7 +121,7 @@ class Engine:
             tokens=cache_tokens and cache_tokens // shares,
         )
         pools = [BlockPool(blocks, block_size) for _ in range(shares)]
-        self.scheduler = Scheduler(pools, max_running, step_tokens, DRAFTS if speculative else 0)
+        self.scheduler = Scheduler(pools, max_running, step_tokens, MTP_STEPS if speculative else 0)
         kind_of_runner = SpeculativeRunner if speculative else Runner
         self.runner = kind_of_runner(model, blocks, block_size, kind, self.ranks)
         self.checked = self.accepted = 0  # runs of drafts; tokens that came of them
@@ -209,7 +210,7 @@ class Engine:
     def close(self) -> None:
         """Part from the other ranks."""
         if self.checked:
-            each, most = self.accepted / self.checked, DRAFTS + 1
+            each, most = self.accepted / self.checked, MTP_STEPS + 1
             log.info("drafts: %.2f tokens of an answer in a step, of at most %d", each, most)
         self.ranks.leave()
 

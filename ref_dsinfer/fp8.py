@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ref_dsinfer import checkpoint, errors, weight_files
+import entrypoint
+from errors import UsageError
+from ref_dsinfer import checkpoint, weight_files
 from ref_dsinfer.config import ModelConfig
-from ref_dsinfer.errors import UsageError
 from ref_dsinfer.keys import FP8_BLOCK, QUANTIZATION_CONFIG
 from ref_dsinfer.lookalike import read_object
 
@@ -149,4 +150,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    entrypoint.run(main)

@@ -13,10 +13,10 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ref_dsinfer import errors
-from ref_dsinfer.errors import EmptyDataError, InputFileError, ModelError
+import entrypoint
+from errors import EmptyDataError, InputFileError, ModelError
+from ref_dsinfer.cpu import DTYPES
 from ref_dsinfer.lookalike import HEAD, check_json, what_it_is
-from ref_dsinfer.processor import DTYPES
 
 if TYPE_CHECKING:
     from ref_dsinfer.engine import Engine
@@ -175,4 +175,4 @@ def ids_of(words: Any, text: str) -> tuple[int, ...]:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    entrypoint.run(main)

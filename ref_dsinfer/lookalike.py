@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ref_dsinfer.errors import ModelError, UserError
+from errors import ModelError, UserError
 
 HEAD = 512  # bytes that are enough to tell: a tar's mark, the farthest, stands at 257
 

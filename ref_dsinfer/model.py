@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from errors import CheckpointError
 from ref_dsinfer import checkpoint, rope
 from ref_dsinfer.attention import Attention
 from ref_dsinfer.batch import Batch
 from ref_dsinfer.cache import PagedCache
 from ref_dsinfer.config import ModelConfig
-from ref_dsinfer.errors import CheckpointError
 from ref_dsinfer.gemm import Arithmetic
 from ref_dsinfer.layers import MLP, Embedding, Head, Linear, RMSNorm, Weight
 from ref_dsinfer.moe import MoE

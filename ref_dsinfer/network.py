@@ -4,7 +4,7 @@ import os
 import socket
 from collections.abc import Mapping
 
-from ref_dsinfer.errors import LaunchError
+from errors import LaunchError
 
 GLOO, NCCL = "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"
 

@@ -31,8 +31,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from errors import LaunchError, ParallelError, UsageError
 from ref_dsinfer.config import ModelConfig
-from ref_dsinfer.errors import LaunchError, ParallelError, UsageError
 from ref_dsinfer.keys import FP8_BLOCK
 from ref_dsinfer.network import check_interfaces
 from ref_dsinfer.presence import Presence

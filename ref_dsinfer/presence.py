@@ -15,8 +15,8 @@ import time
 from collections.abc import Sequence
 from typing import Protocol
 
-from ref_dsinfer import errors
-from ref_dsinfer.errors import EngineError, LaunchError
+import entrypoint
+from errors import EngineError, LaunchError
 
 HELLO = struct.Struct("!32sI")  # the meeting's secret, and who comes
 NEWS = struct.Struct("!IB")  # of which rank, and what
@@ -69,7 +69,7 @@ class Presence:
             link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             for option, value in KEEPALIVE.items():
                 link.setsockopt(socket.IPPROTO_TCP, option, value)
-        errors.before_failing.append(self._fail)
+        entrypoint.before_failing.append(self._fail)
         threading.Thread(target=self._watch, name="presence", daemon=True).start()
 
     def loss(self) -> EngineError | None:
@@ -80,7 +80,7 @@ class Presence:
     def leave(self) -> None:
         """This rank has done its part, and may end."""
         self._left = True
-        errors.before_failing.remove(self._fail)
+        entrypoint.before_failing.remove(self._fail)
         self._tell(self._rank, LEFT)
 
     def _fail(self) -> None:
@@ -145,7 +145,7 @@ class Presence:
         self._tell(rank, what)
         first = next(one for one in self._machine if one != rank)
         if self._rank == first and not (what == ENDED and rank in self._machine):
-            errors.fail(self._loss)
+            entrypoint.fail(self._loss)
         time.sleep(QUIET_S)
         os._exit(EngineError.exit_code)
 

@@ -12,10 +12,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from benchmark import MTP_STEPS
 from ref_dsinfer.runner import Runner
 from ref_dsinfer.scheduler import Work
-
-DRAFTS = 3  # a step, one candidate each: what the benchmark's rules allow
 
 
 def checked(drafts: list[int], drawn: list[int]) -> list[int]:
@@ -52,7 +51,7 @@ class SpeculativeRunner(Runner):
                 sequences.append(sequence)
                 rows.append(first + sequence.length - 2 - one.start)  # before its last token
             first += one.count
-        for step in range(DRAFTS):
+        for step in range(MTP_STEPS):
             # the last token of an answer is the model's to give
             open_ = [n for n, one in enumerate(sequences) if one.limit - one.length > step + 1]
             if not open_:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from errors import CheckpointError
 from ref_dsinfer.deepseek_names import is_deepseeks
-from ref_dsinfer.errors import CheckpointError
 from ref_dsinfer.lookalike import AGAIN, HEAD, SAFETENSORS, read_object, what_it_is
 
 INDEX = "model.safetensors.index.json"

@@ -17,7 +17,7 @@ from backends.types import Completion
 from data.prompts import Prompts
 from data.results import results_frame, write_frame
 from data.samples import read_frame
-from ref_dsinfer.terminal import harmless
+from terminal import harmless
 
 ROOT = Path(__file__).parents[1]
 PROBLEM = {
@@ -332,10 +332,10 @@ def test_without_a_sandbox_only_where_it_is_said(a_run):
 def test_without_a_sandbox_the_end_is_an_error_after_all_is_written(a_run):
     script = """
 import eval_accuracy
-from data.sandbox import levels
-from ref_dsinfer import errors
+from grading.sandbox import levels
+import entrypoint
 levels.find = lambda *_: levels.Found(None, "nothing holds here")  # as on an old machine
-errors.run(eval_accuracy.main)
+entrypoint.run(eval_accuracy.main)
 """
     done = subprocess.run(
         [sys.executable, "-c", script, "--input-file", a_run / "results.pkl"],

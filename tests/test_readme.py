@@ -1,4 +1,4 @@
-"""Every command of the README, run as it stands, and what the commands have left."""
+"""Every command of the README and of docs/, run as it stands, and what the commands have left."""
 
 import json
 import os
@@ -15,6 +15,7 @@ import pytest
 from tests.jobs import GIVEN, ROOT, TINY, figures, grade
 
 TEST = "./setup.sh --test"
+PAGES = ("README.md", "docs/running.md", "docs/grading.md")  # in the order of reading
 MARKS = {"pytorch": (), "vllm": (pytest.mark.vllm,), "sglang": (pytest.mark.sglang,)}
 # The folders in which the commands leave LoadGen's runs.
 ACCURACY = {"pytorch": "demo/offline", "vllm": "offline", "sglang": "sglang/offline"}
@@ -27,14 +28,14 @@ PERFORMANCE = {
 
 @dataclass(frozen=True)
 class Block:
-    """A block of the README's commands, and what became of it."""
+    """A block of a page's commands, and what became of it."""
 
     script: str
     ended: subprocess.CompletedProcess[str]
 
 
 class Readme:
-    """A copy of the tree in which the README's commands are run, in order, once.
+    """A copy of the tree in which the pages' commands are run, in order, once.
 
     The copy has what a clone has, and this environment in the place of a new one.
     """
@@ -55,13 +56,14 @@ class Readme:
 
     def scripts(self) -> dict[str, list[str]]:
         """The blocks of commands for each engine's environment."""
-        text = (self.copy / "README.md").read_text(encoding="utf-8")
         found: dict[str, list[str]] = {}
-        engine = "pytorch"
-        for script in re.findall(r"```bash\n(.*?)```", text, re.S):
-            if entered := re.match(r"source setup\.sh --backend (\w+)", script):
-                engine = entered[1]
-            found.setdefault(engine, []).append(script.replace(f"{TEST}\n", ""))
+        for page in PAGES:
+            text = (self.copy / page).read_text(encoding="utf-8")
+            engine = "pytorch"
+            for script in re.findall(r"```bash\n(.*?)```", text, re.S):
+                if entered := re.match(r"source setup\.sh --backend (\w+)", script):
+                    engine = entered[1]
+                found.setdefault(engine, []).append(script.replace(f"{TEST}\n", ""))
         return found
 
     def run(self, engine: str) -> list[Block]:

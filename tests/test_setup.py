@@ -123,5 +123,5 @@ def pins(path: Path) -> Iterator[tuple[str, str]]:
 
 def test_every_engine_offered_has_an_environment_for_each_of_its_devices() -> None:
     for name in registry.names():
-        for device in registry.lookup(name).devices:
+        for device in ("cpu", "cuda"):
             assert (ROOT / "requirements" / f"{name}-{device}.txt").is_file()

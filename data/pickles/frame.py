@@ -18,7 +18,7 @@ from data.pickles.values import (
     objects_of,
     of_objects,
 )
-from ref_dsinfer.errors import ColumnsError
+from errors import ColumnsError
 
 if TYPE_CHECKING:
     import numpy as np

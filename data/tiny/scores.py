@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
+import entrypoint
 from data.samples import read_frame
-from ref_dsinfer import errors
 
 KEPT = Path(__file__).parent / "scores.json"
 
@@ -36,4 +36,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    entrypoint.run(main)

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, DynamicCache
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3RMSNorm
 
+from benchmark import MTP_STEPS
 from data.tiny.train import IGNORED, SEED, balance, batches, encoder, held_out, optimizers, save
 
-STEPS = 3  # drafts, one from the other
 BATCH_TOKENS = 1024
 PEAK_RATE, WARM_UP = 1.5e-3, 20  # learning rate, steps
 
@@ -46,7 +46,7 @@ class Drafting(nn.Module):
         positions = torch.arange(count, device=ids.device)[None]
         turns = self.model.model.rotary_emb(hidden, positions)
         cache, logits, before = DynamicCache(), [], hidden[:, :-1]
-        for step in range(STEPS):
+        for step in range(MTP_STEPS):
             joined = layer.eh_proj(torch.cat([layer.enorm(following), layer.hnorm(before)], -1))
             done = layer(
                 joined,
@@ -104,7 +104,7 @@ def labels_of(labels: Tensor, step: int) -> Tensor:
 @torch.inference_mode()
 def accepted(drafting: Drafting, tests: list[tuple[Tensor, ...]]) -> list[float]:
     """The share of held-out tokens that each step drafts as the model would say them."""
-    right, total = [0] * STEPS, [0] * STEPS
+    right, total = [0] * MTP_STEPS, [0] * MTP_STEPS
     for ids, labels in tests:
         hidden = drafting.model.model(input_ids=ids, use_cache=False).last_hidden_state
         said = drafting.model.lm_head(hidden[:, 1:]).argmax(-1)
@@ -145,7 +145,10 @@ def train(model_dir: Path, steps: int, decay: int, device: str) -> DeepseekV3For
             optimizer.zero_grad()
         if step % 10 == 0:
             seconds = time.monotonic() - started
-            print(f"step {step}/{steps} loss {loss.item() / STEPS:.4f} {seconds:.0f} s", flush=True)
+            print(
+                f"step {step}/{steps} loss {loss.item() / MTP_STEPS:.4f} {seconds:.0f} s",
+                flush=True,
+            )
         if step % 100 == 0 or step == steps:
             drafting.layer.eval()
             print(f"step {step} drafted right: {accepted(drafting, tests)}", flush=True)

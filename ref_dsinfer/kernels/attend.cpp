@@ -1,5 +1,5 @@
 // Attention of decoded tokens over latents in blocks, one pass over the cache. What it computes is
-// `plain` of attention.py; how it is built and called is native.py's matter.
+// `plain` of attention.py; how it is built and called is cpu_kernels.py's matter.
 //
 // A sequence's keys are its cached rows, of `width` values; its values are the first `kept` of each.
 // Softmax is carried from block to block.

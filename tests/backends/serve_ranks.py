@@ -12,9 +12,9 @@ import os
 import sys
 from pathlib import Path
 
+import entrypoint
 from backends.pytorch import PyTorchBackend
 from backends.types import EngineConfig, Request
-from ref_dsinfer import errors
 
 
 async def lead(backend: PyTorchBackend, folder: Path, mode: str) -> None:
@@ -65,4 +65,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    entrypoint.run(main)

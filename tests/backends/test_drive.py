@@ -8,7 +8,7 @@ import pytest
 from backends import drive
 from backends.echo import EchoEngine
 from backends.types import Completion, Delta, EngineConfig, Finish, Request
-from ref_dsinfer.errors import EngineError
+from errors import EngineError
 
 
 def engine(**options: object) -> EchoEngine:

@@ -4,7 +4,7 @@ import pytest
 
 from backends.echo import EchoEngine
 from backends.types import Delta, EngineConfig, Request
-from ref_dsinfer.errors import EngineError, UsageError
+from errors import EngineError, UsageError
 
 EOS = 1
 

@@ -16,7 +16,7 @@ from backends import drive, endpoints, http_client
 from backends.dialect import Events, refusal
 from backends.http_client import Response
 from backends.types import Completion, Reuse
-from ref_dsinfer.errors import EngineError
+from errors import EngineError
 from tests.backends.attached import STOP, model_folder, request, servers, with_servers
 from tests.backends.echo_server import EchoServer
 

@@ -11,7 +11,7 @@ import pytest
 from backends import drive, endpoints
 from backends.types import EngineConfig
 from backends.vllm_server import VllmServer
-from ref_dsinfer.errors import EngineError, ModelError, UsageError, UserError
+from errors import EngineError, ModelError, UsageError, UserError
 from tests.backends.attached import LENGTH, model_folder, request, servers, with_servers
 from tests.backends.echo_server import EchoServer
 

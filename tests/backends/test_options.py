@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
+import benchmark
 from backends import options
 from backends.registry import lookup
 from backends.types import EngineConfig
-from ref_dsinfer.errors import LaunchError, LengthError, ModelError, UsageError
+from errors import LaunchError, LengthError, ModelError, UsageError
 
 
 @pytest.fixture(autouse=True)
@@ -92,12 +93,12 @@ def snapshot(cache: Path, name: str, revision: str) -> Path:
 
 
 def test_a_model_in_the_cache_is_found_by_name_and_revision(cache: Path) -> None:
-    other = snapshot(cache, options.DEFAULT_MODEL, "f" * 40)
-    with pytest.raises(ModelError, match=options.DEFAULT_REVISION):  # main is another revision
-        options.find_model(options.DEFAULT_MODEL)
-    assert options.find_model(options.DEFAULT_MODEL, "f" * 40) == str(other)
-    pinned = snapshot(cache, options.DEFAULT_MODEL, options.DEFAULT_REVISION)
-    assert options.find_model(options.DEFAULT_MODEL) == str(pinned)
+    other = snapshot(cache, benchmark.MODEL, "f" * 40)
+    with pytest.raises(ModelError, match=benchmark.REVISION):  # main is another revision
+        options.find_model(benchmark.MODEL)
+    assert options.find_model(benchmark.MODEL, "f" * 40) == str(other)
+    pinned = snapshot(cache, benchmark.MODEL, benchmark.REVISION)
+    assert options.find_model(benchmark.MODEL) == str(pinned)
 
 
 def test_a_model_that_is_not_here_is_named_with_the_way_to_get_it(cache: Path) -> None:

@@ -17,14 +17,14 @@ import torch
 
 from backends.pytorch import PyTorchBackend
 from backends.types import Delta, EngineConfig, Request, Sampling
-from ref_dsinfer.engine import Engine
-from ref_dsinfer.errors import (
+from errors import (
     EngineError,
     LaunchError,
     LengthError,
     ModelError,
     UsageError,
 )
+from ref_dsinfer.engine import Engine
 
 ROOT = Path(__file__).parents[2]
 WORKER = Path(__file__).with_name("serve_ranks.py")

@@ -3,7 +3,7 @@ import pytest
 from backends import registry
 from backends.echo import EchoEngine
 from backends.types import BackendSpec, EngineConfig
-from ref_dsinfer.errors import EngineError, UsageError
+from errors import EngineError, UsageError
 
 
 def test_a_known_engine_is_found_and_loaded() -> None:

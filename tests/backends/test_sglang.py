@@ -19,7 +19,7 @@ from backends.dialect import KEY
 from backends.keeper import mapped_by, named
 from backends.sglang_server import SglangServer
 from backends.types import Backend, Completion, Delta, EngineConfig, Request, Reuse
-from ref_dsinfer.errors import CheckpointError, EngineError, LengthError, ModelError, UsageError
+from errors import CheckpointError, EngineError, LengthError, ModelError, UsageError
 from tests.backends.echo_server import EchoServer
 from tests.jobs import assert_gone, orphans, sglang_scheduler
 

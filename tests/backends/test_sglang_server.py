@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from backends.dialect import Served
 from backends.sglang_server import SglangDialect
 from backends.types import Request, Sampling
-from ref_dsinfer.errors import EngineError
+from errors import EngineError
 
 STOP = 9
 REQUEST = Request(7, (0, 5, 6), 20, frozenset({STOP}))

@@ -15,7 +15,7 @@ import pytest
 
 from backends import drive
 from backends.types import Completion, Delta, EngineConfig, Request
-from ref_dsinfer.errors import CheckpointError, EngineError, ModelError, UsageError
+from errors import CheckpointError, EngineError, ModelError, UsageError
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
 TINY = Path(__file__).parents[2] / "data" / "tiny" / "model"

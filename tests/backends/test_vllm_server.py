@@ -22,7 +22,7 @@ from backends.keeper import mapped_by, named
 from backends.types import Completion, EngineConfig, Request, Reuse
 from backends.vllm_server import VllmServer, read
 from data import workload
-from ref_dsinfer.errors import EngineError
+from errors import EngineError
 
 TINY = Path(__file__).parents[2] / "data" / "tiny"
 ROWS = 40

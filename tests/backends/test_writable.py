@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from backends.writable import make_writable
-from ref_dsinfer.errors import LaunchError
+from errors import LaunchError
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from data.samples import COLUMNS, is_missing, read_frame, require_text, samples
-from ref_dsinfer.errors import UserError
+from errors import UserError
 from tests.data import hostile
 from tests.data.frames.make import frames
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.prompts import Prompts
-from ref_dsinfer.errors import ModelError
+from errors import ModelError
 
 BOS, EOS, THINK, END_THINK, USER, ASSISTANT = 0, 1, 128798, 128799, 128803, 128804
 TEMPLATE = (

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from backends.types import Completion
 from data.results import Journal, check_writable, read_journal, results_frame, write_frame
 from data.samples import read_frame
-from ref_dsinfer.errors import InputFileError, OutputError
+from errors import InputFileError, OutputError
 
 
 class Spelled:

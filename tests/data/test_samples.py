@@ -19,9 +19,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data.results import write_frame
-from data.samples import Sample, is_missing, read_frame, samples
-from data.tasks import TASKS
-from ref_dsinfer.errors import ColumnsError, EmptyDataError, InputFileError, UserError
+from data.samples import TASKS, Sample, is_missing, read_frame, samples
+from errors import ColumnsError, EmptyDataError, InputFileError, UserError
 
 
 def _frame():

@@ -15,7 +15,7 @@ from data.samples import read_frame, samples
 from data.tiny import rows
 from data.tiny.questions import TASKS, training
 from data.tiny.tokenizer import BOS, EOS
-from mlperf.evaluate import evaluate
+from grading.evaluate import evaluate
 from ref_dsinfer import fp8
 
 TINY = Path(__file__).parents[2] / "data" / "tiny"

@@ -10,7 +10,7 @@ import pytest
 from backends.echo import EchoEngine
 from backends.types import EngineConfig
 from data import workload
-from ref_dsinfer.errors import LengthError, ModelError
+from errors import LengthError, ModelError
 
 EOS_ID, MODEL_LENGTH = 1, 163_840
 

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from backends.types import NO_REUSE, Reuse
+from errors import LoadGenError
 from mlperf import report
-from ref_dsinfer.errors import LoadGenError
 
 
 def line(key: str, value: str, is_error: bool = False) -> str:

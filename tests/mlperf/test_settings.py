@@ -7,8 +7,8 @@ from typing import Any
 import mlperf_loadgen as lg
 import pytest
 
+from errors import LoadGenError
 from mlperf import settings
-from ref_dsinfer.errors import LoadGenError
 
 ROOT = Path(__file__).parents[2]
 FULL = {"rows": 4388, "shortest_limit": 20_000}

@@ -6,8 +6,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from errors import ColumnsError, InputFileError
 from mlperf.summary import summary
-from ref_dsinfer.errors import ColumnsError, InputFileError
 
 
 def finished_run(folder: Path, mode: str, test: str, **figures: float | None) -> Path:

@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from errors import LoadGenError
 from mlperf.settings import MODES, USER_CONF, Mode, _models
 from mlperf.user_conf import KEYS, LONGEST, REFUSED, UserConf, _known, read_lines
-from ref_dsinfer.errors import LoadGenError
 
 MODELS = _models()
 KNOWN = _known(MODELS)

@@ -9,7 +9,7 @@ import random
 import sys
 from pathlib import Path
 
-from ref_dsinfer import errors
+import entrypoint
 from ref_dsinfer.engine import Engine
 from ref_dsinfer.sequence import Sequence
 
@@ -63,4 +63,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    entrypoint.run(main)

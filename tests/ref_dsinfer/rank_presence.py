@@ -12,8 +12,8 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-from ref_dsinfer import errors
-from ref_dsinfer.errors import CheckpointError
+import entrypoint
+from errors import CheckpointError
 from ref_dsinfer.presence import Presence
 
 
@@ -34,4 +34,4 @@ def main() -> None:
     time.sleep(60)
 
 
-errors.run(main)
+entrypoint.run(main)

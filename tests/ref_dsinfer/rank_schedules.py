@@ -12,7 +12,7 @@ from pathlib import Path
 
 from test_schedules import scheduled
 
-from ref_dsinfer import errors
+import entrypoint
 
 
 def main() -> None:
@@ -27,4 +27,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    entrypoint.run(main)

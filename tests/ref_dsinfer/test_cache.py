@@ -8,11 +8,11 @@ import psutil
 import pytest
 import torch
 
+from errors import UsageError
 from ref_dsinfer import cache
 from ref_dsinfer.cache import block_count, token_bytes
 from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.engine import Engine
-from ref_dsinfer.errors import UsageError
 from ref_dsinfer.parallel import Place, Ranks
 from tests.effort import cases
 

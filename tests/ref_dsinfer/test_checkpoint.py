@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from errors import CheckpointError, ModelError, OutputError, ParallelError
 from ref_dsinfer import checkpoint, fp8, weight_files
 from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.convert import convert
-from ref_dsinfer.errors import CheckpointError, ModelError, OutputError, ParallelError
 from ref_dsinfer.model import Model
 from ref_dsinfer.parallel import ATTENTION, Place
 

@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from errors import ModelError
 from ref_dsinfer import rope
 from ref_dsinfer.config import ModelConfig
-from ref_dsinfer.errors import ModelError
 
 R1 = {
     "architectures": ["DeepseekV3ForCausalLM"],

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ref_dsinfer.engine import Engine
-from ref_dsinfer.errors import (
+from errors import (
     CheckpointError,
     LaunchError,
     LengthError,
@@ -13,6 +12,7 @@ from ref_dsinfer.errors import (
     ParallelError,
     UsageError,
 )
+from ref_dsinfer.engine import Engine
 
 VOCABULARY = 96
 

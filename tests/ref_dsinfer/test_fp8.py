@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from errors import UsageError
 from ref_dsinfer import fp8
-from ref_dsinfer.errors import UsageError
 from ref_dsinfer.layers import Linear
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from errors import EmptyDataError, InputFileError, ModelError
 from ref_dsinfer import generate
-from ref_dsinfer.errors import EmptyDataError, InputFileError, ModelError
 
 ROOT = Path(__file__).parents[2]
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from errors import UsageError
 from ref_dsinfer.engine import Engine
-from ref_dsinfer.errors import UsageError
 from ref_dsinfer.graphs import Decoder, padded_sizes
 
 

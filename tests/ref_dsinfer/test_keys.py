@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
+from errors import ModelError
 from ref_dsinfer import keys, rope
 from ref_dsinfer.config import ModelConfig
-from ref_dsinfer.errors import ModelError
 from tests.ref_dsinfer.conftest import SHAPE
 
 # What DeepSeek's own config.json has, and transformers' class has not.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ref_dsinfer import attention as decode
-from ref_dsinfer import native
+from ref_dsinfer import cpu_kernels
 from ref_dsinfer.batch import Decodes, Prefill
 from ref_dsinfer.config import ModelConfig
 
@@ -141,7 +141,7 @@ def test_absorbed_attention_agrees_with_unabsorbed(random_model: Path, bench, wh
     torch.testing.assert_close(absorbed, unabsorbed, rtol=0, atol=2e-5)
 
 
-@pytest.mark.skipif(native.library() is None, reason="no C++ compiler")
+@pytest.mark.skipif(cpu_kernels.library() is None, reason="no C++ compiler")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("places", "heads", "width", "kept"), [(16, 3, 40, 33), (64, 4, 576, 512)])
 def test_the_compiled_attention_is_the_plain_one(
@@ -158,7 +158,7 @@ def test_the_compiled_attention_is_the_plain_one(
             row[column] = next(free)
     q = torch.randn(5, heads, width)
     exact = decode.plain(q, blocks.float(), table, lengths, kept, 0.1)
-    found = native.attend(q, blocks, table, lengths, kept, 0.1)
+    found = cpu_kernels.attend(q, blocks, table, lengths, kept, 0.1)
     torch.testing.assert_close(found, exact, rtol=0, atol=1e-5)
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ref_dsinfer.errors import LaunchError
+from errors import LaunchError
 from ref_dsinfer.network import check_interfaces
 
 

@@ -16,10 +16,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from errors import LaunchError, ParallelError, UsageError
 from ref_dsinfer import fp8, parallel
 from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.convert import convert
-from ref_dsinfer.errors import LaunchError, ParallelError, UsageError
 from ref_dsinfer.parallel import Place, Ranks, check, choose_device
 from tests.effort import cases
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from ref_dsinfer.errors import EngineError
+from errors import EngineError
 
 ROOT = Path(__file__).parents[2]
 WORKER = Path(__file__).with_name("rank_presence.py")
@@ -101,7 +101,7 @@ def test_ranks_that_leave_may_end_in_any_order(start: Start) -> None:
 
 def test_torchrun_s_end_is_its_ranks_end(tmp_path: Path) -> None:
     """As torchrun does, the parent starts a rank by this Python, and is then killed."""
-    rank = "import time; from ref_dsinfer import errors; errors.run(lambda: time.sleep(60))"
+    rank = "import time; import entrypoint; entrypoint.run(lambda: time.sleep(60))"
     parent = (
         "import subprocess, sys, time\n"
         f"print(subprocess.Popen([sys.executable, '-c', {rank!r}]).pid, flush=True)\n"

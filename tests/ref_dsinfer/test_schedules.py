@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from errors import UsageError
 from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.engine import Engine
-from ref_dsinfer.errors import UsageError
 from tests.effort import cases
 
 PROMPTS = 12

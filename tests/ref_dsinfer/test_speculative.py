@@ -10,11 +10,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from benchmark import MTP_STEPS
+from errors import CheckpointError, ModelError
 from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.convert import convert
 from ref_dsinfer.engine import Engine
-from ref_dsinfer.errors import CheckpointError, ModelError
-from ref_dsinfer.speculative import DRAFTS, SpeculativeRunner, checked
+from ref_dsinfer.speculative import SpeculativeRunner, checked
 
 LONGEST = 400  # tokens
 TINY = Path(__file__).parents[2] / "data/tiny"
@@ -132,9 +133,9 @@ def test_the_drafts_are_those_of_the_layer_written_out(
     while not engine.step():
         pass
     [sequence] = engine.scheduler.running
-    expected = written_out(model, ids, DRAFTS)
+    expected = written_out(model, ids, MTP_STEPS)
     assert (expected.amax(-1) - expected.amin(-1)).min() > 0.5  # else nothing is compared
-    torch.testing.assert_close(torch.cat(seen[-DRAFTS:]), expected, rtol=0, atol=5e-4)
+    torch.testing.assert_close(torch.cat(seen[-MTP_STEPS:]), expected, rtol=0, atol=5e-4)
     assert sequence.drafts == expected.argmax(-1).tolist()
 
 
@@ -151,7 +152,7 @@ def test_answers_are_the_same_with_drafts_and_without(
     assert answers[0] == answers[1]
     assert [len(tokens) for tokens, _ in answers[0].values()] == [1 + 7 * n for n in range(9)]
     assert engines[1].checked > 100
-    assert 1.05 < engines[1].accepted / engines[1].checked < DRAFTS  # right and wrong ones
+    assert 1.05 < engines[1].accepted / engines[1].checked < MTP_STEPS  # right and wrong ones
 
 
 def test_a_step_gives_several_tokens_and_never_more_than_asked_for(
@@ -166,7 +167,7 @@ def test_a_step_gives_several_tokens_and_never_more_than_asked_for(
         for output in engine.step():
             most = max(most, len(output.token_ids))
             counts[output.id] += len(output.token_ids)
-    assert 1 < most <= DRAFTS + 1
+    assert 1 < most <= MTP_STEPS + 1
     assert all(limit == count for limit, count in counts.items())
 
 

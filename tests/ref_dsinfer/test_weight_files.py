@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from errors import CheckpointError, ModelError, UsageError
 from ref_dsinfer import fp8
 from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.convert import convert
 from ref_dsinfer.engine import Engine
-from ref_dsinfer.errors import CheckpointError, ModelError, UsageError
 from ref_dsinfer.model import Model
 from ref_dsinfer.parallel import ATTENTION, Place
 from ref_dsinfer.weight_files import INDEX, check_for_others, locate

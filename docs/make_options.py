@@ -1,0 +1,66 @@
+"""Write docs/options.md from the scripts' own parsers: python docs/make_options.py"""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "options.md"
+HEAD = """# Options
+
+Made from the scripts' own parsers by `python docs/make_options.py`; `--help` of each script says
+the same. Some options also have the names that users of vLLM and SGLang know.
+
+"""
+
+
+def page() -> str:
+    """The page as the parsers have it."""
+    return HEAD + "\n".join(
+        line for script, parser in _parsers() for line in _section(script, parser)
+    )
+
+
+def _parsers() -> Iterator[tuple[str, argparse.ArgumentParser]]:
+    from data import inference
+    from grading import cli
+    from mlperf import run
+
+    made: tuple[tuple[str, Callable[..., None]], ...] = (
+        ("run_eval.py`, `run_eval_mpi.py", inference.add_options),
+        ("run_mlperf.py`, `run_mlperf_mpi.py", run.add_options),
+        ("eval_accuracy.py", cli.add_options),
+    )
+    for name, add_options in made:
+        parser = argparse.ArgumentParser(prog=name, add_help=False)
+        add_options(parser)
+        yield name, parser
+
+
+def _section(script: str, parser: argparse.ArgumentParser) -> Iterator[str]:
+    yield f"## `{script}`\n"
+    if "mpi" in script:
+        yield "Under torchrun, without what starts at *engine with processes of its own*.\n"
+    for group in parser._action_groups:
+        if not group._group_actions:
+            continue
+        about = f": {group.description}" if group.description else ""
+        yield f"*{group.title}*{about}\n"
+        yield "| option | meaning |"
+        yield "|---|---|"
+        yield from (_row(parser, action) for action in group._group_actions)
+        yield ""
+
+
+def _row(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
+    value = "" if action.nargs == 0 else action.metavar or "|".join(map(str, action.choices or ()))
+    names = ", ".join(f"`{name}`" for name in action.option_strings)
+    meaning = parser._get_formatter()._expand_help(action) if action.help else ""
+    cells = (f"{names} `{value}`" if value else names, meaning.replace("<", "\\<"))
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    PAGE.write_text(page(), encoding="utf-8")

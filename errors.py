@@ -1,0 +1,92 @@
+"""Every way a user's input can end a run: one class, one exit code.
+
+The module lies at the top, so that every package may raise these. An exception becomes an exit code
+in `entrypoint.run` only, or from another thread in `entrypoint.fail`; one that is not a `UserError`
+is a fault of ours and keeps its traceback.
+"""
+
+from typing import ClassVar
+
+
+class UserError(Exception):
+    """Something the user can mend. The message names the file or value and the fix, in one line."""
+
+    exit_code: ClassVar[int]
+
+
+class UsageError(UserError):
+    """An option has a value that can't be used (argparse ends with the same code)."""
+
+    exit_code = 2
+
+
+class InputFileError(UserError):
+    """An input file is missing, of another type than it should be, or not a data frame."""
+
+    exit_code = 3
+
+
+class ColumnsError(UserError):
+    """A data frame lacks columns, or a column holds values of the wrong kind."""
+
+    exit_code = 4
+
+
+class EmptyDataError(UserError):
+    """A data set or result file has no rows."""
+
+    exit_code = 5
+
+
+class ModelError(UserError):
+    """A model directory has no configuration, or one of another architecture."""
+
+    exit_code = 6
+
+
+class CheckpointError(UserError):
+    """A weight file is missing, incomplete, or made for another world size."""
+
+    exit_code = 7
+
+
+class LengthError(UserError):
+    """A prompt does not fit the model's length."""
+
+    exit_code = 8
+
+
+class ParallelError(UserError):
+    """The model can't be split over this number of processes."""
+
+    exit_code = 9
+
+
+class LaunchError(UserError):
+    """A script was started in a way it can't work, e.g. without torchrun."""
+
+    exit_code = 10
+
+
+class OutputError(UserError):
+    """Results can't be written where they were asked for."""
+
+    exit_code = 11
+
+
+class EngineError(UserError):
+    """An engine failed to start, or a request failed in it."""
+
+    exit_code = 12
+
+
+class GradingError(UserError):
+    """Answers can't be graded: problems or a sandbox are missing, or rows don't match."""
+
+    exit_code = 13
+
+
+class LoadGenError(UserError):
+    """LoadGen could not be configured, or ended the run as invalid."""
+
+    exit_code = 14

@@ -1,0 +1,281 @@
+"""LiveCodeBench: labelled programs, the comparison of outputs, and the reading of problems."""
+
+import base64
+import json
+import pickle
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from errors import GradingError
+from grading.pool import Rules, grade_all
+from grading.tasks import Answer
+from grading.tasks.livecodebench import (
+    Case,
+    Problem,
+    Problems,
+    extract,
+    passes,
+)
+from grading.tasks.outputs import same_output, same_value
+
+CASES = Path(__file__).parents[1] / "cases" / "livecodebench.jsonl"
+# The public runner's stand-in for standard input breaks these two correct programs.
+FIXED = {"hm_lines:readline_then_read", "hm_lines:buffer_readlines"}
+# The public runner takes these functions from programs; here they are left to the sandbox.
+TAKEN = {"hm_add:os_system", "hm_add:os_getcwd", "hm_add:multiprocessing_pool"}
+ROWS = [json.loads(line) for line in CASES.read_text().splitlines()]
+
+
+def _passed(row, sandbox, code_limit, mode, tmp_path):
+    path = tmp_path / f"{row['id'].replace(':', '-')}-{mode}.jsonl"
+    path.write_text(json.dumps(row["problem"]) + "\n")
+    problem = Problems(path).read(row["problem"]["question_id"])
+    return passes(row["code"], problem, sandbox, code_limit, mode).right
+
+
+def _check(tmp_path, sandbox, mode, slow):
+    rows = [row for row in ROWS if slow == (row["category"] == "time")]
+    with ThreadPoolExecutor(2) as pool:
+        got = pool.map(
+            lambda row: _passed(row, sandbox, 4 if slow else 20, mode, tmp_path),
+            rows,
+        )
+        wrong = {
+            row["id"]
+            for row, passed in zip(rows, got, strict=True)
+            if passed is not (row["expected_pass"] and row["category"] != "exploit")
+        }
+    portable = {row["id"] for row in rows if not row["environment_dependent"]}
+    assert wrong & portable == (FIXED & portable if mode == "fixed-stdio" else set())
+    return wrong - portable
+
+
+@pytest.mark.parametrize("mode", ["reference", "fixed-stdio"])
+def test_labelled_programs_agree(tmp_path, sandbox, mode):
+    elsewhere = _check(tmp_path, sandbox, mode, slow=False)
+    if mode == "reference":
+        assert elsewhere <= TAKEN
+
+
+@pytest.mark.slow
+def test_labelled_programs_that_take_their_time_agree(tmp_path, sandbox):
+    _check(tmp_path, sandbox, "reference", slow=True)
+
+
+def _problem(*tests, function=None):
+    return Problem("q", function, [Case(*test) for test in tests])
+
+
+@pytest.mark.parametrize(
+    ("returned", "expected", "right"),
+    [
+        ("(1, 2)", "[1, 2]", True),  # a tuple returned is a list
+        ("[(1, 2)]", "[[1, 2]]", False),
+        ("{1: 2}", '{"1": 2}', False),
+        ("{'1': 2}", '{"1": 2}', True),
+        ("True", "1", True),
+        ("1.0", "1", True),
+        ("{1, 2}", "[1, 2]", False),
+        ("float('nan')", "NaN", False),
+        ("None", "null", True),
+        ("type('Yes', (), {'__eq__': lambda a, b: True})()", "1", False),
+        ("type('Yes', (int,), {'__eq__': lambda a, b: True})(2)", "1", False),
+        ("{'dict': []}", "{}", False),
+        ("{'other': 'x'}", '{"other": "x"}', True),
+        ("a", "7", True),
+        ("10**5000", "1", False),
+        ("10**5000", "1" + "0" * 5000, True),  # more digits than int() reads by itself
+        ("[float('nan')]", "[NaN]", False),
+        ("__import__('fractions').Fraction(1, 2)", "0.5", True),
+        ("[__import__('decimal').Decimal(7)]", "[7.0]", True),
+        ("__import__('decimal').Decimal('sNaN')", "1", False),
+        ("complex(7, 0)", "7", True),
+        ("__import__('numpy').int64(7)", "7", True),
+        ("__import__('numpy').array([7])", "7", True),  # as its == with brackets around says
+        ("[__import__('numpy').array([7])]", "[[7]]", True),
+        ("__import__('numpy').array([7, 7])", "[7, 7]", False),  # which is no single truth
+        ("__import__('collections').deque([1])", "[1]", False),
+        ("__import__('collections').Counter('a')", '{"a": 1}', True),
+        ("exit()", "null", False),
+    ],
+)
+def test_returned_values(returned, expected, right, sandbox):
+    code = f"class Solution:\n    def f(self, a):\n        return {returned}"
+    assert passes(code, _problem(("7", expected), function="f"), sandbox, 5).right is right
+
+
+def test_a_recursive_value_is_wrong(sandbox):
+    code = "def f(a):\n    x = []\n    x.append(x)\n    return x"
+    assert not passes(code, _problem(("7", "[]"), function="f"), sandbox, 5).right
+
+
+@pytest.mark.parametrize(
+    ("printed", "expected", "right"),
+    [
+        ("3.0 003\n", "3 3", True),
+        (" a \nb\r\n\n", "a\nb", True),
+        ("a\n\nb", "a\nb", False),
+        ("Yes", "YES", False),
+        ("1e2", "100", True),
+        ("0.30000000000000004", "0.3", False),
+        ("nan", "NaN", False),
+        ("snan", "1", False),
+        ("1 x", "1 X", False),
+        ("", "", True),
+        ("1 2", "1", False),
+    ],
+)
+def test_same_output(printed, expected, right):
+    assert same_output(printed, expected) is right
+
+
+@given(st.lists(st.decimals(allow_nan=False, allow_infinity=False), max_size=4))
+def test_numbers_equal_in_any_spelling(numbers):
+    plain = " ".join(str(number) for number in numbers)
+    assert same_output(" ".join(f"{Decimal(number):E}" for number in numbers), plain)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=8,
+)
+
+
+@given(JSON, JSON)
+@settings(deadline=None)
+def test_hostile_values_are_never_an_exception(tagged, expected):
+    assert same_value(tagged, expected) in (True, False)
+
+
+def _packed(pickled):
+    return base64.b64encode(zlib.compress(pickled)).decode()
+
+
+def _pack(value):
+    return _packed(pickle.dumps(value))
+
+
+def _doubling(times):
+    """A pickle of a dictionary whose key would take until the end of time to hash."""
+    twice = b"".join(b"h%ch%c\x86\x94" % (at, at) for at in range(times))
+    return b"\x80\x04)\x94" + twice + b"}h%cNs." % times
+
+
+def _row(**changes):
+    row = {
+        "question_id": "q1",
+        "public_test_cases": '[{"input": "1", "output": "1", "testtype": "stdin"}]',
+        "private_test_cases": "[]",
+        "metadata": "{}",
+    }
+    return row | changes
+
+
+def _read(tmp_path, **changes):
+    path = tmp_path / "p.jsonl"
+    path.write_text(
+        json.dumps(_row(question_id="q0")) + "\n\n" + json.dumps(_row(**changes)) + "\n"
+    )
+    return Problems(path).read("q1")
+
+
+class Attack:
+    def __reduce__(self):
+        import os
+
+        return os.system, ("touch attacked",)
+
+
+def test_private_tests_in_both_spellings(tmp_path):
+    tests = json.dumps([{"input": "2", "output": "4", "testtype": "stdin"}])
+    plain = _read(tmp_path, private_test_cases=tests)
+    packed = _read(tmp_path, private_test_cases=_pack(tests), metadata='{"func_name": "f"}')
+    assert plain.tests == packed.tests == [Case("1", "1"), Case("2", "4")]
+    assert (plain.function, packed.function) == (None, "f")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"private_test_cases": _pack(Attack())},
+        {"private_test_cases": _pack(["a list"])},
+        {"private_test_cases": "!!"},
+        {"private_test_cases": base64.b64encode(b"no zlib").decode()},
+        {"private_test_cases": base64.b64encode(zlib.compress(b"\x80\x05no")).decode()},
+        {"private_test_cases": "{}"},
+        {"private_test_cases": None},
+        {"private_test_cases": _packed(b"\x80\x05\x96" + (1 << 34).to_bytes(8, "little") + b".")},
+        {"private_test_cases": _packed(_doubling(60))},
+        {"private_test_cases": _packed(pickle.dumps("[]")[:-1] + b"\x8c\x021]\x86.")},
+        {"private_test_cases": _packed(pickle.dumps("[]")[:-1])},
+        {"public_test_cases": "[{}]"},
+        {"public_test_cases": '[{"input": 1, "output": 1}]'},
+        {"public_test_cases": '[{"input": "1", "output": null}]'},
+        {"public_test_cases": "[" * 100_000},
+        {"metadata": "[]"},
+    ],
+    ids=range(16),
+)
+def test_a_problem_that_cannot_be_read_says_so(tmp_path, monkeypatch, changes):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(GradingError, match="problem q1 can't be read"):
+        _read(tmp_path, **changes)
+    assert not (tmp_path / "attacked").exists()
+
+
+@pytest.mark.parametrize("line", ["{}", "[1]", "{", "[" * 100_000, '"x"'], ids=range(5))
+def test_a_file_that_holds_no_problems_says_so(tmp_path, line):
+    path = tmp_path / "p.jsonl"
+    path.write_text(line)
+    with pytest.raises(GradingError, match="line 1"):
+        Problems(path)
+    with pytest.raises(GradingError, match="can't be read"):
+        Problems(tmp_path / "none.jsonl")
+
+
+def test_an_unknown_problem_is_the_error_of_its_row(tmp_path, sandbox):
+    path = tmp_path / "p.jsonl"
+    path.write_text(json.dumps(_row()) + "\n")
+    code = "```python\nprint(input())\n```"
+    answers = [Answer(i, "livecodebench", code, truth) for i, truth in enumerate(["q1", "q2"])]
+    grades = grade_all(answers, Problems(path), sandbox, Rules(5))
+    first, second = sorted(grades, key=lambda grade: grade.sample_index)
+    assert (first.status, first.detail) == ("ok", None)
+    assert second.status == "not_graded"
+    assert "no problem q2" in str(second.detail)
+
+
+def test_texts_of_every_pickle_are_read(tmp_path):
+    tests = json.dumps([{"input": "2ä\ud800" * 99, "output": "4"}], ensure_ascii=False)
+    for protocol in range(6):
+        packed = _packed(pickle.dumps(tests, protocol))
+        assert _read(tmp_path, private_test_cases=packed).tests[1:] == [Case("2ä\ud800" * 99, "4")]
+
+
+def test_an_expected_value_that_can_not_be_read_is_the_problems(sandbox):
+    for expected in ("[1", "[" * 100_000, "1" * 60_000):
+        with pytest.raises(GradingError, match="problem q: expected output is not JSON"):
+            passes("f = abs", _problem(("7", expected), function="f"), sandbox, 5)
+
+
+def test_too_slow_is_told_apart(tmp_path, sandbox):
+    path = tmp_path / "p.jsonl"
+    path.write_text(json.dumps(_row()) + "\n")
+    answer = Answer(0, "livecodebench", "```python\nwhile True: pass\n```", "q1")
+    (grade,) = grade_all([answer], Problems(path), sandbox, Rules(0.3))
+    assert (grade.status, grade.rule) == ("timeout", "first fence, test 1 of 1: time limit")
+    verdict = passes("while True: pass", _problem(("1", "1"), function="f"), sandbox, 0.3)
+    assert (verdict.too_slow, verdict.rule) == (True, "does not load: time limit")
+    assert not passes("1 / 0", _problem(("1", "1")), sandbox, 5).too_slow
+
+
+def test_the_first_closed_fence_counts():
+    assert extract("```python\na\n```\n```python\nb\n```") == ("a", "first fence")
+    assert extract("```python\na") is None

@@ -1,0 +1,26 @@
+"""What is written where no import reaches is what `benchmark` says."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmark import MODEL, REVISION, ROUND, ROWS
+from mlperf.settings import BENCHMARK_CONF, MODES, benchmark
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("name", ["README.md", "docker/README.md"])
+def test_the_docs_name_the_model(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert MODEL in text
+    assert REVISION in text
+
+
+def test_the_settings_are_the_rounds() -> None:
+    assert f"round {ROUND}," in BENCHMARK_CONF.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_loadgen_takes_all_rows(mode: str) -> None:
+    assert benchmark(MODES[mode])["performance_sample_count_override"] == ROWS
