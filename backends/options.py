@@ -74,26 +74,27 @@ def add_engine_options(
         metavar="KEY=VALUE",
         help="an option of the engine's own, by its own name; may be repeated",
     )
-    groups: dict[Group, Any] = {"engine": group}
-    exclusive: dict[str, Any] = {}
+    groups: dict[Group, argparse._ArgumentGroup] = {"engine": group}
+    exclusive: dict[str, argparse._MutuallyExclusiveGroup] = {}
     for name, option in OPTIONS.items():
         if (torchrun and option.group != "engine") or (option.loadgen and not loadgen):
             continue
         if option.group not in groups:
             groups[option.group] = parser.add_argument_group(TITLES[option.group])
         place = groups[option.group]
-        if option.excludes:
-            pair = min(name, option.excludes)
-            place = exclusive.setdefault(pair, None) or place.add_mutually_exclusive_group()
-            exclusive[pair] = place
+        if (word := option.exclusive) and word not in exclusive:
+            exclusive[word] = place.add_mutually_exclusive_group()
+        place = exclusive[word] if word else place
         place.add_argument(option.flag, *option.aliases, dest=name, **_argument(name, option))
 
 
 def _argument(name: str, option: Option) -> dict[str, Any]:
     """What argparse is told of an option."""
     default = getattr(EngineConfig, name)
-    engines = "" if option.engines is None else f"{', '.join(option.engines)}: "
-    about = engines * (option.group == "engine" or len(option.engines or ()) == 1) + option.help
+    about = option.help
+    # a group's title tells which engines take all of it
+    if not option.common and (option.group == "engine" or len(option.engines) == 1):
+        about = f"{', '.join(option.engines)}: {about}"
     if option.kind == "switch":
         return {"action": "store_true", "help": about}
     if option.kind != "urls":
@@ -108,11 +109,7 @@ def _argument(name: str, option: Option) -> dict[str, Any]:
 
 def own_names(engine: str) -> dict[str, str]:
     """An engine's own names of what our flags say, and the flags."""
-    return {
-        own: option.flag
-        for option in OPTIONS.values()
-        if option.engines and (own := option.engines.get(engine))
-    }
+    return {own: option.flag for option in OPTIONS.values() if (own := option.engines.get(engine))}
 
 
 def own_arguments(engine: str, config: EngineConfig) -> dict[str, Any]:
@@ -120,9 +117,7 @@ def own_arguments(engine: str, config: EngineConfig) -> dict[str, Any]:
     return {
         own: value
         for name, option in OPTIONS.items()
-        if option.engines
-        and (own := option.engines.get(engine))
-        and (value := getattr(config, name)) is not None
+        if (own := option.engines.get(engine)) and (value := getattr(config, name)) is not None
     }
 
 
@@ -139,14 +134,14 @@ def engine_config(
         name: getattr(args, name) for name in OPTIONS if hasattr(args, name)
     }  # no flag: torchrun
     changed = {name for name, value in asked.items() if value != getattr(EngineConfig, name)}
-    special = {name for name in changed if OPTIONS[name].engines is not None}
+    special = {name for name in changed if not OPTIONS[name].common}
     if "endpoints" in special and spec.attached:
         if args.engine_arg or special - {"endpoints", "served_model"}:
             given = [OPTIONS[name].flag for name in special - {"endpoints", "served_model"}]
             given += ["--engine-arg"] * bool(args.engine_arg)
             raise UsageError(f"{', '.join(sorted(given))}: with --endpoint the server decides this")
     elif foreign := sorted(
-        OPTIONS[name].flag for name in special if spec.name not in (OPTIONS[name].engines or ())
+        OPTIONS[name].flag for name in special if spec.name not in OPTIONS[name].engines
     ):
         raise UsageError(f"backend {spec.name} does not know {', '.join(foreign)}")
     if world > 1:

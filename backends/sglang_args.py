@@ -24,16 +24,11 @@ from ref_dsinfer.weight_files import check_for_others
 
 RESERVED = 6  # tokens of its context that SGLang gives to neither prompt nor answer
 CPU_CACHE_BYTES = 4 << 30  # at most, where nobody asks for more: SGLang would take most memory
-# SGLang's names of what flags say that are no field of EngineConfig's options, or not as they are.
+# SGLang's names of what our own flags say.
 OWN_FLAGS = own_names("sglang") | {
     "model_path": "--model",
     "tokenizer_path": "--model",
     "revision": "--revision",
-    "device": "--device",
-    "random_seed": "--seed",
-    "dtype": "--dtype",
-    "context_length": "--max-model-len",
-    "max_running_requests": "--max-running",
     "enable_dp_attention": "--attention-dp",
     "cuda_graph_backend_prefill": "--eager",
     "disable_cuda_graph": "--eager",
@@ -118,9 +113,7 @@ def _asked(config: EngineConfig, device: str) -> dict[str, str]:
         "model_path": config.model,
         "device": device,
         "dtype": dtype_for(config.dtype, device),
-        "random_seed": config.seed,
         "context_length": model_length(config) + RESERVED,
-        "max_running_requests": config.max_running,
         "ep_size": config.tensor_parallel if config.expert_parallel else 1,
         "cuda_graph_backend_decode": "disabled" if config.eager else None,
         "cuda_graph_backend_prefill": "disabled" if config.eager else None,

@@ -86,16 +86,17 @@ class Option:
     """
 
     flag: str
-    help: str  # what is not None by default is named after it
+    help: str  # the default is added to it
     kind: Kind = "text"
     unset: str = "the engine's own"  # what None means
     metavar: str | None = None
     choices: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()  # as users of vLLM and SGLang know it
-    engines: Mapping[str, str] | None = None  # that take it, and its name there; None: all do
+    common: bool = False  # every engine takes it
+    engines: Mapping[str, str] = field(default_factory=dict)  # that take it: their own name or ""
     group: Group = "engine"
     loadgen: bool = False  # of the scripts that measure only
-    excludes: str | None = None  # the field of an option that can't be given beside it
+    exclusive: str | None = None  # of options with the same word here, only one may be given
 
 
 def option(default: Any, flag: str, help: str, **more: Any) -> Any:
@@ -112,12 +113,21 @@ class EngineConfig:
     """What an engine needs to start, in words all engines share; None leaves it to the engine."""
 
     model: str  # local directory; of a server that runs already, its tokenizer's
-    device: str = option("auto", "--device", "where it runs", choices=("auto", "cpu", "cuda"))
+    device: str = option(
+        "auto",
+        "--device",
+        "where it runs",
+        choices=("auto", "cpu", "cuda"),
+        common=True,
+        engines={"sglang": "device"},
+    )
     dtype: str = option(
         "auto",
         "--dtype",
         "of activations; auto: bfloat16, but float32 on CPUs that can't multiply it",
         choices=("auto", "bfloat16", "float32"),
+        common=True,
+        engines=_own("dtype", "dtype"),
     )
     max_model_len: int | None = option(
         None,
@@ -127,6 +137,8 @@ class EngineConfig:
         unset="what the model allows",
         metavar="TOKENS",
         aliases=("--context-length",),
+        common=True,
+        engines=_own("max_model_len", "context_length"),
     )
     max_running: int | None = option(
         None,
@@ -134,6 +146,8 @@ class EngineConfig:
         "sequences decoded at once, by each server",
         kind="count",
         aliases=("--max-num-seqs", "--max-running-requests"),
+        common=True,
+        engines=_own("max_num_seqs", "max_running_requests"),
     )
     attention: str = option(
         "tp",
@@ -152,7 +166,14 @@ class EngineConfig:
         unset="bf16",
         engines={"pytorch": ""},
     )
-    seed: int = option(0, "--seed", "of sampling", kind="number")
+    seed: int = option(
+        0,
+        "--seed",
+        "of sampling",
+        kind="number",
+        common=True,
+        engines=_own("seed", "random_seed"),
+    )
     stall_timeout: float = option(
         1800.0,
         "--stall-timeout",
@@ -160,6 +181,7 @@ class EngineConfig:
         " whole, no answer. A warning comes after 30",
         kind="count",
         metavar="SECONDS",
+        common=True,
     )
     speculative: bool = option(
         False,
@@ -267,7 +289,7 @@ class EngineConfig:
         aliases=("--enforce-eager",),
         engines=_own("enforce_eager", "cuda_graph_backend_decode"),
         group="processes",
-        excludes="compile",
+        exclusive="speed",
     )
     compile: bool = option(
         False,
@@ -277,7 +299,7 @@ class EngineConfig:
         aliases=("--enable-torch-compile",),
         engines=_own("", "enable_torch_compile"),
         group="processes",
-        excludes="eager",
+        exclusive="speed",
     )
     start_timeout: float = option(
         3600.0,
@@ -305,8 +327,7 @@ class EngineConfig:
         unset="the name of --model",
         metavar="NAME",
         aliases=("--served-model-name",),
-        engines={},  # beside --endpoint only
-        group="servers",
+        group="servers",  # no engine takes it by itself, but --endpoint
     )
     coalesce: bool = False  # True where nobody reads single-token times: deltas may be long
     options: Mapping[str, str] = field(default_factory=dict)  # the engine's own, by its own names

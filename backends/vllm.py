@@ -43,15 +43,11 @@ LOG_LINE = "%(asctime)s %(levelname)s %(processName)s %(filename)s:%(lineno)d] %
 SPECULATIVE = {"method": "mtp", "num_speculative_tokens": MTP_STEPS}
 SHUTDOWN_S = 10.0  # for it to end its processes by itself; what is left then is killed
 CPU_CACHE_BYTES = 4 << 30  # at most, where nobody asks for more: vLLM would take nearly all memory
-# vLLM's names of what flags say that are no field of EngineConfig's options, or not as they are.
+# vLLM's names of what our own flags say.
 OWN_FLAGS = own_names("vllm") | {
     "model": "--model",
     "tokenizer": "--model",
     "revision": "--revision",
-    "seed": "--seed",
-    "dtype": "--dtype",
-    "max_model_len": "--max-model-len",
-    "max_num_seqs": "--max-running",
 }
 
 
@@ -172,15 +168,11 @@ def engine_args(config: EngineConfig) -> AsyncEngineArgs:
     parser = _Parser(add_help=False)
     AsyncEngineArgs.add_cli_args(parser)
     args = AsyncEngineArgs.from_cli_args(parser.parse_args(_words(parser, options)))
-    args.model = config.model
-    args.skip_tokenizer_init = True
-    args.seed = config.seed
-    args.dtype = dtype_for(config.dtype, current_platform.device_type)
-    args.max_num_seqs = config.max_running
-    if config.max_model_len:
-        args.max_model_len = config.max_model_len
     for name, value in own_arguments("vllm", config).items():
         setattr(args, name, value)
+    args.model = config.model
+    args.skip_tokenizer_init = True
+    args.dtype = dtype_for(config.dtype, current_platform.device_type)
     cpu_cache = current_platform.is_cpu() and "kv_cache_memory_bytes" not in options
     if cpu_cache and config.memory_share is None:
         args.kv_cache_memory_bytes = min(CPU_CACHE_BYTES, psutil.virtual_memory().available // 4)

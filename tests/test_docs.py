@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+import entrypoint
+
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "docker" / "README.md"])
-PACKAGES = ("backends", "data", "grading", "mlperf", "ref_dsinfer")
 
 
 def test_the_options_page_is_what_the_parsers_say(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,7 +25,7 @@ def test_the_options_page_is_what_the_parsers_say(monkeypatch: pytest.MonkeyPatc
 
 
 def test_an_engine_option_is_one_edit(tmp_path: Path) -> None:
-    for package in PACKAGES:
+    for package in entrypoint.OURS:
         shutil.copytree(
             ROOT / package, tmp_path / package, ignore=lambda *_: ["tiny", "__pycache__"]
         )

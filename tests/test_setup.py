@@ -44,7 +44,7 @@ def test_help_names_every_option() -> None:
     assert shown.returncode == 0
     for option in ("--backend", "--device", "--venv", "--index", "--force", "--demo", "--test"):
         assert option in shown.stdout + shown.stderr
-    for option in ("--offline", "--verify"):
+    for option in ("--offline", "--verify", "--fast"):
         assert option in shown.stdout + shown.stderr
 
 
@@ -57,6 +57,7 @@ def test_help_names_every_option() -> None:
         (["--device", "tpu"], "no environment for --backend pytorch --device tpu"),
         (["--python", "/bin/false", "--venv", "/nonexistent"], "not a Python 3.11"),
         (["--test", "--venv", "/nonexistent"], "needs a --backend"),
+        (["--fast"], "--fast goes with --test"),
         (["--offline", "/nonexistent"], "--offline /nonexistent: no wheels there"),
     ],
 )

@@ -7,7 +7,6 @@ import select
 import socket
 import time
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any, Self
 
 from grading.sandbox.host import START_S, Host, HostGone
@@ -160,12 +159,7 @@ class Confined:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 

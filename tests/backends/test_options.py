@@ -7,8 +7,9 @@ import pytest
 import benchmark
 from backends import options
 from backends.registry import lookup
-from backends.types import EngineConfig
+from backends.types import OPTIONS, EngineConfig
 from errors import LaunchError, LengthError, ModelError, UsageError
+from ref_dsinfer import cpu, gemm
 
 
 @pytest.fixture(autouse=True)
@@ -204,3 +205,9 @@ def test_a_model_without_a_length_is_refused(
         (folder / "config.json").write_text(text)
     with pytest.raises(ModelError, match=r"config\.json"):
         options.model_length(EngineConfig(str(folder)))
+
+
+def test_choices_are_those_of_the_engine_in_this_tree() -> None:
+    """`types` imports nothing of this project, and so says them once more."""
+    assert OPTIONS["dtype"].choices == cpu.DTYPES
+    assert OPTIONS["gemm"].choices == gemm.ARITHMETICS
