@@ -13,6 +13,8 @@ import pandas as pd
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from tests import forked
+
 ROOT = Path(__file__).parent.parent
 BOS, EOS, USER, ASSISTANT = (
     "<｜begin▁of▁sentence｜>",
@@ -94,10 +96,10 @@ class Script:
         self._model = model
 
     def start(self, script: str, *options: object) -> subprocess.Popen[str]:
-        """Start a script on the echo engine and its model."""
-        given = ("--backend", "echo", "--model", self._model, *options)
+        """Start a script on the echo engine and its model, in a process of its own."""
+        words = ("--backend", "echo", "--model", self._model, *options)
         return subprocess.Popen(
-            [sys.executable, ROOT / script, *map(str, given)],
+            [sys.executable, ROOT / script, *map(str, words)],
             cwd=self.folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -106,12 +108,9 @@ class Script:
 
     def run(self, script: str, *options: object) -> tuple[int, str, str]:
         """Run a script to its end. Returns exit code, stdout, stderr."""
-        process = self.start(script, *options)
-        try:
-            out, err = process.communicate(timeout=60)
-        finally:
-            process.kill()
-        return process.returncode, out, err
+        words = ("--backend", "echo", "--model", self._model, *options)
+        ended = forked.run(script, *words, cwd=self.folder)
+        return ended.returncode, ended.stdout, ended.stderr
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import pandas as pd
 import psutil
 
 from backends.keeper import mapped_by, named
@@ -76,6 +75,11 @@ def start_answering(
     return run, psutil.Process(run.pid).children(recursive=True)
 
 
+def vllm_core(processes: list[psutil.Process]) -> psutil.Process:
+    """Of vLLM's processes, the one that holds the model."""
+    return next(one for one in processes if "EngineCore" in one.name())
+
+
 def sglang_scheduler(processes: list[psutil.Process]) -> psutil.Process:
     """Of SGLang's processes, the one that holds the model."""
     spawned = [
@@ -104,29 +108,6 @@ def assert_gone(processes: Iterable[psutil.Process], before: set[Path]) -> None:
     while orphans() - before and time.monotonic() < until:
         time.sleep(0.2)  # its keeper works on, or an engine beside it has not mapped its own yet
     assert orphans() <= before
-
-
-def differing_rows(tmp_path: Path, engine: str, *options: str) -> list[int]:
-    """Answer all tiny rows in float32, by PyTorch and by an engine: the rows that differ."""
-    frames = []
-    for words in (["pytorch"], [engine, *options]):
-        output = tmp_path / f"{words[0]}.pkl"
-        ended = call(
-            *("run_eval.py", "--backend", *words, *GIVEN, "--dtype", "float32"),
-            *("--output-file", str(output)),
-        )
-        assert ended.returncode == 0, ended.stderr
-        frames.append(pd.read_pickle(output))
-    ours, theirs = frames
-    assert list(ours.columns) == list(theirs.columns)
-    assert len(ours) == len(theirs) == 240
-    pairs = zip(ours.tok_model_output, theirs.tok_model_output, strict=True)
-    ends = zip(ours.finish, theirs.finish, strict=True)
-    return [
-        row
-        for row, ((one, other), (end, other_end)) in enumerate(zip(pairs, ends, strict=True))
-        if list(one) != list(other) or end != other_end
-    ]
 
 
 def check_logs(folder: Path, stop_ids: Sequence[int]) -> int:
@@ -158,3 +139,16 @@ def check_logs(folder: Path, stop_ids: Sequence[int]) -> int:
     # LoadGen divides one sample less, but all tokens, by the time until the last was there
     assert round(tokens / rate * (len(logged) - 1)) == sum(len(ids) for _, ids in logged)
     return len(logged)
+
+
+def check_server_run(backend: str, url: str, folder: Path, *options: str) -> None:
+    """Run LoadGen's Server scenario on a server, and hold its logs to TEST06's rules."""
+    conf = folder / "user.conf"
+    conf.write_text(LOG_ALL)
+    ended = call(
+        *("run_mlperf.py", "--backend", backend, "--endpoint", url, *GIVEN, *options),
+        *("--mode", "server", "--target-qps", "8", "--num-samples", "20"),
+        *("--user-conf", str(conf), "--output-dir", str(folder)),
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert check_logs(folder / "server" / "performance", [1]) >= 20

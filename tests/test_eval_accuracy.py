@@ -18,6 +18,7 @@ from data.prompts import Prompts
 from data.results import results_frame, write_frame
 from data.samples import read_frame
 from terminal import harmless
+from tests import forked
 
 ROOT = Path(__file__).parents[1]
 PROBLEM = {
@@ -39,13 +40,7 @@ EXACT_MATCH = 100 * 5 / 7
 
 
 def run(*arguments, **options):
-    return subprocess.run(
-        [sys.executable, ROOT / "eval_accuracy.py", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        **options,
-    )
+    return forked.run("eval_accuracy.py", *arguments, timeout=120, **options)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,60 @@
+"""Runs entry scripts in forks of one process that has already imported the slow packages.
+
+Importing pandas and its like takes longer than the rest of a short run. Where a test is about the
+start of a process itself (imports, encodings, interrupts), it needs a process of its own.
+"""
+
+import multiprocessing
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ["jinja2", "mlperf_loadgen", "pandas", "pyarrow.parquet", "tokenizers"]
+
+_forks = multiprocessing.get_context("forkserver")
+_forks.set_forkserver_preload(PACKAGES)
+
+
+def run(
+    script: str,
+    *options: object,
+    cwd: Path = ROOT,
+    env: Mapping[str, str] | None = None,
+    timeout: float = 60,
+) -> subprocess.CompletedProcess[str]:
+    """Run a script of the tree's root to its end, in `env` instead of this process's environment.
+
+    Raises: subprocess.TimeoutExpired once it has run for `timeout` seconds.
+    """
+    words = [str(ROOT / script), *map(str, options)]
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder, "out"), Path(folder, "err")
+        variables = dict(os.environ if env is None else env)
+        process = _forks.Process(target=_main, args=(words, str(cwd), variables, out, err))
+        process.start()
+        process.join(timeout)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            raise subprocess.TimeoutExpired(words, timeout, out.read_text(), err.read_text())
+        return subprocess.CompletedProcess(
+            words, process.exitcode, out.read_text(), err.read_text()
+        )
+
+
+def _main(words: list[str], cwd: str, env: dict[str, str], out: Path, err: Path) -> None:
+    """In the fork: what `python script` does once Python has started."""
+    for path, stream in ((out, sys.stdout), (err, sys.stderr)):
+        with path.open("w") as file:
+            os.dup2(file.fileno(), stream.fileno())
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(env)
+    sys.argv = words
+    sys.path.insert(0, str(ROOT))
+    runpy.run_path(words[0], run_name="__main__")
