@@ -193,6 +193,7 @@ def test_an_environment_of_another_engine_is_not_mixed(made: Tree, tmp_path: Pat
     assert not made.has(venv, "vllm")
 
 
+@pytest.mark.slow
 def test_in_an_image_its_environment_is_taken(made: Tree) -> None:
     image = {"MLPERF_VENV": str(made.root / ".venv-vllm-cpu")}
     ended = made.setup(**image)
@@ -220,6 +221,7 @@ def engines(made: Tree) -> Callable[..., None]:
     return complete
 
 
+@pytest.mark.slow
 def test_the_only_engine_that_is_here_is_taken(made: Tree, engines: Callable[..., None]) -> None:
     engines()
     ended = made.setup()
@@ -227,6 +229,7 @@ def test_the_only_engine_that_is_here_is_taken(made: Tree, engines: Callable[...
     assert ".venv-vllm-cpu/bin/activate" in ended.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("others", [["sglang"], ["pytorch"], ["pytorch", "sglang"]])
 def test_of_several_engines_one_has_to_be_named(
     others: list[str], made: Tree, engines: Callable[..., None]
@@ -296,6 +299,7 @@ def test_uv_installs_what_pip_would(tree: Tree) -> None:
     assert tree.has(".venv-sglang-cpu", "base", "sglang", "shims")
 
 
+@pytest.mark.slow
 def test_what_does_not_import_is_not_verified(made: Tree) -> None:
     ended = made.setup("--backend", "vllm", "--verify")
     assert ended.returncode == 1

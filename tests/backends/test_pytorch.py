@@ -278,6 +278,7 @@ def start_ranks(model: Path, folder: Path, mode: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_two_ranks_answer_as_one_and_end_together(model: Path, tmp_path: Path) -> None:
     with start_ranks(model, tmp_path, "answer") as ranks:
         _, stderr = ranks.communicate(timeout=60)
@@ -297,13 +298,14 @@ def runs(pid: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("victim", "mode"),
     [
         (1, "busy"),
-        pytest.param(0, "busy", marks=pytest.mark.slow),
-        pytest.param(1, "wait", marks=pytest.mark.slow),
-        pytest.param(None, "busy", marks=pytest.mark.slow),
+        (0, "busy"),
+        (1, "wait"),
+        (None, "busy"),
     ],
 )
 def test_a_rank_that_dies_ends_all(

@@ -1,4 +1,4 @@
-"""Pickles that attack their reader, of every kind that we know: python hostile.py FOLDER
+"""Pickles that attack their reader, of every kind that we know: python -m tests.data.hostile FOLDER
 
 Each names nothing but what a frame may name, or is damaged in a way that has crashed a reader, or
 takes far more memory or time than its size lets one expect.
@@ -17,6 +17,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from tests.effort import cases
+
 FRAME = pd.DataFrame(
     {
         "dataset": pd.Series(["gpqa", "aime"], dtype=object),
@@ -27,6 +29,7 @@ FRAME = pd.DataFrame(
         "tok_model_output_len": [1, 2],
     }
 )
+MANY = cases(800_000, 3_000_000)  # opcodes
 COLUMNS = ("dataset", "question", "text_input", "ground_truth", "model_output")
 
 
@@ -289,11 +292,11 @@ def _opcodes() -> Iterator[tuple[str, bytes]]:
     yield "text of 16 GB", _raw(b"\x8d", gigabytes)
     yield "an integer of 2 GB", _raw(b"\x8b", (1 << 31).to_bytes(4, "little"))
     yield "a negative length", _raw(b"\x8b", b"\xff\xff\xff\xff")
-    yield "only marks", _raw(b"(" * 3_000_000)
-    yield "only lists", _raw(b"]" * 3_000_000)
-    yield "only dictionaries", _raw(b"}" * 3_000_000)
-    yield "only tuples of one", _raw(b")", b"\x85" * 3_000_000)
-    yield "only memory", _raw(b"N", b"\x94" * 3_000_000)
+    yield "only marks", _raw(b"(" * MANY)
+    yield "only lists", _raw(b"]" * MANY)
+    yield "only dictionaries", _raw(b"}" * MANY)
+    yield "only tuples of one", _raw(b")", b"\x85" * MANY)
+    yield "only memory", _raw(b"N", b"\x94" * MANY)
     yield "numbers that collide", b"N" + b"".join(
         b"p%d\n" % (number * ((1 << 61) - 1)) for number in range(1, 100_000)
     ) + b"."  # fmt: skip
@@ -330,8 +333,8 @@ def _opcodes() -> Iterator[tuple[str, bytes]]:
         "a frame that is its own manager",
         _raw(b"cpandas\nDataFrame\n)\x81\x94}X\x04\x00\x00\x00_mgrh\x00sb"),
     )
-    yield "lists a million deep", _raw(b"]" * 1_000_000, b"a" * 999_999)
-    yield "tuples a million deep", _raw(b")", b"\x85" * 600_000)
+    yield "lists in lists", _raw(b"]" * MANY, b"a" * (MANY - 1))
+    yield "tuples in tuples", _raw(b")", b"\x85" * (MANY // 2))
     keys = b"".join(b"\x8a\x0c" + (key * ((1 << 61) - 1)).to_bytes(12, "little") + b"N"
                     for key in range(1, 100_000))  # fmt: skip
     pair = b"\x8c\x01a\x94N"

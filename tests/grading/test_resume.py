@@ -113,6 +113,7 @@ def test_killed_at_random_moments_it_comes_to_the_same(tmp_path):
     assert any(0 < count < 300 for count in kept), "no kill came while rows were graded"
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_goes_on_where_it_stopped(tmp_path):
     folder = _folder(tmp_path / "killed")
     process = _start(folder)

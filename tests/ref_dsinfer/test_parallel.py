@@ -97,12 +97,13 @@ def alone(random_model: Path) -> Found:
     return one_process(random_model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("world", "attention", "converted"),
     [
         (2, "tp", False),
-        pytest.param(4, "tp", True, marks=pytest.mark.slow),
-        pytest.param(4, "dp", True, marks=pytest.mark.slow),
+        (4, "tp", True),
+        (4, "dp", True),
     ],
 )
 def test_ranks_together_give_the_tokens_of_one(
@@ -183,6 +184,7 @@ def test_ranks_that_draft_give_the_tokens_of_one_that_does_not(
     assert found == alone
 
 
+@pytest.mark.slow
 def test_a_world_size_that_does_not_divide_ends_all_ranks_with_one_line(
     random_model: Path, tmp_path: Path
 ) -> None:

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch.distributed as dist
 
 from errors import EngineError
+from tests.ref_dsinfer.rank_presence import FolderStore
 
 ROOT = Path(__file__).parents[2]
 WORKER = Path(__file__).with_name("rank_presence.py")
@@ -21,15 +21,14 @@ Start = Callable[..., list[subprocess.Popen]]
 
 
 @pytest.fixture
-def start() -> Iterator[Start]:
+def start(tmp_path: Path) -> Iterator[Start]:
     """Starts ranks, on machines of as many ranks as `machine`, of which some do otherwise."""
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     ranks: list[subprocess.Popen] = []
 
     def begin(world: int, machine: int, **does: str) -> list[subprocess.Popen]:
         for rank in range(world):
             place = rank, world, rank // machine * machine, machine
-            words = map(str, (store.port, *place, does.get(f"rank{rank}", "wait")))
+            words = map(str, (tmp_path, *place, does.get(f"rank{rank}", "wait")))
             variables = {"LOCAL_RANK": str(rank % machine), "PYTHONPATH": str(ROOT)}
             ranks.append(
                 subprocess.Popen(
@@ -130,16 +129,15 @@ def test_torchrun_s_end_is_its_ranks_end(tmp_path: Path) -> None:
     assert said.read_text() == "error: torchrun is gone, so its ranks end\n"
 
 
-def test_strangers_are_not_taken_for_ranks(start: Start) -> None:
+def test_strangers_are_not_taken_for_ranks(tmp_path: Path) -> None:
     """Who connects without the meeting's secret is let go, and stands in nobody's way."""
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    words = [str(store.port), "0", "2", "0", "2", "wait"]
+    words = [str(tmp_path), "0", "2", "0", "2", "wait"]
     environment = os.environ | {"LOCAL_RANK": "0", "PYTHONPATH": str(ROOT)}
     pipe = subprocess.PIPE
     with subprocess.Popen(
         [sys.executable, WORKER, *words], env=environment, stdout=pipe, text=True
     ) as first:
-        port, secret = store.get("presence").split()
+        port, secret = FolderStore(tmp_path).get("presence").split()
         with socket.create_connection(("127.0.0.1", int(port))) as stranger:
             stranger.sendall(bytes(36))
             assert stranger.recv(1) == b""
