@@ -16,12 +16,13 @@ from data.samples import COLUMNS, is_missing, read_frame, require_text, samples
 from errors import UserError
 from tests.data import hostile
 from tests.data.frames.make import frames
+from tests.effort import cases
 
 FRAMES = sorted((Path(__file__).parent / "frames").glob("*/*.pkl"))
 HOSTILE = dict(hostile.files())
 SECONDS = 20
 MEGABYTES = 1000
-MUTANTS = 20_000
+MUTANTS = cases(6_000, 20_000)
 
 
 def _read(path):

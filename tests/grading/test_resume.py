@@ -12,9 +12,10 @@ import pandas as pd
 import pytest
 
 from data.samples import read_frame
+from tests.effort import cases
 
 ROOT = Path(__file__).parents[2]
-KILLS, BETWEEN = 20, 4  # a run is left to its end after every so many kills
+KILLS, BETWEEN = cases(8, 20), 4  # a run is left to its end after every so many kills
 TESTS = [{"input": f"{n}", "output": f"{2 * n}", "testtype": "stdin"} for n in range(3)]
 PROBLEM = {
     "question_id": "double",

@@ -21,7 +21,7 @@ from ref_dsinfer import fp8, parallel
 from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.convert import convert
 from ref_dsinfer.parallel import Place, Ranks, check, choose_device
-from tests.effort import cases
+from tests.effort import THOROUGH, cases
 
 ANSWERS = Path(__file__).with_name("rank_answers.py")
 SCHEDULES = Path(__file__).with_name("rank_schedules.py")
@@ -102,8 +102,8 @@ def alone(random_model: Path) -> Found:
     ("world", "attention", "converted"),
     [
         (2, "tp", False),
-        (4, "tp", True),
         (4, "dp", True),
+        *([(4, "tp", True)] if THOROUGH else []),
     ],
 )
 def test_ranks_together_give_the_tokens_of_one(
@@ -134,7 +134,7 @@ def test_fp8_and_heads_that_do_not_divide(write_model: Callable[..., Path], tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("attention", "world"), [("tp", 2), ("dp", 4)])
+@pytest.mark.parametrize(("attention", "world"), [("tp", 2), ("dp", 4)][: cases(1, 2)])
 def test_ranks_on_two_machines_give_the_tokens_of_one(
     world: int, attention: str, random_model: Path, alone: Found, tmp_path: Path
 ) -> None:
@@ -155,7 +155,7 @@ def test_ranks_stay_together_where_sums_are_rounded_and_tokens_drawn(
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("world", "count"), [(2, cases(5, 16)), (4, cases(3, 6))])
+@pytest.mark.parametrize(("world", "count"), [(2, cases(4, 16)), (4, cases(2, 6))])
 def test_data_parallel_answers_do_not_depend_on_the_schedule(
     world: int, count: int, random_model: Path, tmp_path: Path
 ) -> None:
@@ -182,17 +182,6 @@ def test_ranks_that_draft_give_the_tokens_of_one_that_does_not(
     found = read(2, tmp_path / "answers").answers
     found[7] = found[7][: len(alone[7])]  # aborted after so many steps, which may give more tokens
     assert found == alone
-
-
-@pytest.mark.slow
-def test_a_world_size_that_does_not_divide_ends_all_ranks_with_one_line(
-    random_model: Path, tmp_path: Path
-) -> None:
-    code, _, err = run(ANSWERS, 3, random_model, tmp_path / "answers", "tp", "float32", 0)
-    assert code != 0
-    said = [line for line in err.splitlines() if line.startswith("error:")]
-    assert said == ["error: 4 attention heads can't be split over 3 processes"]
-    assert "Error: " not in err.split("error:")[0]
 
 
 @pytest.mark.slow

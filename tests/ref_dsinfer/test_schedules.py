@@ -13,7 +13,7 @@ from tests.effort import cases
 
 PROMPTS = 12
 LONGEST_PROMPT, LONGEST_ANSWER = 70, 40
-SCHEDULES = {"plain": cases(60, 240), "speculative": cases(24, 80)}
+SCHEDULES = {"plain": cases(32, 240), "speculative": cases(12, 80)}
 Prompt = tuple[int, ...]
 
 

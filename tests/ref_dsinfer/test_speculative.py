@@ -16,6 +16,7 @@ from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.convert import convert
 from ref_dsinfer.engine import Engine
 from ref_dsinfer.speculative import SpeculativeRunner, checked
+from tests.effort import cases
 
 LONGEST = 400  # tokens
 TINY = Path(__file__).parents[2] / "data/tiny"
@@ -300,7 +301,7 @@ def test_some_tiny_rows_are_answered_as_without_drafts(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("folder", "every"), [("model", 1), ("model-fp8", 5)])
+@pytest.mark.parametrize(("folder", "every"), [("model", cases(4, 1)), ("model-fp8", cases(12, 5))])
 def test_tiny_rows_are_answered_as_without_drafts(
     folder: str, every: int, tiny_prompts: list[tuple[int, ...]]
 ) -> None:
