@@ -164,7 +164,7 @@ def test_performance_run_in_each_mode(engine: str, folder: str, readme: Readme) 
     assert record["figures"]["tokens_per_second"] > 0
     assert ("ttft_p99_ms" in record["figures"]) == ("offline" not in folder)
     frame = pd.read_pickle(results / "results.pkl")
-    assert len(frame) >= 40
+    assert len(frame) >= 20
     assert frame.query_id.is_unique
     assert list(frame.tok_model_output.map(len)) == list(frame.tok_model_output_len)
     assert len(pd.read_parquet(results / "results.parquet")) == len(frame)
