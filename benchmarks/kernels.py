@@ -6,12 +6,16 @@ when its turn comes again. The slice is one dense and three MoE layers as one ra
 them, without the other ranks, on random weights; `--json` writes what `roofline.py` reads.
 
     python benchmarks/kernels.py [--json FILE]
+    TRITON_INTERPRET=1 python benchmarks/kernels.py --check
+
+`--check` makes every call once, at small shapes and without times, on a CPU.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -32,9 +36,8 @@ from ref_dsinfer.parallel import Place, Ranks
 
 NO_GPU = 3  # exit code
 RANKS = 8
-CONTEXT, BLOCK = 4096, 64  # tokens
+BLOCK = 64  # tokens
 L2 = 256 * 2**20  # bytes, more than any L2 cache holds
-GPU = torch.device("cuda")
 R1 = ModelConfig(
     vocab_size=roofline.VOCABULARY,
     hidden=roofline.HIDDEN,
@@ -63,6 +66,18 @@ R1 = ModelConfig(
     max_positions=163_840,
     fp8=True,
 )
+SMALL = replace(
+    R1,
+    hidden=256,
+    dense_intermediate=1024,
+    expert_intermediate=128,
+    heads=8,
+    q_lora=64,
+    kv_lora=64,
+    nope_dim=128,
+    rope_dim=16,
+    experts=64,
+)
 # Dense products of a rank of eight, [out, in].
 DENSE = {
     "q_a": (1536, 7168),
@@ -75,106 +90,122 @@ DENSE = {
 }
 
 
-def seconds(calls: Sequence[Callable[[], object]], repeats: int = 20) -> float:
-    """Of one call, on average over all of them, replayed as one graph."""
-    for call in calls:
-        call()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+@dataclass(frozen=True)
+class Bench:
+    """What is measured, and where. With `timed` False each call is made once, and no time is."""
+
+    device: torch.device
+    config: ModelConfig = R1
+    context: int = 4096  # tokens
+    dense: Mapping[str, tuple[int, int]] = field(default_factory=lambda: DENSE)
+    batches: tuple[int, ...] = (16, 64, 128, 256)
+    attention_batches: tuple[tuple[int, int], ...] = ((128, 16), (32, 128))  # and heads
+    timed: bool = True
+
+    def seconds(self, calls: Sequence[Callable[[], object]], repeats: int = 20) -> float:
+        """Of one call, on average over all of them, replayed as one graph."""
         for call in calls:
             call()
-    graph.replay()
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    for _ in range(repeats):
+        if not self.timed:
+            return 1.0
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for call in calls:
+                call()
         graph.replay()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) * 1e-3 / repeats / len(calls)
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(repeats):
+            graph.replay()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) * 1e-3 / repeats / len(calls)
 
+    def bandwidth(self) -> float:
+        """Bytes a second that a copy within the GPU's memory reads and writes."""
+        source = torch.ones(2**30 if self.timed else 2**10, dtype=torch.uint8, device=self.device)
+        target = torch.empty_like(source)
+        return 2 * source.numel() / self.seconds([lambda: target.copy_(source)])
 
-def bandwidth() -> float:
-    """Bytes a second that a copy within the GPU's memory reads and writes."""
-    source = torch.ones(2**30, dtype=torch.uint8, device=GPU)
-    target = torch.empty_like(source)
-    return 2 * source.numel() / seconds([lambda: target.copy_(source)])
+    def weights(self, *shape: int) -> tuple[Tensor, Tensor]:
+        """A random block-fp8 weight, and its scales."""
+        values = torch.empty(shape, dtype=fp8.E4M3, device=self.device)
+        for part in values if len(shape) > 2 else [values]:
+            part.copy_(torch.randn(part.shape, device=self.device))
+        return values, torch.full(fp8.scale_shape(shape), 0.02, device=self.device)
 
+    def decode_inputs(self, batch: int) -> Decodes:
+        """So many sequences of `context` tokens, their blocks spread over the cache."""
+        columns = self.context // BLOCK
+        table = torch.randperm(batch * columns, device=self.device).view(batch, columns)
+        return Decodes(table, torch.full((batch,), self.context, device=self.device))
 
-def weights(*shape: int) -> tuple[Tensor, Tensor]:
-    """A random block-fp8 weight, and its scales."""
-    values = torch.empty(shape, dtype=fp8.E4M3, device=GPU)
-    for part in values if len(shape) > 2 else [values]:
-        part.copy_(torch.randn(part.shape, device=GPU))
-    return values, torch.full(fp8.scale_shape(shape), 0.02, device=GPU)
+    def attention(self, batch: int, heads: int) -> tuple[float, float]:
+        """Seconds and bytes of a layer's decode attention."""
+        from ref_dsinfer.kernels import mla
 
+        width = self.config.latent_dim
+        shape = (batch * self.context // BLOCK, BLOCK, width)
+        blocks = torch.randn(shape, device=self.device, dtype=torch.bfloat16)
+        q = torch.randn(batch, heads, width, device=self.device, dtype=torch.bfloat16)
+        see = self.decode_inputs(batch)
+        kept, scale = self.config.kv_lora, self.config.softmax_scale
+        call = partial(mla.attend, q, blocks, see.table_NM, see.lengths_N, kept, scale)
+        return self.seconds([call]), blocks.nbytes + q.nbytes + batch * heads * kept * 2
 
-def decode_inputs(batch: int) -> Decodes:
-    """So many sequences of CONTEXT tokens, their blocks spread over the cache."""
-    columns = CONTEXT // BLOCK
-    table = torch.randperm(batch * columns, device=GPU).view(batch, columns)
-    return Decodes(table, torch.full((batch,), CONTEXT, device=GPU))
+    def experts(self, batch: int, arithmetic: gemm.Arithmetic) -> tuple[float, float]:
+        """Seconds and bytes of a rank's experts: both products, each expert chosen as often."""
+        count = self.config.experts // RANKS
+        gate_up, down = (
+            self.weights(count, 2, self.config.expert_intermediate, self.config.hidden),
+            self.weights(count, self.config.hidden, self.config.expert_intermediate),
+        )
+        x = torch.randn(batch, self.config.hidden, device=self.device, dtype=torch.bfloat16)
+        pairs = batch * self.config.active_experts // RANKS
+        inner = torch.randn(
+            pairs, self.config.expert_intermediate, device=self.device, dtype=torch.bfloat16
+        )
+        tokens = torch.randint(batch, (pairs,), device=self.device)
+        ends = (torch.arange(1, count + 1, device=self.device) * pairs // count).int()
 
+        def both() -> None:
+            gemm.grouped(x, *gate_up, ends, tokens, arithmetic)
+            gemm.grouped(inner, *down, ends, None, arithmetic)
 
-def attention(batch: int, heads: int) -> tuple[float, float]:
-    """Seconds and bytes of a layer's decode attention."""
-    from ref_dsinfer.kernels import mla
+        read = sum(part.nbytes for part in (*gate_up, *down)) * min(1.0, pairs / count)
+        return self.seconds([both]), read
 
-    width = R1.latent_dim
-    shape = (batch * CONTEXT // BLOCK, BLOCK, width)
-    blocks = torch.randn(shape, device=GPU, dtype=torch.bfloat16)
-    q = torch.randn(batch, heads, width, device=GPU, dtype=torch.bfloat16)
-    see = decode_inputs(batch)
-    took = seconds(
-        [lambda: mla.attend(q, blocks, see.table_NM, see.lengths_N, R1.kv_lora, R1.softmax_scale)]
-    )
-    return took, blocks.nbytes + q.nbytes + batch * heads * R1.kv_lora * 2
-
-
-def experts(batch: int, arithmetic: gemm.Arithmetic) -> tuple[float, float]:
-    """Seconds and bytes of a rank's 32 experts: both products, each expert chosen equally often."""
-    count = R1.experts // RANKS
-    gate_up, down = (
-        weights(count, 2, R1.expert_intermediate, R1.hidden),
-        weights(count, R1.hidden, R1.expert_intermediate),
-    )
-    x = torch.randn(batch, R1.hidden, device=GPU, dtype=torch.bfloat16)
-    pairs = batch * R1.active_experts // RANKS
-    inner = torch.randn(pairs, R1.expert_intermediate, device=GPU, dtype=torch.bfloat16)
-    tokens = torch.randint(batch, (pairs,), device=GPU)
-    ends = (torch.arange(1, count + 1, device=GPU) * pairs // count).int()
-
-    def both() -> None:
-        gemm.grouped(x, *gate_up, ends, tokens, arithmetic)
-        gemm.grouped(inner, *down, ends, None, arithmetic)
-
-    read = sum(part.nbytes for part in (*gate_up, *down)) * min(1.0, pairs / count)
-    return seconds([both]), read
-
-
-def dense(shape: tuple[int, int], batch: int, arithmetic: gemm.Arithmetic) -> tuple[float, float]:
-    """Seconds and bytes of one product."""
-    copies = [weights(*shape) for _ in range(-(-L2 // (shape[0] * shape[1])))]
-    x = torch.randn(batch, shape[1], device=GPU, dtype=torch.bfloat16)
-    calls = [partial(gemm.dense, x, weight, scale, arithmetic) for weight, scale in copies]
-    took = seconds(calls)
-    return took, shape[0] * shape[1] + 2 * batch * sum(shape)
+    def product(
+        self, shape: tuple[int, int], batch: int, arithmetic: gemm.Arithmetic
+    ) -> tuple[float, float]:
+        """Seconds and bytes of one product."""
+        count = -(-L2 // (shape[0] * shape[1])) if self.timed else 1
+        copies = [self.weights(*shape) for _ in range(count)]
+        x = torch.randn(batch, shape[1], device=self.device, dtype=torch.bfloat16)
+        calls = [partial(gemm.dense, x, weight, scale, arithmetic) for weight, scale in copies]
+        took = self.seconds(calls)
+        return took, shape[0] * shape[1] + 2 * batch * sum(shape)
 
 
 class Slice:
     """One dense and three MoE layers of a rank of eight."""
 
-    def __init__(self, arithmetic: gemm.Arithmetic) -> None:
-        ranks = Ranks(Place(), GPU)
+    def __init__(self, bench: Bench, arithmetic: gemm.Arithmetic) -> None:
+        self.bench = bench
+        config, device = bench.config, bench.device
+        ranks = Ranks(Place(), device)
         ranks.world = RANKS  # for the sizes; from then on alone, so that nothing is sent
         with torch.device("meta"):
-            layers = [Layer(R1, number, torch.bfloat16, ranks) for number in range(R1.layers)]
+            layers = [
+                Layer(config, number, torch.bfloat16, ranks) for number in range(config.layers)
+            ]
         ranks.world = 1
-        modules = nn.ModuleList(layers).to_empty(device=GPU)
+        modules = nn.ModuleList(layers).to_empty(device=device)
         for parameter in modules.parameters():
             many = parameter.dim() > 2
             for part in parameter if many else [parameter]:
-                part.data.copy_(torch.randn(part.shape, device=GPU) * 0.02)
+                part.data.copy_(torch.randn(part.shape, device=device) * 0.02)
         for name, parameter in modules.named_parameters():
             if parameter.dtype == fp8.E4M3:
                 parameter.data.view(torch.uint8).bitwise_or_(0x20)  # no tiny values
@@ -186,17 +217,18 @@ class Slice:
         for module in modules.modules():
             if isinstance(module, Weight):
                 module.arithmetic = arithmetic
-        self.rotation = rope.table(R1, CONTEXT).to(GPU)[-1:]
+        self.rotation = rope.table(config, bench.context).to(device)[-1:]
 
     @torch.inference_mode()
     def measure(self, batch: int, layers: int) -> tuple[float, float]:
         """Seconds and bytes of a decode step through the first so many layers."""
-        see = decode_inputs(batch)
-        cache = PagedCache(R1, see.table_NM.numel(), BLOCK, torch.bfloat16, GPU)
+        config, device, context = self.bench.config, self.bench.device, self.bench.context
+        see = self.bench.decode_inputs(batch)
+        cache = PagedCache(config, see.table_NM.numel(), BLOCK, torch.bfloat16, device)
         rows = see.table_NM[:, -1] * BLOCK + BLOCK - 1
-        ids = torch.zeros(batch, dtype=torch.int64, device=GPU)
+        ids = torch.zeros(batch, dtype=torch.int64, device=device)
         step = Batch(ids, ids, rows, see, (), width=batch)
-        x = torch.randn(batch, R1.hidden, device=GPU, dtype=torch.bfloat16)
+        x = torch.randn(batch, config.hidden, device=device, dtype=torch.bfloat16)
         rotations = self.rotation.expand(batch, -1)
 
         def run() -> None:
@@ -204,13 +236,49 @@ class Slice:
             for layer in self.layers[:layers]:
                 hidden = layer(hidden, rotations, step, cache)
 
-        read: float = layers * batch * CONTEXT * R1.latent_dim * 2
-        touched = roofline.experts_touched(batch) / R1.experts
+        read: float = layers * batch * context * config.latent_dim * 2
+        touched = roofline.experts_touched(batch) / config.experts
         for layer in self.layers[:layers]:
             read += layer.self_attn.unfold.nbytes
             for name, parameter in layer.named_parameters():
                 read += parameter.nbytes * (touched if ".experts." in name else 1)
-        return seconds([run]), read
+        return self.bench.seconds([run]), read
+
+
+def run(bench: Bench, arithmetic: gemm.Arithmetic, times: Path | None) -> None:
+    """Measure and print everything; `times` is the file for roofline."""
+    torch.manual_seed(0)
+    rate = bench.bandwidth()
+    if bench.timed:
+        name = torch.cuda.get_device_name()
+        print(f"{name}, copy {rate / 1e12:.2f} TB/s, gemm {arithmetic}")
+        print(f"{'what':44}  {'µs':>8}  {'floor':>8}  ratio")
+
+    def line(what: str, took: float, read: float) -> None:
+        if not bench.timed:
+            print(f"{what}: runs", flush=True)
+            return
+        floor = read / rate
+        print(f"{what:44}  {took * 1e6:8.1f}  {floor * 1e6:8.1f}  {took / floor:5.2f}", flush=True)
+
+    for batch, heads in bench.attention_batches:
+        took, read = bench.attention(batch, heads)
+        line(f"attention, {batch} × {bench.context}, {heads} heads", took, read)
+    for batch in bench.batches:
+        line(f"experts, batch {batch}", *bench.experts(batch, arithmetic))
+    for name, shape in bench.dense.items():
+        for batch in bench.batches:
+            line(f"{name} {list(shape)}, batch {batch}", *bench.product(shape, batch, arithmetic))
+    layers = Slice(bench, arithmetic)
+    found = {}
+    for batch in bench.batches:
+        whole, first = layers.measure(batch, 4), layers.measure(batch, 1)
+        line(f"1 dense and 3 MoE layers, batch {batch}", *whole)
+        each, read = ((w - f) / 3 for w, f in zip(whole, first, strict=True))
+        line(f"a MoE layer, batch {batch}", each, read)
+        found[batch] = each * 1e6
+    if times:
+        times.write_text(json.dumps({"moe_layer_us": found}) + "\n")
 
 
 def main() -> None:
@@ -218,36 +286,19 @@ def main() -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--json", type=Path, help="write the MoE layer's times for roofline")
     parser.add_argument("--gemm", choices=gemm.ARITHMETICS, default="bf16")
+    parser.add_argument(
+        "--check", action="store_true", help="make every call once, small, without times"
+    )
     args = parser.parse_args()
+    if args.check:
+        small = dict.fromkeys(DENSE, (128, 256))
+        bench = Bench(torch.device("cpu"), SMALL, 128, small, (8,), ((2, 16),), timed=False)
+        run(bench, args.gemm, None)
+        return
     if not torch.cuda.is_available():
         print("benchmarks/kernels.py needs an NVIDIA GPU, and torch finds none", file=sys.stderr)
         sys.exit(NO_GPU)
-    torch.manual_seed(0)
-    rate = bandwidth()
-    print(f"{torch.cuda.get_device_name()}, copy {rate / 1e12:.2f} TB/s, gemm {args.gemm}")
-    print(f"{'what':44}  {'µs':>8}  {'floor':>8}  ratio")
-
-    def line(what: str, took: float, read: float) -> None:
-        floor = read / rate
-        print(f"{what:44}  {took * 1e6:8.1f}  {floor * 1e6:8.1f}  {took / floor:5.2f}", flush=True)
-
-    line("attention, 128 × 4096, 16 heads", *attention(128, 16))
-    line("attention, 32 × 4096, 128 heads", *attention(32, 128))
-    for batch in (16, 64, 128, 256):
-        line(f"32 experts, batch {batch}", *experts(batch, args.gemm))
-    for name, shape in DENSE.items():
-        for batch in (16, 64, 128, 256):
-            line(f"{name} {list(shape)}, batch {batch}", *dense(shape, batch, args.gemm))
-    layers = Slice(args.gemm)
-    found = {}
-    for batch in (16, 64, 128, 256):
-        whole, first = layers.measure(batch, 4), layers.measure(batch, 1)
-        line(f"1 dense and 3 MoE layers, batch {batch}", *whole)
-        each, read = ((w - f) / 3 for w, f in zip(whole, first, strict=True))
-        line(f"a MoE layer, batch {batch}", each, read)
-        found[batch] = each * 1e6
-    if args.json:
-        args.json.write_text(json.dumps({"moe_layer_us": found}) + "\n")
+    run(Bench(torch.device("cuda")), args.gemm, args.json)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ Those of vLLM and SGLang are left out: their engines alone take minutes to start
 """
 
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,10 +18,11 @@ FEW = ("--requests", "5", "--prompt-tokens", "3", "20", "--answer-tokens", "2", 
 pytestmark = pytest.mark.slow
 
 
-def run(name: str, *options: str) -> str:
+def run(name: str, *options: str, **variables: str) -> str:
     ended = subprocess.run(
         [sys.executable, f"benchmarks/{name}.py", *options],
         cwd=ROOT,
+        env=os.environ | variables,
         capture_output=True,
         text=True,
         check=False,
@@ -43,14 +46,37 @@ def test_engine_tells_its_multiple() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "options"),
+    ("name", "options", "figures"),
     [
-        ("client", ("--streams", "10", "--tokens", "20", "--repeat", "1")),
-        ("convert", ("--gigabytes", "0.05", "--model-parallel", "2")),
-        ("grading", ("--rows", "40", "--programs", "4", "--tests", "2", "--starts", "3")),
-        ("sut", ("--samples", "20", "--tokens", "5", "--repeat", "1")),
-        ("roofline", ()),
+        (
+            "client",
+            ("--streams", "10", "--tokens", "20", "--repeat", "1"),
+            r"our client +[1-9][\d,]* +1\.00 +\d+\.\d\d\n",
+        ),
+        (
+            "convert",
+            ("--gigabytes", "0.05", "--model-parallel", "2"),
+            r"checkpoint [1-9]\.\d\d GB, largest rank file 0\.\d\d GB\npeak memory .* 0\.\d\dx",
+        ),
+        (
+            "grading",
+            ("--rows", "40", "--programs", "4", "--tests", "2", "--starts", "3"),
+            r"4 programs, 2 tests each +\d+\.\d s(.*\n){2} +exact_match +100\.0",
+        ),
+        (
+            "sut",
+            ("--samples", "20", "--tokens", "5", "--repeat", "1"),
+            r"inside issue( +\d+\.\d){5}\nour SUT( +\d+\.\d){5}\n",
+        ),
+        ("roofline", (), r"sequences that fit: \d+\n(.*\n)+ +1024 +256 +684( .*){4} 10202 "),
     ],
 )
-def test_it_prints_its_figures(name: str, options: tuple[str, ...]) -> None:
-    assert len(run(name, *options).splitlines()) >= 2
+def test_it_prints_its_figures(name: str, options: tuple[str, ...], figures: str) -> None:
+    printed = run(name, *options)
+    assert re.search(figures, printed), printed
+
+
+def test_every_kernel_that_is_measured_can_be_called() -> None:
+    printed = run("kernels", "--check", TRITON_INTERPRET="1").splitlines()
+    assert len(printed) == 11
+    assert all(line.endswith(": runs") for line in printed)
