@@ -38,7 +38,7 @@ def read(path: str | Path, rows: int | None = None) -> AccuracyLog:
     data set has, where it is known. An answer that was empty is in the log as the one stop id that
     LoadGen was given for it; see `without_stop`.
 
-    Errors: InputFileError where there is no such file. GradingError where it is not a whole log of
+    Raises: InputFileError if there is no such file. GradingError if it is not a whole log of
     an accuracy run: JSON cut short, no rows, an index out of range, missing or twice, bytes that
     are not ids.
     """
@@ -73,7 +73,7 @@ def read(path: str | Path, rows: int | None = None) -> AccuracyLog:
 
 
 def refuse_gaps(indices: Collection[int], where: str) -> None:
-    """Errors: GradingError naming the samples that have no answer while later ones have."""
+    """Raises: GradingError naming the samples that have no answer while later ones have."""
     if missing := sorted(set(range(max(indices) + 1)) - set(indices)):
         raise GradingError(f"{where}: no answer to samples {named(missing)}, but to later ones")
 
@@ -103,7 +103,7 @@ def sha256(path: str | Path) -> str:
 def halves(data: str, where: str) -> "np.ndarray":
     """Hexadecimal bytes as int32: ids, or the halves of such as were logged in eight bytes.
 
-    Errors: GradingError where they are not such bytes.
+    Raises: GradingError if they are not such bytes.
     """
     import numpy as np
 

@@ -137,7 +137,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def grading(args: argparse.Namespace) -> Grading:
-    """How to grade, by the options. Errors: UsageError."""
+    """How to grade, by the options. Raises: UsageError."""
     if not 0 < args.time_limit < float("inf"):
         raise UsageError(f"--time-limit must be a number of seconds above 0, not {args.time_limit}")
     return Grading(
@@ -152,7 +152,7 @@ def grading(args: argparse.Namespace) -> Grading:
 def run(args: argparse.Namespace) -> None:
     """What eval_accuracy does: grade a file, explain one row of it, or compare it with another.
 
-    Errors: any UserError; GradingError, after everything is written, where a row was not judged.
+    Raises: any UserError; GradingError, after everything is written, if a row was not judged.
     """
     from data.paths import keep_inputs
     from data.results import check_writable, twins

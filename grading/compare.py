@@ -20,7 +20,7 @@ def comparison(first: "pd.DataFrame", second: "pd.DataFrame") -> str:
 
     Rows are paired by sample_index where both frames have it, else by their place.
 
-    Errors: ColumnsError where a frame is not evaluated; GradingError where they are not of the same
+    Raises: ColumnsError if a frame is not evaluated; GradingError if they are not of the same
     rows.
     """
     for frame in (first, second):
@@ -52,7 +52,7 @@ def comparison(first: "pd.DataFrame", second: "pd.DataFrame") -> str:
 
 
 def _require_numbers(frame: "pd.DataFrame") -> None:
-    """Errors: ColumnsError naming the row."""
+    """Raises: ColumnsError naming the row."""
     for name, kind in (("prompt_accuracy", Real), ("sample_index", Integral)):
         if name in frame.columns:
             for row, value in enumerate(frame[name]):

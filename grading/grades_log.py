@@ -19,7 +19,7 @@ class GradesLog(Lines):
     `fresh`: begin anew; otherwise `kept` has the grades of earlier runs by their hash, but for
     those that were no verdict, which are tried again.
 
-    Errors: OutputError; InputFileError where the file holds something else.
+    Raises: OutputError; InputFileError if the file holds something else.
     """
 
     def __init__(self, path: Path, fresh: bool = False) -> None:
@@ -30,7 +30,7 @@ class GradesLog(Lines):
         super().__init__(path, keep=not fresh)
 
     def add(self, key: str, grade: Grade) -> None:
-        """Append one grade. Errors: OutputError."""
+        """Append one grade. Raises: OutputError."""
         self.write({"hash": key, **vars(grade)})
 
 

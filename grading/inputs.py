@@ -36,7 +36,7 @@ def read_results(
     tokenizer. Other results are held against the data set where it is given. `expected` rows are
     by default the data set's, and without one the benchmark's.
 
-    Errors: UsageError where a log comes without either; InputFileError, EmptyDataError,
+    Raises: UsageError if a log comes without either; InputFileError, EmptyDataError,
     GradingError, ModelError, ColumnsError.
     """
     from data.samples import read_frame
@@ -70,7 +70,7 @@ def check_rows(frame: "pd.DataFrame", expected: int) -> None:
 
     Fewer rows than expected, the first ones, are for the verdict to say.
 
-    Errors: GradingError naming the rows.
+    Raises: GradingError naming the rows.
     """
     if len(frame) > expected:
         raise GradingError(
@@ -97,7 +97,7 @@ def _refuse_twins(frame: "pd.DataFrame") -> None:
     A question that is answered twice is warned of: it may be meant so, or two files in one. Where
     there are no questions, so is an answer that is long and there twice.
 
-    Errors: GradingError naming two rows that are the same.
+    Raises: GradingError naming two rows that are the same.
     """
     if "model_output" not in frame.columns:
         return  # who grades it says so
@@ -129,7 +129,7 @@ def _refuse_twins(frame: "pd.DataFrame") -> None:
 def find_problems(given: Path | None, beside: Sequence[Path]) -> Path | None:
     """The file of LiveCodeBench's problems: the one given, or the first where they usually lie.
 
-    Errors: GradingError where the one given is not there.
+    Raises: GradingError if the one given is not there.
     """
     if given is not None:
         if not given.is_file():
@@ -165,7 +165,7 @@ def _from_log(path: Path, dataset: "pd.DataFrame", tokenizer: str) -> "pd.DataFr
 def _compare(
     frame: "pd.DataFrame", dataset: "pd.DataFrame", input_file: Path, dataset_file: Path | None
 ) -> None:
-    """Errors: GradingError where the results are not those of the data set's rows."""
+    """Raises: GradingError if the results are not those of the data set's rows."""
     rows: Sequence[int] = range(len(frame))
     if "sample_index" in frame.columns:
         rows = frame["sample_index"].tolist()

@@ -133,7 +133,7 @@ class Evaluation:
         )
 
     def require_all(self) -> None:
-        """Errors: GradingError where a row could not be judged."""
+        """Raises: GradingError if a row could not be judged."""
         if self.total.ungraded:
             frame = self.frame
             rows = frame[frame["grading_status"].isin(["sandbox_error", "not_graded"])]

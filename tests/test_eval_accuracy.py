@@ -388,8 +388,8 @@ def test_what_is_read_is_not_written_over(a_run, source, output):
     before = {path: path.read_bytes() for path in a_run.iterdir()}
     done = run("--input-file", source, "--output-file", output, cwd=a_run)
     assert done.returncode == 2, done.stderr
-    assert f"would be written over {source}, which is read" in done.stderr
-    assert "name another --output-file" in done.stderr
+    assert f"would overwrite the input {source}" in done.stderr
+    assert "choose another --output-file" in done.stderr
     assert done.stderr.count("\n") == 1
     assert {path: path.read_bytes() for path in a_run.iterdir()} == before
 
@@ -400,7 +400,7 @@ def test_nor_are_data_set_and_problems(a_run):
     (a_run / "livecodebench.jsonl").rename(a_run / "mine_grades.jsonl")
     done = run(*given, "mine.pkl", "--livecodebench-file", "mine_grades.jsonl", cwd=a_run)
     assert done.returncode == 2
-    assert "mine_grades.jsonl would be written over mine_grades.jsonl, which is read" in done.stderr
+    assert "mine_grades.jsonl would overwrite the input mine_grades.jsonl" in done.stderr
 
 
 def test_a_log_with_a_byte_order_mark_is_graded(a_run, model_dir):

@@ -39,7 +39,7 @@ class HostGone(Exception):
 class Host:
     """A fork server of one module. May be asked in any thread.
 
-    Errors: SandboxError where it can't be started: an import fails, or the level can't be had.
+    Raises: SandboxError if it can't be started: an import fails, or the level can't be had.
     """
 
     def __init__(self, module: str, level: str) -> None:
@@ -99,7 +99,7 @@ class Host:
     def fork(self, limits: Limits, descriptors: list[int]) -> None:
         """Ask for a process. `descriptors`: its socket and lifeline, standard input and output.
 
-        Errors: HostGone.
+        Raises: HostGone.
         """
         try:
             socket.send_fds(self._control, [json.dumps(asdict(limits)).encode()], descriptors)
@@ -149,7 +149,7 @@ def _readable() -> list[str]:
 def _bubblewrap() -> list[str]:
     """A command line that runs another one with what it reads, and nothing else of the machine.
 
-    Errors: SandboxError where there is no bubblewrap.
+    Raises: SandboxError if there is no bubblewrap.
     """
     if not (found := shutil.which("bwrap")):
         raise SandboxError("bubblewrap is not installed")

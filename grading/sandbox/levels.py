@@ -35,7 +35,7 @@ class Found:
 
 
 def require_known(*names: str) -> None:
-    """Errors: ValueError where there is no such level."""
+    """Raises: ValueError if there is no such level."""
     for name in names:
         if name not in (*LEVELS, "auto"):
             raise ValueError(f"{name!r} is no level of the sandbox ({', '.join(LEVELS)})")

@@ -25,7 +25,7 @@ class Confined:
 
     `missing`: layers of the sandbox that this machine can't give it.
 
-    Errors: HostGone; SandboxError where the process fails before it can serve.
+    Raises: HostGone; SandboxError if the process fails before it can serve.
     """
 
     def __init__(self, host: Host, limits: Limits, on_close: Callable[["Confined"], None]) -> None:
@@ -71,14 +71,14 @@ class Confined:
     def ask(self, message: dict[str, Any], seconds: float) -> dict[str, Any]:
         """Send a message and wait for the answer, which is as trustworthy as the code that runs.
 
-        A long answer is refused. Errors: TimeLimit, Ended. The process is of no further use then.
+        A long answer is refused. Raises: TimeLimit, Ended. The process is of no further use then.
         """
         return parsed(self.exchange(message, seconds))
 
     def exchange(self, message: dict[str, Any], seconds: float) -> bytes:
         """Send a message and wait for the line that answers it, whatever that may be.
 
-        Errors: as of `ask`.
+        Raises: as of `ask`.
         """
         deadline = time.monotonic() + seconds
         try:
@@ -91,7 +91,7 @@ class Confined:
         """Until the socket can be read from, or written to. It does not block by itself.
 
         A socket with a time limit of its own asks the system more often, and each time hands the
-        interpreter to another thread of the grader. Errors: TimeLimit.
+        interpreter to another thread of the grader. Raises: TimeLimit.
         """
         left = deadline - time.monotonic()
         waiting = select.poll()
@@ -164,7 +164,7 @@ class Confined:
 
 
 def parsed(line: bytes) -> dict[str, Any]:
-    """The object that a short line holds. Errors: Ended."""
+    """The object that a short line holds. Raises: Ended."""
     if len(line) > PARSED_BYTES:
         raise Ended("the answer is too long")
     try:

@@ -34,7 +34,7 @@ class Sandbox:
 
     It is made ready beside whatever its owner does; who asks for anything of it waits.
 
-    Errors: ValueError where there is no such level.
+    Raises: ValueError if there is no such level.
     """
 
     def __init__(self, level: str = "auto", minimum: str = "kernel") -> None:
@@ -72,7 +72,7 @@ class Sandbox:
     def start(self, module: str, limits: Limits) -> Confined:
         """A process that serves the `handler()` of a module of ours. May be called in any thread.
 
-        Errors: SandboxError where a process can't be started or its imports fail.
+        Raises: SandboxError if a process can't be started or its imports fail.
         """
         for _ in range(2):  # a server that has died meanwhile costs nobody a process
             host = self._host(module)
@@ -93,7 +93,7 @@ class Sandbox:
             return self._hosts[module]
 
     def _serve(self, module: str) -> Host:
-        """Errors: SandboxError."""
+        """Raises: SandboxError."""
         if self.level is None:
             raise SandboxError(f"no sandbox: {self.reason}")
         return Host(module, self.level)

@@ -58,7 +58,7 @@ class Problem:
 class Problems:
     """A JSON-lines file of problems in LiveCodeBench's own schema, read one problem at a time.
 
-    Errors: GradingError where the file can't be read or a line is no problem.
+    Raises: GradingError if the file can't be read or a line is no problem.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -80,7 +80,7 @@ class Problems:
         return question_id in self._places
 
     def read(self, question_id: str) -> Problem:
-        """Errors: GradingError where there is no such problem, or its tests can't be unpacked."""
+        """Raises: GradingError if there is no such problem, or its tests can't be unpacked."""
         if question_id not in self:
             raise GradingError(f"{self.path.name} has no problem {question_id}")
         row = json.loads(self._line(question_id))
@@ -136,7 +136,7 @@ class Comparer:
     def compare(self, reply: bytes, printed: bytes | None, test: Case, problem: Problem) -> Outcome:
         """`reply`: the line that the program's process sent; `printed`: to a file, where it did.
 
-        Errors: SandboxError; GradingError where the expected value can't be read.
+        Raises: SandboxError; GradingError if the expected value can't be read.
         """
         if not reply.isascii():
             return Outcome("the answer is not JSON")
@@ -175,7 +175,7 @@ def passes(
     The verdict's rule names the test that has decided; `on_failure` hears of it, and of what the
     program made of it. It runs while `turn` is entered; its process is started before that.
 
-    Errors: SandboxError; GradingError where a test's expected value can't be read.
+    Raises: SandboxError; GradingError if a test's expected value can't be read.
     """
     limits = Limits(cpu=int((time_limit + 1) * len(problem.tests)) + 5)
     with (
@@ -218,7 +218,7 @@ def _test(
 
 
 def _load(process: Confined, code: str, problem: Problem, mode: Mode, seconds: float) -> Outcome:
-    """What is wrong with a program, if anything is. Errors: Ended."""
+    """What is wrong with a program, if anything is. Raises: Ended."""
     reply = process.ask({"code": code, "function": problem.function, "mode": mode}, seconds)
     return Outcome(None if reply.get("ok") is True else said(reply))
 
@@ -231,7 +231,7 @@ def _run(
     mode: Mode,
     seconds: float,
 ) -> Outcome:
-    """What is wrong with a program's answer to one test, if anything is. Errors: Ended."""
+    """What is wrong with a program's answer to one test, if anything is. Raises: Ended."""
     on_files = mode == "fixed-stdio" and problem.function is None
     if on_files:
         process.give(test.input.encode(errors="surrogatepass"))

@@ -59,7 +59,7 @@ class Reference:
         self._real = sys.stdin
 
     def run(self, program: Callable[[], Any], _names: dict[str, Any], text: str) -> str:
-        """What is printed on input `text`. Errors: those of the program, save SystemExit."""
+        """What is printed on input `text`. Raises: those of the program, save SystemExit."""
         rest = iter(text.split("\n"))
         vars(self._real).update(  # of the object: its iteration does not call them
             read=lambda *_size: text,
@@ -99,7 +99,7 @@ class Fixed:
         self._streams = sys.stdin, sys.stdout = self._open()
 
     def run(self, program: Callable[[], Any], names: dict[str, Any], _text: str) -> None:
-        """`names`: the program's globals. Errors: those of the program, save SystemExit."""
+        """`names`: the program's globals. Raises: those of the program, save SystemExit."""
         old, self._streams = self._streams, self._open()
         sys.stdin, sys.stdout = self._streams
         for name, value in list(names.items()):

@@ -20,7 +20,7 @@ class Worker:
     def ask(self, message: dict[str, Any], seconds: float) -> dict[str, Any]:
         """The handler's reply.
 
-        Errors: TimeLimit where it takes longer than that, or too much memory. SandboxError where
+        Raises: TimeLimit if it takes longer than that, or too much memory. SandboxError if
         no process can be started, or two of them die of the message.
         """
         for last in (False, True):

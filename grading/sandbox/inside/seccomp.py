@@ -124,7 +124,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def program(machine: str, pid: int) -> bytes:
     """The filter for a machine, as `platform.machine()` names it, and the process of number `pid`.
 
-    Errors: OSError where the machine's calls are not known here.
+    Raises: OSError if the machine's calls are not known here.
     """
     column, _ = _architecture(machine)
     conditional = []
@@ -155,7 +155,7 @@ def _architecture(machine: str) -> tuple[int, int]:
 def restrict() -> None:
     """Put the filter on this process, for ever. It must not be able to gain privileges by now.
 
-    Errors: OSError where the kernel has no seccomp or an outer filter forbids it.
+    Raises: OSError if the kernel has no seccomp or an outer filter forbids it.
     """
     code = program(platform.machine(), os.getpid())
     filtered = _Program(len(code) // 8, code)
