@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmark import MAX_NEW_TOKENS, ROWS
 from data.samples import TASKS
-from errors import ColumnsError, GradingError, UsageError
+from errors import ColumnsError, GradingError
 from grading import accuracy_log
 from grading.grades_log import GradesLog
 from grading.inputs import PROBLEMS, find_problems
@@ -78,8 +78,8 @@ def evaluate(
     """
     from data.samples import require_columns, row_task
 
-    if grading.lenient and find_spec("math_verify") is None:
-        raise UsageError(f"--lenient needs a package: pip install {lenient.PACKAGE}")
+    if grading.lenient and find_spec(lenient.PACKAGE) is None:  # before hours of grading
+        raise ModuleNotFoundError(name=lenient.PACKAGE)
     require_columns(frame, COLUMNS)
     lengths = _lengths(frame)
     answers = FrameAnswers(frame, [row_task(i, name) for i, name in enumerate(frame["dataset"])])
