@@ -19,6 +19,7 @@ import entrypoint
 from errors import UsageError
 from ref_dsinfer import checkpoint, weight_files
 from ref_dsinfer.config import CONFIG_FILE, ModelConfig, read_config
+from ref_dsinfer.files import write_json
 from ref_dsinfer.keys import FP8_BLOCK, QUANTIZATION_CONFIG
 
 E4M3 = torch.float8_e4m3fn
@@ -98,11 +99,9 @@ def write_twin(source: Path, target: Path) -> None:
     config = read_config(source)
     config["quantization_config"] = QUANTIZATION_CONFIG
     checkpoint.copy_side_files(source, target)
-    checkpoint.write_json(target / CONFIG_FILE, config)
+    write_json(target / CONFIG_FILE, config)
     if len(files) > 1:
-        checkpoint.write_json(
-            target / weight_files.INDEX, {"metadata": {}, "weight_map": weight_map}
-        )
+        write_json(target / weight_files.INDEX, {"metadata": {}, "weight_map": weight_map})
 
 
 def _quantised(
