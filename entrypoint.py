@@ -97,7 +97,10 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _with_packages(main: Callable[[], None]) -> None:
-    """Run `main`; a package that is missing is a matter of the environment, not a fault of ours."""
+    """Run `main`; a missing package is a matter of the environment, not a fault of ours.
+
+    Nobody else catches this: an import of what is not installed comes up to here.
+    """
     try:
         main()
     except ModuleNotFoundError as error:
@@ -105,8 +108,8 @@ def _with_packages(main: Callable[[], None]) -> None:
         if package in OURS:
             raise
         raise LaunchError(
-            f"the Python package {package} is not installed: make and activate the environment"
-            " with: source setup.sh"
+            f"the Python package {package} is not installed: make and activate the backend's"
+            " environment with: source setup.sh --backend NAME"
         ) from error
 
 

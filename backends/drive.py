@@ -1,7 +1,6 @@
 """From one engine's streams to whole answers, every one of them checked."""
 
 import asyncio
-import json
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
@@ -9,7 +8,8 @@ from contextlib import aclosing, asynccontextmanager, contextmanager
 
 from backends.options import vocabulary_size
 from backends.types import Backend, Completion, Delta, Request
-from errors import EngineError, OutputError
+from errors import EngineError
+from ref_dsinfer.files import write_json
 
 log = logging.getLogger(__name__)
 
@@ -30,12 +30,7 @@ async def running(backend: Backend) -> AsyncIterator[None]:
     try:
         await backend.start()
         if log_file := backend.config.log:
-            path = log_file.with_suffix(".json")
-            told = json.dumps(dict(backend.effective()), indent=2)
-            try:
-                path.write_text(told + "\n")
-            except OSError as error:
-                raise OutputError(f"{path}: can't be written: {error.strerror}") from error
+            write_json(log_file.with_suffix(".json"), dict(backend.effective()))
         yield
     finally:
         try:

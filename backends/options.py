@@ -12,7 +12,7 @@ from backends import registry
 from backends.types import OPTIONS, BackendSpec, EngineConfig, Group, Option
 from benchmark import MAX_NEW_TOKENS, MODEL, REVISION
 from errors import LaunchError, LengthError, ModelError, UsageError
-from ref_dsinfer.lookalike import read_object
+from ref_dsinfer.config import CONFIG_FILE, read_config
 
 MANY_OPTIONS = 20  # of an engine: too many to name them all
 
@@ -180,13 +180,8 @@ def find_model(name: str, revision: str | None = None) -> str:
     if revision is None and name == MODEL:
         revision = REVISION
     fix = f"hf download {name}" + (f" --revision {revision}" if revision else "")
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise ModelError(
-            f"{name}: no such directory, and without huggingface_hub no cache to look into"
-            " (give a directory by --model)"
-        ) from error
+    from huggingface_hub import snapshot_download
+
     try:
         return str(snapshot_download(name, revision=revision, local_files_only=True))
     except (OSError, ValueError) as error:
@@ -202,8 +197,8 @@ def model_length(config: EngineConfig) -> int:
     Errors: ModelError where config.json is missing or says nothing; LengthError where more is asked
     for than the model has.
     """
-    path = Path(config.model) / "config.json"
-    length = read_object(path).get("max_position_embeddings")
+    path = Path(config.model) / CONFIG_FILE
+    length = read_config(config.model).get("max_position_embeddings")
     if length is None:
         raise ModelError(f"{path}: names no max_position_embeddings")
     if not isinstance(length, int) or length < 1:
@@ -221,10 +216,19 @@ def model_length(config: EngineConfig) -> int:
 def vocabulary_size(model: str) -> int | None:
     """How many token ids a model has, where its config.json says so."""
     try:
-        size = read_object(Path(model) / "config.json").get("vocab_size")
+        size = read_config(model).get("vocab_size")
     except ModelError:  # who loads it says why; servers need only its tokenizer
         return None
     return size if isinstance(size, int) else None
+
+
+def require_mtp(model: str) -> None:
+    """Refuse --speculative for a model without an MTP layer, before an engine loads for minutes.
+
+    Raises: ModelError.
+    """
+    if not read_config(model).get("num_nextn_predict_layers"):
+        raise ModelError(f"{model}/{CONFIG_FILE}: this model has no MTP layer for --speculative")
 
 
 def choose_backend(args: argparse.Namespace, torchrun: bool) -> tuple[BackendSpec, int]:

@@ -13,14 +13,14 @@ import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NoReturn
 
 from backends.children import Children
 from backends.drive import cancel
 from backends.endpoints import Endpoint, Endpoints
 from backends.http_client import Client, ExchangeError
-from backends.sglang_args import arguments, check_mtp, device_of, environment, processes
+from backends.options import require_mtp
+from backends.sglang_args import arguments, device_of, environment, processes
 from backends.sglang_server import SglangDialect
 from backends.types import Backend, Delta, EngineConfig, Request, Reuse
 from errors import EngineError
@@ -47,7 +47,7 @@ class SglangBackend(Backend):
         self._device = device_of(config.device)
         check_interfaces(on_gpu=self._device == "cuda" and processes(config) > 1)
         if config.speculative:
-            check_mtp(Path(config.model))
+            require_mtp(config.model)
         self._arguments = arguments(config, self._device)
         self._children: Children | None = None
         self._process: subprocess.Popen | None = None

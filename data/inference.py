@@ -17,6 +17,7 @@ from backends.options import add_engine_options, choose_backend, engine_config, 
 from backends.types import Backend, Completion, EngineConfig
 from data.workload import Workload, build, compare_tokenizers
 from errors import InputFileError
+from ref_dsinfer.files import write_json
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +111,7 @@ async def _answer(
     """Answer the rows that `earlier` lacks; every answer is journalled as it finishes."""
     from backends.drive import run_all, running
     from data.progress import Progress
-    from data.results import Journal, write_whole
+    from data.results import Journal
 
     done = {index for index, _ in earlier}
     requests = [
@@ -123,7 +124,7 @@ async def _answer(
         for index, completion in earlier:
             journal.add(index, completion)
         journal.path = journal.path.replace(journal_path)
-        write_whole(run_path, lambda path: path.write_text(json.dumps(inputs, indent=2) + "\n"))
+        write_json(run_path, inputs)
 
         def on_done(completion: Completion) -> None:
             journal.add(completion.request_id, completion)

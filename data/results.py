@@ -1,16 +1,16 @@
 """Answers out: a journal of them, and the results frame with its twin files."""
 
-import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backends.types import Completion
+from backends.types import FINISHES, Completion
 from data import pickles
 from data.jsonl import Lines, read_lines
 from data.prompts import Prompts
 from errors import OutputError
+from ref_dsinfer.files import write_whole
 
 if TYPE_CHECKING:
     import numpy as np
@@ -125,22 +125,6 @@ def twins(path: str | Path) -> list[Path]:
     return [path.with_name(path.name + suffix) for suffix in SUFFIXES]
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then put it in place in one step.
-
-    Errors: OutputError; `path` is then as it was.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        try:
-            write(temporary)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(f"{path}: can't be written: {error.strerror or error}") from error
-
-
 def check_writable(path: str | Path) -> None:
     """Make sure, before a long run, that results can be written to `path`.
 
@@ -168,7 +152,7 @@ def _journal_row(row: object) -> tuple[int, Completion]:
     numbers = [row[name] for name in ("sample_index", "request_id", "first_ns", "last_ns")]
     if not isinstance(ids, list) or not all(type(number) is int for number in [*ids, *numbers]):
         raise ValueError("not whole numbers")
-    if row["finish"] not in ("stop", "length"):
+    if row["finish"] not in FINISHES:
         raise ValueError("unknown finish")
     index = row.pop("sample_index")
     return index, Completion(**{**row, "token_ids": tuple(ids)})

@@ -29,7 +29,6 @@ class Sample:
 
     index: int  # row in the data set, from 0
     task: str  # canonical name, one of TASKS
-    question: str
     prompt_text: str  # instructions and question, before the chat template
     ground_truth: object  # as the data set holds it: text, a number, or a missing value
 
@@ -94,12 +93,10 @@ def samples(frame: "pd.DataFrame") -> list[Sample]:
     require_text(frame, TEXTS)
     require_unicode(frame, TEXTS)
     require_truths(frame)
-    tasks = [row_task(index, name) for index, name in enumerate(frame["dataset"])]
+    columns = (frame[name] for name in ("dataset", "text_input", "ground_truth"))
     return [
-        Sample(index, *row)
-        for index, row in enumerate(
-            zip(tasks, *(frame[column] for column in COLUMNS[1:]), strict=True)
-        )
+        Sample(index, row_task(index, dataset), text, truth)
+        for index, (dataset, text, truth) in enumerate(zip(*columns, strict=True))
     ]
 
 

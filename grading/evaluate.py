@@ -1,18 +1,16 @@
 """From answers to the accuracy figure: grade a results frame, total it, print and write it."""
 
 import contextlib
-import json
 import logging
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmark import MAX_NEW_TOKENS, ROWS
 from data.samples import TASKS
-from errors import ColumnsError, GradingError, UsageError
+from errors import ColumnsError, GradingError
 from grading import accuracy_log
 from grading.grades_log import GradesLog
 from grading.inputs import PROBLEMS, find_problems
@@ -33,6 +31,7 @@ from grading.sandbox.types import SandboxError, TimeLimit
 from grading.tasks import Answer, Grade, lenient
 from grading.tasks.livecodebench import Problems
 from grading.tasks.worker import Worker
+from ref_dsinfer.files import write_json, write_text
 from terminal import quoted
 
 if TYPE_CHECKING:
@@ -78,8 +77,8 @@ def evaluate(
     """
     from data.samples import require_columns, row_task
 
-    if grading.lenient and find_spec("math_verify") is None:
-        raise UsageError(f"--lenient needs a package: pip install {lenient.PACKAGE}")
+    if grading.lenient and find_spec(lenient.PACKAGE) is None:  # before hours of grading
+        raise ModuleNotFoundError(name=lenient.PACKAGE)
     require_columns(frame, COLUMNS)
     lengths = _lengths(frame)
     answers = FrameAnswers(frame, [row_task(i, name) for i, name in enumerate(frame["dataset"])])
@@ -154,7 +153,7 @@ def report(
 
     Errors: OutputError.
     """
-    from data.results import write_frame, write_whole
+    from data.results import write_frame
 
     lines = [evaluation.result_line]
     if not evaluation.whole:
@@ -170,11 +169,10 @@ def report(
         "grader": grader_version(),
     }
     paths = write_frame(evaluation.frame, output)
-    _, *companies = companions(output)
-    for path, content in zip(companies, (json.dumps(told, indent=2) + "\n", text), strict=True):
-        write_whole(path, partial(_write_text, content))
-        paths.append(path)
-    for path in paths:
+    _, report_path, figure_path = companions(output)
+    write_json(report_path, told)
+    write_text(figure_path, text)
+    for path in (*paths, report_path, figure_path):
         log.info("wrote %s", path)
     print(evaluation.result_line)
     print(evaluation.table())
@@ -215,10 +213,6 @@ def beside(output: Path, ending: str) -> Path:
 
     stem = twins(output)[0].stem.removesuffix(GRADED)
     return output.with_name(stem + ending)
-
-
-def _write_text(content: str, path: Path) -> None:
-    path.write_text(content, encoding="utf-8")
 
 
 def _grades(

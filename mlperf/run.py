@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import json
 import logging
 import time
 from dataclasses import asdict
@@ -18,6 +17,7 @@ from grading.cli import add_grading_options, grading
 from grading.evaluate import LOG_ENDING, REPORT_ENDING, evaluate_and_report
 from grading.inputs import PROBLEMS, find_problems
 from mlperf import report, settings
+from ref_dsinfer.files import write_json
 
 if TYPE_CHECKING:
     from data.workload import Workload
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace, torchrun: bool = False) -> None:
     Errors: any UserError. All that the inputs can get wrong is raised on every rank alike, before
     the engine starts; LoadGenError where a run that could have been submitted ends as invalid.
     """
-    from data.results import check_writable, read_journal, results_frame, write_frame, write_whole
+    from data.results import check_writable, read_journal, results_frame, write_frame
     from data.workload import build
 
     spec, world = choose_backend(args, torchrun)
@@ -122,8 +122,7 @@ def run(args: argparse.Namespace, torchrun: bool = False) -> None:
     ]
     outcome = report.Outcome(args.mode, args.accuracy, folder, figures, reasons, detail, reuse)
     record = report.record(outcome) | {"backend": spec.name, "engine": asdict(config)}
-    told = json.dumps(record, indent=2, default=str)  # paths as text
-    write_whole(folder / RECORD, lambda path: path.write_text(told + "\n"))
+    write_json(folder / RECORD, record, default=str)  # paths as text
     print(report.table(outcome))
     if args.accuracy:
         evaluation.require_all()

@@ -10,7 +10,6 @@ its weights whole; those of a converted model lie in the files of all ranks.
 
 import contextlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
@@ -24,6 +23,7 @@ from torch import Tensor, cat, uint8
 from errors import CheckpointError, OutputError
 from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.deepseek_names import hugging_face_name
+from ref_dsinfer.files import write_whole
 from ref_dsinfer.keys import QUANTIZATION_CONFIG
 from ref_dsinfer.weight_files import RANK_FILE, locate, opened
 
@@ -210,8 +210,7 @@ def read(pieces: Iterable[Piece]) -> Iterator[tuple[str, Tensor]]:
 def write(path: Path, entries: Iterable[Entry], tensors: Iterable[tuple[str, Tensor]]) -> None:
     """Write a safetensors file from tensors that come one by one, in any order.
 
-    The library's own writer wants all of them in memory at once. The file appears under its name
-    only when it is complete. Errors: OutputError if it can't be written.
+    The library's own writer wants all of them in memory at once. Raises: OutputError.
     """
     header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -225,9 +224,9 @@ def write(path: Path, entries: Iterable[Entry], tensors: Iterable[tuple[str, Ten
         }
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def fill(partial: Path) -> None:
+        partial.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
             for name, tensor in tensors:
@@ -237,14 +236,8 @@ def write(path: Path, entries: Iterable[Entry], tensors: Iterable[tuple[str, Ten
                     raise CheckpointError(f"{name} is {data.nbytes} bytes, not {end - start}")
                 file.seek(8 + len(text) + start)
                 file.write(data.data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise OutputError(f"{path} can't be written: {error.strerror}") from error
-    finally:
-        with contextlib.suppress(OSError):  # it may be gone, or never have been
-            partial.unlink()
+
+    write_whole(path, fill)
 
 
 def _product(shape: tuple[int, ...]) -> int:
@@ -252,16 +245,6 @@ def _product(shape: tuple[int, ...]) -> int:
     for size in shape:
         total *= size
     return total
-
-
-def write_json(path: Path, value: dict) -> None:
-    """Write a JSON file as a whole or not at all. Errors: OutputError."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise OutputError(f"{path} can't be written: {error.strerror}") from error
 
 
 def copy_side_files(source: Path, target: Path) -> None:
@@ -275,4 +258,4 @@ def copy_side_files(source: Path, target: Path) -> None:
             if file.is_file() and source.resolve() != target.resolve():
                 shutil.copyfile(file, target / file.name)
     except OSError as error:
-        raise OutputError(f"{target} can't be written: {error.strerror}") from error
+        raise OutputError(f"{target}: can't be written: {error.strerror}") from error

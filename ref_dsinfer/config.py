@@ -15,6 +15,7 @@ from ref_dsinfer.lookalike import HEAD, JSON, read_object, what_it_is
 
 log = logging.getLogger(__name__)
 
+CONFIG_FILE = "config.json"
 ARCHITECTURE = "DeepseekV3ForCausalLM"
 MANY = 8  # keys: too many to name them all
 
@@ -104,10 +105,8 @@ class ModelConfig:
         Errors: ModelError if it is missing, unreadable, of another architecture, or inconsistent,
         or where a key has a value that can't be honoured.
         """
-        path = model_dir / "config.json"
-        if not path.is_file():
-            raise ModelError(f"{path} does not exist: {_what_to_name(model_dir)}")
-        raw = read_object(path)
+        raw = read_config(model_dir)
+        path = model_dir / CONFIG_FILE
         architectures = raw.get("architectures")
         if not isinstance(architectures, list) or ARCHITECTURE not in architectures:
             raise ModelError(f"{path} {_what_it_describes(path, raw)}, not {ARCHITECTURE}")
@@ -121,6 +120,17 @@ class ModelConfig:
             names = ", ".join(map(short, unknown[:MANY])) + (", …" if len(unknown) > MANY else "")
             log.warning("%s: keys that mean nothing to this engine: %s", path, names)
         return config
+
+
+def read_config(model_dir: str | Path) -> dict[str, Any]:
+    """A model directory's config.json as it stands, of any architecture.
+
+    Raises: ModelError where there is none, or it is not a JSON object.
+    """
+    path = Path(model_dir) / CONFIG_FILE
+    if not path.is_file():
+        raise ModelError(f"{path} does not exist: {_what_to_name(path.parent)}")
+    return read_object(path)
 
 
 def _what_to_name(model_dir: Path) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 TASKS = ("math500", "aime")
 TAIL = 4000  # characters at the end of a text in which the answer is looked for
-PACKAGE = "math-verify"
+PACKAGE = "math_verify"
 
 
 def handler() -> Callable[[dict[str, Any]], dict[str, Any]]:

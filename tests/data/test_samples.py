@@ -53,8 +53,8 @@ def test_every_kind_gives_the_same_samples(tmp_path, suffix):
     frame = read_frame(_write(_frame(), tmp_path / f"a{suffix}"))
     number = "7" if suffix == ".parquet" else 7
     assert samples(frame) == [
-        Sample(0, "gpqa", "q", "What?", "042"),
-        Sample(1, "math500", "r", "Über 中文", number),
+        Sample(0, "gpqa", "What?", "042"),
+        Sample(1, "math500", "Über 中文", number),
     ]
     assert [list(ids) for ids in frame["tok_input"]] == [[1, 2], [3]]
 
