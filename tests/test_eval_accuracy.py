@@ -334,7 +334,7 @@ def test_without_a_sandbox_the_end_is_an_error_after_all_is_written(a_run):
 import eval_accuracy
 from grading.sandbox import levels
 import entrypoint
-levels.find = lambda *_: levels.Found(None, "nothing holds here")  # as on an old machine
+levels.find = lambda *_: levels.ProbeResult(None, "nothing holds here")  # as on an old machine
 entrypoint.run(eval_accuracy.main)
 """
     done = subprocess.run(

@@ -234,11 +234,11 @@ def _run(
     """What is wrong with a program's answer to one test, if anything is. Raises: Ended."""
     on_files = mode == "fixed-stdio" and problem.function is None
     if on_files:
-        process.give(test.input.encode(errors="surrogatepass"))
+        process.set_input(test.input.encode(errors="surrogatepass"))
     else:
-        process.forget_printed()
+        process.clear_output()
     reply = process.exchange({"input": "" if on_files else test.input}, seconds)
-    printed = process.printed() if on_files else None
+    printed = process.output() if on_files else None
     return comparer.compare(reply, printed, test, problem)
 
 

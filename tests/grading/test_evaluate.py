@@ -164,13 +164,13 @@ def test_what_is_too_slow_is_wrong_and_said(monkeypatch, tmp_path):
     evaluation = _run(tmp_path, frame)
     assert (evaluation.total.timeouts, evaluation.total.right) == (2, 3)
     assert evaluation.frame["grading_status"].tolist()[-2:] == ["timeout"] * 2
-    assert evaluation.frame["grading_detail"].tolist()[-1] == "no answer within 0.5 s"
+    assert evaluation.frame["grading_detail"].tolist()[-1] == "no reply within 0.5 s"
     evaluation.require_all()
 
 
 def test_without_a_sandbox_no_formula_is_judged(monkeypatch, tmp_path, capsys):
     with monkeypatch.context() as elsewhere:
-        elsewhere.setattr(levels, "find", lambda *_: levels.Found(None, "nothing holds here"))
+        elsewhere.setattr(levels, "find", lambda *_: levels.ProbeResult(None, "nothing holds here"))
         evaluation = _run(tmp_path)
     statuses = ["ok", "ok", "not_graded", "no_answer", "wrong"]
     assert evaluation.frame["grading_status"].tolist() == statuses

@@ -127,9 +127,9 @@ def _loaded(process, code, function):
 def test_a_program_that_prints_too_much_does_not_fill_the_memory(sandbox):
     with sandbox.start("grading.tasks.program", Limits(file=1 << 20)) as process:
         _loaded(process, "while True: print('y' * 1000)", None)
-        process.give(b"")
+        process.set_input(b"")
         assert process.ask({"input": ""}, 10)["ok"] is False
-        assert len(process.printed()) <= 1 << 20
+        assert len(process.output()) <= 1 << 20
 
 
 @pytest.mark.parametrize(
