@@ -14,7 +14,7 @@ from errors import ColumnsError, GradingError
 from grading import accuracy_log
 from grading.grades_log import GradesLog
 from grading.inputs import PROBLEMS, find_problems
-from grading.metrics import Evaluation, Fence, Totals
+from grading.metrics import Evaluation, SandboxInfo, Totals
 from grading.pool import (
     MATH_LIMIT_S,
     MATH_LIMITS,
@@ -94,7 +94,7 @@ def evaluate(
                     fenced.prepare(module)
         grades = _grades(answers, store, fenced, grading, log_path)
         opinions = dict(_opinions(answers, fenced, grading)) if grading.lenient else None
-        fence = Fence(fenced.level, fenced.reason, fenced.canaries)
+        sandbox_info = SandboxInfo(fenced.level, fenced.reason, fenced.canaries)
     graded = _with_grades(frame, grades, opinions)
     rows = _rows(graded, answers.tasks, lengths)
     present = [task for task in TASKS if task in answers.tasks]
@@ -103,7 +103,7 @@ def evaluate(
         graded,
         tasks,
         _totals("all", rows.assign(lenient=float("nan"))),
-        fence,
+        sandbox_info,
         expected,
         grading.rules.unofficial if store else "",
     )
@@ -176,7 +176,7 @@ def report(
         log.info("wrote %s", path)
     print(evaluation.result_line)
     print(evaluation.table())
-    print(evaluation.fence)
+    print(evaluation.sandbox)
     print(evaluation.verdict)
 
 
@@ -228,8 +228,8 @@ def _grades(
     with contextlib.ExitStack() as stack:
         kept_log = stack.enter_context(GradesLog(log_path, grading.fresh)) if log_path else None
         for row, key in enumerate(keys):
-            if kept_log and key in kept_log.kept:
-                grades[row] = replace(kept_log.kept[key], sample_index=row)
+            if kept_log and key in kept_log.earlier:
+                grades[row] = replace(kept_log.earlier[key], sample_index=row)
         if grades:
             log.info("%d of %d rows are graded already (--fresh: anew)", len(grades), len(keys))
         left = sorted(

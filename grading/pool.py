@@ -66,7 +66,7 @@ class MathWorker:
 
     def judge(self, given: str, truth: str) -> Verdict:
         """Errors: TimeLimit, SandboxError; see `Worker`."""
-        reply = self._worker.ask({"given": given, "truth": truth}, MATH_LIMIT_S)
+        reply = self._worker.ask({"answer": given, "truth": truth}, MATH_LIMIT_S)
         return Verdict(reply.get("right") is True, str(reply.get("rule")))
 
     def forms(self, formula: str) -> dict[str, str]:

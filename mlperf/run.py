@@ -13,7 +13,7 @@ from backends.options import add_engine_options, choose_backend, engine_config
 from backends.types import Backend, Reuse
 from data.inference import add_data_options
 from errors import GradingError, LoadGenError, UsageError
-from grading.cli import add_grading_options, grading
+from grading.cli import add_grading_options, grading_options
 from grading.evaluate import LOG_ENDING, REPORT_ENDING, evaluate_and_report
 from grading.inputs import PROBLEMS, find_problems
 from mlperf import report, settings
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace, torchrun: bool = False) -> None:
     folder = args.output_dir / args.mode / ("accuracy" if args.accuracy else "performance")
     check_writable(folder)
     settings.refuse_audit()
-    how = grading(args)
+    how = grading_options(args)
     mode = settings.MODES[args.mode]
     test_settings = settings.test_settings(args)
     config = engine_config(

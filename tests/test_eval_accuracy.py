@@ -248,7 +248,7 @@ def test_fewer_rows_are_stamped_and_more_refused(a_run):
     read_frame(results).drop(index=[2, 3]).to_pickle(a_run / "few.pkl")
     done = run("--input-file", a_run / "few.pkl")
     assert done.returncode == 13
-    assert "no answer to samples 2, 3, but to later ones" in done.stderr
+    assert "no answers to samples 2, 3, but answers to later ones" in done.stderr
 
 
 def test_ids_of_eight_bytes_are_graded_and_said(a_run, model_dir):
@@ -262,12 +262,12 @@ def test_ids_of_eight_bytes_are_graded_and_said(a_run, model_dir):
     done = run(*given)
     assert done.returncode == 0, done.stderr
     assert f"'exact_match': {EXACT_MATCH}" in done.stdout
-    assert "ids have eight bytes" in done.stderr
+    assert "ids have 8 bytes" in done.stderr
     entries[0]["data"] = struct.pack("<3f", 1, 2, 3).hex()
     log.write_text(json.dumps(entries))
     done = run(*given)
     assert done.returncode == 13
-    assert "sample 0 holds numbers that are no token ids" in done.stderr
+    assert "sample 0 are not token ids" in done.stderr
 
 
 def test_another_tokenizer_is_noticed(a_run, model_dir):
@@ -278,7 +278,7 @@ def test_another_tokenizer_is_noticed(a_run, model_dir):
     given = ("--dataset-file", a_run / "data.pkl", "--tokenizer", model_dir)
     done = run("--input-file", log, *given)
     assert done.returncode == 0, done.stderr
-    assert "1 ids are beyond the tokenizer's 258" in done.stderr
+    assert "1 token ids are outside the tokenizer's vocabulary of 258" in done.stderr
 
 
 def test_one_row_is_explained_and_nothing_written(a_run):
@@ -300,7 +300,7 @@ def test_two_gradings_are_compared(a_run):
     done = run("--input-file", a_run / "one.pkl", "--compare", a_run / "other_evaluated.parquet")
     assert done.returncode == 0, done.stderr
     first, second, row = done.stdout.splitlines()
-    assert first == "rows 7, both right 5, neither 1, the first alone 0, the second alone 1"
+    assert first == "rows 7, both right 5, neither 1, only the first 0, only the second 1"
     assert second.endswith("p = 1")
     assert row.startswith("row 5, livecodebench: ")
     assert sorted(a_run.iterdir()) == before

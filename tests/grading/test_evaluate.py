@@ -136,7 +136,7 @@ def test_a_run_is_reported_with_the_hash_of_its_log(tmp_path, capsys):
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == evaluation.result_line
     assert printed[1:-2] == evaluation.table().splitlines()
-    assert printed[-2:] == [str(evaluation.fence), evaluation.verdict]
+    assert printed[-2:] == [str(evaluation.sandbox), evaluation.verdict]
     pickled, parquet = (
         read_frame(tmp_path / f"results_evaluated{suffix}") for suffix in (".pkl", ".parquet")
     )
@@ -146,7 +146,7 @@ def test_a_run_is_reported_with_the_hash_of_its_log(tmp_path, capsys):
     assert told["exact_match"] == 60.0
     assert told["tasks"]["aime"]["right"] == 1
     assert told["input"]["sha256"] == digest
-    assert told["sandbox"]["level"] == evaluation.fence.level
+    assert told["sandbox"]["level"] == evaluation.sandbox.level
     assert told["livecodebench"]["mode"] == "reference"
 
 
@@ -175,7 +175,7 @@ def test_without_a_sandbox_no_formula_is_judged(monkeypatch, tmp_path, capsys):
     statuses = ["ok", "ok", "not_graded", "no_answer", "wrong"]
     assert evaluation.frame["grading_status"].tolist() == statuses
     assert "NOT A RESULT: 1 of 5 rows" in (tmp_path / "accuracy.txt").read_text()
-    assert "sandbox: none holds: nothing holds here\n" in capsys.readouterr().out
+    assert "sandbox: no level holds: nothing holds here\n" in capsys.readouterr().out
     with pytest.raises(GradingError, match="there is no sandbox: nothing holds here"):
         evaluation.require_all()
     assert _run(tmp_path).frame["grading_status"].tolist()[2] == "ok"  # tried again

@@ -100,7 +100,7 @@ def test_without_all_nothing_holds():
     level, reason, _ = _find(landlock=False, namespaces=False, path="/bin/nowhere")
     assert level is None
     assert all(f"{name}: " in reason for name in ("full", "kernel", "bwrap"))
-    assert "bubblewrap is not installed" in reason
+    assert "bubblewrap (the command bwrap) is not installed" in reason
 
 
 def test_a_container_is_believed_and_told_what_is_open():
@@ -115,15 +115,15 @@ def test_none_is_loud(caplog):
     with Sandbox("none") as sandbox:
         assert sandbox.level == "none"
         assert sandbox.canaries["reading a file outside"] == "open"
-    assert "UNCONFINED" in caplog.text
+    assert "NO SANDBOX" in caplog.text
 
 
 def test_nothing_starts_where_nothing_holds(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     with Sandbox("bwrap") as sandbox:
         assert sandbox.level is None
-        assert sandbox.reason == "bwrap: bubblewrap is not installed"
-        with pytest.raises(SandboxError, match="no sandbox: bwrap: bubblewrap is not installed"):
+        assert sandbox.reason == "bwrap: bubblewrap (the command bwrap) is not installed"
+        with pytest.raises(SandboxError, match="no sandbox level holds: bwrap: bubblewrap"):
             sandbox.start("grading.tasks.program", Limits())
 
 

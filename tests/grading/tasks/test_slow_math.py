@@ -29,7 +29,7 @@ def _check(sandbox, given, truth, public, limit):
     with sandbox.start("grading.tasks.math500", Limits(memory=MEMORY)) as process:
         began = time.monotonic()
         try:
-            reply = process.ask({"given": given, "truth": truth}, limit)
+            reply = process.ask({"answer": given, "truth": truth}, limit)
         except TimeLimit:
             reply = {"error": "time limit"}
         except Ended as error:
@@ -76,5 +76,5 @@ def test_some_of_them_end_at_once(row, sandbox):
 
 def test_a_process_serves_on_after_what_fills_its_memory(sandbox):
     with sandbox.start("grading.tasks.math500", Limits(memory=MEMORY)) as process:
-        assert "memory" in process.ask({"given": "[0]*(10**10)", "truth": "x"}, LIMIT_S)["error"]
-        assert process.ask({"given": "x+1", "truth": "1+x"}, LIMIT_S)["right"] is True
+        assert "memory" in process.ask({"answer": "[0]*(10**10)", "truth": "x"}, LIMIT_S)["error"]
+        assert process.ask({"answer": "x+1", "truth": "1+x"}, LIMIT_S)["right"] is True

@@ -116,7 +116,7 @@ class _Worker:
             self._process = self._sandbox.start("grading.tasks.math500", Limits(memory=1 << 30))
         began = time.monotonic()
         try:
-            reply = self._process.ask({"given": given_text, "truth": truth}, MATH_LIMIT_S)
+            reply = self._process.ask({"answer": given_text, "truth": truth}, MATH_LIMIT_S)
         except TimeLimit:
             self.close()
         except Ended as error:
