@@ -32,8 +32,9 @@ HEAVY_AT_IMPORT = {
     "backends/sglang_args.py": {"sglang", "torch", "psutil"},
     "backends/sglang_server.py": {"msgspec"},
 }
-# Commands inside a package, which people look for beside what they try by hand: scripts, to imports
-COMMANDS = {"ref_dsinfer/generate.py"}  # makes its prompts as all runs do, by data.prompts
+# Entry scripts that lie in a package, so they may import what a script may. `generate` tries the
+# engine by hand, and makes its prompts by data.prompts as every other run does.
+COMMANDS = {"ref_dsinfer/generate.py"}
 STANDARD = sys.stdlib_module_names
 # these make the bundled model and data, and are nobody's import
 TOOLS = ROOT / "data" / "tiny"

@@ -8,7 +8,6 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-TASKS = ("math500", "aime")
 TAIL = 4000  # characters at the end of a text in which the answer is looked for
 PACKAGE = "math_verify"
 
