@@ -21,13 +21,13 @@ from backends.options import refuse_unknown
 from backends.types import NO_REUSE, Backend, Delta, EngineConfig, Request, Reuse
 from errors import EngineError, LaunchError, UsageError, UserError
 from ref_dsinfer.engine import Engine
+from ref_dsinfer.options import EngineOptions
 from ref_dsinfer.parallel import Place
-from ref_dsinfer.scheduler import STEP_TOKENS
 from ref_dsinfer.sequence import Output
 
 log = logging.getLogger(__name__)
 
-MAX_RUNNING = 64  # sequences, where none is asked for
+COUNTS = ("threads", "cache_tokens", "step_tokens")  # what --engine-arg takes, beside graphs
 
 
 @dataclass(frozen=True)
@@ -45,27 +45,33 @@ class Stop:
 Command = Request | Abort | Stop
 
 
-@dataclass(frozen=True)
-class Options:
-    """What this engine takes from `--engine-arg`."""
+def engine_options(config: EngineConfig) -> EngineOptions:
+    """`ref_dsinfer`'s options, from those that all engines share and from `--engine-arg`.
 
-    threads: int | None = None  # of this process, on CPU; None: its share of the cores
-    cache_tokens: int | None = None  # in all caches; None: as many as the free memory holds
-    step_tokens: int = STEP_TOKENS  # in one step at most
-    graphs: bool = True  # on a GPU, decode in CUDA graphs; as a number, 0 or 1
-
-    @classmethod
-    def parse(cls, config: EngineConfig) -> "Options":
-        """Read the options by name. Errors: UsageError, with the nearest name known."""
-        refuse_unknown("pytorch", config.options, cls.__dataclass_fields__)
-        graphs = config.options.get("graphs", "1")
-        if graphs not in ("0", "1"):
-            raise UsageError(f"engine option graphs={graphs}: it must be 0 or 1")
-        numbers = {name: text for name, text in config.options.items() if name != "graphs"}
-        for name, text in numbers.items():
-            if not text.isdecimal() or int(text) < 1:
-                raise UsageError(f"engine option {name}={text}: it must be 1 or more")
-        return cls(graphs=graphs == "1", **{name: int(text) for name, text in numbers.items()})
+    Raises: UsageError, for an unknown name with the nearest known one.
+    """
+    refuse_unknown("pytorch", config.options, (*COUNTS, "graphs"))
+    own: dict[str, Any] = {}
+    for name, text in config.options.items():
+        if name == "graphs":
+            if text not in ("0", "1"):
+                raise UsageError(f"engine option graphs={text}: it must be 0 or 1")
+            own[name] = text == "1"
+        elif text.isdecimal() and int(text) > 0:
+            own[name] = int(text)
+        else:
+            raise UsageError(f"engine option {name}={text}: it must be 1 or more")
+    return EngineOptions(
+        device=config.device,
+        dtype=config.dtype,
+        attention=config.attention,
+        max_model_len=config.max_model_len,
+        max_running=config.max_running or EngineOptions.max_running,
+        seed=config.seed,
+        gemm=config.gemm or EngineOptions.gemm,
+        speculative=config.speculative,
+        **own,
+    )
 
 
 class PyTorchBackend(Backend):
@@ -77,7 +83,7 @@ class PyTorchBackend(Backend):
 
     def __init__(self, config: EngineConfig) -> None:
         super().__init__(config)
-        self._options = Options.parse(config)
+        self._options = engine_options(config)
         self._place = Place.from_environment()
         if config.tensor_parallel != self._place.world:
             raise LaunchError(
@@ -115,15 +121,11 @@ class PyTorchBackend(Backend):
         assert self._engine
         pools = self._engine.scheduler.pools
         return {
+            **asdict(self._options),
             "processes": self._place.world,
             "device": str(self._engine.ranks.device),
             "dtype": self._engine.dtype,
-            "attention": self.config.attention,
-            "gemm": self.config.gemm or "bf16",
             "max_model_len": self._engine.max_model_len,
-            "max_running": self._engine.scheduler.max_running,
-            "speculative": self.config.speculative,
-            **asdict(self._options),
             "cache_tokens": sum(pool.blocks * pool.block_size for pool in pools),
         }
 
@@ -173,22 +175,7 @@ class PyTorchBackend(Backend):
             torch.cuda.empty_cache()
 
     def _load(self) -> Engine:
-        config = self.config
-        return Engine(
-            config.model,
-            device=config.device,
-            dtype=config.dtype,
-            attention=config.attention,
-            max_model_len=config.max_model_len,
-            max_running=config.max_running or MAX_RUNNING,
-            seed=config.seed,
-            threads=self._options.threads,
-            cache_tokens=self._options.cache_tokens,
-            step_tokens=self._options.step_tokens,
-            gemm=config.gemm or "bf16",
-            graphs=self._options.graphs,
-            speculative=config.speculative,
-        )
+        return Engine(self.config.model, self._options)
 
     def _lead(self, loop: asyncio.AbstractEventLoop, ready: "asyncio.Future[Engine]") -> None:
         """The engine thread of rank 0."""

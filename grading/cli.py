@@ -19,9 +19,9 @@ from grading.evaluate import (
     start_sandbox,
 )
 from grading.inputs import find_problems, read_results
-from grading.pool import Rules
 from grading.sandbox.levels import LEVELS
 from grading.tasks.livecodebench import TIME_LIMIT_S, Mode
+from grading.tasks.table import Rules
 
 
 def add_grading_options(parser: argparse.ArgumentParser) -> None:

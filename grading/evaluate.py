@@ -9,27 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmark import MAX_NEW_TOKENS, ROWS
-from data.samples import TASKS
 from errors import ColumnsError, GradingError
 from grading import accuracy_log
 from grading.grades_log import GradesLog
 from grading.inputs import PROBLEMS, find_problems
 from grading.metrics import Evaluation, SandboxInfo, Totals
-from grading.pool import (
-    MATH_LIMIT_S,
-    MATH_LIMITS,
-    SERVED,
-    Rules,
-    Turn,
-    content_hash,
-    each,
-    grade_all,
-    grader_version,
-)
+from grading.pool import content_hash, each, grade_all, grader_version
 from grading.sandbox.sandbox import Sandbox
 from grading.sandbox.types import SandboxError, TimeLimit
 from grading.tasks import Answer, Grade, lenient
 from grading.tasks.livecodebench import Problems
+from grading.tasks.table import MATH_LIMIT_S, MATH_LIMITS, TASKS, Context, Rules, Turn
 from grading.tasks.worker import Worker
 from ref_dsinfer.files import write_json, write_text
 from terminal import quoted
@@ -83,21 +73,20 @@ def evaluate(
     lengths = _lengths(frame)
     answers = FrameAnswers(frame, [row_task(i, name) for i, name in enumerate(frame["dataset"])])
     store = None
-    if "livecodebench" in answers.tasks:
+    present = [task for task in TASKS if task in answers.tasks]
+    if any(TASKS[task].needs_problems for task in present):
         if problems is None:
             raise GradingError(f"no {PROBLEMS} was found: name it with --livecodebench-file")
         store = Problems(problems)
     with sandbox or start_sandbox(grading) as fenced:
-        for task, modules in SERVED.items():
-            if task in answers.tasks:
-                for module in modules:
-                    fenced.prepare(module)
+        for task in present:
+            for module in TASKS[task].modules:
+                fenced.prepare(module)
         grades = _grades(answers, store, fenced, grading, log_path)
         opinions = dict(_opinions(answers, fenced, grading)) if grading.lenient else None
         sandbox_info = SandboxInfo(fenced.level, fenced.reason, fenced.canaries)
     graded = _with_grades(frame, grades, opinions)
     rows = _rows(graded, answers.tasks, lengths)
-    present = [task for task in TASKS if task in answers.tasks]
     tasks = [_totals(task, rows[rows["task"] == task]) for task in present]
     return Evaluation(
         graded,
@@ -115,7 +104,7 @@ def start_sandbox(grading: Grading) -> Sandbox:
     What tests programs is made ready beside it, since that costs little; the rest on demand.
     """
     sandbox = Sandbox(grading.sandbox)
-    sandbox.prepare(SERVED["livecodebench"][0])
+    sandbox.prepare(TASKS["livecodebench"].modules[0])
     return sandbox
 
 
@@ -223,7 +212,8 @@ def _grades(
     log_path: Path | None,
 ) -> list[Grade]:
     """The grade of every row; programs first, since they take longest."""
-    keys = [content_hash(answers[row], problems, grading.rules) for row in range(len(answers))]
+    context = Context(problems, sandbox, grading.rules)
+    keys = [content_hash(answers[row], context) for row in range(len(answers))]
     grades: dict[int, Grade] = {}
     with contextlib.ExitStack() as stack:
         kept_log = stack.enter_context(GradesLog(log_path, grading.fresh)) if log_path else None
@@ -234,9 +224,9 @@ def _grades(
             log.info("%d of %d rows are graded already (--fresh: anew)", len(grades), len(keys))
         left = sorted(
             (row for row in range(len(keys)) if row not in grades),
-            key=lambda row: answers.tasks[row] != "livecodebench",
+            key=lambda row: not TASKS[answers.tasks[row]].needs_problems,
         )
-        found = grade_all(answers, problems, sandbox, grading.rules, grading.workers, left)
+        found = grade_all(answers, context, grading.workers, left)
         for grade in _shown(found, [answers.tasks[row] for row in left], answers.tasks):
             grades[grade.sample_index] = grade
             if kept_log:
@@ -278,7 +268,7 @@ def _opinions(
         except (TimeLimit, SandboxError):
             return row, None
 
-    rows = [row for row, task in enumerate(answers.tasks) if task in lenient.TASKS]
+    rows = [row for row, task in enumerate(answers.tasks) if TASKS[task].lenient]
     module = lenient.__name__
     return each(ask, rows, sandbox, lambda: Worker(sandbox, module, MATH_LIMITS), grading.workers)
 

@@ -7,107 +7,24 @@ that can't be had is said to be ungraded; both concern that row alone.
 import hashlib
 import os
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Protocol, TypeVar
 
 from errors import GradingError
-from grading.sandbox.inside.limits import Limits
 from grading.sandbox.sandbox import Sandbox
 from grading.sandbox.types import SandboxError, TimeLimit
-from grading.tasks import Answer, Grade, Status, Verdict, aime, choice, livecodebench, math500
-from grading.tasks.worker import Worker
+from grading.tasks import Answer, Grade, Status, Verdict
+from grading.tasks.table import TASKS, Context, Judges, Turn
 
-MATH_LIMIT_S = 5.0  # the slowest realistic pair of 844 took 0.12 s
-MATH_LIMITS = Limits(memory=1 << 30)
-# Tasks whose answers are judged by confined processes, and the modules these serve
-SERVED = {
-    "livecodebench": ("grading.tasks.program", "grading.tasks.outputs"),
-    "math500": ("grading.tasks.math500",),
-}
 _AHEAD = 1  # answers begun beyond those that have a worker
 _LIBRARIES = ("sympy", "pylatexenc", "mpmath")  # that the rules are built on
 
 S = TypeVar("S")
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Rules:
-    """What may be chosen about grading."""
-
-    code_limit: float = livecodebench.TIME_LIMIT_S  # seconds a program may load, and take a test
-    mode: livecodebench.Mode = "reference"  # how a program's standard input is made
-
-    @property
-    def unofficial(self) -> str:
-        """The options by which these are not the official rules; "" where they are."""
-        limit = f"--time-limit {self.code_limit:g}"
-        return " ".join(
-            option
-            for option, changed in (
-                (f"--lcb-mode {self.mode}", self.mode != "reference"),
-                (limit, self.code_limit != livecodebench.TIME_LIMIT_S),
-            )
-            if changed
-        )
-
-
-class MathWorker:
-    """Compares formulas in a confined process."""
-
-    def __init__(self, sandbox: Sandbox) -> None:
-        self._worker = Worker(sandbox, "grading.tasks.math500", MATH_LIMITS)
-
-    def judge(self, given: str, truth: str) -> Verdict:
-        """Errors: TimeLimit, SandboxError; see `Worker`."""
-        reply = self._worker.ask({"answer": given, "truth": truth}, MATH_LIMIT_S)
-        return Verdict(reply.get("right") is True, str(reply.get("rule")))
-
-    def forms(self, formula: str) -> dict[str, str]:
-        """A formula's spellings that are compared, by whose they are. Errors: as of `judge`."""
-        return self._worker.ask({"forms": formula}, MATH_LIMIT_S)
-
-    def close(self) -> None:
-        """Kill the process, if there is one."""
-        self._worker.close()
-
-
-class Judges:
-    """The confined processes that compare answers; each is there from when it is needed first."""
-
-    def __init__(self, sandbox: Sandbox) -> None:
-        self.formulas = MathWorker(sandbox)
-        self.outputs = livecodebench.Comparer(sandbox)
-
-    def close(self) -> None:
-        """Kill the processes that there are."""
-        self.formulas.close()
-        self.outputs.close()
-
-
-class Turn:
-    """One of the workers, once one is free, for as long as this is entered."""
-
-    def __init__(self, free: SimpleQueue[Any]) -> None:
-        self.waited = 0.0  # seconds
-        self._free = free
-
-    @contextmanager
-    def taken(self) -> Iterator[Any]:
-        """The worker."""
-        began = time.perf_counter()
-        worker = self._free.get()
-        self.waited += time.perf_counter() - began
-        try:
-            yield worker
-        finally:
-            self._free.put(worker)
 
 
 class Answers(Protocol):
@@ -120,25 +37,22 @@ class Answers(Protocol):
 
 def grade_all(
     answers: Answers,
-    problems: livecodebench.Problems | None,
-    sandbox: Sandbox,
-    rules: Rules = Rules(),
+    context: Context,
     workers: int | None = None,
     rows: Sequence[int] | None = None,
 ) -> Generator[Grade, None, None]:
     """The grade of each answer, or of those at `rows`, as it comes; in that order they begin.
 
-    `problems` may be None where no answer is LiveCodeBench's. `workers`: answers graded at once, by
-    default one a core.
+    `workers`: answers graded at once, by default one a core.
     """
     everything = range(len(answers)) if rows is None else rows
     yield from each(
-        lambda answer, turn: _grade(answer, turn, problems, sandbox, rules),
+        lambda answer, turn: _grade(answer, turn, context),
         (answers[row] for row in everything),
-        sandbox,
-        lambda: Judges(sandbox),
+        context.sandbox,
+        lambda: Judges(context.sandbox),
         workers,
-        lambda answer: answer.task not in SERVED,
+        lambda answer: not TASKS[answer.task].modules,
     )
 
 
@@ -190,21 +104,14 @@ def each(
             worker.close()
 
 
-def content_hash(
-    answer: Answer, problems: livecodebench.Problems | None, rules: Rules = Rules()
-) -> str:
+def content_hash(answer: Answer, context: Context) -> str:
     """A name for all that a grade depends on: answer, truth, tests, rules, limits and the grader.
 
     Two runs that agree in it agree in the grade. Hexadecimal.
     """
     parts: list[object] = [grader_version(), answer.task, type(answer.ground_truth).__name__]
     parts.append(answer.ground_truth)
-    if answer.task == "math500":
-        parts += [MATH_LIMIT_S, MATH_LIMITS]
-    if answer.task == "livecodebench":
-        truth = str(answer.ground_truth)
-        known = problems is not None and truth in problems
-        parts += [rules, problems.digest(truth) if problems and known else None]
+    parts += TASKS[answer.task].inputs(answer, context)
     digest = hashlib.sha256(repr(parts).encode(errors="surrogatepass"))
     digest.update(b"\0" + answer.text.encode(errors="surrogatepass"))
     return digest.hexdigest()
@@ -223,27 +130,9 @@ def grader_version() -> str:
     return digest.hexdigest()
 
 
-def extract(task: str, text: str) -> tuple[str | int, str] | None:
-    """The answer in a text as its task's rules find it, and the name of the rule that did."""
-    text = text.strip()
-    if task == "aime":
-        return aime.extract(text)
-    if task == "math500":
-        return math500.extract(text)
-    if task == "livecodebench":
-        return livecodebench.extract(text)
-    return choice.extract(text, task)
-
-
-def _grade(
-    answer: Answer,
-    turn: Turn,
-    problems: livecodebench.Problems | None,
-    sandbox: Sandbox,
-    rules: Rules,
-) -> Grade:
+def _grade(answer: Answer, turn: Turn, context: Context) -> Grade:
     start = time.perf_counter()
-    found = extract(answer.task, answer.text)
+    found = TASKS[answer.task].extract(answer.text.strip())
     extracted, how = found or (None, "no answer")
     detail = None
     status: Status
@@ -251,7 +140,7 @@ def _grade(
         status = "no_answer"
     else:
         try:
-            verdict = _judge(extracted, answer, turn, problems, sandbox, rules)
+            verdict = _judge(extracted, answer, turn, context)
             status = "ok" if verdict.right else "timeout" if verdict.too_slow else "wrong"
             how = f"{how}, {verdict.rule}"
         except TimeLimit as error:
@@ -264,42 +153,17 @@ def _grade(
     return Grade(answer.sample_index, extracted, status, how, seconds, detail)
 
 
-def _judge(
-    extracted: Any,
-    answer: Answer,
-    turn: Turn,
-    problems: livecodebench.Problems | None,
-    sandbox: Sandbox,
-    rules: Rules,
-) -> Verdict:
-    """Errors: TimeLimit, SandboxError; GradingError where a process or a problem is missing."""
-    truth = answer.ground_truth
+def _judge(extracted: Any, answer: Answer, turn: Turn, context: Context) -> Verdict:
+    """Raises: TimeLimit, SandboxError; GradingError where a process or a problem is missing."""
+    task, truth = TASKS[answer.task], answer.ground_truth
     if truth is None:
         return Verdict(False, "no truth")
-    if answer.task == "aime":
-        return aime.judge(extracted, truth)
-    # an empty answer is never right, nor is any to an empty truth
-    if not extracted:
-        return Verdict(False, "empty answer")
-    if not truth:
-        return Verdict(False, "empty truth")
-    if answer.task not in SERVED:
-        return choice.judge(extracted, truth)
-    if sandbox.level is None:
-        raise GradingError(f"there is no sandbox: {sandbox.reason}")
-    if answer.task == "math500":
-        with turn.taken() as judges:
-            verdict: Verdict = judges.formulas.judge(extracted, str(truth))
-        return verdict
-    if problems is None:
-        raise GradingError("there are no problems to test programs with")
-    problem = problems.read(str(truth))
-    return livecodebench.passes(
-        extracted, problem, sandbox, rules.code_limit, rules.mode, turn=_comparer(turn)
-    )
-
-
-@contextmanager
-def _comparer(turn: Turn) -> Iterator[livecodebench.Comparer]:
-    with turn.taken() as judges:
-        yield judges.outputs
+    # an empty text is never right, nor is any to an empty truth; 0 is a number like others
+    if isinstance(extracted, str):
+        if not extracted:
+            return Verdict(False, "empty answer")
+        if not truth:
+            return Verdict(False, "empty truth")
+    if task.modules and context.sandbox.level is None:
+        raise GradingError(f"there is no sandbox: {context.sandbox.reason}")
+    return task.judge(extracted, answer, context, turn)

@@ -136,9 +136,10 @@ def _problems(args: argparse.Namespace, workload: "Workload") -> Path | None:
     Errors: GradingError where rows need a problem and it is not there, or the file holds others.
     """
     from grading.tasks.livecodebench import Problems
+    from grading.tasks.table import TASKS
 
     path = find_problems(args.livecodebench_file, [args.input_file])
-    rows = [sample for sample in workload.samples if sample.task == "livecodebench"]
+    rows = [sample for sample in workload.samples if TASKS[sample.task].needs_problems]
     if not rows:
         return path
     if path is None:

@@ -13,123 +13,104 @@ from pathlib import Path
 
 import torch
 
-from benchmark import MTP_STEPS
 from errors import LengthError, ModelError, UsageError
 from ref_dsinfer import checkpoint, cpu, parallel
 from ref_dsinfer.blocks import BlockPool
-from ref_dsinfer.cache import BLOCK_SIZE, block_count
-from ref_dsinfer.config import ModelConfig
-from ref_dsinfer.gemm import ARITHMETICS, Arithmetic
+from ref_dsinfer.cache import block_count
+from ref_dsinfer.config import CONFIG_FILE, ModelConfig
 from ref_dsinfer.model import Model
+from ref_dsinfer.options import EngineOptions
 from ref_dsinfer.parallel import Place
 from ref_dsinfer.runner import Runner
 from ref_dsinfer.sampler import sample
-from ref_dsinfer.scheduler import STEP_TOKENS, Scheduler, share_of
+from ref_dsinfer.scheduler import Scheduler, share_of
 from ref_dsinfer.sequence import Finish, Output, Sequence
 from ref_dsinfer.speculative import SpeculativeRunner, checked
 
 log = logging.getLogger(__name__)
 
 
+def _checked_config(model_dir: Path, options: EngineOptions, world: int) -> ModelConfig:
+    """The model's configuration, with its MTP layer only where that is used.
+
+    Raises: ModelError; UsageError for options that this model or world size does not allow.
+    """
+    config = ModelConfig.read(model_dir)
+    path = model_dir / CONFIG_FILE
+    if options.speculative and not config.mtp:
+        raise ModelError(f"{path}: this model has no MTP layer for --speculative")
+    if options.speculative and options.attention == "dp" and world > 1:
+        raise UsageError("--speculative needs --attention tp: drafts are made on every rank")
+    if (options.max_model_len or 0) > config.max_positions:
+        raise UsageError(
+            f"max_model_len is {options.max_model_len}; it must be at most the model's "
+            f"{config.max_positions} ({path}: max_position_embeddings)"
+        )
+    if options.gemm == "fp8" and not config.fp8:
+        raise UsageError(
+            f"gemm fp8 needs block-fp8 weights, and {model_dir} has none: leave --gemm out, or "
+            "make them with python -m ref_dsinfer.fp8"
+        )
+    if options.gemm == "fp8" and config.ue8m0:
+        raise UsageError(
+            f"gemm fp8 does not support scale_fmt ue8m0 of {path}, which rounds activations' "
+            "scales to powers of two: use --gemm bf16"
+        )
+    return replace(config, mtp=options.speculative)
+
+
 class Engine:
     """A model, ready to answer."""
 
-    def __init__(
-        self,
-        model_dir: Path | str,
-        *,
-        device: str = "auto",
-        dtype: str = "auto",
-        attention: str = "tp",
-        max_model_len: int | None = None,
-        max_running: int = 64,
-        seed: int = 0,
-        threads: int | None = None,
-        block_size: int = BLOCK_SIZE,
-        cache_tokens: int | None = None,
-        step_tokens: int = STEP_TOKENS,
-        gemm: Arithmetic = "bf16",
-        graphs: bool = True,
-        speculative: bool = False,
-    ) -> None:
+    def __init__(self, model_dir: Path | str, options: EngineOptions) -> None:
         """Load this rank's part of the model; all ranks come here together.
 
-        `attention` says how ranks share it: tp, each has some heads, or dp, some sequences.
-        `max_model_len` is in tokens of prompt and answer (None: the model's own), `max_running` in
-        sequences, `threads` per process (None: this process's share of the cores). The cache has
-        blocks of `block_size` tokens, `cache_tokens` in all of what ranks hold apart (None: what
-        fits the free memory); a step runs `step_tokens` at most. `gemm` is the arithmetic of
-        block-fp8 weights (gemm.py); with `graphs` a GPU decodes in CUDA graphs. `speculative`:
-        draft with the model's MTP layer.
-        Errors: UsageError, ModelError, ParallelError, CheckpointError. What every rank can find
-        out from options and files is found before they meet, so that none waits for another.
+        What every rank can find out from options and files is checked before the rendezvous, so
+        that no rank waits for one that has failed.
+        Raises: UsageError, ModelError, ParallelError, CheckpointError.
         """
         model_dir = Path(model_dir)
         place = Place.from_environment()
-        where = parallel.choose_device(device, place)
-        if dtype not in cpu.DTYPES:
-            known = ", ".join(cpu.DTYPES)
-            raise UsageError(f"dtype {dtype!r} is unknown; {known} are known")
-        if max_running < 1:
-            raise UsageError(f"max_running is {max_running}; it must be 1 or more")
-        found = ModelConfig.read(model_dir)
-        if speculative and not found.mtp:
-            raise ModelError(
-                f"{model_dir}/config.json: this model has no MTP layer for --speculative"
-            )
-        if speculative and attention == "dp" and place.world > 1:
-            raise UsageError("--speculative needs --attention tp: drafts are made on every rank")
-        self.config = replace(found, mtp=speculative)
-        limit = self.config.max_positions
-        self.max_model_len = limit if max_model_len is None else max_model_len
-        if not 0 < self.max_model_len <= limit:
-            raise UsageError(
-                f"max_model_len {self.max_model_len} is not between 1 and the model's "
-                f"{self.config.max_positions}"
-            )
-        if gemm not in ARITHMETICS:
-            raise UsageError(f"gemm {gemm!r} is unknown; {', '.join(ARITHMETICS)} are known")
-        if gemm == "fp8" and not self.config.fp8:
-            raise UsageError(
-                f"gemm fp8 needs block-fp8 weights, and {model_dir} has none: leave --gemm out, or "
-                "make them with python -m ref_dsinfer.fp8"
-            )
-        if gemm == "fp8" and self.config.ue8m0:
-            raise UsageError(
-                f"gemm fp8 does not know {model_dir}/config.json's scale_fmt ue8m0, which rounds "
-                "activations' scales to powers of two: use --gemm bf16"
-            )
-        parallel.check(self.config, place.world, attention)
+        device = parallel.choose_device(options.device, place)
+        self.config = _checked_config(model_dir, options, place.world)
+        self.max_model_len = options.max_model_len or self.config.max_positions
+        parallel.check(self.config, place.world, options.attention)
         checkpoint.check(model_dir, self.config, place.world)
 
-        torch.set_num_threads(threads or max(1, parallel.cores() // place.local_world))
+        torch.set_num_threads(options.threads or max(1, parallel.cores() // place.local_world))
         began = time.monotonic()
-        self.ranks = parallel.meet(place, where, attention)
+        self.ranks = parallel.meet(place, device, options.attention)
         shares = self.ranks.shares
-        self.seed = seed
-        self.dtype = cpu.dtype_for(dtype, where.type)
-        kind: torch.dtype = getattr(torch, self.dtype)
-        model = Model.load(model_dir, self.config, kind, self.ranks, self.max_model_len)
-        model.multiply_in(gemm)
+        self.seed = options.seed
+        self.dtype = cpu.dtype_for(options.dtype, device.type)
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        model = Model.load(model_dir, self.config, dtype, self.ranks, self.max_model_len)
+        model.multiply_in(options.gemm)
+        running = share_of(options.max_running, shares)
+        block_size = options.block_size
         blocks = block_count(
             self.config,
-            kind,
+            dtype,
             self.ranks,
             longest=self.max_model_len,
-            sequences=share_of(max_running, shares),
+            sequences=running,
             block_size=block_size,
-            tokens=cache_tokens and cache_tokens // shares,
+            tokens=options.cache_tokens and options.cache_tokens // shares,
         )
-        pools = [BlockPool(blocks, block_size) for _ in range(shares)]
-        self.scheduler = Scheduler(pools, max_running, step_tokens, MTP_STEPS if speculative else 0)
-        kind_of_runner = SpeculativeRunner if speculative else Runner
-        self.runner = kind_of_runner(model, blocks, block_size, kind, self.ranks)
+        runner_class = SpeculativeRunner if options.speculative else Runner
+        self.scheduler = Scheduler(
+            [BlockPool(blocks, block_size) for _ in range(shares)],
+            options.max_running,
+            options.step_tokens,
+            runner_class.drafts,
+        )
+        self.runner = runner_class(model, blocks, block_size, dtype, self.ranks)
         self.checked = self.accepted = 0  # runs of drafts; tokens that came of them
         self._sequences: dict[int, Sequence] = {}
-        if graphs and where.type == "cuda" and not speculative:
-            self.runner.use_graphs(share_of(max_running, shares), self.max_model_len)
+        if options.graphs and device.type == "cuda" and not options.speculative:
+            self.runner.use_graphs(running, self.max_model_len)
         self.ranks.barrier()
-        log.info("loaded %s on %s in %.1f s", model_dir, where, time.monotonic() - began)
+        log.info("loaded %s on %s in %.1f s", model_dir, device, time.monotonic() - began)
 
     @property
     def busy(self) -> bool:
@@ -203,14 +184,13 @@ class Engine:
         outputs = [
             self._append(one.sequence, list(islice(drawn, one.draws))) for one in work if one.draws
         ]
-        if isinstance(self.runner, SpeculativeRunner):
-            self.runner.draft(work)
+        self.runner.draft(work)
         return outputs
 
     def close(self) -> None:
         """Part from the other ranks."""
         if self.checked:
-            each, most = self.accepted / self.checked, MTP_STEPS + 1
+            each, most = self.accepted / self.checked, self.runner.drafts + 1
             log.info("drafts: %.2f tokens of an answer in a step, of at most %d", each, most)
         self.ranks.leave()
 

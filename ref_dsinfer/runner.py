@@ -17,7 +17,9 @@ log = logging.getLogger(__name__)
 
 
 class Runner:
-    """The model of this rank, and its cache."""
+    """The model of this rank, and its cache. A step of the engine is `run`, then `draft`."""
+
+    drafts = 0  # tokens that are drafted for a sequence at most
 
     def __init__(
         self, model: Model, blocks: int, block_size: int, dtype: torch.dtype, ranks: Ranks
@@ -52,6 +54,9 @@ class Runner:
             width = max(sum(one.count for one in share) for share in shares)
             hidden_ND = self.drawn(own, self.model(self.batch(own, width), self.cache))
         return self.logits(hidden_ND, [sum(one.draws for one in share) for share in shares])
+
+    def draft(self, work: list[Work]) -> None:
+        """Draft tokens for the sequences of the work just run; this runner drafts none."""
 
     def drawn(self, work: list[Work], hidden_TD: Tensor) -> Tensor:
         """Of the work's hidden states those after which tokens are drawn, [N, D]."""

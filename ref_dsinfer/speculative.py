@@ -29,7 +29,9 @@ def checked(drafts: list[int], drawn: list[int]) -> list[int]:
 
 
 class SpeculativeRunner(Runner):
-    """A runner that also drafts: call `draft` after each `run`, once tokens have been drawn."""
+    """A runner that also drafts."""
+
+    drafts = MTP_STEPS
 
     @torch.inference_mode()
     def run(self, work: list[Work]) -> Tensor:
@@ -51,7 +53,7 @@ class SpeculativeRunner(Runner):
                 sequences.append(sequence)
                 rows.append(first + sequence.length - 2 - one.start)  # before its last token
             first += one.count
-        for step in range(MTP_STEPS):
+        for step in range(self.drafts):
             # the last token of an answer is the model's to give
             open_ = [n for n, one in enumerate(sequences) if one.limit - one.length > step + 1]
             if not open_:

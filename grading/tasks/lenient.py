@@ -8,7 +8,6 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-TASKS = ("math500", "aime")
 TAIL = 4000  # characters at the end of a text that are searched for the answer
 PACKAGE = "math_verify"
 

@@ -25,6 +25,7 @@ from errors import (
     UsageError,
 )
 from ref_dsinfer.engine import Engine
+from ref_dsinfer.options import EngineOptions
 
 ROOT = Path(__file__).parents[2]
 WORKER = Path(__file__).with_name("serve_ranks.py")
@@ -75,7 +76,7 @@ def request(number: int, limit: int = 10, **changes: object) -> Request:
 
 def expected(model: Path, requests: list[Request]) -> dict[int, list[int]]:
     """What the bare engine answers, one request after the other."""
-    engine = Engine(model, device="cpu", dtype="float32", threads=1)
+    engine = Engine(model, EngineOptions("cpu", "float32", threads=1))
     answers: dict[int, list[int]] = {}
     for one in requests:
         engine.add(one.id, one.prompt_ids, one.max_new_tokens, one.stop_ids)

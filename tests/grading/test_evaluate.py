@@ -158,7 +158,7 @@ def test_the_whole_data_set_is_not_stamped(tmp_path):
 
 
 def test_what_is_too_slow_is_wrong_and_said(monkeypatch, tmp_path):
-    monkeypatch.setattr("grading.pool.MATH_LIMIT_S", 0.5)
+    monkeypatch.setattr("grading.tasks.table.MATH_LIMIT_S", 0.5)
     frame = _frame().assign(dataset="math500", model_output=r"\boxed{9**9**9**9}", ground_truth="x")
     frame = pd.concat([_frame(), frame[:2]])
     evaluation = _run(tmp_path, frame)

@@ -7,8 +7,8 @@ import pytest
 
 from errors import ColumnsError, UsageError
 from grading.explain import explain
-from grading.pool import Rules
 from grading.sandbox.sandbox import Sandbox
+from grading.tasks.table import Rules
 
 TESTS = [{"input": f"{n}", "output": f"{2 * n}", "testtype": "stdin"} for n in (0, 2, 3)]
 PROBLEM = {

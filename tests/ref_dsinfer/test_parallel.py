@@ -271,8 +271,6 @@ def test_what_must_divide_is_checked(random_model: Path) -> None:
     check(replace(config, heads=5), 4, "dp")
     with pytest.raises(ParallelError, match="6 routed experts can't be split over 4 processes"):
         check(replace(config, experts=6), 4, "dp")
-    with pytest.raises(UsageError, match="attention 'ep' is unknown; tp, dp are known"):
-        check(config, 1, "ep")
 
 
 def test_r1_splits_over_8_and_16_but_not_over_32() -> None:

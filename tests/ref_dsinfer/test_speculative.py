@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,16 +16,17 @@ from errors import CheckpointError, ModelError
 from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.convert import convert
 from ref_dsinfer.engine import Engine
-from ref_dsinfer.speculative import SpeculativeRunner, checked
+from ref_dsinfer.options import EngineOptions
+from ref_dsinfer.speculative import checked
 
 LONGEST = 400  # tokens
 TINY = Path(__file__).parents[2] / "data/tiny"
 Answers = dict[int, tuple[list[int], str | None]]
 
 
-def made(model: Path, speculative: bool = True, **arguments: object) -> Engine:
-    given = {"device": "cpu", "dtype": "float32", "threads": 1, "max_model_len": LONGEST}
-    return Engine(model, speculative=speculative, **(given | arguments))
+def made(model: Path, speculative: bool = True, **arguments: Any) -> Engine:
+    defaults = {"device": "cpu", "dtype": "float32", "threads": 1, "max_model_len": LONGEST}
+    return Engine(model, EngineOptions(speculative=speculative, **(defaults | arguments)))
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +230,7 @@ def test_an_abort_frees_its_place(engines: tuple[Engine, Engine]) -> None:
 def test_without_drafts_the_layer_costs_nothing(drafting_model: Path) -> None:
     plain, drafting = made(drafting_model, False), made(drafting_model)
     assert plain.runner.model.mtp is None
-    assert not isinstance(plain.runner, SpeculativeRunner)
+    assert (plain.runner.drafts, drafting.runner.drafts) == (0, 3)
     layers = [len(engine.runner.cache._layers) for engine in (plain, drafting)]
     assert layers == [3, 4]
     assert plain.scheduler.spare == 0
