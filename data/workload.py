@@ -127,7 +127,7 @@ def _warn_if_templated(
     templated = [
         (index, marks)
         for index, ids in enumerate(prompt_ids)
-        if (marks := prompts.marks_in_text(ids))
+        if (marks := prompts.template_tokens_in(ids))
     ]
     if not templated:
         return

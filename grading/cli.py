@@ -11,7 +11,7 @@ from errors import UsageError
 from grading.evaluate import (
     GRADED,
     LOG_ENDING,
-    Grading,
+    GradingOptions,
     beside,
     companions,
     evaluate,
@@ -139,11 +139,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_grading_options(parser)
 
 
-def grading_options(args: argparse.Namespace) -> Grading:
+def grading_options(args: argparse.Namespace) -> GradingOptions:
     """The grading options on the command line. Raises: UsageError for a bad --time-limit."""
     if not 0 < args.time_limit < float("inf"):
         raise UsageError(f"--time-limit must be a number of seconds above 0, not {args.time_limit}")
-    return Grading(
+    return GradingOptions(
         Rules(args.time_limit, args.lcb_mode),
         args.sandbox,
         args.workers,
@@ -158,7 +158,7 @@ def run(args: argparse.Namespace) -> None:
     Raises: any UserError; GradingError, after all files are written, if a row could not be judged.
     """
     from data.paths import keep_inputs
-    from data.results import check_writable, twins
+    from data.results import check_writable, result_paths
 
     options = grading_options(args)
     source = args.input_file
@@ -180,9 +180,9 @@ def run(args: argparse.Namespace) -> None:
             print(explain(frame, args.explain, problems, options.rules, sandbox))
             return
         output = args.output_file or source.with_name(f"{source.stem}{GRADED}.pkl")
-        outputs = [*twins(output), *companions(output)]
+        outputs = [*result_paths(output), *companions(output)]
         keep_inputs(outputs, [source, args.dataset_file, problems])
-        for path in twins(output):
+        for path in result_paths(output):
             check_writable(path)
         log_path = beside(output, LOG_ENDING)
         evaluation = evaluate(frame, problems, options, log_path, expected, sandbox)

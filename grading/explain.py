@@ -1,4 +1,4 @@
-"""The steps that decide one row."""
+"""Explain how one row is graded."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 def explain(
     frame: "pd.DataFrame", row: int, problems: Path | None, rules: Rules, sandbox: Sandbox
 ) -> str:
-    """How row `row` of a results frame is graded, in lines for people.
+    """The steps that decide the grade of row `row` of a results frame, as lines of text.
 
-    Errors: UsageError where there is no such row; ColumnsError.
+    Raises: UsageError if there is no such row; ColumnsError.
     """
     require_columns(frame, COLUMNS)
     if not 0 <= row < len(frame):
-        raise UsageError(f"--explain: there is no row {row}, rows are 0 to {len(frame) - 1}")
+        raise UsageError(f"--explain {row}: no such row, rows are 0 to {len(frame) - 1}")
     names = frame["dataset"].iloc[row]
     tasks = [row_task(row, names)] * len(frame)
     answer = FrameAnswers(frame, tasks)[row]

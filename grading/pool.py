@@ -1,7 +1,7 @@
-"""Grading many answers at once: each task's rules, over all cores, each grade as it comes.
+"""Grade many answers in parallel, on all cores, and yield each grade when it is done.
 
-One answer never costs another. What is slow is killed after its time, and what needs a process
-that can't be had is said to be ungraded; both concern that row alone.
+One answer never affects another: a timeout, or a process that can't be started, is the result of
+that row only.
 """
 
 import hashlib
@@ -18,17 +18,17 @@ from errors import GradingError
 from grading.sandbox.sandbox import Sandbox
 from grading.sandbox.types import SandboxError, TimeLimit
 from grading.tasks import Answer, Grade, Status, Verdict
-from grading.tasks.table import TASKS, Context, Judges, Turn
+from grading.tasks.table import TASKS, Context, Judges, Lease
 
-_AHEAD = 1  # answers begun beyond those that have a worker
-_LIBRARIES = ("sympy", "pylatexenc", "mpmath")  # that the rules are built on
+_AHEAD = 1  # threads beyond the number of workers: they prepare the next answers
+_LIBRARIES = ("sympy", "pylatexenc", "mpmath")  # used by the rules
 
 S = TypeVar("S")
 T = TypeVar("T")
 
 
 class Answers(Protocol):
-    """Answers by row; they may be made when they are asked for."""
+    """Answers by row, which may be created on access."""
 
     def __len__(self) -> int: ...
 
@@ -41,14 +41,14 @@ def grade_all(
     workers: int | None = None,
     rows: Sequence[int] | None = None,
 ) -> Generator[Grade, None, None]:
-    """The grade of each answer, or of those at `rows`, as it comes; in that order they begin.
+    """Yield the grade of each answer, or of those at `rows`, when it is done.
 
-    `workers`: answers graded at once, by default one a core.
+    Answers are started in order. `workers`: answers graded in parallel, by default one per core.
     """
-    everything = range(len(answers)) if rows is None else rows
+    selection = range(len(answers)) if rows is None else rows
     yield from each(
-        lambda answer, turn: _grade(answer, turn, context),
-        (answers[row] for row in everything),
+        lambda answer, lease: _grade(answer, lease, context),
+        (answers[row] for row in selection),
         context.sandbox,
         lambda: Judges(context.sandbox),
         workers,
@@ -57,57 +57,57 @@ def grade_all(
 
 
 def each(
-    work: Callable[[S, Turn], T],
+    work: Callable[[S, Lease], T],
     items: Iterable[S],
     sandbox: Sandbox,
     make_worker: Callable[[], Any],
     workers: int | None = None,
-    at_once: Callable[[S], bool] = lambda item: False,
+    is_inline: Callable[[S], bool] = lambda item: False,
 ) -> Generator[T, None, None]:
-    """What `work` returns for each item, as it comes.
+    """Yield what `work` returns for each item, when it is done.
 
-    What it does while it has its turn is done for as many items at once as there are workers; it
-    may be called for some more, so that no worker waits for what comes before and after that.
-    Items that are done `at_once` need no worker, and are worked on between what the others give.
-    When this ends early, for whatever reason, so do the sandbox's processes.
+    `work` borrows a worker from its lease for the part that needs one; it runs in a few more
+    threads than there are workers, so that no worker is idle while answers are prepared. Inline
+    items need no worker and are worked on in the caller's thread. If the generator ends early, for
+    whatever reason, the sandbox's processes are killed.
     """
     count = workers or len(os.sched_getaffinity(0))
-    made = [make_worker() for _ in range(count)]
-    free: SimpleQueue[Any] = SimpleQueue()
-    for worker in made:
-        free.put(worker)
+    all_workers = [make_worker() for _ in range(count)]
+    idle: SimpleQueue[Any] = SimpleQueue()
+    for worker in all_workers:
+        idle.put(worker)
     pool = ThreadPoolExecutor(count + _AHEAD, thread_name_prefix="grade")
     futures: list[Future[T]] = []
     done: SimpleQueue[Future[T]] = SimpleQueue()
-    given = 0
+    count_yielded = 0
     try:
         for item in items:
-            if at_once(item):
-                yield work(item, Turn(free))
+            if is_inline(item):
+                yield work(item, Lease(idle))
             else:
-                futures.append(pool.submit(work, item, Turn(free)))
+                futures.append(pool.submit(work, item, Lease(idle)))
                 futures[-1].add_done_callback(done.put)
             while not done.empty():
-                given += 1
+                count_yielded += 1
                 yield done.get().result()
-        for _ in range(given, len(futures)):
+        for _ in range(count_yielded, len(futures)):
             yield done.get().result()
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
         while not all(future.done() for future in futures):
             sandbox.end_all()
-            time.sleep(0.02)  # a process may just be starting
+            time.sleep(0.02)  # a process may be starting right now
         raise
     finally:
         pool.shutdown()
-        for worker in made:
+        for worker in all_workers:
             worker.close()
 
 
 def content_hash(answer: Answer, context: Context) -> str:
-    """A name for all that a grade depends on: answer, truth, tests, rules, limits and the grader.
+    """A hash of everything a grade depends on: answer, truth, tests, rules, limits, grader version.
 
-    Two runs that agree in it agree in the grade. Hexadecimal.
+    In hexadecimal. Equal hashes mean equal grades.
     """
     parts: list[object] = [grader_version(), answer.task, type(answer.ground_truth).__name__]
     parts.append(answer.ground_truth)
@@ -119,8 +119,8 @@ def content_hash(answer: Answer, context: Context) -> str:
 
 @cache
 def grader_version() -> str:
-    """A hash of the rules' own text and of the versions of what they are built on. Hexadecimal."""
-    from importlib import metadata  # takes a while, and --help needs none of it
+    """A hash of the rules' source files and the versions of their libraries, in hexadecimal."""
+    from importlib import metadata  # slow to import, and --help does not need it
 
     digest = hashlib.sha256()
     here = Path(__file__)
@@ -130,40 +130,41 @@ def grader_version() -> str:
     return digest.hexdigest()
 
 
-def _grade(answer: Answer, turn: Turn, context: Context) -> Grade:
+def _grade(answer: Answer, lease: Lease, context: Context) -> Grade:
     start = time.perf_counter()
-    found = TASKS[answer.task].extract(answer.text.strip())
-    extracted, how = found or (None, "no answer")
+    extraction = TASKS[answer.task].extract(answer.text.strip())
+    extracted, rule = extraction or (None, "no answer")
     detail = None
     status: Status
-    if found is None:
+    if extraction is None:
         status = "no_answer"
     else:
         try:
-            verdict = _judge(extracted, answer, turn, context)
+            verdict = _judge(extracted, answer, lease, context)
             status = "ok" if verdict.right else "timeout" if verdict.too_slow else "wrong"
-            how = f"{how}, {verdict.rule}"
+            rule = f"{rule}, {verdict.rule}"
         except TimeLimit as error:
             status, detail = "timeout", str(error)
         except SandboxError as error:
             status, detail = "sandbox_error", str(error)
         except GradingError as error:
             status, detail = "not_graded", str(error)
-    seconds = time.perf_counter() - start - turn.waited
-    return Grade(answer.sample_index, extracted, status, how, seconds, detail)
+    seconds = time.perf_counter() - start - lease.waited
+    return Grade(answer.sample_index, extracted, status, rule, seconds, detail)
 
 
-def _judge(extracted: Any, answer: Answer, turn: Turn, context: Context) -> Verdict:
-    """Raises: TimeLimit, SandboxError; GradingError where a process or a problem is missing."""
+def _judge(extracted: Any, answer: Answer, lease: Lease, context: Context) -> Verdict:
+    """Raises: TimeLimit, SandboxError; GradingError if the sandbox or a problem is missing."""
     task, truth = TASKS[answer.task], answer.ground_truth
     if truth is None:
         return Verdict(False, "no truth")
-    # an empty text is never right, nor is any to an empty truth; 0 is a number like others
+    # by the public rules, an empty text is never right, nor is any text if the truth is empty; a
+    # number may be 0
     if isinstance(extracted, str):
         if not extracted:
             return Verdict(False, "empty answer")
         if not truth:
             return Verdict(False, "empty truth")
     if task.modules and context.sandbox.level is None:
-        raise GradingError(f"there is no sandbox: {context.sandbox.reason}")
-    return task.judge(extracted, answer, context, turn)
+        raise GradingError(f"no sandbox level holds: {context.sandbox.reason}")
+    return task.judge(extracted, answer, context, lease)

@@ -121,16 +121,16 @@ def performance_reasons(log: DetailLog) -> list[str]:
     return [f"INVALID: {reason}" for reason in reasons or ["LoadGen's log gives no reason"]]
 
 
-def reuse_reasons(reuse: Reuse, shared_head: int, prompts: int) -> list[str]:
+def reuse_reasons(reuse: Reuse, shared_prefix: int, prompts: int) -> list[str]:
     """Why the prefix cache was used more than the rules allow; empty if it was not.
 
-    `shared_head`: length in tokens of the prefix that the chat template gives every prompt, the
+    `shared_prefix`: length in tokens of the prefix that the chat template gives every prompt, the
     only one that may be reused; a prefix cache reuses whole blocks. If the engine reports no
     figures, that is no reason against the run: the report says that they are unknown.
     """
     if reuse.cached_tokens is None:
         return []
-    allowed = shared_head // reuse.block_size * reuse.block_size
+    allowed = shared_prefix // reuse.block_size * reuse.block_size
     over = reuse.cached_tokens > allowed * prompts
     if reuse.largest is not None:
         over = reuse.largest > allowed

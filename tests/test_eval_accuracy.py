@@ -285,7 +285,7 @@ def test_one_row_is_explained_and_nothing_written(a_run):
     before = sorted(a_run.iterdir())
     done = run("--input-file", a_run / "results.pkl", "--explain", 5)
     assert done.returncode == 0, done.stderr
-    assert "given of the failing test: '2\\n'" in done.stdout
+    assert "program's output of the failing test: '2\\n'" in done.stdout
     assert sorted(a_run.iterdir()) == before
 
 
@@ -312,12 +312,12 @@ def test_how_programs_read_is_chosen_and_kept_apart(a_run):
     given = ("--input-file", a_run / "results.pkl")
     assert run(*given).returncode == 0
     done = run(*given, "--lcb-mode", "fixed-stdio")
-    assert "5 of 7 rows are graded already" in done.stderr
+    assert "5 of 7 rows were graded by an earlier run" in done.stderr
     assert "not the official figure: graded with --lcb-mode fixed-stdio" in done.stdout
     assert json.loads((a_run / "results_report.json").read_text())["livecodebench"]["mode"] == (
         "fixed-stdio"
     )
-    assert "7 of 7 rows are graded already" in run(*given).stderr
+    assert "7 of 7 rows were graded by an earlier run" in run(*given).stderr
     assert "graded already" not in run(*given, "--fresh").stderr
 
 

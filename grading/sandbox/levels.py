@@ -17,7 +17,7 @@ from grading.sandbox.forkserver import ForkServer, ForkServerGone
 from grading.sandbox.inside.canaries import CANARIES
 from grading.sandbox.inside.limits import Limits
 from grading.sandbox.process import Confined
-from grading.sandbox.types import Ended, SandboxError
+from grading.sandbox.types import ProcessEnded, SandboxError
 
 LEVELS = ("full", "kernel", "bwrap", "container", "none")  # strongest first
 _AUTOMATIC = LEVELS[:3]  # the others are used only if the user selects them
@@ -92,7 +92,7 @@ def _try(level: str) -> tuple[dict[str, str], list[str]]:
             try:
                 reply = process.ask({"canary": name, "target": target}, _CANARY_S)
                 outcomes[name] = "held" if reply == {"open": False} else "open"
-            except Ended:
+            except ProcessEnded:
                 # only the last canary may end the process; after another, all that follow are open
                 outcomes[name] = "open"
         return outcomes, process.missing

@@ -12,7 +12,7 @@ from typing import Any, Self
 from grading.sandbox.forkserver import START_S, ForkServer, ForkServerGone
 from grading.sandbox.inside.limits import Limits
 from grading.sandbox.inside.process import READ_BYTES
-from grading.sandbox.types import Ended, SandboxError, TimeLimit
+from grading.sandbox.types import ProcessEnded, SandboxError, TimeLimit
 
 REPLY_BYTES = 64 << 20  # of a reply
 PARSED_BYTES = 1 << 16  # of a reply that is parsed here, where no time limit applies
@@ -56,7 +56,7 @@ class Confined:
             their_lifeline.close()
         try:
             ready = parsed(self._receive(time.monotonic() + START_S))
-        except Ended as error:
+        except ProcessEnded as error:
             if not server.is_running:
                 raise ForkServerGone from error
             raise SandboxError(f"a grading process did not start: {error}") from error
@@ -73,15 +73,15 @@ class Confined:
     def ask(self, message: dict[str, Any], seconds: float) -> dict[str, Any]:
         """Send a message and wait for the reply, which is as trustworthy as the code that runs.
 
-        Raises: TimeLimit; Ended, also for a reply longer than PARSED_BYTES. The process can't be
-        used afterwards.
+        Raises: TimeLimit; ProcessEnded, also for a reply longer than PARSED_BYTES. The process
+        can't be used afterwards.
         """
         return parsed(self.exchange(message, seconds))
 
     def exchange(self, message: dict[str, Any], seconds: float) -> bytes:
         """Send a message and wait for a line in reply, which is not parsed.
 
-        Raises: TimeLimit; Ended. The process can't be used afterwards.
+        Raises: TimeLimit; ProcessEnded. The process can't be used afterwards.
         """
         deadline = time.monotonic() + seconds
         try:
@@ -110,7 +110,7 @@ class Confined:
             except BlockingIOError:
                 self._wait(select.POLLOUT, deadline)
             except OSError as error:
-                raise Ended(f"the process ended: {error.strerror}") from error
+                raise ProcessEnded(f"the process ended: {error.strerror}") from error
 
     def _receive(self, deadline: float) -> bytes:
         line = bytearray()
@@ -121,12 +121,12 @@ class Confined:
             except BlockingIOError:
                 continue
             except OSError as error:
-                raise Ended(f"the process ended: {error.strerror}") from error
+                raise ProcessEnded(f"the process ended: {error.strerror}") from error
             if not chunk:
-                raise Ended("the process ended without a reply")
+                raise ProcessEnded("the process ended without a reply")
             line += chunk
             if len(line) > REPLY_BYTES:
-                raise Ended(f"the reply is too long, over {REPLY_BYTES} bytes")
+                raise ProcessEnded(f"the reply is too long, over {REPLY_BYTES} bytes")
         return bytes(line)
 
     def set_input(self, data: bytes) -> None:
@@ -155,7 +155,7 @@ class Confined:
         self._stack.close()
 
     def end(self) -> None:
-        """Kill the process from another thread; a call that waits for it raises `Ended`."""
+        """Kill the process from another thread; a call that waits for it raises `ProcessEnded`."""
         with contextlib.suppress(OSError):
             self._lifeline.shutdown(socket.SHUT_WR)
 
@@ -167,15 +167,15 @@ class Confined:
 
 
 def parsed(line: bytes) -> dict[str, Any]:
-    """The JSON object in a line of at most PARSED_BYTES. Raises: Ended."""
+    """The JSON object in a line of at most PARSED_BYTES. Raises: ProcessEnded."""
     if len(line) > PARSED_BYTES:
-        raise Ended(f"the reply is too long, over {PARSED_BYTES} bytes")
+        raise ProcessEnded(f"the reply is too long, over {PARSED_BYTES} bytes")
     try:
         reply = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise Ended("the reply is not JSON") from error
+        raise ProcessEnded("the reply is not JSON") from error
     if not isinstance(reply, dict):
-        raise Ended("the reply is not a JSON object")
+        raise ProcessEnded("the reply is not a JSON object")
     return reply
 
 

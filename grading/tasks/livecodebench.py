@@ -22,7 +22,7 @@ from errors import GradingError
 from grading.sandbox.inside.limits import Limits
 from grading.sandbox.process import Confined
 from grading.sandbox.sandbox import Sandbox
-from grading.sandbox.types import Ended, TimeLimit
+from grading.sandbox.types import ProcessEnded, TimeLimit
 from grading.tasks import Verdict
 from grading.tasks.outputs import error_text
 from grading.tasks.worker import Worker
@@ -176,22 +176,22 @@ def passes(
     time_limit: float = TIME_LIMIT_S,
     mode: Mode = "reference",
     on_failure: Callable[[Case, str | None], None] = lambda test, answer: None,
-    turn: AbstractContextManager[Comparer] | None = None,
+    comparer: AbstractContextManager[Comparer] | None = None,
 ) -> Verdict:
     """Whether `code` loads and passes every test, each within `time_limit` seconds.
 
     A program that takes too long, dies or exceeds a limit fails, like one with a wrong answer. The
     verdict's rule names the test that failed; `on_failure` is called with this test and the
-    program's answer. The program's process is started first; the tests run within `turn`.
+    program's answer. `comparer` is entered after the program's process has started.
 
     Raises: SandboxError; GradingError if a test's expected value can't be read.
     """
     limits = Limits(cpu=int((time_limit + 1) * len(problem.tests)) + 5)
     with (
         sandbox.start("grading.tasks.program", limits) as process,
-        turn or closing(Comparer(sandbox)) as comparer,
+        comparer or closing(Comparer(sandbox)) as entered,
     ):
-        return _test(process, comparer, code, problem, time_limit, mode, on_failure)
+        return _test(process, entered, code, problem, time_limit, mode, on_failure)
 
 
 def _test(
@@ -212,14 +212,14 @@ def _test(
 
     try:
         outcome = _load(process, code, problem, mode, seconds())
-    except Ended as error:
+    except ProcessEnded as error:
         outcome = _ended(error)
     if outcome.fault:
         return Verdict(False, f"does not load: {outcome.fault}", outcome.too_slow)
     for number, test in enumerate(problem.tests, 1):
         try:
             outcome = _run(process, comparer, test, problem, mode, seconds())
-        except Ended as error:
+        except ProcessEnded as error:
             outcome = _ended(error)
         if outcome.fault:
             on_failure(test, outcome.answer)
@@ -228,7 +228,7 @@ def _test(
 
 
 def _load(process: Confined, code: str, problem: Problem, mode: Mode, seconds: float) -> Outcome:
-    """Load a program. Raises: Ended."""
+    """Load a program. Raises: ProcessEnded."""
     reply = process.ask({"code": code, "function": problem.function, "mode": mode}, seconds)
     return Outcome(None if reply.get("ok") is True else error_text(reply))
 
@@ -241,7 +241,7 @@ def _run(
     mode: Mode,
     seconds: float,
 ) -> Outcome:
-    """Run one test. Raises: Ended."""
+    """Run one test. Raises: ProcessEnded."""
     on_files = mode == "fixed-stdio" and problem.function is None
     if on_files:
         process.set_input(test.input.encode(errors="surrogatepass"))
@@ -252,7 +252,7 @@ def _run(
     return comparer.compare(reply, printed, test, problem)
 
 
-def _ended(error: Ended) -> Outcome:
+def _ended(error: ProcessEnded) -> Outcome:
     too_slow = isinstance(error, TimeLimit)
     return Outcome("time limit" if too_slow else str(error), too_slow=too_slow)
 

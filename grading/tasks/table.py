@@ -1,6 +1,6 @@
-"""The table of tasks: all that grading does differently for one of them.
+"""The table of tasks: everything in grading that depends on the task.
 
-A new task is a file of rules beside this one, a row here, and its name in `data.samples.TASKS`.
+A new task is a file of rules in this directory, a row here, and a name in `data.samples.TASKS`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +14,7 @@ from typing import Any
 from errors import GradingError
 from grading.sandbox.inside.limits import Limits
 from grading.sandbox.sandbox import Sandbox
-from grading.sandbox.types import Ended, SandboxError
+from grading.sandbox.types import ProcessEnded, SandboxError
 from grading.tasks import Answer, Verdict, aime, choice, livecodebench, math500
 from grading.tasks.worker import Worker
 from terminal import one_line, quoted
@@ -26,37 +26,37 @@ SHOWN = 500  # characters of a text, in an explanation
 
 @dataclass(frozen=True)
 class Rules:
-    """What may be chosen about grading."""
+    """The rules that options change."""
 
-    code_limit: float = livecodebench.TIME_LIMIT_S  # seconds a program may load, and take a test
-    mode: livecodebench.Mode = "reference"  # how a program's standard input is made
+    code_limit: float = livecodebench.TIME_LIMIT_S  # seconds for a program to load, and per test
+    mode: livecodebench.Mode = "reference"  # of a program's standard input and output
 
     @property
     def unofficial(self) -> str:
-        """The options by which these are not the official rules; "" where they are."""
+        """The options that make these rules differ from the official ones; "" if none does."""
         limit = f"--time-limit {self.code_limit:g}"
         return " ".join(
             option
-            for option, changed in (
+            for option, differs in (
                 (f"--lcb-mode {self.mode}", self.mode != "reference"),
                 (limit, self.code_limit != livecodebench.TIME_LIMIT_S),
             )
-            if changed
+            if differs
         )
 
 
 @dataclass(frozen=True)
 class Context:
-    """What judging may need beside an answer."""
+    """What judging may need in addition to an answer."""
 
-    problems: livecodebench.Problems | None  # None where no answer needs them
+    problems: livecodebench.Problems | None  # None if no answer needs them
     sandbox: Sandbox
     rules: Rules = Rules()
 
     def problem(self, answer: Answer) -> livecodebench.Problem:
-        """Raises: GradingError where there is none for this answer."""
+        """The problem of an answer. Raises: GradingError if there is none."""
         if self.problems is None:
-            raise GradingError("there are no problems to test programs with")
+            raise GradingError("no problems to test programs with: pass --livecodebench-file")
         return self.problems.read(str(answer.ground_truth))
 
 
@@ -66,13 +66,13 @@ class MathWorker:
     def __init__(self, sandbox: Sandbox) -> None:
         self._worker = Worker(sandbox, "grading.tasks.math500", MATH_LIMITS)
 
-    def judge(self, given: str, truth: str) -> Verdict:
-        """Raises: TimeLimit, SandboxError; see `Worker`."""
-        reply = self._worker.ask({"answer": given, "truth": truth}, MATH_LIMIT_S)
+    def judge(self, answer: str, truth: str) -> Verdict:
+        """Whether two formulas are equal. Raises: TimeLimit, SandboxError; see `Worker`."""
+        reply = self._worker.ask({"answer": answer, "truth": truth}, MATH_LIMIT_S)
         return Verdict(reply.get("right") is True, str(reply.get("rule")))
 
     def forms(self, formula: str) -> dict[str, str]:
-        """A formula's spellings that are compared, by whose they are. Raises: as `judge`."""
+        """A formula's normal forms, by the grader that compares them. Raises: as `judge`."""
         return self._worker.ask({"forms": formula}, MATH_LIMIT_S)
 
     def close(self) -> None:
@@ -81,61 +81,61 @@ class MathWorker:
 
 
 class Judges:
-    """The confined processes that compare answers; each is there from when it is needed first."""
+    """The confined processes that compare answers, each started when it is first needed."""
 
     def __init__(self, sandbox: Sandbox) -> None:
         self.formulas = MathWorker(sandbox)
         self.outputs = livecodebench.Comparer(sandbox)
 
     def close(self) -> None:
-        """Kill the processes that there are."""
+        """Kill the processes."""
         self.formulas.close()
         self.outputs.close()
 
 
-class Turn:
-    """One of the workers, once one is free, for as long as this is entered."""
+class Lease:
+    """Lends one of the workers for as long as it is needed, and measures the wait for it."""
 
-    def __init__(self, free: SimpleQueue[Any]) -> None:
+    def __init__(self, idle: SimpleQueue[Any]) -> None:
         self.waited = 0.0  # seconds
-        self._free = free
+        self._idle = idle
 
     @contextmanager
-    def taken(self) -> Iterator[Any]:
-        """The worker."""
-        began = perf_counter()
-        worker = self._free.get()
-        self.waited += perf_counter() - began
+    def worker(self) -> Iterator[Any]:
+        """A worker; waits until one is idle."""
+        start = perf_counter()
+        worker = self._idle.get()
+        self.waited += perf_counter() - start
         try:
             yield worker
         finally:
-            self._free.put(worker)
+            self._idle.put(worker)
 
 
-def _judge_number(extracted: int, answer: Answer, _context: Context, _turn: Turn) -> Verdict:
+def _judge_number(extracted: int, answer: Answer, _context: Context, _turn: Lease) -> Verdict:
     return aime.judge(extracted, answer.ground_truth)
 
 
-def _judge_letter(extracted: str, answer: Answer, _context: Context, _turn: Turn) -> Verdict:
+def _judge_letter(extracted: str, answer: Answer, _context: Context, _turn: Lease) -> Verdict:
     return choice.judge(extracted, answer.ground_truth)
 
 
-def _judge_formula(extracted: str, answer: Answer, _context: Context, turn: Turn) -> Verdict:
-    with turn.taken() as judges:
+def _judge_formula(extracted: str, answer: Answer, _context: Context, lease: Lease) -> Verdict:
+    with lease.worker() as judges:
         verdict: Verdict = judges.formulas.judge(extracted, str(answer.ground_truth))
     return verdict
 
 
-def _judge_program(extracted: str, answer: Answer, context: Context, turn: Turn) -> Verdict:
+def _judge_program(extracted: str, answer: Answer, context: Context, lease: Lease) -> Verdict:
     problem, rules = context.problem(answer), context.rules
 
     @contextmanager
     def comparer() -> Iterator[livecodebench.Comparer]:
-        with turn.taken() as judges:
+        with lease.worker() as judges:
             yield judges.outputs
 
     return livecodebench.passes(
-        extracted, problem, context.sandbox, rules.code_limit, rules.mode, turn=comparer()
+        extracted, problem, context.sandbox, rules.code_limit, rules.mode, comparer=comparer()
     )
 
 
@@ -146,31 +146,31 @@ def _program_inputs(answer: Answer, context: Context) -> list[object]:
 
 
 def _explain_formula(extracted: str, answer: Answer, context: Context) -> list[str]:
-    """The spellings that are compared."""
+    """The normal forms that are compared."""
     worker = MathWorker(context.sandbox)
     try:
-        given, truth = (worker.forms(str(text)) for text in (extracted, answer.ground_truth))
-    except (Ended, SandboxError) as error:
+        forms, truth = (worker.forms(str(text)) for text in (extracted, answer.ground_truth))
+    except (ProcessEnded, SandboxError) as error:
         return [f"normal forms: none ({one_line(str(error))})"]
     finally:
         worker.close()
     return [
-        f"as {whose} writes them: {quoted(given[whose], SHOWN)} and {quoted(truth[whose], SHOWN)}"
-        for whose in given
+        f"normal forms by {grader}: {quoted(form, SHOWN)} and {quoted(truth[grader], SHOWN)}"
+        for grader, form in forms.items()
     ]
 
 
 def _explain_program(extracted: str, answer: Answer, context: Context) -> list[str]:
-    """The test that a program fails, if there is one, and what it makes of it."""
+    """The first test that a program fails, and the program's answer; empty if it fails none."""
     if context.problems is None or str(answer.ground_truth) not in context.problems:
         return []
     lines: list[str] = []
 
-    def tell(test: livecodebench.Case, given: str | None) -> None:
+    def describe(test: livecodebench.Case, output: str | None) -> None:
         texts = {
             "input": quoted(test.input, SHOWN),
-            "expected": quoted(test.output, SHOWN),
-            "given": given,
+            "expected output": quoted(test.output, SHOWN),
+            "program's output": output,
         }
         lines.extend(f"{name} of the failing test: {text}" for name, text in texts.items())
 
@@ -178,7 +178,7 @@ def _explain_program(extracted: str, answer: Answer, context: Context) -> list[s
     try:
         problem = context.problem(answer)
         livecodebench.passes(
-            extracted, problem, context.sandbox, rules.code_limit, rules.mode, tell
+            extracted, problem, context.sandbox, rules.code_limit, rules.mode, describe
         )
     except GradingError as error:
         return [f"no test can be run: {one_line(str(error))}"]
@@ -189,16 +189,16 @@ def _explain_program(extracted: str, answer: Answer, context: Context) -> list[s
 class Task:
     """How one task is graded."""
 
-    # The answer in a text and the name of the rule that found it; None: there is no answer
+    # The answer in a text and the name of the rule that found it; None if there is no answer
     extract: Callable[[str], tuple[str | int, str] | None]
-    # Of an answer that was found. Raises: TimeLimit, SandboxError, GradingError
-    judge: Callable[[Any, Answer, Context, Turn], Verdict]
-    modules: tuple[str, ...] = ()  # that judge in confined processes; none: judged right here
+    # The verdict on an extracted answer. Raises: TimeLimit, SandboxError, GradingError
+    judge: Callable[[Any, Answer, Context, Lease], Verdict]
+    modules: tuple[str, ...] = ()  # that run in confined processes; empty: judged by the grader
     needs_problems: bool = False
-    lenient: bool = False  # math-verify can have an opinion
-    # What a grade depends on beside answer, truth and the grader itself
+    lenient: bool = False  # whether math-verify can judge it
+    # What a grade depends on, apart from answer, truth and the grader's version
     inputs: Callable[[Answer, Context], list[object]] = lambda answer, context: []
-    # Lines about an answer that was found, where there is a sandbox
+    # Lines that explain the verdict on an extracted answer, if there is a sandbox
     explain: Callable[[Any, Answer, Context], list[str]] = lambda extracted, answer, context: []
 
 

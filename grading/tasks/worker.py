@@ -5,7 +5,7 @@ from typing import Any
 from grading.sandbox.inside.limits import Limits
 from grading.sandbox.process import Confined
 from grading.sandbox.sandbox import Sandbox
-from grading.sandbox.types import Ended, SandboxError, TimeLimit
+from grading.sandbox.types import ProcessEnded, SandboxError, TimeLimit
 
 
 class Worker:
@@ -34,7 +34,7 @@ class Worker:
             except TimeLimit:
                 self.close()
                 raise
-            except Ended as error:
+            except ProcessEnded as error:
                 self.close()
                 if last:
                     raise SandboxError(f"two grading processes have ended: {error}") from error

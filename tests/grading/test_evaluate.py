@@ -14,7 +14,7 @@ import pytest
 from data.samples import read_frame
 from errors import ColumnsError, GradingError
 from grading import evaluate
-from grading.evaluate import Grading
+from grading.evaluate import GradingOptions
 from grading.metrics import Totals
 from grading.sandbox import levels
 from grading.sandbox.sandbox import Sandbox
@@ -42,7 +42,7 @@ def _frame():
 def _run(tmp_path, frame=None, **options):
     return evaluate.evaluate_and_report(
         *(_frame() if frame is None else frame, tmp_path / "d.pkl", None, tmp_path),
-        Grading(**options),
+        GradingOptions(**options),
     )
 
 
@@ -176,7 +176,7 @@ def test_without_a_sandbox_no_formula_is_judged(monkeypatch, tmp_path, capsys):
     assert evaluation.frame["grading_status"].tolist() == statuses
     assert "NOT A RESULT: 1 of 5 rows" in (tmp_path / "accuracy.txt").read_text()
     assert "sandbox: no level holds: nothing holds here\n" in capsys.readouterr().out
-    with pytest.raises(GradingError, match="there is no sandbox: nothing holds here"):
+    with pytest.raises(GradingError, match="no sandbox level holds: nothing holds here"):
         evaluation.require_all()
     assert _run(tmp_path).frame["grading_status"].tolist()[2] == "ok"  # tried again
 
@@ -231,5 +231,5 @@ def test_the_opinion_of_another_package_changes_nothing(tmp_path):
 def test_the_opinion_needs_its_package(monkeypatch):
     monkeypatch.setattr(evaluate, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError) as caught:
-        evaluate.evaluate(_frame(), None, Grading(lenient=True))
+        evaluate.evaluate(_frame(), None, GradingOptions(lenient=True))
     assert caught.value.name == "math_verify"

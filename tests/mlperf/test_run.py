@@ -278,7 +278,7 @@ def bad_inputs(
         (("--output-dir", "a_file"), 11, "a_file"),
         (("--user-conf", "missing.conf"), 14, "missing.conf"),
         (("--user-conf", "a_folder"), 14, "a_folder: can't be read: Is a directory"),
-        (("--user-conf", "a_file"), 14, "no rate for --mode offline"),
+        (("--user-conf", "a_file"), 14, "no target rate for --mode offline"),
         (("--user-conf", "zero.conf", "--mode", "server"), 14, "zero.conf: line 1: "),
         (("--target-qps", "1e6"), 14, " samples, "),
         (("--engine-arg", "speed=9"), 2, "'speed'"),

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from grading.sandbox.inside.limits import Limits
-from grading.sandbox.types import Ended, TimeLimit
+from grading.sandbox.types import ProcessEnded, TimeLimit
 
 CASES = Path(__file__).parents[1] / "cases" / "slow_math.jsonl"
 LIMIT_S = 3.0
@@ -32,7 +32,7 @@ def _check(sandbox, given, truth, public, limit):
             reply = process.ask({"answer": given, "truth": truth}, limit)
         except TimeLimit:
             reply = {"error": "time limit"}
-        except Ended as error:
+        except ProcessEnded as error:
             reply = {"error": str(error)}
         assert time.monotonic() - began < limit + 1
     if "error" not in reply:
