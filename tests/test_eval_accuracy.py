@@ -131,7 +131,7 @@ def test_an_output_file_is_taken_by_its_name(a_run):
         (["mlperf_log_accuracy.json"], 2, "--dataset-file"),
         (["mlperf_log_accuracy.json", "--dataset-file", "none.pkl", "--model", "m"], 3, "none.pkl"),
         (["mlperf_log_accuracy.json", "--dataset-file", "data.pkl", "--model", "m"], 6, "m:"),
-        (["cut.json", "--dataset-file", "data.pkl", "--model", "m"], 13, "cut short"),
+        (["cut.json", "--dataset-file", "data.pkl", "--model", "m"], 13, "did not finish"),
         (["results.pkl", "--livecodebench-file", "none"], 13, "--livecodebench-file"),
         (["results.pkl", "--output-file", "data.pkl/out.pkl"], 11, "can't be written"),
         (["results.pkl", "--time-limit", "0"], 2, "--time-limit"),

@@ -323,7 +323,7 @@ def test_a_rank_that_dies_ends_all(
     assert ranks.returncode != 0
     (said,) = (line for line in stderr.splitlines() if line.startswith("error: "))
     if victim is None:
-        assert said == "error: torchrun is gone, so its ranks end"
+        assert said == "error: torchrun has ended, so its ranks exit"
     else:
         assert "Signal 9" in stderr
         assert said.startswith(f"error: rank {victim} of 2 (process {pids[victim]} on ")

@@ -127,7 +127,7 @@ def test_torchrun_s_end_is_its_ranks_end(tmp_path: Path) -> None:
     while Path(f"/proc/{pid}").exists() and time.monotonic() < until:
         time.sleep(0.1)
     assert not Path(f"/proc/{pid}").exists()
-    assert said.read_text() == "error: torchrun is gone, so its ranks end\n"
+    assert said.read_text() == "error: torchrun has ended, so its ranks exit\n"
 
 
 def test_strangers_are_not_taken_for_ranks(start: Start) -> None:
