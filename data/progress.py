@@ -55,12 +55,12 @@ class Progress:
         """The log line at monotonic time `now`."""
         elapsed = now - self._start
         # more units than `total` are possible: LoadGen draws the Server schedule at random
-        remaining = max(self._total - self.done, 0)
-        left = elapsed / self.done * remaining if self.done else float("nan")
+        units_left = max(self._total - self.done, 0)
+        seconds_left = elapsed / self.done * units_left if self.done else float("nan")
         return (
             f"{self._name}{': ' if self._name else ''}{self.done} of"
             f" {max(self._total, self.done)} {self._unit}s, {self._rate(now)},"
-            f" {_clock(elapsed)} elapsed, {_clock(left)} left"
+            f" {_clock(elapsed)} elapsed, {_clock(seconds_left)} left"
         )
 
     def __enter__(self) -> Self:
