@@ -25,7 +25,7 @@ async def running(backend: Backend) -> AsyncIterator[None]:
 
     Beside the engine's log is then a `.json` of what it runs with.
 
-    Errors: what its `start` raises; OutputError where that file can't be written.
+    Raises: what its `start` raises; OutputError where that file can't be written.
     """
     try:
         await backend.start()
@@ -68,7 +68,7 @@ class Watch:
         self._warn_s = SILENT_S
 
     async def run(self) -> None:
-        """Warn of silence, for ever. Errors: EngineError once it has lasted too long."""
+        """Warn of silence, for ever. Raises: EngineError once it has lasted too long."""
         while True:
             await asyncio.sleep(LOOK_S)
             self._silent_s += LOOK_S
@@ -94,7 +94,7 @@ async def collect(
 ) -> Completion:
     """Answer one request. `on_first` is called with its first delta, as soon as that is there.
 
-    Errors: what the engine raises; EngineError where its stream ends before the answer does, or the
+    Raises: what the engine raises; EngineError where its stream ends before the answer does, or the
     answer is not what was asked for: ids that the model has, and an end at a stop id or after just
     as many tokens as were asked for.
     """

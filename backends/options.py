@@ -127,7 +127,7 @@ def engine_config(
     """The engine's configuration from the options; `world` is the number of processes torchrun has
     started, `fixed` fields are the script's own.
 
-    Errors: UsageError for an option that this engine does not know; ModelError where the model
+    Raises: UsageError for an option that this engine does not know; ModelError where the model
     can't be found.
     """
     asked = {
@@ -154,7 +154,7 @@ def engine_config(
 
 
 def refuse_unknown(backend: str, options: Iterable[str], known: Iterable[str]) -> None:
-    """Errors: UsageError for the first of `options` that an engine does not know, naming the
+    """Raises: UsageError for the first of `options` that an engine does not know, naming the
     nearest that it does."""
     known = sorted(known)
     for name in options:
@@ -170,7 +170,7 @@ def find_model(name: str, revision: str | None = None) -> str:
     """The local directory of a model. A model that is not on this machine is never downloaded:
     it may be 700 GB, and every rank of a run would fetch it.
 
-    Errors: ModelError saying how to get it.
+    Raises: ModelError saying how to get it.
     """
     if Path(name).is_dir():
         return name
@@ -194,7 +194,7 @@ def find_model(name: str, revision: str | None = None) -> str:
 def model_length(config: EngineConfig) -> int:
     """Tokens of prompt and answer together: what the model's config.json says, or less if asked.
 
-    Errors: ModelError where config.json is missing or says nothing; LengthError where more is asked
+    Raises: ModelError where config.json is missing or says nothing; LengthError where more is asked
     for than the model has.
     """
     path = Path(config.model) / CONFIG_FILE
@@ -236,7 +236,7 @@ def choose_backend(args: argparse.Namespace, torchrun: bool) -> tuple[BackendSpe
 
     `torchrun` says whether the script is one of the `_mpi` twins.
 
-    Errors: UsageError; LaunchError for a script started in the other twin's way.
+    Raises: UsageError; LaunchError for a script started in the other twin's way.
     """
     spec = registry.lookup(args.backend)
     world = int(os.environ.get("WORLD_SIZE", "1"))

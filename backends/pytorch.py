@@ -22,7 +22,7 @@ from backends.types import NO_REUSE, Backend, Delta, EngineConfig, Request, Reus
 from errors import EngineError, LaunchError, UsageError, UserError
 from ref_dsinfer.engine import Engine
 from ref_dsinfer.options import EngineOptions
-from ref_dsinfer.parallel import Place
+from ref_dsinfer.parallel import RankInfo
 from ref_dsinfer.sequence import Output
 
 log = logging.getLogger(__name__)
@@ -77,18 +77,18 @@ def engine_options(config: EngineConfig) -> EngineOptions:
 class PyTorchBackend(Backend):
     """The project's own engine, over as many processes as torchrun started.
 
-    Errors: UsageError for options; LaunchError if the world size is not `tensor_parallel`; those of
+    Raises: UsageError for options; LaunchError if the world size is not `tensor_parallel`; those of
     `Engine` from `start`.
     """
 
     def __init__(self, config: EngineConfig) -> None:
         super().__init__(config)
         self._options = engine_options(config)
-        self._place = Place.from_environment()
-        if config.tensor_parallel != self._place.world:
+        self._info = RankInfo.from_environment()
+        if config.tensor_parallel != self._info.world_size:
             raise LaunchError(
                 f"tensor_parallel {config.tensor_parallel} needs as many processes, not "
-                f"{self._place.world}: start with torchrun "
+                f"{self._info.world_size}: start with torchrun "
                 f"--nproc_per_node={config.tensor_parallel}"
             )
         self._inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
@@ -100,16 +100,16 @@ class PyTorchBackend(Backend):
 
     @property
     def leads(self) -> bool:
-        return self._place.rank == 0
+        return self._info.rank == 0
 
     def follow(self) -> None:
-        """Load, and take the steps rank 0 takes until it stops. Errors: those of `Engine`."""
+        """Load, and take the steps rank 0 takes until it stops. Raises: those of `Engine`."""
         engine = self._load()
-        _serve(engine, commands=engine.ranks.share, deliver=lambda outputs: None)
+        _serve(engine, commands=engine.ranks.broadcast, deliver=lambda outputs: None)
         engine.close()
 
     async def start(self) -> None:
-        """Load the model on this rank while the others do. Errors: those of `Engine`."""
+        """Load the model on this rank while the others do. Raises: those of `Engine`."""
         loop = asyncio.get_running_loop()
         ready: asyncio.Future[Engine] = loop.create_future()
         self._thread = threading.Thread(target=self._lead, args=(loop, ready), name="engine")
@@ -122,7 +122,7 @@ class PyTorchBackend(Backend):
         pools = self._engine.scheduler.pools
         return {
             **asdict(self._options),
-            "processes": self._place.world,
+            "processes": self._info.world_size,
             "device": str(self._engine.ranks.device),
             "dtype": self._engine.dtype,
             "max_model_len": self._engine.max_model_len,
@@ -130,7 +130,7 @@ class PyTorchBackend(Backend):
         }
 
     async def stream(self, request: Request) -> AsyncIterator[Delta]:
-        """Errors: LengthError, ModelError, UsageError for this request alone; EngineError before
+        """Raises: LengthError, ModelError, UsageError for this request alone; EngineError before
         `start`; else whatever stopped the engine."""
         if self._failure:
             raise _reported(self._failure)
@@ -182,18 +182,20 @@ class PyTorchBackend(Backend):
         try:
             engine = self._load()
             loop.call_soon_threadsafe(self._started, ready, engine)
-            _serve(
-                engine,
-                commands=lambda: engine.ranks.share(self._arrived(wait=not engine.busy) or None),
-                deliver=lambda outputs: self._deliver(loop, outputs),
-            )
+
+            def commands() -> list[Command] | None:
+                received = self._received(wait=not engine.busy)
+                everyones: list[Command] | None = engine.ranks.broadcast(received or None)
+                return everyones
+
+            _serve(engine, commands, deliver=lambda outputs: self._deliver(loop, outputs))
             engine.close()
         except BaseException as error:
             log.debug("the engine thread ends", exc_info=True)
             loop.call_soon_threadsafe(self._failed, ready, error)
 
-    def _arrived(self, wait: bool) -> list[Command]:
-        """What is in the inbox; `wait` for something to be there."""
+    def _received(self, wait: bool) -> list[Command]:
+        """The commands in the inbox; with `wait` at least one."""
         commands = [self._inbox.get()] if wait else []
         while not self._inbox.empty():
             commands.append(self._inbox.get())

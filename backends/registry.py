@@ -45,7 +45,7 @@ def names() -> list[str]:
 
 
 def lookup(name: str) -> BackendSpec:
-    """The row of `name`. Errors: UsageError naming the known engines."""
+    """The row of `name`. Raises: UsageError naming the known engines."""
     for spec in _TABLE:
         if spec.name == name:
             return spec

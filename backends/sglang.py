@@ -37,7 +37,7 @@ PORT_TAKEN = "address already in use"  # SGLang then goes on for ever, answering
 class SglangBackend(Backend):
     """SGLang, started here and ended here.
 
-    Errors: UsageError for options, ModelError for a model that can't be read, LaunchError for a
+    Raises: UsageError for options, ModelError for a model that can't be read, LaunchError for a
     network interface that is not here; EngineError from `start` and `stream`, with the end of
     SGLang's own log where it has died.
     """
@@ -148,7 +148,7 @@ class SglangBackend(Backend):
         await server.start()
 
     async def _failing(self, children: Children, process: subprocess.Popen) -> NoReturn:
-        """Errors: EngineError as soon as a server that starts can't come to an end."""
+        """Raises: EngineError as soon as a server that starts can't come to an end."""
         while process.poll() is None:
             if children.said(PORT_TAKEN):
                 raise children.failure("SGLang found its port taken: start again")

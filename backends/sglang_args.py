@@ -38,7 +38,7 @@ OURS = {"host", "port", "config", "api_key", "admin_api_key", "ssl_keyfile", "ss
 
 
 def arguments(config: EngineConfig, device: str) -> list[str]:
-    """SGLang's command line, read by its own parser. Errors: UsageError; ModelError and
+    """SGLang's command line, read by its own parser. Raises: UsageError; ModelError and
     CheckpointError for what it would find out after a while, in other words."""
     parser = _Parser(add_help=False, allow_abbrev=False)
     ServerArgs.add_cli_args(parser)
@@ -152,7 +152,7 @@ def _words(action: argparse.Action, key: str, value: str) -> list[str]:
 
 
 def device_of(asked: str) -> str:
-    """The device that SGLang is told to use. Errors: UsageError where there is none."""
+    """The device that SGLang is told to use. Raises: UsageError where there is none."""
     if asked == "cuda" and not torch.cuda.is_available():
         raise UsageError(
             "--device cuda: torch, as installed, finds no GPU here"

@@ -74,7 +74,7 @@ class SglangDialect(Dialect):
     def body(self, request: Request, model: str, whole: bool) -> bytes:
         """What is not said here is left to the model's generation_config.json, so all is said.
 
-        Errors: ValueError for ids that the model does not have: SGLang would die of them.
+        Raises: ValueError for ids that the model does not have: SGLang would die of them.
         """
         if self._vocabulary and request.prompt_ids:
             for id_ in (min(request.prompt_ids), max(request.prompt_ids)):
@@ -138,7 +138,7 @@ class SglangServer(Endpoints):
 
 
 def _finish(reason: _Finish, request: Request) -> Finish:
-    """How an answer has ended. Errors: ValueError where that is not as the request wants it.
+    """How an answer has ended. Raises: ValueError where that is not as the request wants it.
 
     SGLang also stops at the end-of-sequence ids of the model's own configuration, and says that it
     has stopped where its numbers have become NaN.

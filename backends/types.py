@@ -344,7 +344,7 @@ OPTIONS: Mapping[str, Option] = {
 class Backend(ABC):
     """One engine. `start`, `stream` and `close` run on one event loop.
 
-    Errors: whatever stops an engine is raised from `start` or from every open `stream`.
+    Raises: whatever stops an engine is raised from `start` or from every open `stream`.
     """
 
     def __init__(self, config: EngineConfig) -> None:

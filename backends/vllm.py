@@ -54,7 +54,7 @@ OWN_FLAGS = own_names("vllm") | {
 class VllmBackend(Backend):
     """vLLM, started here and ended here.
 
-    Errors: UsageError for options, ModelError for a model that vLLM does not know, LaunchError for
+    Raises: UsageError for options, ModelError for a model that vLLM does not know, LaunchError for
     a network interface that is not here; EngineError from `start` and `stream`, with the end of
     vLLM's own log.
     """
@@ -156,7 +156,7 @@ class VllmBackend(Backend):
 
 
 def engine_args(config: EngineConfig) -> AsyncEngineArgs:
-    """vLLM's own arguments, read by its own parser. Errors: UsageError; CheckpointError for files
+    """vLLM's own arguments, read by its own parser. Raises: UsageError; CheckpointError for files
     that it would find out about after a while, in other words."""
     known = {field.name for field in fields(AsyncEngineArgs)}
     options = {key.replace("-", "_"): value for key, value in config.options.items()}
@@ -227,7 +227,7 @@ def _check_architecture(model: str) -> None:
 
 
 def _delta(output: RequestOutput, request: Request) -> Delta | None:
-    """What is new in an output; None if nothing is. Errors: EngineError if vLLM gave the request
+    """What is new in an output; None if nothing is. Raises: EngineError if vLLM gave the request
     up."""
     now = time.monotonic_ns()
     (answer,) = output.outputs

@@ -113,7 +113,7 @@ class VllmDialect(Dialect):
 
 
 def read(data: bytes) -> Part:
-    """An event, or a whole answer. Errors: ValueError."""
+    """An event, or a whole answer. Raises: ValueError."""
     event = _decode_answer(data)
     if event.error is not None:
         message = event.error.get("message") if isinstance(event.error, dict) else None

@@ -28,7 +28,7 @@ from ref_dsinfer.cache import PagedCache
 from ref_dsinfer.config import ModelConfig, Yarn
 from ref_dsinfer.layers import Weight
 from ref_dsinfer.model import Layer
-from ref_dsinfer.parallel import Place, Ranks
+from ref_dsinfer.parallel import RankInfo, Ranks
 
 NO_GPU = 3  # exit code
 RANKS = 8
@@ -126,7 +126,7 @@ def attention(batch: int, heads: int) -> tuple[float, float]:
     q = torch.randn(batch, heads, width, device=GPU, dtype=torch.bfloat16)
     see = decode_inputs(batch)
     took = seconds(
-        [lambda: mla.attend(q, blocks, see.table_NM, see.lengths_N, R1.kv_lora, R1.softmax_scale)]
+        [lambda: mla.attend(q, blocks, see.tables_NM, see.lengths_N, R1.kv_lora, R1.softmax_scale)]
     )
     return took, blocks.nbytes + q.nbytes + batch * heads * R1.kv_lora * 2
 
@@ -165,11 +165,11 @@ class Slice:
     """One dense and three MoE layers of a rank of eight."""
 
     def __init__(self, arithmetic: gemm.Arithmetic) -> None:
-        ranks = Ranks(Place(), GPU)
-        ranks.world = RANKS  # for the sizes; from then on alone, so that nothing is sent
+        ranks = Ranks(RankInfo(), GPU)
+        ranks.world_size = RANKS  # for the sizes; from then on alone, so that nothing is sent
         with torch.device("meta"):
             layers = [Layer(R1, number, torch.bfloat16, ranks) for number in range(R1.layers)]
-        ranks.world = 1
+        ranks.world_size = 1
         modules = nn.ModuleList(layers).to_empty(device=GPU)
         for parameter in modules.parameters():
             many = parameter.dim() > 2
@@ -192,8 +192,8 @@ class Slice:
     def measure(self, batch: int, layers: int) -> tuple[float, float]:
         """Seconds and bytes of a decode step through the first so many layers."""
         see = decode_inputs(batch)
-        cache = PagedCache(R1, see.table_NM.numel(), BLOCK, torch.bfloat16, GPU)
-        rows = see.table_NM[:, -1] * BLOCK + BLOCK - 1
+        cache = PagedCache(R1, see.tables_NM.numel(), BLOCK, torch.bfloat16, GPU)
+        rows = see.tables_NM[:, -1] * BLOCK + BLOCK - 1
         ids = torch.zeros(batch, dtype=torch.int64, device=GPU)
         step = Batch(ids, ids, rows, see, (), width=batch)
         x = torch.randn(batch, R1.hidden, device=GPU, dtype=torch.bfloat16)

@@ -78,7 +78,7 @@ def _unblocked(blocks: Tensor, shape: torch.Size) -> Tensor:
 def write_twin(source: Path, target: Path) -> None:
     """Write a block-fp8 twin of a Hugging Face checkpoint, one weight in memory at a time.
 
-    Errors: ModelError, CheckpointError for the source; UsageError if it is fp8 already or is the
+    Raises: ModelError, CheckpointError for the source; UsageError if it is fp8 already or is the
     target itself; OutputError if the target can't be written.
     """
     found = ModelConfig.read(source)

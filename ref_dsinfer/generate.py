@@ -44,7 +44,7 @@ def arguments() -> argparse.Namespace:
 
 
 def file_prompts(path: Path) -> list[str]:
-    """The lines of a file that are not blank. Errors: InputFileError, EmptyDataError."""
+    """The lines of a file that are not blank. Raises: InputFileError, EmptyDataError."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -90,7 +90,7 @@ def typed_prompts() -> Iterator[list[str]]:
 
 
 def checked(line: str, place: str) -> str:
-    """A line without its end, if it is text. Errors: InputFileError naming the first byte that is
+    """A line without its end, if it is text. Raises: InputFileError naming the first byte that is
     not, which `line` holds as `ESCAPE` has it."""
     for character in line:
         if "\udc80" <= character <= "\udcff":
@@ -136,7 +136,7 @@ def main() -> None:
         ]
         for request in requests:
             engine.check(request["prompt_ids"], args.max_new_tokens, args.temperature, args.top_p)
-        requests = engine.ranks.share(requests or None)
+        requests = engine.ranks.broadcast(requests or None)
         if requests is None:
             break
         answers = answer(engine, requests)

@@ -54,9 +54,9 @@ def main() -> None:
     model, output, attention, dtype, temperature, *speculative = sys.argv[1:]
     drafts = bool(speculative)
     engine, found = answers(Path(model), attention, dtype, float(temperature), drafts)
-    assert bool(engine.checked) == drafts
-    words = engine.ranks.share(["x"] * 1000 if engine.ranks.rank == 0 else None)
-    nothing = engine.ranks.share(None)
+    assert bool(engine.verified) == drafts
+    words = engine.ranks.broadcast(["x"] * 1000 if engine.ranks.rank == 0 else None)
+    nothing = engine.ranks.broadcast(None)
     assert (len(words), nothing) == (1000, None)
     written = json.dumps({"answers": found, "logits": logits(engine)})
     Path(f"{output}.{engine.ranks.rank}").write_text(written)

@@ -14,7 +14,7 @@ from ref_dsinfer.cache import block_count, token_bytes
 from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.engine import Engine
 from ref_dsinfer.options import EngineOptions
-from ref_dsinfer.parallel import Place, Ranks
+from ref_dsinfer.parallel import RankInfo, Ranks
 from tests.effort import cases
 
 LONGEST, BLOCK = 1000, 64  # tokens
@@ -30,7 +30,7 @@ def free(monkeypatch: pytest.MonkeyPatch) -> int:
 
 
 def blocks(config: ModelConfig, sequences: int, longest: int = LONGEST) -> int:
-    ranks = Ranks(Place(), torch.device("cpu"))
+    ranks = Ranks(RankInfo(), torch.device("cpu"))
     return block_count(config, torch.bfloat16, ranks, longest, sequences, BLOCK, None)
 
 

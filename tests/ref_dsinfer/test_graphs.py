@@ -25,7 +25,7 @@ def answers(model: Path, padded: bool) -> dict[int, list[int]]:
     engine = Engine(model, options)
     if padded:
         runner = engine.runner
-        runner.decoder = Decoder(runner.model, runner.cache, runner.spare, 5, 100)
+        runner.decoder = Decoder(runner.model, runner.cache, runner.padding_block, 5, 100)
     chance = random.Random(3)
     found: dict[int, list[int]] = {}
     step = 0

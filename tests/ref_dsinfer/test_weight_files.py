@@ -19,7 +19,7 @@ from ref_dsinfer.convert import convert
 from ref_dsinfer.engine import Engine
 from ref_dsinfer.model import Model
 from ref_dsinfer.options import EngineOptions
-from ref_dsinfer.parallel import ATTENTION, Place
+from ref_dsinfer.parallel import ATTENTION, RankInfo
 from ref_dsinfer.weight_files import INDEX, check_for_others, locate
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 15614560\n"
@@ -100,7 +100,7 @@ def test_weights_that_are_none_are_told_by_all_that_read_them(
         (b"Entry not found", "is text that begins 'Entry not found'"),
         (
             b'{"dim": 7168, "n_layers": 61}',
-            "describes a model in the words of DeepSeek's inference",
+            "has the keys of DeepSeek's inference",
         ),
         (b'{"vocab_size": ', "can't be read as JSON"),
         (b"[" * 100_000, "can't be read as JSON"),
@@ -279,8 +279,8 @@ def deepseeks(model_dir: Path, target: Path, world: int) -> Path:
 
 def load(path: Path, rank: int, world: int, attention: str) -> dict[str, Tensor]:
     """One rank's weights; it meets no other rank, since nothing is computed."""
-    ranks = ATTENTION[attention](Place(), torch.device("cpu"))
-    ranks.rank, ranks.world = rank, world
+    ranks = ATTENTION[attention](RankInfo(), torch.device("cpu"))
+    ranks.rank, ranks.world_size = rank, world
     model = Model.load(path, ModelConfig.read(path), torch.float32, ranks, 16)
     unfolded = {f"unfold {n}": layer.self_attn.unfold for n, layer in enumerate(model.layers)}
     return dict(model.named_parameters()) | unfolded
