@@ -49,8 +49,8 @@ def guard() -> None:
 
     `sys.__stdout__` and `sys.__stderr__` are not changed: progress bars need control characters.
     """
-    sys.stdout = _guarded(sys.stdout)
-    sys.stderr = _guarded(sys.stderr)
+    sys.stdout = _guard(sys.stdout)
+    sys.stderr = _guard(sys.stderr)
 
 
 class _Harmless(io.TextIOWrapper):
@@ -59,7 +59,7 @@ class _Harmless(io.TextIOWrapper):
         return len(text)
 
 
-def _guarded(stream: TextIO) -> TextIO:
+def _guard(stream: TextIO) -> TextIO:
     if not isinstance(stream, io.TextIOWrapper):  # None if it is closed, or replaced by others
         return stream
     stream.flush()

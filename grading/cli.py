@@ -12,10 +12,10 @@ from grading.evaluate import (
     GRADED,
     LOG_ENDING,
     GradingOptions,
-    beside,
     companions,
     evaluate,
     report,
+    sibling,
     start_sandbox,
 )
 from grading.inputs import find_problems, read_results
@@ -184,7 +184,7 @@ def run(args: argparse.Namespace) -> None:
         keep_inputs(outputs, [source, args.dataset_file, problems])
         for path in result_paths(output):
             check_writable(path)
-        log_path = beside(output, LOG_ENDING)
+        log_path = sibling(output, LOG_ENDING)
         evaluation = evaluate(frame, problems, options, log_path, expected, sandbox)
     report(evaluation, output, source, options, problems)
     evaluation.require_all()

@@ -189,7 +189,7 @@ def evaluate_and_report(
     source = out_dir / ACCURACY_LOG
     output = out_dir / f"results{GRADED}.pkl"
     problems = find_problems(problems, [source_path, source])
-    evaluation = evaluate(frame, problems, options, beside(output, LOG_ENDING), expected)
+    evaluation = evaluate(frame, problems, options, sibling(output, LOG_ENDING), expected)
     report(evaluation, output, source, options, problems)
     return evaluation
 
@@ -197,10 +197,10 @@ def evaluate_and_report(
 def companions(output: Path) -> list[Path]:
     """The files written next to a graded frame: the log of grades, the report, accuracy.txt."""
     endings = (LOG_ENDING, REPORT_ENDING)
-    return [*(beside(output, ending) for ending in endings), output.parent / "accuracy.txt"]
+    return [*(sibling(output, ending) for ending in endings), output.parent / "accuracy.txt"]
 
 
-def beside(output: Path, ending: str) -> Path:
+def sibling(output: Path, ending: str) -> Path:
     """The file next to a graded frame with another ending: x_report.json for x_evaluated.pkl."""
     from data.results import result_paths
 

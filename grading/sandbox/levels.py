@@ -49,7 +49,7 @@ def find(level: str, minimum: str) -> ProbeResult:
     if sys.platform != "linux":
         return ProbeResult(None, "programs can be confined on Linux only")
     if level in ("container", "none"):
-        return _asserted(level)
+        return _probe_selected(level)
     candidates = (
         (level,) if level != "auto" else _AUTOMATIC[:1] if minimum == "full" else _AUTOMATIC
     )
@@ -68,7 +68,7 @@ def find(level: str, minimum: str) -> ProbeResult:
     return ProbeResult(None, "; ".join(failures), canaries)
 
 
-def _asserted(level: str) -> ProbeResult:
+def _probe_selected(level: str) -> ProbeResult:
     """A level that is used because the user selected it, whichever canaries get through."""
     try:
         canaries, missing = _try(level)

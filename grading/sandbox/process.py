@@ -55,7 +55,7 @@ class Confined:
             theirs.close()
             their_lifeline.close()
         try:
-            ready = parsed(self._receive(time.monotonic() + START_S))
+            ready = parse_reply(self._receive(time.monotonic() + START_S))
         except ProcessEnded as error:
             if not server.is_running:
                 raise ForkServerGone from error
@@ -76,7 +76,7 @@ class Confined:
         Raises: TimeLimit; ProcessEnded, also for a reply longer than PARSED_BYTES. The process
         can't be used afterwards.
         """
-        return parsed(self.exchange(message, seconds))
+        return parse_reply(self.exchange(message, seconds))
 
     def exchange(self, message: dict[str, Any], seconds: float) -> bytes:
         """Send a message and wait for a line in reply, which is not parsed.
@@ -166,7 +166,7 @@ class Confined:
         self.close()
 
 
-def parsed(line: bytes) -> dict[str, Any]:
+def parse_reply(line: bytes) -> dict[str, Any]:
     """The JSON object in a line of at most PARSED_BYTES. Raises: ProcessEnded."""
     if len(line) > PARSED_BYTES:
         raise ProcessEnded(f"the reply is too long, over {PARSED_BYTES} bytes")

@@ -40,12 +40,12 @@ def extract(text: str, task: str) -> tuple[str, str] | None:
 
 def _last(pattern: re.Pattern[str], text: str) -> str | None:
     """The letter in the last match. Matches can't overlap, so the end is searched first."""
-    letters = pattern.findall(_unescaped(text[-_END:]), _BEFORE)
-    letters = letters or pattern.findall(_unescaped(text))
+    letters = pattern.findall(_unescape(text[-_END:]), _BEFORE)
+    letters = letters or pattern.findall(_unescape(text))
     return letters[-1] if letters else None
 
 
-def _unescaped(text: str) -> str:
+def _unescape(text: str) -> str:
     return text.replace(r"\n", "\n").replace(r"\'", "'")
 
 

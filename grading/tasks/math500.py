@@ -77,7 +77,7 @@ def _judge_element(answer: str, truth: str) -> Verdict:
     return Verdict(_is_zero(difference), "sympy")
 
 
-def _unwrapped(text: str) -> str:
+def _unwrap(text: str) -> str:
     match = _TEXT.search(text)
     return match[1] if match else text
 
@@ -86,7 +86,7 @@ def _unwrapped(text: str) -> str:
 
 
 def _as_math(text: str) -> str:
-    text = _unwrapped(text.strip()).strip()
+    text = _unwrap(text.strip()).strip()
     try:
         return _canonical_latex(text)
     except (ValueError, IndexError):
@@ -108,14 +108,14 @@ def _canonical_latex(text: str) -> str:
     if text.count("=") == 1:
         name, value = text.split("=")
         text = value if len(name) <= 2 else text
-    text = _braced_arguments(text, "\\sqrt", 1).replace(" ", "")
-    text = _braced_arguments(text, "\\frac", 2)
+    text = _brace_arguments(text, "\\sqrt", 1).replace(" ", "")
+    text = _brace_arguments(text, "\\frac", 2)
     if text == "0.5":
         return "\\frac{1}{2}"
     return _slash_to_fraction(text)
 
 
-def _braced_arguments(text: str, command: str, count: int) -> str:
+def _brace_arguments(text: str, command: str, count: int) -> str:
     """Put braces around single-character arguments: `\\frac12` becomes `\\frac{1}{2}`."""
     head, *rest = text.split(command)
     done = [head]
@@ -148,7 +148,7 @@ def _slash_to_fraction(text: str) -> str:
 
 
 def _as_prm(text: str) -> str:
-    text = _unwrapped(text)
+    text = _unwrap(text)
     for old, new in (
         ("\\%", "%"), ("\\$", "$"), ("$", ""), ("%", ""), (" or ", " , "), (" and ", " , "),
         ("million", "*10^6"), ("billion", "*10^9"), ("trillion", "*10^12"),

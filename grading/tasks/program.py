@@ -90,7 +90,7 @@ class Program:
     def _run(self, text: str) -> dict[str, Any]:
         if self._reads_stdin:
             return {"printed": self._stdio.run(self._call, self._names, text)}
-        return {"value": _tagged(self._call(*map(json.loads, text.split("\n"))))}
+        return {"value": _tag(self._call(*map(json.loads, text.split("\n"))))}
 
 
 def _as_function(code: str) -> str:
@@ -111,10 +111,10 @@ def _as_function(code: str) -> str:
     return "\n" + ast.unparse(module)
 
 
-def _tagged(value: Any) -> Any:
+def _tag(value: Any) -> Any:
     """A returned value as JSON, with tags for types that matter to `==`, such as tuples."""
     if type(value).__module__ == "numpy" and getattr(value, "size", None) == 1:
-        return {"one": _tagged(value.item())}
+        return {"one": _tag(value.item())}
     if value is None or isinstance(value, bool | str):
         return value
     if isinstance(value, int):
@@ -126,9 +126,9 @@ def _tagged(value: Any) -> Any:
     if isinstance(value, Decimal | Fraction):
         return {type(value).__name__.lower(): str(value)}
     if isinstance(value, list):
-        return [_tagged(item) for item in value]
+        return [_tag(item) for item in value]
     if isinstance(value, tuple):
-        return {"tuple": [_tagged(item) for item in value]}
+        return {"tuple": [_tag(item) for item in value]}
     if isinstance(value, dict):
-        return {"dict": [[_tagged(key), _tagged(item)] for key, item in value.items()]}
+        return {"dict": [[_tag(key), _tag(item)] for key, item in value.items()]}
     return {"other": type(value).__name__}
