@@ -72,7 +72,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=USER_CONF,
         metavar="FILE",
-        help="the submitter's LoadGen settings, target_qps above all (default: mlperf/user.conf)",
+        help="the submitter's LoadGen settings: target rates (default: mlperf/user.conf)",
     )
     group = parser.add_argument_group(
         "short runs", "with one of these, or --num-samples, the result can't be submitted"
