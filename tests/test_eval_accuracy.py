@@ -346,8 +346,8 @@ entrypoint.run(eval_accuracy.main)
     )
     assert done.returncode == 13, done.stderr
     assert done.stderr.splitlines()[-1] == (
-        "error: 3 of 7 rows could not be judged and count as wrong here; the first: there is no"
-        " sandbox: nothing holds here"
+        "error: 3 of 7 rows could not be judged and count as wrong here; the first: no sandbox"
+        " level holds: nothing holds here"
     )
     assert "NOT A RESULT: 3 of 7 rows" in done.stdout
     graded = read_frame(a_run / "results_evaluated.pkl")

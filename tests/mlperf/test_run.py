@@ -280,7 +280,7 @@ def bad_inputs(
         (("--user-conf", "a_folder"), 14, "a_folder: can't be read: Is a directory"),
         (("--user-conf", "a_file"), 14, "no target rate for --mode offline"),
         (("--user-conf", "zero.conf", "--mode", "server"), 14, "zero.conf: line 1: "),
-        (("--target-qps", "1e6"), 14, " samples, "),
+        (("--target-qps", "1e6"), 14, " samples need "),
         (("--engine-arg", "speed=9"), 2, "'speed'"),
         (("--max-model-len", "13"), 8, "row 0"),
         (("--max-model-len", "999999"), 8, "999999"),
