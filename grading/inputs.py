@@ -123,7 +123,7 @@ def _refuse_duplicates(frame: "pd.DataFrame") -> None:
     if repeats:
         log.warning(
             "%d rows have the %s of an earlier row (row %d that of row %d), and without"
-            " sample_index duplicates can't be told: add --dataset-file to compare the rows",
+            " sample_index duplicates can't be recognised: add --dataset-file to compare the rows",
             *(len(repeats), "question" if has_question else "answer and truth", *repeats[0]),
         )
 
