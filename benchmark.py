@@ -1,17 +1,16 @@
-"""What a round of MLPerf Inference fixes of the DeepSeek-R1 benchmark, defined here alone.
+"""The constants of the DeepSeek-R1 benchmark in this round of MLPerf Inference, defined only here.
 
-LoadGen's part of it (seeds, latencies, least durations and counts) is in its own form, in
-mlperf/mlperf.conf.
+LoadGen's settings (seeds, latencies, minimum durations and counts) are in mlperf/mlperf.conf.
 """
 
 ROUND = "v6.1"
 MODEL = "deepseek-ai/DeepSeek-R1"
-REVISION = "56d4cbbb4d29f4355bab4b9a39ccb717a14ad5ad"  # not R1-0528, which scores otherwise
+REVISION = "56d4cbbb4d29f4355bab4b9a39ccb717a14ad5ad"  # not R1-0528, which has other scores
 ROWS = 4388  # of the data set
 MAX_NEW_TOKENS = 20_000  # of an answer
-MTP_STEPS = 3  # drafts a step, one from the other: the most that are allowed
+MTP_STEPS = 3  # the maximum number of draft tokens per step
 
-# The reference's figures, and the limits they set for the whole data set
+# The reference's figures, and the limits derived from them, which apply to the full data set
 EXACT_MATCH = 81.3582  # percent
 TOKENS_PER_SAMPLE = 3886.2274
 EXACT_MATCH_MIN = 0.99 * EXACT_MATCH

@@ -1,7 +1,7 @@
-"""What every script starts with: logging, signals, and how a run ends.
+"""The start and end of every script: logging, signals, exit codes.
 
-An exception becomes an exit code here and nowhere else, and an interrupt amid an import is a line.
-Scripts import this at their top, and all else inside `main`.
+Exceptions become exit codes only here. Scripts import this module at the top and everything else
+inside `main`, so that an interrupt during the imports prints one line instead of a traceback.
 """
 
 import logging
@@ -19,33 +19,32 @@ from errors import LaunchError, UserError
 
 OURS = ("backends", "data", "grading", "mlperf", "ref_dsinfer")
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
-IMPORT_S = 0.05  # between two looks whether an import is over
-LOOK_S = 1.0  # between two looks whether torchrun is there
-FOLLOWER_GRACE_S = 10  # torchrun ends a machine's other ranks well within this once one has failed
-ORPHANS_S = 4  # for the first rank of a machine to say that torchrun is gone
-before_failing: list[Callable[[], None]] = []  # what others have to be told then
-_last_word = threading.Lock()  # of the thread that says why the process ends
+IMPORT_S = 0.05  # between two checks whether an import has finished
+LOOK_S = 1.0  # between two checks whether torchrun is running
+FOLLOWER_GRACE_S = 10  # torchrun ends a machine's ranks well within this time after one has failed
+ORPHANS_S = 4  # for local rank 0 to report that torchrun has ended
+before_failing: list[Callable[[], None]] = []  # called before a failed process exits
+_exit_lock = threading.Lock()  # taken by the one thread that reports why the process exits
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run an entry script's `main` and end the process with the exit code of what it raised.
+    """Run an entry script's `main`, and exit with the exit code of the exception that it raises.
 
-    Of a machine's ranks all but the first hold a user's error back for a moment: where the first
-    met the same one, it is said once, and torchrun ends the others; where it did not, the message
-    still comes out.
+    All local ranks but 0 wait before they report a user's error. If rank 0 has the same error, it
+    is reported once and torchrun ends the others; otherwise it is reported after the wait.
     """
     terminal.guard()
     _watch_torchrun()
     rank = int(os.environ.get("RANK", "0"))
     logging.basicConfig(
-        level=logging.WARNING if rank == 0 else logging.ERROR,  # what all ranks say is said once
+        level=logging.WARNING if rank == 0 else logging.ERROR,  # ranks log the same warnings
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         datefmt="%H:%M:%S",
     )
     if rank == 0:
         for package in OURS:
             logging.getLogger(package).setLevel(logging.INFO)
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # it may be ignored
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # unless it is ignored
         for name in (signal.SIGINT, signal.SIGALRM):
             signal.signal(name, _interrupt)
     try:
@@ -55,38 +54,38 @@ def run(main: Callable[[], None]) -> None:
             time.sleep(FOLLOWER_GRACE_S)
         fail(error)
     except KeyboardInterrupt:
-        _last_word.acquire()
+        _exit_lock.acquire()
         print("interrupted: finished samples are on disk", file=sys.stderr)
         _end(INTERRUPTED)
     except Exception:
-        _last_word.acquire()
+        _exit_lock.acquire()
         logging.exception("internal error, please report it with this traceback")
         _end(1)
 
 
 def fail(error: UserError) -> NoReturn:
-    """Say what is wrong, and end the process; from any thread."""
-    _last_word.acquire()
+    """Print the error and exit with its code, from any thread."""
+    _exit_lock.acquire()
     print(f"error: {error}", file=sys.stderr)
     _end(error.exit_code)
 
 
 def _end(code: int) -> NoReturn:
-    """A failed run may leave LoadGen or a collective waiting in native code for ever; only os._exit
-    is sure to end those threads."""
-    for stream in filter(None, (sys.stdout, sys.stderr)):  # None where it is closed
+    """Exit by os._exit: after a failure, LoadGen or a collective may be waiting in native code
+    forever, and no other way of exiting is certain to end its thread."""
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # None if it is closed
         stream.flush()
-    for tell in before_failing:
-        tell()
+    for callback in before_failing:
+        callback()
     os._exit(code)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Raise KeyboardInterrupt, once no import is under way; for SIGINT, and to look again SIGALRM.
+    """Raise KeyboardInterrupt as soon as no import is running: for SIGINT, and SIGALRM to retry.
 
-    Amid one it may be lost, or come out as a failed import: much native code (pyarrow's and numpy's
-    among it) handles every exception while it imports. However often it is asked for meanwhile, it
-    is raised once.
+    During an import it might be lost, or turn into an ImportError, since native modules (pyarrow's
+    and numpy's among them) catch all exceptions when they are imported. Several signals during an
+    import raise it once.
     """
     caller = frame
     while caller and not caller.f_code.co_filename.startswith("<frozen importlib"):
@@ -97,7 +96,10 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _with_packages(main: Callable[[], None]) -> None:
-    """Run `main`; a package that is missing is a matter of the environment, not a fault of ours."""
+    """Run `main`. Raises: LaunchError for a package that is not installed.
+
+    No other code handles that: the ImportError of a missing package always propagates to here.
+    """
     try:
         main()
     except ModuleNotFoundError as error:
@@ -105,31 +107,30 @@ def _with_packages(main: Callable[[], None]) -> None:
         if package in OURS:
             raise
         raise LaunchError(
-            f"the Python package {package} is not installed: make and activate the environment"
-            " with: source setup.sh"
+            f"the Python package {package} is not installed: create and activate the backend's"
+            " environment with: source setup.sh --backend NAME"
         ) from error
 
 
 def _watch_torchrun() -> None:
-    """From now on, end soon after the parent of this process has; for torchrun's ranks only, since
-    others may outlive theirs.
+    """Exit soon after torchrun does, if this process is one of its ranks.
 
-    The parent's number is looked at: a signal by the kernel would come at the end of the thread
-    that has started us, not of its process.
+    The parent's PID is polled: the kernel's parent-death signal is sent when the parent's thread
+    ends, which may be long before its process does.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        threading.Thread(target=_outlast, args=(os.getppid(),), daemon=True).start()
+        threading.Thread(target=_wait_for_torchrun, args=(os.getppid(),), daemon=True).start()
 
 
-def _outlast(parent: int) -> None:
-    if parent != 1 or _is_launcher(parent):  # else it was gone before we could look
+def _wait_for_torchrun(parent: int) -> None:
+    if parent != 1 or _is_launcher(parent):  # otherwise torchrun has ended already
         while os.getppid() == parent:
             time.sleep(LOOK_S)
     _without_torchrun()
 
 
 def _is_launcher(process: int) -> bool:
-    """Whether it runs the same Python, as torchrun does; in a container it may be number 1."""
+    """Whether a process runs the same Python, as torchrun does; in a container it may be PID 1."""
     try:
         return os.path.samefile(f"/proc/{process}/exe", "/proc/self/exe")  # noqa: PTH121
     except OSError:  # another user's
@@ -137,8 +138,8 @@ def _is_launcher(process: int) -> bool:
 
 
 def _without_torchrun() -> NoReturn:
-    """End a rank that nobody would end any more; the first of a machine's says so."""
+    """Exit, as nothing else would end this rank. Local rank 0 reports it."""
     if os.environ.get("LOCAL_RANK", "0") != "0":
         time.sleep(ORPHANS_S)
         _end(LaunchError.exit_code)
-    fail(LaunchError("torchrun is gone, so its ranks end"))
+    fail(LaunchError("torchrun has ended, so its ranks exit"))

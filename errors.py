@@ -1,27 +1,27 @@
-"""Every way a user's input can end a run: one class, one exit code.
+"""The errors that a user can cause, one class per exit code.
 
-The module lies at the top, so that every package may raise these. An exception becomes an exit code
-in `entrypoint.run` only, or from another thread in `entrypoint.fail`; one that is not a `UserError`
-is a fault of ours and keeps its traceback.
+Every package may raise them. An exception becomes an exit code only in `entrypoint.run`, or from
+another thread in `entrypoint.fail`. An exception that is not a `UserError` is a bug, and is
+reported with its traceback.
 """
 
 from typing import ClassVar
 
 
 class UserError(Exception):
-    """Something the user can mend. The message names the file or value and the fix, in one line."""
+    """Something the user can fix. The message, one line, names the file or value and the fix."""
 
     exit_code: ClassVar[int]
 
 
 class UsageError(UserError):
-    """An option has a value that can't be used (argparse ends with the same code)."""
+    """An option has a value that can't be used (argparse exits with the same code)."""
 
     exit_code = 2
 
 
 class InputFileError(UserError):
-    """An input file is missing, of another type than it should be, or not a data frame."""
+    """An input file is missing, has the wrong type, or is not a data frame."""
 
     exit_code = 3
 
@@ -39,7 +39,7 @@ class EmptyDataError(UserError):
 
 
 class ModelError(UserError):
-    """A model directory has no configuration, or one of another architecture."""
+    """A model directory lacks files, or is of another architecture."""
 
     exit_code = 6
 
@@ -63,13 +63,13 @@ class ParallelError(UserError):
 
 
 class LaunchError(UserError):
-    """A script was started in a way it can't work, e.g. without torchrun."""
+    """A script was started in a way that can't work, such as without torchrun."""
 
     exit_code = 10
 
 
 class OutputError(UserError):
-    """Results can't be written where they were asked for."""
+    """Results can't be written to the requested path."""
 
     exit_code = 11
 

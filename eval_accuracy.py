@@ -5,8 +5,7 @@ import entrypoint
 
 
 def main() -> None:
-    """Parse the command line, grade, report."""
-    # in here, where an interrupt amid them is a line
+    # imported here, so that an interrupt prints one line
     import argparse
 
     from grading import cli

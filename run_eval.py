@@ -5,7 +5,7 @@ import entrypoint
 
 
 def main() -> None:
-    # in here, where an interrupt amid them is a line
+    # imported here, so that an interrupt prints one line
     import argparse
 
     from data import inference

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Answer a data set with an engine that torchrun starts, one process a rank:
+"""Answer a data set with an engine that torchrun starts, one process per rank:
 
 torchrun --nproc_per_node=8 run_eval_mpi.py --input-file FILE
 """
@@ -8,7 +8,7 @@ import entrypoint
 
 
 def main() -> None:
-    # in here, where an interrupt amid them is a line
+    # imported here, so that an interrupt prints one line
     import argparse
 
     from data import inference

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measure an engine that torchrun starts, one process a rank, with MLPerf LoadGen:
+"""Measure an engine that torchrun starts, one process per rank, with MLPerf LoadGen:
 
 torchrun --nproc_per_node=8 run_mlperf_mpi.py --mode offline
 """
@@ -8,7 +8,7 @@ import entrypoint
 
 
 def main() -> None:
-    # in here, where an interrupt amid them is a line
+    # imported here, so that an interrupt prints one line
     import argparse
 
     from mlperf import run

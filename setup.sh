@@ -1,32 +1,32 @@
 #!/usr/bin/env bash
-# Make the Python environment of a backend and activate it; with --demo or --test, use it.
-# Safe to repeat, and to repeat after an interruption.
+# Create the Python environment of a backend and activate it; with --demo or --test, use it.
+# It may be run again at any time, also after an interruption.
 
 _mlperf_usage() {
   cat <<'USAGE'
-Usage: source setup.sh [OPTIONS]     make the environment, activate it in this shell
+Usage: source setup.sh [OPTIONS]     create the environment and activate it in this shell
        ./setup.sh [OPTIONS]          the same; on a terminal, in a new shell
-       ./setup.sh --demo [OPTIONS]   ... and run the main job on the bundled model
-       ./setup.sh --test [OPTIONS]   ... and run every check and test
+       ./setup.sh --demo [OPTIONS]   create it and run the main job on the bundled model
+       ./setup.sh --test [OPTIONS]   create it and run all checks and tests
 
-  --backend NAME    pytorch, vllm or sglang (default: $MLPERF_BACKEND, else the container's, else the
-                    one whose environment or package is here, else pytorch; --demo: does not look
-                    for what is here; --test: all)
-  --device DEVICE   auto, cpu or cuda (default: auto: the container's, else cuda where nvidia-smi
-                    finds a GPU)
-  --venv DIR        where the environment lies (default: the container's, else .venv-BACKEND-DEVICE
-                    beside this script)
-  --python PATH     the Python to build on, 3.11 or newer (default: the first found)
-  --index URL       look for packages here too, e.g. where torch has builds for CPUs
-  --offline WHEELS  install from this folder of wheels alone, without a network
-  --force           make the environment anew
-  --verify          import the engine, look for GPUs, let LoadGen run for a second
+  --backend NAME    pytorch, vllm or sglang (default: $MLPERF_BACKEND, else the container's, else
+                    the one with an environment or package on this machine, else pytorch; --demo
+                    does not search this machine; --test: all)
+  --device DEVICE   auto, cpu or cuda (default: auto: the container's, else cuda if nvidia-smi
+                    lists a GPU)
+  --venv DIR        directory of the environment (default: the container's, else
+                    .venv-BACKEND-DEVICE next to this script)
+  --python PATH     Python interpreter, 3.11 or newer (default: the first one found)
+  --index URL       additional package index, such as PyTorch's index of builds for CPUs
+  --offline WHEELS  install from this directory of wheels only, without network access
+  --force           delete the environment and create it again
+  --verify          import the engine, list the GPUs, run LoadGen for a second
   --demo            MLPerf Offline on the bundled model, accuracy then performance, and a table
-  --test            ruff, mypy, shellcheck and pytest, as CI runs them, in every engine's environment
-  --fast            with --test: quick tests only, and PyTorch's environment where no other is named
-  --help            this text
+  --test            ruff, mypy, shellcheck and pytest, as in CI, in every engine's environment
+  --fast            with --test: fast tests only; without --backend, only in PyTorch's environment
+  --help            show this text
 
-Packages are installed by uv where it is found and sees the same places as pip, else by pip.
+Packages are installed by uv if it is available and would use the same indexes as pip, else by pip.
 USAGE
 }
 
@@ -45,14 +45,14 @@ _mlperf_find_python() {
     fi
     [ "$candidate" != "$1" ] || _mlperf_fail "--python $1: not a Python 3.11 or newer with venv"
   done
-  _mlperf_fail "no Python 3.11 or newer with the venv module found; name one by --python PATH"
+  _mlperf_fail "no Python 3.11 or newer with the venv module found: pass one with --python PATH"
 }
 
-# What every environment gets by copying: it is no package that pip could build without a network.
+# Copied into every environment: pip could not build it without network access.
 _mlperf_copied=requirements/torchrun-nodes
 
-# All that an installation depends on: the files, and the folders in this tree that they name.
-_mlperf_wanted() { # REQUIREMENTS...
+# Prints all that an installation depends on: the files, and the directories of this tree in them.
+_mlperf_inputs() { # REQUIREMENTS...
   cat requirements/base.txt "$@"
   local folder
   { echo "$_mlperf_copied" && sed -n 's|^\./||p' "$@"; } | while read -r folder; do
@@ -60,67 +60,68 @@ _mlperf_wanted() { # REQUIREMENTS...
   done
 }
 
-# Installs what the requirements files name, unless the stamp says that just these are installed.
-# What a .nodeps.txt names is installed afterwards, without what it asks for.
+# Installs the packages of the requirements files, unless the stamp has the checksum of the same
+# ones. Packages of a .nodeps.txt are installed last, without their dependencies.
 _mlperf_install() { # VENV STAMP_NAME REQUIREMENTS...
-  local venv=$1 stamp=$1/.complete-$2 wanted
+  local venv=$1 stamp=$1/.complete-$2 checksum
   shift 2
-  wanted=$(_mlperf_wanted "$@" | cksum)
-  if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
+  checksum=$(_mlperf_inputs "$@" | cksum)
+  if [ "$(cat "$stamp" 2>/dev/null)" = "$checksum" ]; then
     return
   fi
-  [ -w "$venv" ] || _mlperf_fail "$venv is for other requirements than $*, and not yours to change:" \
-    "build the image anew (./launch.sh --build), or name another --venv DIR"
+  [ -w "$venv" ] || _mlperf_fail "$venv was made for other requirements than $* and is read-only:" \
+    "rebuild the image (./launch.sh --build), or choose another --venv DIR"
   rm -f "$stamp"
   echo "setup.sh: installing $* into $venv" >&2
-  local file files=() alone=() places=()
-  [ -z "$index" ] || places+=(--extra-index-url "$index")
-  [ -z "$offline" ] || places+=(--no-index --find-links "$offline")
+  local file files=() nodeps=() sources=()
+  [ -z "$index" ] || sources+=(--extra-index-url "$index")
+  [ -z "$offline" ] || sources+=(--no-index --find-links "$offline")
   for file in "$@"; do
     case $file in
-      *.nodeps.txt) alone+=(-r "$file") ;;
+      *.nodeps.txt) nodeps+=(-r "$file") ;;
       *) files+=(-r "$file") ;;
     esac
   done
-  # A task compiles what it imports, which is little of what is installed; an image has it all ready.
-  _mlperf_by_uv "$venv" ||
-    _mlperf_put "$venv/bin/python" -m pip install --disable-pip-version-check \
+  # --demo and --test import few of the modules, and leave compiling them to the import.
+  _mlperf_uv "$venv" ||
+    _mlperf_run_installer "$venv/bin/python" -m pip install --disable-pip-version-check \
       ${task:+--no-compile} ||
-    _mlperf_fail "not everything could be installed, the lines above say why; run this again to go on"
+    _mlperf_fail "the installation failed, see the lines above; run the same command to continue it"
   cp -R "$_mlperf_copied/." "$("$venv/bin/python" -c 'import site; print(site.getsitepackages()[0])')"
-  echo "$wanted" >"$stamp"
+  echo "$checksum" >"$stamp"
 }
 
-# uv does not read pip's configuration: where that names places to look at, uv would find other
-# builds of the same versions.
-_mlperf_by_uv() { # VENV
+# uv does not read pip's configuration: if that sets indexes, uv would install other builds of the
+# same versions.
+_mlperf_uv() { # VENV
   command -v uv >/dev/null || return
-  local configured
-  configured=$("$1/bin/python" -m pip config list)
-  if [ -z "$offline" ] && [[ $configured =~ \.((extra-)?index-url|find-links|no-index)= ]]; then
-    echo "setup.sh: not by uv, because pip is configured to look in places of its own" >&2
+  local pip_config
+  pip_config=$("$1/bin/python" -m pip config list)
+  if [ -z "$offline" ] && [[ $pip_config =~ \.((extra-)?index-url|find-links|no-index)= ]]; then
+    echo "setup.sh: using pip instead of uv, because pip is configured with indexes of its own" >&2
     return 1
   fi
-  _mlperf_put uv pip install --python "$1/bin/python" --index-strategy unsafe-best-match && return
-  echo "setup.sh: uv could not install them; trying pip" >&2
+  _mlperf_run_installer uv pip install --python "$1/bin/python" \
+    --index-strategy unsafe-best-match && return
+  echo "setup.sh: uv could not install the packages; trying pip" >&2
   return 1
 }
 
-_mlperf_put() { # COMMAND...
-  "$@" --quiet "${places[@]}" "${files[@]}" &&
-    { [ ${#alone[@]} -eq 0 ] || "$@" --quiet "${places[@]}" --no-deps "${alone[@]}"; }
+_mlperf_run_installer() { # COMMAND...
+  "$@" --quiet "${sources[@]}" "${files[@]}" &&
+    { [ ${#nodeps[@]} -eq 0 ] || "$@" --quiet "${sources[@]}" --no-deps "${nodeps[@]}"; }
 }
 
-# Settles $backend, $device and $venv where no option has.
+# Sets those of $backend, $device and $venv that no option has set.
 _mlperf_choose() {
-  local here=${venv:-${MLPERF_VENV:-/opt/mlperf/venv}} holds candidates
-  if [ "$task" != test ]; then # which makes environments of its own, of all engines
+  local container_venv=${venv:-${MLPERF_VENV:-/opt/mlperf/venv}} kind candidates
+  if [ "$task" != test ]; then # which creates the environments of all engines
     backend=${backend:-${MLPERF_BACKEND:-}}
-    if [ -f "$here/.mlperf" ]; then
-      holds=$(cat "$here/.mlperf") # as vllm-cuda
-      backend=${backend:-${holds%-*}}
-      [ "$device" != auto ] || device=${holds##*-}
-      venv=$here
+    if [ -f "$container_venv/.mlperf" ]; then
+      kind=$(cat "$container_venv/.mlperf") # such as vllm-cuda
+      backend=${backend:-${kind%-*}}
+      [ "$device" != auto ] || device=${kind##*-}
+      venv=$container_venv
     fi
   fi
   if [ "$device" = auto ]; then
@@ -129,13 +130,13 @@ _mlperf_choose() {
   fi
   if [ -z "$backend" ] && [ -z "$task" ]; then
     read -ra candidates <<<"$(_mlperf_candidates)"
-    [ ${#candidates[@]} -le 1 ] || _mlperf_fail "more than one engine is here:" \
-      "name one, by --backend or MLPERF_BACKEND: ${candidates[*]}"
+    [ ${#candidates[@]} -le 1 ] || _mlperf_fail "there are several engines on this machine:" \
+      "choose one with --backend or MLPERF_BACKEND: ${candidates[*]}"
     backend=${candidates[0]:-}
   fi
 }
 
-# The engines that have an environment here, or a package in the Python in use; in one line.
+# Prints the engines that have an environment here or a package in this Python, in one line.
 _mlperf_candidates() {
   local name
   {
@@ -148,35 +149,35 @@ _mlperf_candidates() {
   } | sort -u | xargs
 }
 
-# Makes the environment of an engine on $device; where $task is "test", for tests too.
+# Creates the environment of an engine on $device; if $task is "test", with the tests' packages.
 _mlperf_environment() { # VENV BACKEND
-  local venv=$1 backend=$2 holds
+  local venv=$1 backend=$2 kind
   local requirements=("requirements/$backend-$device.txt")
   [ -f "${requirements[0]}" ] ||
-    _mlperf_fail "no environment for --backend $backend --device $device;" \
+    _mlperf_fail "no requirements for --backend $backend --device $device;" \
       "there are: $(cd requirements && echo ./*-c*.txt | sed 's|\./||g; s|[^ ]*nodeps.txt *||g; s|\.txt||g')"
   if [ -f "requirements/$backend-$device.nodeps.txt" ]; then
     requirements+=("requirements/$backend-$device.nodeps.txt")
   fi
-  holds=$(cat "$venv/.mlperf" 2>/dev/null || echo "$backend-$device")
-  [ "$holds" = "$backend-$device" ] || [ -n "$force" ] ||
-    _mlperf_fail "$venv holds $holds, not $backend-$device: name another --venv DIR, or replace it" \
-      "with --force; a container of the other is ./launch.sh --backend $backend --device $device"
-  # An interpreter that does not start was left by an interruption.
+  kind=$(cat "$venv/.mlperf" 2>/dev/null || echo "$backend-$device")
+  [ "$kind" = "$backend-$device" ] || [ -n "$force" ] ||
+    _mlperf_fail "$venv is for $kind, not $backend-$device: choose another --venv DIR, replace it" \
+      "with --force, or start the container: ./launch.sh --backend $backend --device $device"
+  # An interpreter that does not start is left over from an interruption.
   if [ -n "$force" ] || ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
-    local found
-    found=$(_mlperf_find_python "$python")
-    echo "setup.sh: making $venv with $("$found" --version)" >&2
+    local base_python
+    base_python=$(_mlperf_find_python "$python")
+    echo "setup.sh: creating $venv with $("$base_python" --version)" >&2
     rm -rf "$venv"
-    "$found" -m venv "$venv"
+    "$base_python" -m venv "$venv"
   fi
   if [ ! -f "$venv/.mlperf" ]; then
     echo "export MLPERF_BACKEND=$backend" >>"$venv/bin/activate"
     echo "$backend-$device" >"$venv/.mlperf"
   fi
-  if [ "$task" = test ]; then # all at once, which takes less than one after the other
+  if [ "$task" = test ]; then # all in one call, which is faster
     _mlperf_install "$venv" test "${requirements[@]}" requirements/test.txt
-    [ ! -w "$venv" ] || _mlperf_wanted "${requirements[@]}" | cksum >"$venv/.complete-run"
+    [ ! -w "$venv" ] || _mlperf_inputs "${requirements[@]}" | cksum >"$venv/.complete-run"
   else
     _mlperf_install "$venv" run "${requirements[@]}"
   fi
@@ -187,7 +188,7 @@ _mlperf_activate() { # VENV BACKEND
   export VIRTUAL_ENV PATH=$VIRTUAL_ENV/bin:$PATH MLPERF_BACKEND=$2
 }
 
-# Says what there is, or fails.
+# Prints versions and GPUs, and runs LoadGen; fails if anything does not work.
 _mlperf_verify() { # BACKEND DEVICE
   local run=(python run_mlperf.py --backend echo --device cpu --mode server
     --model data/tiny/model --input-file data/tiny/final_output.pkl
@@ -210,7 +211,7 @@ import torch
 engine = "" if backend == "pytorch" else f" {import_module(backend).__version__}"
 gpus = [torch.cuda.get_device_name(gpu) for gpu in range(torch.cuda.device_count())]
 print(f"engine   {backend}{engine}, torch {torch.__version__}, Python {sys.version.split()[0]}")
-print(f"GPUs     {', '.join(gpus) or 'none seen'}")
+print(f"GPUs     {', '.join(gpus) or 'none'}")
 print(f"LoadGen  {version('mlcommons-loadgen')}", flush=True)
 if device == "cuda" and not gpus:
     sys.exit("setup.sh: torch sees no GPU: does nvidia-smi list one, and is its driver new enough?")
@@ -218,20 +219,21 @@ PYTHON
   (
     folder=$(mktemp -d)
     trap 'rm -rf "$folder"' EXIT
-    "${run[@]}" --output-dir "$folder" >"$folder/said" 2>&1 || { cat "$folder/said" >&2 && exit 1; }
-    sed -n 's|^ *samples/s *|         a second on the echo engine, samples/s: |p' "$folder/said"
+    "${run[@]}" --output-dir "$folder" >"$folder/output" 2>&1 ||
+      { cat "$folder/output" >&2 && exit 1; }
+    sed -n 's|^ *samples/s *|         echo engine for one second, samples/s: |p' "$folder/output"
   )
 }
 
 _mlperf_demo() { # BACKEND DEVICE
   local out=mlperf_results/demo
   local run=(python run_mlperf.py --backend "$1")
-  # by number: a container may not know its own name
+  # an address, since a container may not be able to resolve its own name
   [ "$1" != pytorch ] || run=(torchrun --nproc_per_node=2 --local-addr=127.0.0.1 run_mlperf_mpi.py)
   run+=(--mode offline --model data/tiny/model --device "$2"
     --input-file data/tiny/final_output.pkl --output-dir "$out")
   "${run[@]}" --accuracy
-  "${run[@]}" --min-duration 0 --min-query-count 480 # a full run takes ten minutes and more
+  "${run[@]}" --min-duration 0 --min-query-count 480 # a full run takes ten minutes or more
   python -m mlperf.summary "$out"
 }
 
@@ -249,8 +251,8 @@ _mlperf_test() { # BACKEND
   fi
 }
 
-# Runs in a subshell, so that a sourcing shell keeps its options and variables. Writes the
-# environment's directory to descriptor 3.
+# Runs in a subshell, so that the options and variables of a sourcing shell do not change. Writes
+# the environment's directory to descriptor 3.
 _mlperf_main() (
   set -euo pipefail
   backend='' device=auto venv='' python='' index='' offline='' force='' verify='' task='' fast=''
@@ -269,20 +271,20 @@ _mlperf_main() (
     shift
   done
   if [ -n "$offline" ]; then
-    compgen -G "$offline/*.whl" >/dev/null || _mlperf_fail "--offline $offline: no wheels there"
+    compgen -G "$offline/*.whl" >/dev/null || _mlperf_fail "--offline $offline: no wheels in it"
     offline=$(cd "$offline" && pwd)
   fi
-  [ -z "$fast" ] || [ "$task" = test ] || _mlperf_fail "--fast goes with --test"
+  [ -z "$fast" ] || [ "$task" = test ] || _mlperf_fail "--fast requires --test"
   cd "$(dirname "${BASH_SOURCE[0]}")"
   _mlperf_choose
   if [ "$task" = test ]; then
-    [ -z "$venv" ] || [ -n "$backend" ] || _mlperf_fail "--test --venv DIR needs a --backend"
+    [ -z "$venv" ] || [ -n "$backend" ] || _mlperf_fail "--test --venv DIR requires --backend NAME"
     local all=("$backend")
     if [ -z "$backend" ]; then
       all=(pytorch)
       [ -n "$fast" ] || all+=(vllm sglang)
     fi
-    for backend in "${all[@]}"; do # all of them first, so that a missing package shows soon
+    for backend in "${all[@]}"; do # before any test, so that a missing package shows early
       _mlperf_environment "${venv:-.venv-$backend-$device}" "$backend"
     done
     for backend in "${all[@]}"; do
@@ -311,9 +313,9 @@ if [ "${BASH_SOURCE[0]}" != "$0" ]; then
   [ -z "$_mlperf_venv" ] || source "$_mlperf_venv/bin/activate"
   return $_mlperf_status
 elif [ -n "$_mlperf_venv" ] && [ -t 0 ] && [ -t 1 ]; then
-  echo "setup.sh: starting a shell in which $_mlperf_venv is active; leave it with exit" >&2
+  echo "setup.sh: starting a shell with $_mlperf_venv activated; leave it with exit" >&2
   exec bash --rcfile <(cat ~/.bashrc 2>/dev/null; echo "source '$_mlperf_venv/bin/activate'")
 elif [ -n "$_mlperf_venv" ]; then
-  echo "setup.sh: activate it with: source $_mlperf_venv/bin/activate"
+  echo "setup.sh: activate the environment with: source $_mlperf_venv/bin/activate"
 fi
 exit $_mlperf_status

@@ -1,8 +1,8 @@
-"""What reaches a terminal: any text in any encoding, and nothing that steers it.
+"""Safe output on a terminal: control characters are escaped, and any encoding works.
 
-Scripts quote what files hold and models write, and a terminal obeys escape sequences in it: they
-move the cursor, rename the window, paste commands. And a terminal that is not of UTF-8 has no bytes
-for much of it. So all that a script prints or logs passes through `guard`'s streams.
+Scripts print text from files and models, and a terminal executes escape sequences in it: they move
+the cursor, rename the window, paste commands. A terminal that does not use UTF-8 can't encode much
+of the text. So everything that a script prints or logs passes through the streams of `guard`.
 """
 
 import io
@@ -11,25 +11,25 @@ import reprlib
 import sys
 from typing import TextIO
 
-# Control characters but for the tab and the line's end, and what turns the order of letters
-_STEERING = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+# control characters except tab and newline, line separators, and bidirectional controls
+_CONTROL = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 def harmless(text: str) -> str:
-    """A text whose control characters are spelled out: `\\x1b` for an escape."""
-    return _STEERING.sub(_spelled, text)
+    """The text with its control characters escaped, such as `\\x1b`."""
+    return _CONTROL.sub(_escape, text)
 
 
 def one_line(text: str) -> str:
-    """`harmless`, and line ends and tabs are spelled out too."""
+    """The text with control characters, newlines and tabs escaped."""
     return harmless(text).replace("\n", r"\n").replace("\t", r"\t")
 
 
 def quoted(value: object, most: int = 100) -> str:
-    """A value as a message quotes it: on one line of about `most` characters, NumPy's as Python's.
+    """A value's repr for a message, on one line of about `most` characters.
 
-    However large it is, and however often it holds itself: what is too deep or too long is left
-    out.
+    Any value is possible: what is nested too deeply or too long is omitted. NumPy scalars look like
+    Python's.
     """
     if getattr(value, "shape", None) == ():
         value = value.item()  # type: ignore[attr-defined]
@@ -39,18 +39,18 @@ def quoted(value: object, most: int = 100) -> str:
     short.maxlevel = 4
     try:
         text = harmless(short.repr(value))
-    except ValueError:  # thousands of digits
+    except ValueError:  # an integer with more digits than Python converts
         text = f"<{type(value).__name__} of too many digits>"
     return text if len(text) <= most else f"{text[: most // 2]} … {text[-most // 2 :]}"
 
 
 def guard() -> None:
-    """Have standard output and error print harmless text only, whatever their encoding.
+    """Make standard output and error escape control characters, and what they can't encode.
 
-    `sys.__stdout__` and `sys.__stderr__` stay as they are: progress bars steer the terminal.
+    `sys.__stdout__` and `sys.__stderr__` are not changed: progress bars need control characters.
     """
-    sys.stdout = _guarded(sys.stdout)
-    sys.stderr = _guarded(sys.stderr)
+    sys.stdout = _guard(sys.stdout)
+    sys.stderr = _guard(sys.stderr)
 
 
 class _Harmless(io.TextIOWrapper):
@@ -59,8 +59,8 @@ class _Harmless(io.TextIOWrapper):
         return len(text)
 
 
-def _guarded(stream: TextIO) -> TextIO:
-    if not isinstance(stream, io.TextIOWrapper):  # None where it is closed; another's stand-in
+def _guard(stream: TextIO) -> TextIO:
+    if not isinstance(stream, io.TextIOWrapper):  # None if it is closed, or replaced by others
         return stream
     stream.flush()
     return _Harmless(
@@ -72,5 +72,5 @@ def _guarded(stream: TextIO) -> TextIO:
     )
 
 
-def _spelled(match: re.Match[str]) -> str:
+def _escape(match: re.Match[str]) -> str:
     return match[0].encode("unicode_escape").decode()

@@ -50,8 +50,8 @@ class Prefixes:
     advice: str = ""  # the argument that starts a server without it
 
 
-Get = Callable[[str], Awaitable[bytes]]  # a path's content. Errors: EngineError naming the URL
-Read = Callable[[bytes], Part]  # Errors: ValueError saying what the server said, or what is wrong
+Get = Callable[[str], Awaitable[bytes]]  # a path's content. Raises: EngineError naming the URL
+Read = Callable[[bytes], Part]  # Raises: ValueError saying what the server said, or what is wrong
 
 
 class Dialect(ABC):
@@ -62,17 +62,17 @@ class Dialect(ABC):
 
     @abstractmethod
     async def describe(self, get: Get) -> list[Served]:
-        """The models that a server offers. Errors: those of `get`; ValueError for an odd answer."""
+        """The models that a server offers. Raises: those of `get`; ValueError for an odd answer."""
 
     @abstractmethod
     async def prefixes(self, get: Get) -> Prefixes:
-        """What a server tells of its cache of prefixes. Errors: as `describe`."""
+        """What a server tells of its cache of prefixes. Raises: as `describe`."""
 
     @abstractmethod
     def body(self, request: Request, model: str, whole: bool) -> bytes:
         """A request as JSON. `whole`: the answer is wanted in one piece, else as a stream.
 
-        The answer must end at any of the stop ids, and at no other. Errors: ValueError for what may
+        The answer must end at any of the stop ids, and at no other. Raises: ValueError for what may
         not be sent.
         """
 
@@ -98,7 +98,7 @@ class Events:
 
 
 async def answer(get: Get, path: str, decode: Callable[[bytes], Told]) -> Told:
-    """What a server tells at a path, as JSON. Errors: `get`'s; ValueError naming the path."""
+    """What a server tells at a path, as JSON. Raises: `get`'s; ValueError naming the path."""
     data = await get(path)
     try:
         return decode(data)

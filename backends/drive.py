@@ -1,7 +1,6 @@
 """From one engine's streams to whole answers, every one of them checked."""
 
 import asyncio
-import json
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
@@ -9,7 +8,8 @@ from contextlib import aclosing, asynccontextmanager, contextmanager
 
 from backends.options import vocabulary_size
 from backends.types import Backend, Completion, Delta, Request
-from errors import EngineError, OutputError
+from errors import EngineError
+from ref_dsinfer.files import write_json
 
 log = logging.getLogger(__name__)
 
@@ -25,17 +25,12 @@ async def running(backend: Backend) -> AsyncIterator[None]:
 
     Beside the engine's log is then a `.json` of what it runs with.
 
-    Errors: what its `start` raises; OutputError where that file can't be written.
+    Raises: what its `start` raises; OutputError where that file can't be written.
     """
     try:
         await backend.start()
         if log_file := backend.config.log:
-            path = log_file.with_suffix(".json")
-            told = json.dumps(dict(backend.effective()), indent=2)
-            try:
-                path.write_text(told + "\n")
-            except OSError as error:
-                raise OutputError(f"{path}: can't be written: {error.strerror}") from error
+            write_json(log_file.with_suffix(".json"), dict(backend.effective()))
         yield
     finally:
         try:
@@ -73,7 +68,7 @@ class Watch:
         self._warn_s = SILENT_S
 
     async def run(self) -> None:
-        """Warn of silence, for ever. Errors: EngineError once it has lasted too long."""
+        """Warn of silence, for ever. Raises: EngineError once it has lasted too long."""
         while True:
             await asyncio.sleep(LOOK_S)
             self._silent_s += LOOK_S
@@ -99,7 +94,7 @@ async def collect(
 ) -> Completion:
     """Answer one request. `on_first` is called with its first delta, as soon as that is there.
 
-    Errors: what the engine raises; EngineError where its stream ends before the answer does, or the
+    Raises: what the engine raises; EngineError where its stream ends before the answer does, or the
     answer is not what was asked for: ids that the model has, and an end at a stop id or after just
     as many tokens as were asked for.
     """

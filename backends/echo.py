@@ -32,7 +32,7 @@ class EchoEngine(Backend):
     """Answers each prompt by itself, up to the first stop id in it or the request's limit."""
 
     def __init__(self, config: EngineConfig) -> None:
-        """Errors: UsageError for an unknown option or one that is not a number."""
+        """Raises: UsageError for an unknown option or one that is not a number."""
         super().__init__(config)
         self._options = DEFAULTS | {
             key: _number(key, value) for key, value in config.options.items()

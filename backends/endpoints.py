@@ -53,7 +53,7 @@ class Endpoint:
         self.served: Served | None = None
 
     async def get(self, path: str) -> bytes:
-        """A path's content. Errors: EngineError naming the URL."""
+        """A path's content. Raises: EngineError naming the URL."""
         try:
             response = await self.client.fetch(path)
         except ExchangeError as error:
@@ -83,7 +83,7 @@ class Endpoint:
 class Endpoints(Backend):
     """Servers that run already.
 
-    Errors: UsageError for URLs. From `start`: EngineError naming the server that can't be reached,
+    Raises: UsageError for URLs. From `start`: EngineError naming the server that can't be reached,
     is not well, refuses the key, serves another model, or gives no token ids; LengthError for one
     of too short a length; ModelError. From `stream`: EngineError naming server and request.
     """

@@ -69,7 +69,7 @@ class Connection(asyncio.Protocol):
         self._transport.write(message)
 
     async def status(self) -> int:
-        """The status of the response. Errors: ExchangeError, or what `fail` was given."""
+        """The status of the response. Raises: ExchangeError, or what `fail` was given."""
         while not self._status:
             await self._news()
         return self._status
@@ -77,7 +77,7 @@ class Connection(asyncio.Protocol):
     async def read(self) -> bytes:
         """What has come of the body since the last call, at least a byte; nothing at its end.
 
-        Errors: as `status`, once all that came before is read.
+        Raises: as `status`, once all that came before is read.
         """
         while not self._body:
             if self._complete:
@@ -88,14 +88,14 @@ class Connection(asyncio.Protocol):
         return data
 
     async def read_all(self) -> bytes:
-        """The rest of the body. Errors: as `read`."""
+        """The rest of the body. Raises: as `read`."""
         parts = []
         while data := await self.read():
             parts.append(data)
         return b"".join(parts)
 
     async def whole(self) -> Response:
-        """The whole response. Errors: as `read`."""
+        """The whole response. Raises: as `read`."""
         status, body = await self.status(), await self.read_all()
         return Response(status, body, dict(self.headers))
 
@@ -179,7 +179,7 @@ class Client:
     def __init__(self, url: str, key: str | None = None) -> None:
         """`key` is sent with every request and kept out of all that is said.
 
-        Errors: UsageError for a URL or a key that can't be used.
+        Raises: UsageError for a URL or a key that can't be used.
         """
         if "@" in url:
             raise UsageError("an endpoint's URL holds a name or key; keys come by their variable")
@@ -203,7 +203,7 @@ class Client:
     async def open(self, path: str, body: bytes | None = None) -> Connection:
         """A connection on which a request has been sent: POST where there is a body, else GET.
 
-        Errors: ExchangeError; EngineError where this process has no descriptors left.
+        Raises: ExchangeError; EngineError where this process has no descriptors left.
         """
         while self._kept:
             connection = self._kept.pop()
@@ -218,7 +218,7 @@ class Client:
         return connection
 
     async def fetch(self, path: str, body: bytes | None = None) -> Response:
-        """The whole answer to a request. Errors: as `open`."""
+        """The whole answer to a request. Raises: as `open`."""
         connection = await self.open(path, body)
         try:
             answer = await connection.whole()
@@ -260,7 +260,7 @@ class Client:
 
 
 def _split(url: str) -> tuple[SplitResult, int | None]:
-    """A server's URL, and the port in it. Errors: UsageError."""
+    """A server's URL, and the port in it. Raises: UsageError."""
     try:
         parts = urlsplit(url)
         port = parts.port

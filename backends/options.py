@@ -12,7 +12,7 @@ from backends import registry
 from backends.types import OPTIONS, BackendSpec, EngineConfig, Group, Option
 from benchmark import MAX_NEW_TOKENS, MODEL, REVISION
 from errors import LaunchError, LengthError, ModelError, UsageError
-from ref_dsinfer.lookalike import read_object
+from ref_dsinfer.config import CONFIG_FILE, read_config
 
 MANY_OPTIONS = 20  # of an engine: too many to name them all
 
@@ -127,7 +127,7 @@ def engine_config(
     """The engine's configuration from the options; `world` is the number of processes torchrun has
     started, `fixed` fields are the script's own.
 
-    Errors: UsageError for an option that this engine does not know; ModelError where the model
+    Raises: UsageError for an option that this engine does not know; ModelError where the model
     can't be found.
     """
     asked = {
@@ -154,7 +154,7 @@ def engine_config(
 
 
 def refuse_unknown(backend: str, options: Iterable[str], known: Iterable[str]) -> None:
-    """Errors: UsageError for the first of `options` that an engine does not know, naming the
+    """Raises: UsageError for the first of `options` that an engine does not know, naming the
     nearest that it does."""
     known = sorted(known)
     for name in options:
@@ -170,7 +170,7 @@ def find_model(name: str, revision: str | None = None) -> str:
     """The local directory of a model. A model that is not on this machine is never downloaded:
     it may be 700 GB, and every rank of a run would fetch it.
 
-    Errors: ModelError saying how to get it.
+    Raises: ModelError saying how to get it.
     """
     if Path(name).is_dir():
         return name
@@ -180,13 +180,8 @@ def find_model(name: str, revision: str | None = None) -> str:
     if revision is None and name == MODEL:
         revision = REVISION
     fix = f"hf download {name}" + (f" --revision {revision}" if revision else "")
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise ModelError(
-            f"{name}: no such directory, and without huggingface_hub no cache to look into"
-            " (give a directory by --model)"
-        ) from error
+    from huggingface_hub import snapshot_download
+
     try:
         return str(snapshot_download(name, revision=revision, local_files_only=True))
     except (OSError, ValueError) as error:
@@ -199,11 +194,11 @@ def find_model(name: str, revision: str | None = None) -> str:
 def model_length(config: EngineConfig) -> int:
     """Tokens of prompt and answer together: what the model's config.json says, or less if asked.
 
-    Errors: ModelError where config.json is missing or says nothing; LengthError where more is asked
+    Raises: ModelError where config.json is missing or says nothing; LengthError where more is asked
     for than the model has.
     """
-    path = Path(config.model) / "config.json"
-    length = read_object(path).get("max_position_embeddings")
+    path = Path(config.model) / CONFIG_FILE
+    length = read_config(config.model).get("max_position_embeddings")
     if length is None:
         raise ModelError(f"{path}: names no max_position_embeddings")
     if not isinstance(length, int) or length < 1:
@@ -221,10 +216,19 @@ def model_length(config: EngineConfig) -> int:
 def vocabulary_size(model: str) -> int | None:
     """How many token ids a model has, where its config.json says so."""
     try:
-        size = read_object(Path(model) / "config.json").get("vocab_size")
+        size = read_config(model).get("vocab_size")
     except ModelError:  # who loads it says why; servers need only its tokenizer
         return None
     return size if isinstance(size, int) else None
+
+
+def require_mtp(model: str) -> None:
+    """Refuse --speculative for a model without an MTP layer, before an engine loads for minutes.
+
+    Raises: ModelError.
+    """
+    if not read_config(model).get("num_nextn_predict_layers"):
+        raise ModelError(f"{model}/{CONFIG_FILE}: this model has no MTP layer for --speculative")
 
 
 def choose_backend(args: argparse.Namespace, torchrun: bool) -> tuple[BackendSpec, int]:
@@ -232,7 +236,7 @@ def choose_backend(args: argparse.Namespace, torchrun: bool) -> tuple[BackendSpe
 
     `torchrun` says whether the script is one of the `_mpi` twins.
 
-    Errors: UsageError; LaunchError for a script started in the other twin's way.
+    Raises: UsageError; LaunchError for a script started in the other twin's way.
     """
     spec = registry.lookup(args.backend)
     world = int(os.environ.get("WORLD_SIZE", "1"))

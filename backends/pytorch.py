@@ -21,13 +21,13 @@ from backends.options import refuse_unknown
 from backends.types import NO_REUSE, Backend, Delta, EngineConfig, Request, Reuse
 from errors import EngineError, LaunchError, UsageError, UserError
 from ref_dsinfer.engine import Engine
-from ref_dsinfer.parallel import Place
-from ref_dsinfer.scheduler import STEP_TOKENS
+from ref_dsinfer.options import EngineOptions
+from ref_dsinfer.parallel import RankInfo
 from ref_dsinfer.sequence import Output
 
 log = logging.getLogger(__name__)
 
-MAX_RUNNING = 64  # sequences, where none is asked for
+COUNTS = ("threads", "cache_tokens", "step_tokens")  # what --engine-arg takes, beside graphs
 
 
 @dataclass(frozen=True)
@@ -45,44 +45,50 @@ class Stop:
 Command = Request | Abort | Stop
 
 
-@dataclass(frozen=True)
-class Options:
-    """What this engine takes from `--engine-arg`."""
+def engine_options(config: EngineConfig) -> EngineOptions:
+    """`ref_dsinfer`'s options, from those that all engines share and from `--engine-arg`.
 
-    threads: int | None = None  # of this process, on CPU; None: its share of the cores
-    cache_tokens: int | None = None  # in all caches; None: as many as the free memory holds
-    step_tokens: int = STEP_TOKENS  # in one step at most
-    graphs: bool = True  # on a GPU, decode in CUDA graphs; as a number, 0 or 1
-
-    @classmethod
-    def parse(cls, config: EngineConfig) -> "Options":
-        """Read the options by name. Errors: UsageError, with the nearest name known."""
-        refuse_unknown("pytorch", config.options, cls.__dataclass_fields__)
-        graphs = config.options.get("graphs", "1")
-        if graphs not in ("0", "1"):
-            raise UsageError(f"engine option graphs={graphs}: it must be 0 or 1")
-        numbers = {name: text for name, text in config.options.items() if name != "graphs"}
-        for name, text in numbers.items():
-            if not text.isdecimal() or int(text) < 1:
-                raise UsageError(f"engine option {name}={text}: it must be 1 or more")
-        return cls(graphs=graphs == "1", **{name: int(text) for name, text in numbers.items()})
+    Raises: UsageError, for an unknown name with the nearest known one.
+    """
+    refuse_unknown("pytorch", config.options, (*COUNTS, "graphs"))
+    own: dict[str, Any] = {}
+    for name, text in config.options.items():
+        if name == "graphs":
+            if text not in ("0", "1"):
+                raise UsageError(f"engine option graphs={text}: it must be 0 or 1")
+            own[name] = text == "1"
+        elif text.isdecimal() and int(text) > 0:
+            own[name] = int(text)
+        else:
+            raise UsageError(f"engine option {name}={text}: it must be 1 or more")
+    return EngineOptions(
+        device=config.device,
+        dtype=config.dtype,
+        attention=config.attention,
+        max_model_len=config.max_model_len,
+        max_running=config.max_running or EngineOptions.max_running,
+        seed=config.seed,
+        gemm=config.gemm or EngineOptions.gemm,
+        speculative=config.speculative,
+        **own,
+    )
 
 
 class PyTorchBackend(Backend):
     """The project's own engine, over as many processes as torchrun started.
 
-    Errors: UsageError for options; LaunchError if the world size is not `tensor_parallel`; those of
+    Raises: UsageError for options; LaunchError if the world size is not `tensor_parallel`; those of
     `Engine` from `start`.
     """
 
     def __init__(self, config: EngineConfig) -> None:
         super().__init__(config)
-        self._options = Options.parse(config)
-        self._place = Place.from_environment()
-        if config.tensor_parallel != self._place.world:
+        self._options = engine_options(config)
+        self._info = RankInfo.from_environment()
+        if config.tensor_parallel != self._info.world_size:
             raise LaunchError(
                 f"tensor_parallel {config.tensor_parallel} needs as many processes, not "
-                f"{self._place.world}: start with torchrun "
+                f"{self._info.world_size}: start with torchrun "
                 f"--nproc_per_node={config.tensor_parallel}"
             )
         self._inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
@@ -94,16 +100,16 @@ class PyTorchBackend(Backend):
 
     @property
     def leads(self) -> bool:
-        return self._place.rank == 0
+        return self._info.rank == 0
 
     def follow(self) -> None:
-        """Load, and take the steps rank 0 takes until it stops. Errors: those of `Engine`."""
+        """Load, and take the steps rank 0 takes until it stops. Raises: those of `Engine`."""
         engine = self._load()
-        _serve(engine, commands=engine.ranks.share, deliver=lambda outputs: None)
+        _serve(engine, commands=engine.ranks.broadcast, deliver=lambda outputs: None)
         engine.close()
 
     async def start(self) -> None:
-        """Load the model on this rank while the others do. Errors: those of `Engine`."""
+        """Load the model on this rank while the others do. Raises: those of `Engine`."""
         loop = asyncio.get_running_loop()
         ready: asyncio.Future[Engine] = loop.create_future()
         self._thread = threading.Thread(target=self._lead, args=(loop, ready), name="engine")
@@ -115,20 +121,16 @@ class PyTorchBackend(Backend):
         assert self._engine
         pools = self._engine.scheduler.pools
         return {
-            "processes": self._place.world,
+            **asdict(self._options),
+            "processes": self._info.world_size,
             "device": str(self._engine.ranks.device),
             "dtype": self._engine.dtype,
-            "attention": self.config.attention,
-            "gemm": self.config.gemm or "bf16",
             "max_model_len": self._engine.max_model_len,
-            "max_running": self._engine.scheduler.max_running,
-            "speculative": self.config.speculative,
-            **asdict(self._options),
             "cache_tokens": sum(pool.blocks * pool.block_size for pool in pools),
         }
 
     async def stream(self, request: Request) -> AsyncIterator[Delta]:
-        """Errors: LengthError, ModelError, UsageError for this request alone; EngineError before
+        """Raises: LengthError, ModelError, UsageError for this request alone; EngineError before
         `start`; else whatever stopped the engine."""
         if self._failure:
             raise _reported(self._failure)
@@ -173,40 +175,27 @@ class PyTorchBackend(Backend):
             torch.cuda.empty_cache()
 
     def _load(self) -> Engine:
-        config = self.config
-        return Engine(
-            config.model,
-            device=config.device,
-            dtype=config.dtype,
-            attention=config.attention,
-            max_model_len=config.max_model_len,
-            max_running=config.max_running or MAX_RUNNING,
-            seed=config.seed,
-            threads=self._options.threads,
-            cache_tokens=self._options.cache_tokens,
-            step_tokens=self._options.step_tokens,
-            gemm=config.gemm or "bf16",
-            graphs=self._options.graphs,
-            speculative=config.speculative,
-        )
+        return Engine(self.config.model, self._options)
 
     def _lead(self, loop: asyncio.AbstractEventLoop, ready: "asyncio.Future[Engine]") -> None:
         """The engine thread of rank 0."""
         try:
             engine = self._load()
             loop.call_soon_threadsafe(self._started, ready, engine)
-            _serve(
-                engine,
-                commands=lambda: engine.ranks.share(self._arrived(wait=not engine.busy) or None),
-                deliver=lambda outputs: self._deliver(loop, outputs),
-            )
+
+            def commands() -> list[Command] | None:
+                received = self._received(wait=not engine.busy)
+                everyones: list[Command] | None = engine.ranks.broadcast(received or None)
+                return everyones
+
+            _serve(engine, commands, deliver=lambda outputs: self._deliver(loop, outputs))
             engine.close()
         except BaseException as error:
             log.debug("the engine thread ends", exc_info=True)
             loop.call_soon_threadsafe(self._failed, ready, error)
 
-    def _arrived(self, wait: bool) -> list[Command]:
-        """What is in the inbox; `wait` for something to be there."""
+    def _received(self, wait: bool) -> list[Command]:
+        """The commands in the inbox; with `wait` at least one."""
         commands = [self._inbox.get()] if wait else []
         while not self._inbox.empty():
             commands.append(self._inbox.get())

@@ -4,7 +4,7 @@ from importlib import import_module
 
 from backends.types import Backend, BackendSpec, EngineConfig, Scenario
 from backends.writable import make_writable
-from errors import EngineError, UsageError
+from errors import UsageError
 
 SCENARIOS: tuple[Scenario, ...] = ("offline", "server", "interactive")
 
@@ -45,7 +45,7 @@ def names() -> list[str]:
 
 
 def lookup(name: str) -> BackendSpec:
-    """The row of `name`. Errors: UsageError naming the known engines."""
+    """The row of `name`. Raises: UsageError naming the known engines."""
     for spec in _TABLE:
         if spec.name == name:
             return spec
@@ -55,19 +55,13 @@ def lookup(name: str) -> BackendSpec:
 def load(spec: BackendSpec, config: EngineConfig) -> Backend:
     """An engine, not started, or the client of servers that run already.
 
-    Errors: EngineError where a package it needs is not installed; LaunchError where this process
-    has no place for temporary files; what its class raises.
+    Raises: ModuleNotFoundError where a package it needs is not installed (see `entrypoint`);
+    LaunchError where this process has no place for temporary files; what its class raises.
     """
     if not config.endpoints:
         make_writable()
     module, _, name = (spec.attached or spec.target if config.endpoints else spec.target).partition(
         ":"
     )
-    try:
-        made: Backend = getattr(import_module(module), name)(config)
-    except ModuleNotFoundError as error:
-        raise EngineError(
-            f"backend {spec.name} needs the Python package {error.name}, which is not installed"
-            f" (./setup.sh --backend {spec.name})"
-        ) from error
-    return made
+    backend: Backend = getattr(import_module(module), name)(config)
+    return backend

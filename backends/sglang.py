@@ -13,14 +13,14 @@ import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NoReturn
 
 from backends.children import Children
 from backends.drive import cancel
 from backends.endpoints import Endpoint, Endpoints
 from backends.http_client import Client, ExchangeError
-from backends.sglang_args import arguments, check_mtp, device_of, environment, processes
+from backends.options import require_mtp
+from backends.sglang_args import arguments, device_of, environment, processes
 from backends.sglang_server import SglangDialect
 from backends.types import Backend, Delta, EngineConfig, Request, Reuse
 from errors import EngineError
@@ -37,7 +37,7 @@ PORT_TAKEN = "address already in use"  # SGLang then goes on for ever, answering
 class SglangBackend(Backend):
     """SGLang, started here and ended here.
 
-    Errors: UsageError for options, ModelError for a model that can't be read, LaunchError for a
+    Raises: UsageError for options, ModelError for a model that can't be read, LaunchError for a
     network interface that is not here; EngineError from `start` and `stream`, with the end of
     SGLang's own log where it has died.
     """
@@ -47,7 +47,7 @@ class SglangBackend(Backend):
         self._device = device_of(config.device)
         check_interfaces(on_gpu=self._device == "cuda" and processes(config) > 1)
         if config.speculative:
-            check_mtp(Path(config.model))
+            require_mtp(config.model)
         self._arguments = arguments(config, self._device)
         self._children: Children | None = None
         self._process: subprocess.Popen | None = None
@@ -148,7 +148,7 @@ class SglangBackend(Backend):
         await server.start()
 
     async def _failing(self, children: Children, process: subprocess.Popen) -> NoReturn:
-        """Errors: EngineError as soon as a server that starts can't come to an end."""
+        """Raises: EngineError as soon as a server that starts can't come to an end."""
         while process.poll() is None:
             if children.said(PORT_TAKEN):
                 raise children.failure("SGLang found its port taken: start again")

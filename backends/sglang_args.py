@@ -18,8 +18,8 @@ from backends.options import model_length, own_arguments, own_names, refuse_unkn
 from backends.types import EngineConfig
 from benchmark import MTP_STEPS
 from errors import ModelError, UsageError
+from ref_dsinfer.config import CONFIG_FILE, read_config
 from ref_dsinfer.cpu import dtype_for
-from ref_dsinfer.lookalike import read_object
 from ref_dsinfer.weight_files import check_for_others
 
 RESERVED = 6  # tokens of its context that SGLang gives to neither prompt nor answer
@@ -38,7 +38,7 @@ OURS = {"host", "port", "config", "api_key", "admin_api_key", "ssl_keyfile", "ss
 
 
 def arguments(config: EngineConfig, device: str) -> list[str]:
-    """SGLang's command line, read by its own parser. Errors: UsageError; ModelError and
+    """SGLang's command line, read by its own parser. Raises: UsageError; ModelError and
     CheckpointError for what it would find out after a while, in other words."""
     parser = _Parser(add_help=False, allow_abbrev=False)
     ServerArgs.add_cli_args(parser)
@@ -152,7 +152,7 @@ def _words(action: argparse.Action, key: str, value: str) -> list[str]:
 
 
 def device_of(asked: str) -> str:
-    """The device that SGLang is told to use. Errors: UsageError where there is none."""
+    """The device that SGLang is told to use. Raises: UsageError where there is none."""
     if asked == "cuda" and not torch.cuda.is_available():
         raise UsageError(
             "--device cuda: torch, as installed, finds no GPU here"
@@ -161,25 +161,19 @@ def device_of(asked: str) -> str:
     return "cuda" if asked == "cuda" or (asked == "auto" and torch.cuda.is_available()) else "cpu"
 
 
-def check_mtp(folder: Path) -> None:
-    """Errors: ModelError where there is no MTP layer: SGLang would find out after a while."""
-    if not read_object(folder / "config.json").get("num_nextn_predict_layers"):
-        raise ModelError(f"{folder}/config.json: this model has no MTP layer for --speculative")
-
-
 def _cpu_tokens(config: EngineConfig) -> int:
     """Tokens of cache on a CPU, where SGLang's own choice would be most of the memory.
 
     A token's is the compressed latent and the rotary key of every layer. At least one sequence of
     full length has a place.
     """
-    model = read_object(Path(config.model) / "config.json")
+    model = read_config(config.model)
     try:
         values = model["num_hidden_layers"] * (model["kv_lora_rank"] + model["qk_rope_head_dim"])
         bytes_ = values * (4 if dtype_for(config.dtype, "cpu") == "float32" else 2)
     except (KeyError, TypeError) as error:
         raise ModelError(
-            f"{config.model}/config.json: not of DeepSeek-V3's architecture"
+            f"{config.model}/{CONFIG_FILE}: not of DeepSeek-V3's architecture"
         ) from error
     room = min(CPU_CACHE_BYTES, psutil.virtual_memory().available // 4)
     return max(room // bytes_, model_length(config) + RESERVED)

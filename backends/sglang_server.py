@@ -6,17 +6,15 @@ as it was started (`--incremental-streaming-output`), and counts the ids in eith
 tells which, and that none is missing. Tried on SGLang 0.5.23.
 """
 
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar
 
 import msgspec
 
 from backends.dialect import Dialect, Get, Part, Prefixes, Read, Served, answer, one_line
 from backends.endpoints import Endpoints
 from backends.options import vocabulary_size
-from backends.types import EngineConfig, Finish, Request
+from backends.types import FINISHES, EngineConfig, Finish, Request
 from errors import EngineError
-
-FINISHES = get_args(Finish)
 
 
 class _Info(msgspec.Struct):
@@ -76,7 +74,7 @@ class SglangDialect(Dialect):
     def body(self, request: Request, model: str, whole: bool) -> bytes:
         """What is not said here is left to the model's generation_config.json, so all is said.
 
-        Errors: ValueError for ids that the model does not have: SGLang would die of them.
+        Raises: ValueError for ids that the model does not have: SGLang would die of them.
         """
         if self._vocabulary and request.prompt_ids:
             for id_ in (min(request.prompt_ids), max(request.prompt_ids)):
@@ -140,7 +138,7 @@ class SglangServer(Endpoints):
 
 
 def _finish(reason: _Finish, request: Request) -> Finish:
-    """How an answer has ended. Errors: ValueError where that is not as the request wants it.
+    """How an answer has ended. Raises: ValueError where that is not as the request wants it.
 
     SGLang also stops at the end-of-sequence ids of the model's own configuration, and says that it
     has stopped where its numbers have become NaN.
@@ -152,7 +150,7 @@ def _finish(reason: _Finish, request: Request) -> Finish:
     if reason.type not in FINISHES:
         said = f": {one_line(reason.message)}" if reason.message else ""
         raise ValueError(f"it has ended the answer by {reason.type!r}{said}")
-    return reason.type  # type: ignore[return-value]
+    return reason.type
 
 
 def _message(error: Any) -> str:

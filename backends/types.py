@@ -1,4 +1,4 @@
-"""The nouns every engine speaks. Imports nothing of this project.
+"""The nouns every engine speaks. Of this project it imports the engine's finish reasons alone.
 
 An engine sees token ids only. Each token it samples leaves it in a `Delta`; a `Delta` carries the
 new ids alone, and never a stop id: `finish="stop"` stands for the stop id that ended the answer.
@@ -8,9 +8,11 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-Finish = Literal["stop", "length"]
+from ref_dsinfer.sequence import Finish as Finish
+
+FINISHES: tuple[Finish, ...] = get_args(Finish)
 Scenario = Literal["offline", "server", "interactive"]
 # What an option's value is: a number is whole, a count above 0, a share above 0 and at most 1.
 Kind = Literal["text", "number", "count", "share", "switch", "urls"]
@@ -342,7 +344,7 @@ OPTIONS: Mapping[str, Option] = {
 class Backend(ABC):
     """One engine. `start`, `stream` and `close` run on one event loop.
 
-    Errors: whatever stops an engine is raised from `start` or from every open `stream`.
+    Raises: whatever stops an engine is raised from `start` or from every open `stream`.
     """
 
     def __init__(self, config: EngineConfig) -> None:

@@ -30,12 +30,12 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from backends.children import Children
-from backends.options import own_arguments, own_names, refuse_unknown
+from backends.options import own_arguments, own_names, refuse_unknown, require_mtp
 from backends.types import NO_REUSE, Backend, Delta, EngineConfig, Finish, Request, Reuse
 from benchmark import MTP_STEPS
 from errors import EngineError, ModelError, UsageError
+from ref_dsinfer.config import CONFIG_FILE, read_config
 from ref_dsinfer.cpu import dtype_for
-from ref_dsinfer.lookalike import read_object
 from ref_dsinfer.network import check_interfaces
 from ref_dsinfer.weight_files import check_for_others
 
@@ -54,7 +54,7 @@ OWN_FLAGS = own_names("vllm") | {
 class VllmBackend(Backend):
     """vLLM, started here and ended here.
 
-    Errors: UsageError for options, ModelError for a model that vLLM does not know, LaunchError for
+    Raises: UsageError for options, ModelError for a model that vLLM does not know, LaunchError for
     a network interface that is not here; EngineError from `start` and `stream`, with the end of
     vLLM's own log.
     """
@@ -69,7 +69,9 @@ class VllmBackend(Backend):
             )
         processes = config.tensor_parallel * config.pipeline_parallel * config.data_parallel
         check_interfaces(on_gpu=device == "cuda" and processes > 1)
-        _check_model(Path(config.model), config.speculative)
+        _check_architecture(config.model)
+        if config.speculative:
+            require_mtp(config.model)
         self._args = engine_args(config)
         self._children: Children | None = None
         self._engine: AsyncLLM | None = None
@@ -154,7 +156,7 @@ class VllmBackend(Backend):
 
 
 def engine_args(config: EngineConfig) -> AsyncEngineArgs:
-    """vLLM's own arguments, read by its own parser. Errors: UsageError; CheckpointError for files
+    """vLLM's own arguments, read by its own parser. Raises: UsageError; CheckpointError for files
     that it would find out about after a while, in other words."""
     known = {field.name for field in fields(AsyncEngineArgs)}
     options = {key.replace("-", "_"): value for key, value in config.options.items()}
@@ -212,23 +214,20 @@ def _words(parser: argparse.ArgumentParser, options: Mapping[str, str]) -> list[
     return words
 
 
-def _check_model(folder: Path, speculative: bool) -> None:
-    """Errors: ModelError for what vLLM would find out after a while, in other words."""
-    path = folder / "config.json"
-    config = read_object(path)
-    names = config.get("architectures")
+def _check_architecture(model: str) -> None:
+    """Refuse what vLLM itself would refuse only minutes later. Raises: ModelError."""
+    path = Path(model) / CONFIG_FILE
+    names = read_config(model).get("architectures")
     if not isinstance(names, list):
         raise ModelError(f"{path}: names no architectures")
     if not any(name in vllm.ModelRegistry.get_supported_archs() for name in names):
         raise ModelError(
             f"{path}: vLLM {vllm.__version__} does not know {', '.join(map(str, names))}"
         )
-    if speculative and not config.get("num_nextn_predict_layers"):
-        raise ModelError(f"{path}: this model has no MTP layer for --speculative")
 
 
 def _delta(output: RequestOutput, request: Request) -> Delta | None:
-    """What is new in an output; None if nothing is. Errors: EngineError if vLLM gave the request
+    """What is new in an output; None if nothing is. Raises: EngineError if vLLM gave the request
     up."""
     now = time.monotonic_ns()
     (answer,) = output.outputs

@@ -7,15 +7,13 @@ as an event. Tried on vLLM 0.32.
 """
 
 import re
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar
 
 import msgspec
 
 from backends.dialect import Dialect, Get, Part, Prefixes, Read, Served, answer, one_line
 from backends.endpoints import Endpoints
-from backends.types import EngineConfig, Finish, Request
-
-FINISHES = get_args(Finish)
+from backends.types import FINISHES, EngineConfig, Request
 
 
 class _Version(msgspec.Struct):
@@ -115,7 +113,7 @@ class VllmDialect(Dialect):
 
 
 def read(data: bytes) -> Part:
-    """An event, or a whole answer. Errors: ValueError."""
+    """An event, or a whole answer. Raises: ValueError."""
     event = _decode_answer(data)
     if event.error is not None:
         message = event.error.get("message") if isinstance(event.error, dict) else None
@@ -132,7 +130,7 @@ def read(data: bytes) -> Part:
         raise ValueError(f"it has ended the answer by {choice.finish_reason!r}")
     details = event.usage and event.usage.prompt_tokens_details
     cached = details.cached_tokens if details else None
-    return Part(choice.token_ids, choice.finish_reason, cached)  # type: ignore[arg-type]
+    return Part(choice.token_ids, choice.finish_reason, cached)
 
 
 class VllmServer(Endpoints):

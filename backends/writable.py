@@ -49,7 +49,7 @@ IN_HOME = (
 def make_writable(environment: MutableMapping[str, str] = os.environ) -> None:
     """Let variables name folders that can be written to; each that did not is told in a warning.
 
-    What is compiled there is found again by the next run. Errors: LaunchError where there is no
+    What is compiled there is found again by the next run. Raises: LaunchError where there is no
     place for temporary files.
     """
     lost = []

@@ -68,10 +68,11 @@ def make(folder: Path, gigabytes: float) -> None:
     import torch
 
     from ref_dsinfer import checkpoint, weight_files
+    from ref_dsinfer.files import write_json
 
     expert_bytes = 3 * HIDDEN * INNER * 2
     experts = max(16, round(gigabytes * 1e9 / LAYERS / expert_bytes / 8) * 8)
-    checkpoint.write_json(folder / "config.json", configuration(experts))
+    write_json(folder / "config.json", configuration(experts))
     embedding = (16384, HIDDEN)
     files: dict[str, list[tuple[str, tuple[int, ...]]]] = {
         "model-00000.safetensors": [
@@ -86,7 +87,7 @@ def make(folder: Path, gigabytes: float) -> None:
         zeros = ((tensor, torch.zeros(shape, dtype=torch.bfloat16)) for tensor, shape in tensors)
         checkpoint.write(folder / name, entries, zeros)
     index = {tensor: name for name, tensors in files.items() for tensor, _ in tensors}
-    checkpoint.write_json(folder / weight_files.INDEX, {"metadata": {}, "weight_map": index})
+    write_json(folder / weight_files.INDEX, {"metadata": {}, "weight_map": index})
 
 
 def main() -> None:

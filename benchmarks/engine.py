@@ -55,15 +55,16 @@ def workload(vocabulary: int, args: argparse.Namespace) -> tuple[list[list[int]]
 
 def ours(args: argparse.Namespace) -> Part:
     from ref_dsinfer.engine import Engine
+    from ref_dsinfer.options import EngineOptions
 
-    engine = Engine(
-        args.model,
+    options = EngineOptions(
         device="cpu",
         dtype=args.dtype,
         max_running=args.requests,
         max_model_len=args.prompt_tokens[1] + args.answer_tokens[1],
         threads=args.threads,
     )
+    engine = Engine(args.model, options)
 
     def run(prompts: list[list[int]], lengths: list[int]) -> list[list[int]]:
         answers: list[list[int]] = [[] for _ in prompts]

@@ -32,7 +32,7 @@ from ref_dsinfer.cache import PagedCache
 from ref_dsinfer.config import ModelConfig, Yarn
 from ref_dsinfer.layers import Weight
 from ref_dsinfer.model import Layer
-from ref_dsinfer.parallel import Place, Ranks
+from ref_dsinfer.parallel import RankInfo, Ranks
 
 NO_GPU = 3  # exit code
 RANKS = 8
@@ -151,7 +151,7 @@ class Bench:
         q = torch.randn(batch, heads, width, device=self.device, dtype=torch.bfloat16)
         see = self.decode_inputs(batch)
         kept, scale = self.config.kv_lora, self.config.softmax_scale
-        call = partial(mla.attend, q, blocks, see.table_NM, see.lengths_N, kept, scale)
+        call = partial(mla.attend, q, blocks, see.tables_NM, see.lengths_N, kept, scale)
         return self.seconds([call]), blocks.nbytes + q.nbytes + batch * heads * kept * 2
 
     def experts(self, batch: int, arithmetic: gemm.Arithmetic) -> tuple[float, float]:
@@ -194,13 +194,13 @@ class Slice:
     def __init__(self, bench: Bench, arithmetic: gemm.Arithmetic) -> None:
         self.bench = bench
         config, device = bench.config, bench.device
-        ranks = Ranks(Place(), device)
-        ranks.world = RANKS  # for the sizes; from then on alone, so that nothing is sent
+        ranks = Ranks(RankInfo(), device)
+        ranks.world_size = RANKS  # for the sizes; from then on alone, so that nothing is sent
         with torch.device("meta"):
             layers = [
                 Layer(config, number, torch.bfloat16, ranks) for number in range(config.layers)
             ]
-        ranks.world = 1
+        ranks.world_size = 1
         modules = nn.ModuleList(layers).to_empty(device=device)
         for parameter in modules.parameters():
             many = parameter.dim() > 2
@@ -224,8 +224,8 @@ class Slice:
         """Seconds and bytes of a decode step through the first so many layers."""
         config, device, context = self.bench.config, self.bench.device, self.bench.context
         see = self.bench.decode_inputs(batch)
-        cache = PagedCache(config, see.table_NM.numel(), BLOCK, torch.bfloat16, device)
-        rows = see.table_NM[:, -1] * BLOCK + BLOCK - 1
+        cache = PagedCache(config, see.tables_NM.numel(), BLOCK, torch.bfloat16, device)
+        rows = see.tables_NM[:, -1] * BLOCK + BLOCK - 1
         ids = torch.zeros(batch, dtype=torch.int64, device=device)
         step = Batch(ids, ids, rows, see, (), width=batch)
         x = torch.randn(batch, config.hidden, device=device, dtype=torch.bfloat16)

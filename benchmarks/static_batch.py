@@ -17,7 +17,7 @@ from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.layers import Weight, gated
 from ref_dsinfer.model import Layer, Model
 from ref_dsinfer.moe import MoE
-from ref_dsinfer.parallel import Place, Ranks
+from ref_dsinfer.parallel import RankInfo, Ranks
 from ref_dsinfer.rope import rotate
 
 ROWS = 16
@@ -32,7 +32,7 @@ class StaticBatch:
     def __init__(self, model_dir: Path, dtype: torch.dtype, length: int) -> None:
         """`length`: the longest prompt and answer together, in tokens."""
         config = ModelConfig.read(model_dir)
-        ranks = Ranks(Place(), torch.device("cpu"))
+        ranks = Ranks(RankInfo(), torch.device("cpu"))
         self.config, self.model = config, Model.load(model_dir, config, dtype, ranks, length)
         slab = (config.layers, ROWS, length, config.latent_dim)
         self.cache = torch.zeros(slab, dtype=dtype)

@@ -1,8 +1,8 @@
-"""Answer every row of a data set once, without LoadGen: what run_eval does.
+"""Answer every row of a data set once, without LoadGen: the logic of run_eval.
 
-Beside the output file lie `<name>.journal.jsonl`, every answer as it was finished, and
-`<name>.run.json`, what they were made from; from these two an interrupted run can be resumed.
-`<name>.engine.log` and `.engine.json` tell what the engine said, and what it ran with.
+Next to the output file are `<name>.journal.jsonl`, every answer in the order they finished, and
+`<name>.run.json`, the inputs they depend on: an interrupted run is resumed from these two.
+`<name>.engine.log` holds the engine's output, `<name>.engine.json` the settings it ran with.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from backends.options import add_engine_options, choose_backend, engine_config, 
 from backends.types import Backend, Completion, EngineConfig
 from data.workload import Workload, build, compare_tokenizers
 from errors import InputFileError
+from ref_dsinfer.files import write_json
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +25,7 @@ JOURNAL, RECORD, ENGINE_LOG = ".journal.jsonl", ".run.json", ".engine.log"
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
-    """Options that say which samples are answered."""
+    """The options that select the samples."""
     parser.add_argument(
         "--input-file",
         type=Path,
@@ -47,22 +48,27 @@ def add_options(parser: argparse.ArgumentParser, torchrun: bool = False) -> None
         "--output-file",
         type=Path,
         metavar="FILE",
-        help="written as .pkl and .parquet, with the journal of finished answers beside them"
+        help="written as .pkl and .parquet, next to the journal of finished answers"
         " (default: <backend>_output.pkl in --output-dir)",
     )
     parser.add_argument(
-        "--output-dir", type=Path, default=Path(), metavar="DIR", help="default: where you are"
+        "--output-dir",
+        type=Path,
+        default=Path(),
+        metavar="DIR",
+        help="default: the working directory",
     )
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="keep the answers that an interrupted run with the same inputs has left, and go on",
+        help="keep the finished answers of an interrupted run with the same inputs, and answer the"
+        " rest",
     )
     parser.add_argument(
         "--async",
         action="store_true",
         dest="in_flight",
-        help="accepted for older command lines: all samples are always in flight at once",
+        help="has no effect, accepted for old command lines: all samples are always in flight",
     )
     add_engine_options(parser, torchrun)
 
@@ -70,16 +76,16 @@ def add_options(parser: argparse.ArgumentParser, torchrun: bool = False) -> None
 def run(args: argparse.Namespace, torchrun: bool = False) -> None:
     """Answer the data set and write the results. Under torchrun, every rank calls this.
 
-    Errors: any UserError. All that the inputs can get wrong is raised on every rank alike, before
-    the engine starts; a failure later leaves the finished answers in the journal.
+    Raises: any UserError. Errors in the inputs are raised on every rank, before the engine starts.
+    After a later failure, the finished answers are in the journal.
     """
     from data.paths import keep_inputs
-    from data.results import check_writable, results_frame, twins, write_frame
+    from data.results import check_writable, result_paths, results_frame, write_frame
 
     spec, world = choose_backend(args, torchrun)
     output = args.output_dir / (args.output_file or f"{spec.name}_output.pkl")
     check_writable(output)
-    keep_inputs(twins(output), [args.input_file])
+    keep_inputs(result_paths(output), [args.input_file])
     config = engine_config(args, spec, world, coalesce=True, log=_beside(output, ENGINE_LOG))
     workload = build(args.input_file, args.num_samples, config, args.max_new_tokens)
     backend = registry.load(spec, config)
@@ -87,10 +93,10 @@ def run(args: argparse.Namespace, torchrun: bool = False) -> None:
         backend.follow()
         return
 
-    origin = _origin(workload, spec.name, config)
-    earlier = _earlier(output, origin) if args.resume else []
-    answered = asyncio.run(_answer(backend, workload, output, origin, earlier))
-    results = results_frame(workload.frame, answered, workload.prompts, spec.name)
+    inputs = _inputs(workload, spec.name, config)
+    earlier = _earlier(output, inputs) if args.resume else []
+    answers = asyncio.run(_answer(backend, workload, output, inputs, earlier))
+    results = results_frame(workload.frame, answers, workload.prompts, spec.name)
     for path in write_frame(results, output):
         log.info("wrote %s", path)
 
@@ -99,26 +105,26 @@ async def _answer(
     backend: Backend,
     workload: Workload,
     output: Path,
-    origin: dict,
+    inputs: dict,
     earlier: list[tuple[int, Completion]],
 ) -> list[tuple[int, Completion]]:
-    """Answer the rows that `earlier` lacks; every answer is in the journal at once."""
+    """Answer the rows that `earlier` lacks; every answer is journalled as it finishes."""
     from backends.drive import run_all, running
     from data.progress import Progress
-    from data.results import Journal, write_whole
+    from data.results import Journal
 
     done = {index for index, _ in earlier}
     requests = [
         workload.request(index, index) for index in range(len(workload)) if index not in done
     ]
     journal_path, run_path = _beside(output, JOURNAL), _beside(output, RECORD)
-    # the old journal stays whole until the new one holds all that is kept of it, and its origin is
-    # replaced last: a run that is killed here leaves nothing that could be resumed wrongly
+    # the old journal is replaced once the new one holds all the answers kept from it, and the
+    # inputs are replaced last: a run killed here leaves nothing that could be resumed wrongly
     with Journal(journal_path.with_name(journal_path.name + ".new")) as journal:
         for index, completion in earlier:
             journal.add(index, completion)
         journal.path = journal.path.replace(journal_path)
-        write_whole(run_path, lambda path: path.write_text(json.dumps(origin, indent=2) + "\n"))
+        write_json(run_path, inputs)
 
         def on_done(completion: Completion) -> None:
             journal.add(completion.request_id, completion)
@@ -131,34 +137,36 @@ async def _answer(
     return earlier + [(completion.request_id, completion) for completion in fresh]
 
 
-def _earlier(output: Path, origin: dict) -> list[tuple[int, Completion]]:
-    """The answers of an interrupted run. Errors: InputFileError where its inputs were others."""
+def _earlier(output: Path, inputs: dict) -> list[tuple[int, Completion]]:
+    """The answers of an interrupted run. Raises: InputFileError if it had other inputs."""
     from data.results import read_journal
 
     journal_path, run_path = _beside(output, JOURNAL), _beside(output, RECORD)
     if not journal_path.exists():
-        log.warning("%s: nothing to resume, starting anew", journal_path)
+        log.warning("%s: no journal to resume from, all samples will be answered", journal_path)
         return []
     try:
         before = json.loads(run_path.read_bytes())
     except (OSError, ValueError) as error:
         raise InputFileError(
-            f"{run_path}: can't be read, so the journal's origin is unknown: run without --resume"
+            f"{run_path}: can't be read, so the inputs of the journal's answers are unknown: run"
+            " without --resume"
         ) from error
-    changed = [
-        key for key in origin if not isinstance(before, dict) or before.get(key) != origin[key]
+    changes = [
+        key for key in inputs if not isinstance(before, dict) or before.get(key) != inputs[key]
     ]
-    if changed:
+    if changes:
         raise InputFileError(
-            f"{journal_path}: made with another {', '.join(changed)}: run without --resume"
+            f"{journal_path}: its answers were made with another {', '.join(changes)}: run without"
+            " --resume"
         )
     earlier = read_journal(journal_path)
     log.info("%s: %d answers kept", journal_path, len(earlier))
     return earlier
 
 
-def _origin(workload: Workload, backend: str, config: EngineConfig) -> dict:
-    """What the answers depend on; not the device or how many run at once, which may change."""
+def _inputs(workload: Workload, backend: str, config: EngineConfig) -> dict:
+    """What the answers depend on; not the device and the batch sizes, which may change."""
     return {
         "prompts": hashlib.sha256(repr(workload.prompt_ids).encode()).hexdigest(),
         "max_new_tokens": workload.max_new_tokens,

@@ -1,4 +1,4 @@
-"""JSON lines that survive a crash: each is handed to the operating system at once."""
+"""JSON lines that survive a crash of the process: each is written by one system call."""
 
 import json
 from collections.abc import Callable
@@ -11,26 +11,26 @@ T = TypeVar("T")
 
 
 class Lines:
-    """A file that JSON objects are appended to, one a line.
+    """A file to which JSON objects are appended, one per line.
 
-    `keep`: go on after the whole lines that the file has; a torn last one is cut off. Otherwise a
-    file of that name is replaced.
+    `keep`: append to an existing file, after truncating an incomplete last line. Otherwise an
+    existing file is replaced.
 
-    Errors: OutputError where the file can't be written.
+    Raises: OutputError if the file can't be written.
     """
 
     def __init__(self, path: str | Path, keep: bool = False) -> None:
         self.path = Path(path)
         try:
-            # unbuffered: a line is one system call, so a killed process tears the last one at most
+            # unbuffered: a killed process leaves at most the last line incomplete
             self._file = self.path.open("ab" if keep else "wb", buffering=0)
             if keep:
-                self._file.truncate(_whole(self.path))
+                self._file.truncate(_complete_bytes(self.path))
         except OSError as error:
             raise OutputError(f"{self.path}: can't be written: {error.strerror}") from error
 
     def write(self, row: dict[str, Any]) -> None:
-        """Append one object. Errors: OutputError."""
+        """Append one object. Raises: OutputError."""
         line = json.dumps(row, separators=(",", ":")).encode() + b"\n"
         try:
             written = self._file.write(line)
@@ -47,27 +47,29 @@ class Lines:
 
 
 def read_lines(path: str | Path, parse: Callable[[Any], T], what: str) -> list[T]:
-    """What `parse` makes of each line's value; a torn last line, left by a crash, is skipped.
+    """Each line's value, passed through `parse`; an incomplete last line is skipped.
 
-    Errors: InputFileError where the file is missing, or a whole line is not JSON or not `what`,
-    which `parse` says by a ValueError.
+    `what`: what a line holds, for the error message, such as "a finished answer".
+
+    Raises: InputFileError if the file can't be read, a line is not JSON, or `parse` raises
+    ValueError for its value.
     """
-    found = []
+    values = []
     try:
         with Path(path).open("rb") as file:
             for number, line in enumerate(file, 1):
                 if not line.endswith(b"\n"):
-                    break  # torn because the writer was killed
+                    break  # the writer was killed
                 try:
-                    found.append(parse(json.loads(line)))
+                    values.append(parse(json.loads(line)))
                 except (ValueError, RecursionError) as error:
                     raise InputFileError(f"{path}: line {number} is not {what}") from error
     except OSError as error:
         raise InputFileError(f"{path}: can't be read: {error.strerror}") from error
-    return found
+    return values
 
 
-def _whole(path: Path) -> int:
-    """The length of a file's whole lines, in bytes."""
+def _complete_bytes(path: Path) -> int:
+    """The length of a file's complete lines, in bytes."""
     with path.open("rb") as file:
         return sum(len(line) for line in file if line.endswith(b"\n"))

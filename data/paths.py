@@ -1,4 +1,4 @@
-"""Files that a command reads and files that it writes."""
+"""Keep a command from overwriting its own input files."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -6,13 +6,12 @@ from pathlib import Path
 from errors import UsageError
 
 
-def keep_inputs(written: Iterable[Path], read: Iterable[Path | None]) -> None:
-    """Errors: UsageError where what would be written is a file that is read, by whatever name."""
-    there = [path for path in read if path is not None and path.exists()]
-    for output in written:
-        for source in there:
+def keep_inputs(outputs: Iterable[Path], inputs: Iterable[Path | None]) -> None:
+    """Raises: UsageError if an output is the same file as an input, under this or another name."""
+    sources = [path for path in inputs if path is not None and path.exists()]
+    for output in outputs:
+        for source in sources:
             if output.exists() and output.samefile(source):
                 raise UsageError(
-                    f"{output} would be written over {source}, which is read: name"
-                    " another --output-file"
+                    f"{output} would overwrite the input {source}: choose another --output-file"
                 )

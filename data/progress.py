@@ -1,4 +1,4 @@
-"""How far a run has come: a bar on a terminal, a line now and then elsewhere."""
+"""Progress of a run: a bar on a terminal, a log line every 30 s elsewhere."""
 
 import logging
 import sys
@@ -7,13 +7,13 @@ from typing import Self
 
 log = logging.getLogger(__name__)
 
-EVERY_S = 30.0  # between two lines where there is no terminal
+EVERY_S = 30.0  # between two lines without a terminal
 
 
 class Progress:
-    """Counts what is done of `unit`, and its tokens where it has any.
+    """Counts finished units of work, and their tokens if they have any.
 
-    Several at a time, told apart by `name`, are several bars.
+    `total`: units expected. `name`: in front of the bar, to tell several of them apart.
     """
 
     def __init__(
@@ -35,11 +35,11 @@ class Progress:
                 desc=name or None,
                 unit=unit,
                 dynamic_ncols=True,
-                file=sys.__stderr__,  # it moves the cursor: see terminal
+                file=sys.__stderr__,  # tqdm's control characters must not be escaped: see terminal
             )
 
     def add(self, tokens: int = 0) -> None:
-        """One more is done, of `tokens` tokens."""
+        """Count one more unit, with `tokens` tokens."""
         self.done += 1
         self.tokens += tokens
         now = time.monotonic()
@@ -52,14 +52,15 @@ class Progress:
             log.info("%s", self.line(now))
 
     def line(self, now: float) -> str:
-        """The state at monotonic time `now`, in words."""
-        spent = now - self._start
-        # more samples than foreseen may come: LoadGen draws a server's schedule at random
-        left = spent / self.done * max(self._total - self.done, 0) if self.done else float("nan")
+        """The log line at monotonic time `now`."""
+        elapsed = now - self._start
+        # more units than `total` are possible: LoadGen draws the Server schedule at random
+        units_left = max(self._total - self.done, 0)
+        seconds_left = elapsed / self.done * units_left if self.done else float("nan")
         return (
             f"{self._name}{': ' if self._name else ''}{self.done} of"
             f" {max(self._total, self.done)} {self._unit}s, {self._rate(now)},"
-            f" {_clock(spent)} gone, {_clock(left)} left"
+            f" {_clock(elapsed)} elapsed, {_clock(seconds_left)} left"
         )
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""Text to token ids and back: the only place that knows tokenizer and chat template."""
+"""Text to token ids and back: the only module that uses the tokenizer and the chat template."""
 
 import json
 from collections.abc import Iterable
@@ -11,18 +11,18 @@ from ref_dsinfer.lookalike import check_json, read_object
 
 FILES = ("tokenizer.json", "tokenizer_config.json")
 TOKENIZER, CONFIG = FILES
-TEMPLATE = "chat_template.jinja"  # where there is one, it comes before the one in CONFIG
+TEMPLATE = "chat_template.jinja"  # takes precedence over the chat template in CONFIG
 PROBE = "What is 12+7-5?"
 
 
 class Prompts:
     """A model directory's tokenizer and chat template.
 
-    The directory's tokenizer.json is taken as it stands: the tokenizer classes that transformers
-    would choose by name replace R1's pre-tokenizer by another one, and so give other ids.
+    tokenizer.json is used as it is: the tokenizer classes that transformers selects by name replace
+    R1's pre-tokenizer, which changes token ids.
 
-    Errors: ModelError where a file, the template, or a token that is needed is missing; where the
-    template can't be rendered, from what renders it.
+    Raises: ModelError if a file, the chat template or a special token is missing or unusable. A
+    template that can't be rendered is an error of the methods that render it.
     """
 
     def __init__(self, model_dir: str | Path) -> None:
@@ -48,66 +48,68 @@ class Prompts:
         except Exception as error:  # the tokenizers library raises bare Exception
             raise ModelError(f"{folder}: the tokenizer can't be loaded: {_line(error)}") from error
         if self._tokenizer.eos_token_id is None:
-            raise ModelError(f"{folder}: {CONFIG} names no eos_token")
-        self._template = self._chosen_template()
+            raise ModelError(f"{folder}: {CONFIG} has no eos_token")
+        self._template = self._select_template()
         for name in ("bos_token", "eos_token"):
             self._check_known(folder, name)
         self.eos_id: int = self._tokenizer.eos_token_id
         self.stop_ids: frozenset[int] = frozenset({self.eos_id, *_generation_stops(folder)})
         self.vocabulary = len(self._tokenizer)  # ids below this have a text
-        self._silent = {self.eos_id, self._tokenizer.bos_token_id}
+        self._omitted = {self.eos_id, self._tokenizer.bos_token_id}
 
     def ids(self, text: str) -> tuple[int, ...]:
-        """Token ids of `text` as one user message, ending where the assistant begins.
+        """Token ids of the chat template with `text` as the user message, ready for generation.
 
-        Errors: ModelError where the template can't be rendered.
+        Raises: ModelError if the template can't be rendered.
         """
-        # the template writes BOS itself
-        return self.encode(self._rendered(text))
+        # the template includes BOS
+        return self.encode(self._render(text))
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """Token ids of `text` alone, without the template."""
+        """Token ids of `text`, without the chat template."""
         return tuple(self._tokenizer.encode(text, add_special_tokens=False))
 
     @cached_property
-    def shared_head(self) -> int:
-        """How many tokens all prompts begin with, by the template."""
+    def shared_prefix(self) -> int:
+        """The length in tokens of the prefix that the chat template gives every prompt."""
         pairs = zip(self.ids("0"), self.ids("x"), strict=False)
         return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
     @cached_property
-    def _marks(self) -> dict[int, int]:
-        """How often the template itself writes tokens that are taken whole, by id.
+    def _template_tokens(self) -> dict[int, int]:
+        """How often the chat template adds each special token, by id.
 
-        Errors: ModelError where it can't be rendered, or loses the prompt.
+        Raises: ModelError if the template can't be rendered, or omits the user message.
         """
-        if PROBE not in self._rendered(PROBE):
-            raise self._unusable("does not write what the user says")
-        written, whole = self.ids(PROBE), self._tokenizer.added_tokens_decoder
-        return {id_: written.count(id_) for id_ in written if id_ in whole}
+        if PROBE not in self._render(PROBE):
+            raise self._unusable("omits the user message")
+        ids, special = self.ids(PROBE), self._tokenizer.added_tokens_decoder
+        return {id_: ids.count(id_) for id_ in ids if id_ in special}
 
-    def marks_in_text(self, ids: Iterable[int]) -> dict[str, int]:
-        """Of the tokens that the template itself writes, BOS among them, those that a prompt holds
-        more often than that, with their ids: its text was rendered before."""
+    def template_tokens_in(self, ids: Iterable[int]) -> dict[str, int]:
+        """Special tokens and their ids that a prompt has more often than the template adds them.
+
+        If there are any, the chat template was applied to the prompt's text before.
+        """
         ids = tuple(ids)
         return {
             str(self._tokenizer.convert_ids_to_tokens(id_)): id_
-            for id_, count in self._marks.items()
+            for id_, count in self._template_tokens.items()
             if ids.count(id_) > count
         }
 
     def plain(self, ids: Iterable[int]) -> str:
-        """The text of any ids, special tokens included."""
+        """The text of token ids, including special tokens."""
         return str(self._tokenizer.decode(list(ids)))
 
     def text(self, ids: Iterable[int]) -> str:
-        """The text of an answer: all but BOS and EOS, reasoning marks included.
+        """The text of an answer, without BOS and EOS but with other special tokens.
 
-        An id beyond the vocabulary (a model's embedding is padded) has no text.
+        An id outside the vocabulary (a model's embedding is padded) has no text.
         """
-        return str(self._tokenizer.decode([id_ for id_ in ids if id_ not in self._silent]))
+        return str(self._tokenizer.decode([id_ for id_ in ids if id_ not in self._omitted]))
 
-    def _rendered(self, text: str) -> str:
+    def _render(self, text: str) -> str:
         try:
             rendered: str = self._tokenizer.apply_chat_template(
                 [{"role": "user", "content": text}],
@@ -120,68 +122,71 @@ class Prompts:
         return rendered
 
     def _check_template_file(self) -> None:
-        """Refuse what transformers would stumble over, naming no file."""
+        """Raises: ModelError for errors that transformers would report without naming the file."""
         try:
             text = self._template_file.read_bytes().decode()
             if self._template_file.name == TEMPLATE:
                 return
-            named = json.loads(text)["chat_template"]
+            templates = json.loads(text)["chat_template"]
         except UnicodeDecodeError as error:
             raise ModelError(f"{self._template_file}: not UTF-8: {error}") from error
         except (ValueError, TypeError, KeyError):
-            return  # what is wrong with the rest, transformers can say
-        if isinstance(named, list) and not all(
-            isinstance(one, dict) and {"name", "template"} <= one.keys() for one in named
+            return  # transformers reports other errors well
+        if isinstance(templates, list) and not all(
+            isinstance(one, dict) and {"name", "template"} <= one.keys() for one in templates
         ):
-            raise self._unusable("is a list whose entries are no {name, template}")
+            raise self._unusable("is a list with entries other than {name, template}")
 
-    def _chosen_template(self) -> str:
-        """The template of prompts: the only one, or of several the one named default."""
+    def _select_template(self) -> str:
+        """The chat template for prompts: the only one, or the one named default of several."""
         template = self._tokenizer.chat_template
         if template and isinstance(template, dict):
             if "default" not in template:
                 raise self._unusable(
-                    f"is one of {', '.join(sorted(template))}, none of them `default`"
+                    f"has to be named `default`, but the names are {', '.join(sorted(template))}"
                 )
             template = template["default"]
         if not template:
-            more = "" if self._template_file.name == TEMPLATE else f", and no {TEMPLATE} beside it"
-            raise ModelError(f"{self._template_file}: no chat_template{more}")
+            also = "" if self._template_file.name == TEMPLATE else f", and there is no {TEMPLATE}"
+            raise ModelError(f"{self._template_file}: no chat_template{also}")
         if not isinstance(template, str):
-            raise self._unusable(f"is no text but {type(template).__name__}")
+            raise self._unusable(f"is {type(template).__name__}, not text")
         if "bos_token" in template and self._tokenizer.bos_token_id is None:
-            raise self._unusable(f"writes bos_token, and {CONFIG} names none")
+            raise self._unusable(f"uses bos_token, but {CONFIG} has none")
         return template
 
     def _check_known(self, folder: Path, name: str) -> None:
-        """A token that tokenizer.json lacks would get a new id, which the model does not know."""
+        """Raises: ModelError for a token that tokenizer.json lacks.
+
+        transformers would give it a new id, which the model has not been trained with.
+        """
         token = getattr(self._tokenizer, name)
         if token is None:
             return
-        written = (json.dumps(token), json.dumps(token, ensure_ascii=False))
+        spellings = (json.dumps(token), json.dumps(token, ensure_ascii=False))
         content = (folder / TOKENIZER).read_bytes()
-        if not any(form.encode() in content for form in written):
+        if not any(spelling.encode() in content for spelling in spellings):
             raise ModelError(f"{folder}/{CONFIG}: {name} {token!r} is not in {TOKENIZER}")
 
-    def _unusable(self, why: str) -> ModelError:
+    def _unusable(self, reason: str) -> ModelError:
         return ModelError(
-            f"{self._template_file}: the chat template {why}; take the model's own file"
+            f"{self._template_file}: the chat template {reason}; use the model's original file"
         )
 
 
 def _line(error: Exception) -> str:
-    """What an error of a library says, in one line."""
+    """The first line of a library's error message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _generation_stops(folder: Path) -> list[int]:
-    """The stop ids that generation_config.json adds, if there is one."""
+    """The stop ids in generation_config.json, if there is one."""
     path = folder / "generation_config.json"
     if not path.is_file():
         return []
     stops = read_object(path).get("eos_token_id")
     try:
-        listed = [] if stops is None else stops if isinstance(stops, list) else [stops]
-        return [int(stop) for stop in listed]
+        ids = [] if stops is None else stops if isinstance(stops, list) else [stops]
+        return [int(stop) for stop in ids]
     except (ValueError, TypeError) as error:
-        raise ModelError(f"{path}: eos_token_id can't be read: {error}") from error
+        raise ModelError(f"{path}: eos_token_id is not a token id or a list: {error}") from error

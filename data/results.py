@@ -1,32 +1,30 @@
-"""Answers out: a journal of them, and the results frame with its twin files."""
+"""Write answers: the journal, and the results frame as a pickle and a parquet file."""
 
-import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backends.types import Completion
+from backends.types import FINISHES, Completion
 from data import pickles
 from data.jsonl import Lines, read_lines
 from data.prompts import Prompts
 from errors import OutputError
+from ref_dsinfer.files import write_whole
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
 SUFFIXES = (".pkl", ".parquet")
-ROW_GROUP = 512  # rows of a parquet file written at once
+ROW_GROUP = 512  # rows of a parquet file per write
 _FIELDS = {"sample_index", "request_id", "token_ids", "finish", "first_ns", "last_ns"}
 
 
 class Journal(Lines):
-    """Finished answers, one JSON line each.
+    """Finished answers as JSON lines. An existing journal of the same name is replaced.
 
-    A run begins its own journal: one of an earlier run under the same name is replaced.
-
-    Errors: OutputError where the file can't be written.
+    Raises: OutputError if the file can't be written.
     """
 
     def add(self, sample_index: int, completion: Completion) -> None:
@@ -44,26 +42,26 @@ class Journal(Lines):
 
 
 def read_journal(path: str | Path) -> list[tuple[int, Completion]]:
-    """Sample index and completion of each line; a torn last line, left by a crash, is skipped.
+    """Sample index and completion of each line; an incomplete last line is skipped.
 
-    Errors: InputFileError where the file is missing, or a whole line is not a completion.
+    Raises: InputFileError if the file can't be read, or a line is not a completion.
     """
     return read_lines(path, _journal_row, "a finished answer")
 
 
 def results_frame(
     frame: "pd.DataFrame",
-    answered: Sequence[tuple[int, Completion]],
+    answers: Sequence[tuple[int, Completion]],
     prompts: Prompts,
     backend: str,
 ) -> "pd.DataFrame":
-    """One row an answer, by sample index, then request id: the data set's columns and the answer's.
+    """One row per answer, by sample index and request id: the data set's columns and the answer's.
 
-    `answered` pairs a row number of `frame` with an answer; a row may have several. Added columns:
-    sample_index, query_id, model_output (text), tok_model_output (ids), tok_model_output_len
-    (tokens, stop id excluded), finish and model_backend.
+    `answers`: pairs of sample index and completion; a sample may have several. Added columns:
+    sample_index, query_id, model_output (text), tok_model_output (token ids), tok_model_output_len
+    (tokens, without the stop id), finish (the finish reason) and model_backend.
     """
-    ordered = sorted(answered, key=lambda pair: (pair[0], pair[1].request_id))
+    ordered = sorted(answers, key=lambda pair: (pair[0], pair[1].request_id))
     indices = [index for index, _ in ordered]
     completions = [completion for _, completion in ordered]
     return answer_rows(
@@ -81,7 +79,7 @@ def results_frame(
 def answer_columns(
     answers: "Sequence[Sequence[int] | np.ndarray]", prompts: Prompts
 ) -> dict[str, list]:
-    """The columns that follow from an answer's token ids, stop id excluded; ids as int32 arrays."""
+    """The columns computed from answers' token ids (without the stop id); ids as int32 arrays."""
     import numpy as np
 
     arrays = [np.array(ids, np.int32) for ids in answers]
@@ -95,7 +93,7 @@ def answer_columns(
 def answer_rows(
     frame: "pd.DataFrame", indices: Sequence[int], columns: dict[str, list]
 ) -> "pd.DataFrame":
-    """The rows of a data set at `indices` with sample_index and `columns` beside them."""
+    """The rows of a data set at `indices`, with sample_index and `columns` as more columns."""
     import pandas as pd
 
     columns = {"sample_index": list(indices), **columns}
@@ -104,49 +102,34 @@ def answer_rows(
 
 
 def write_frame(frame: "pd.DataFrame", path: str | Path) -> list[Path]:
-    """Write a frame as a pickle and as a parquet file of the same name; each is whole or absent.
+    """Write a frame as a pickle and a parquet file of the same name, each of them atomically.
 
-    `path` may end in .pkl, .pickle or .parquet, or in neither. A column that mixes types (AIME's
-    answers are numbers, other tasks' are text) is text in parquet, which has one type a column.
+    `path`: with or without the ending .pkl, .pickle or .parquet. A column of mixed types (AIME's
+    answers are numbers, other tasks' are text) becomes text in parquet, which allows one type.
 
-    Errors: OutputError.
+    Raises: OutputError.
     """
-    pickled, parquet = twins(path)
-    write_whole(pickled, lambda path: pickles.dump(frame, path))
-    write_whole(parquet, lambda path: _write_parquet(_one_type_a_column(frame), path))
-    return [pickled, parquet]
+    pickle_path, parquet_path = result_paths(path)
+    write_whole(pickle_path, lambda path: pickles.dump(frame, path))
+    write_whole(parquet_path, lambda path: _write_parquet(_with_typed_columns(frame), path))
+    return [pickle_path, parquet_path]
 
 
-def twins(path: str | Path) -> list[Path]:
-    """The pickle and the parquet file that `write_frame` writes for `path`."""
+def result_paths(path: str | Path) -> list[Path]:
+    """The paths of the pickle and the parquet file that `write_frame` writes for `path`."""
     path = Path(path)
     if path.suffix.lower() in (*SUFFIXES, ".pickle"):
         path = path.with_suffix("")
     return [path.with_name(path.name + suffix) for suffix in SUFFIXES]
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then put it in place in one step.
-
-    Errors: OutputError; `path` is then as it was.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        try:
-            write(temporary)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(f"{path}: can't be written: {error.strerror or error}") from error
-
-
 def check_writable(path: str | Path) -> None:
-    """Make sure, before a long run, that results can be written to `path`.
+    """Check, before a long run, that results can be written to `path`.
 
-    `path` is a folder, which is made if need be, or a file with one of the suffixes of results.
+    `path`: a directory, which is created if it does not exist, or a file with one of the endings
+    of results.
 
-    Errors: OutputError.
+    Raises: OutputError.
     """
     path = Path(path)
     is_file = path.suffix.lower() in (*SUFFIXES, ".pickle", ".json", ".jsonl", ".txt")
@@ -158,7 +141,7 @@ def check_writable(path: str | Path) -> None:
     except OSError as error:
         raise OutputError(f"{folder}: can't be written: {error.strerror}") from error
     if is_file and path.is_dir():
-        raise OutputError(f"{path}: is a folder, not a file")
+        raise OutputError(f"{path}: is a directory, but a file is to be written there")
 
 
 def _journal_row(row: object) -> tuple[int, Completion]:
@@ -167,9 +150,9 @@ def _journal_row(row: object) -> tuple[int, Completion]:
     ids = row["token_ids"]
     numbers = [row[name] for name in ("sample_index", "request_id", "first_ns", "last_ns")]
     if not isinstance(ids, list) or not all(type(number) is int for number in [*ids, *numbers]):
-        raise ValueError("not whole numbers")
-    if row["finish"] not in ("stop", "length"):
-        raise ValueError("unknown finish")
+        raise ValueError("not integers")
+    if row["finish"] not in FINISHES:
+        raise ValueError("unknown finish reason")
     index = row.pop("sample_index")
     return index, Completion(**{**row, "token_ids": tuple(ids)})
 
@@ -180,12 +163,13 @@ def _write_parquet(frame: "pd.DataFrame", path: Path) -> None:
 
     schema = pa.Schema.from_pandas(frame)
     with pq.ParquetWriter(path, schema) as writer:
-        for start in range(0, len(frame), ROW_GROUP):  # a copy of the whole would fill memory
+        for start in range(0, len(frame), ROW_GROUP):  # a copy of all rows could fill the memory
             rows = frame.iloc[start : start + ROW_GROUP]
             writer.write_table(pa.Table.from_pandas(rows, schema))
 
 
-def _one_type_a_column(frame: "pd.DataFrame") -> "pd.DataFrame":
+def _with_typed_columns(frame: "pd.DataFrame") -> "pd.DataFrame":
+    """The frame with columns of mixed types, or of invalid Unicode, converted to text."""
     import pyarrow as pa
 
     texts = {}
@@ -200,4 +184,4 @@ def _one_type_a_column(frame: "pd.DataFrame") -> "pd.DataFrame":
 
 
 def _writable_text(value: object) -> str:
-    return str(value).encode(errors="replace").decode()  # half a surrogate pair has no UTF-8
+    return str(value).encode(errors="replace").decode()  # a lone surrogate has no UTF-8

@@ -1,4 +1,4 @@
-"""Data sets and result files in: read a frame safely, check it, turn its rows into samples."""
+"""Read data sets and result files: load a frame safely, check it, make samples of its rows."""
 
 import re
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ from terminal import quoted
 if TYPE_CHECKING:
     import pandas as pd
 
-TASKS = ("gpqa", "mmlu_pro", "math500", "aime", "livecodebench")  # in the order names are matched
+TASKS = ("gpqa", "mmlu_pro", "math500", "aime", "livecodebench")  # in the order of matching
 COLUMNS = ("dataset", "question", "text_input", "ground_truth")
 TEXTS = ("question", "text_input")
 PICKLES = (".pkl", ".pickle")
-_TRUTH_BITS = 4096  # more can't be written as text
+_TRUTH_BITS = 4096  # Python refuses to convert integers much longer than this to text
 
 
 @dataclass(frozen=True)
@@ -29,20 +29,19 @@ class Sample:
 
     index: int  # row in the data set, from 0
     task: str  # canonical name, one of TASKS
-    question: str
-    prompt_text: str  # instructions and question, chat template not applied
+    prompt_text: str  # instructions and question, before the chat template
     ground_truth: object  # as the data set holds it: text, a number, or a missing value
 
 
 def read_frame(path: str | Path) -> "pd.DataFrame":
     """Read a frame from a pickle, a parquet file or JSON lines; rows are numbered from 0.
 
-    A pickle is taken apart, never run. Columns come plain: categories as their values, numbers that
-    may be missing as numbers or None, decimals and dates with a zone as text. Lists of token ids
-    come as arrays, of int32 where that holds them.
+    A pickle is parsed, never executed. Columns are plain: categories become their values, nullable
+    numbers become numbers or None, decimals and dates with a time zone become text. Lists of token
+    ids become arrays, of int32 if the ids fit.
 
-    Errors: InputFileError where there is no such file, or it is no frame; ColumnsError naming the
-    column (and row) whose values can't be read, or that is there twice; EmptyDataError.
+    Raises: InputFileError if the file can't be read or is not a data frame; ColumnsError naming
+    the column (and row) whose values are unsupported, or a duplicate column; EmptyDataError.
     """
     path = Path(path)
     kind = path.suffix.lower()
@@ -60,23 +59,23 @@ def read_frame(path: str | Path) -> "pd.DataFrame":
         raise InputFileError(f"{path}: can't be read: {error.strerror or error}") from error
     except ColumnsError as error:
         twin = path.with_suffix(".parquet")
-        hint = f", or take {twin}" if kind != ".parquet" and twin.is_file() else ""
+        hint = f", or use {twin}" if kind != ".parquet" and twin.is_file() else ""
         raise ColumnsError(f"{path}: {error}{hint}") from error
-    except Exception as error:  # damaged input makes these libraries raise nearly anything
-        own = {".parquet": lookalike.PARQUET, ".jsonl": lookalike.JSON}.get(kind, lookalike.PICKLE)
-        really = lookalike.instead_of(path, own)
-        why = f"it is {really}" if really else _first_line(error)
-        raise InputFileError(f"{path}: not a {kind} data frame: {why}") from error
-    twice = frame.columns[frame.columns.duplicated()]
-    if len(twice):
-        raise ColumnsError(f"{path}: the column {quoted(twice[0])} is there twice: rename one")
+    except Exception as error:  # on damaged input these libraries raise almost anything
+        expected = {".parquet": lookalike.PARQUET, ".jsonl": lookalike.JSON}
+        actual = lookalike.instead_of(path, expected.get(kind, lookalike.PICKLE))
+        reason = f"it is {actual}" if actual else _first_line(error)
+        raise InputFileError(f"{path}: not a {kind} data frame: {reason}") from error
+    duplicates = frame.columns[frame.columns.duplicated()]
+    if len(duplicates):
+        raise ColumnsError(f"{path}: two columns are named {quoted(duplicates[0])}: rename one")
     if frame.empty:
         raise EmptyDataError(f"{path}: the data frame has no rows")
     return tables.plain(frame)
 
 
 def require_columns(frame: "pd.DataFrame", columns: Sequence[str]) -> None:
-    """Errors: ColumnsError naming the columns that are missing and those that are there."""
+    """Raises: ColumnsError naming the missing columns and those present."""
     missing = [name for name in columns if name not in frame.columns]
     if missing:
         raise ColumnsError(
@@ -87,29 +86,27 @@ def require_columns(frame: "pd.DataFrame", columns: Sequence[str]) -> None:
 def samples(frame: "pd.DataFrame") -> list[Sample]:
     """The rows of a data set as samples, in order.
 
-    Errors: ColumnsError for missing columns, a prompt or question that is not text, a truth that is
-    neither text nor number, an unknown data set name.
+    Raises: ColumnsError for a missing column, a prompt or question that is not text, a ground truth
+    that is neither text nor number, or an unknown data set name.
     """
     require_columns(frame, COLUMNS)
     require_text(frame, TEXTS)
     require_unicode(frame, TEXTS)
     require_truths(frame)
-    tasks = [row_task(index, name) for index, name in enumerate(frame["dataset"])]
+    columns = (frame[name] for name in ("dataset", "text_input", "ground_truth"))
     return [
-        Sample(index, *row)
-        for index, row in enumerate(
-            zip(tasks, *(frame[column] for column in COLUMNS[1:]), strict=True)
-        )
+        Sample(index, row_task(index, dataset), text, truth)
+        for index, (dataset, text, truth) in enumerate(zip(*columns, strict=True))
     ]
 
 
 def task_of(dataset: object) -> str:
-    """The task whose name is contained in a data set's name, e.g. aime for AIME1983.
+    """The task whose name is part of a data set's name, such as aime in AIME1983.
 
-    Names are matched in lower case and in the order of `TASKS`, as the public grader does; then
-    once more without punctuation, so that MMLU-Pro and math-500 are understood too.
+    Names are matched in lower case and in the order of `TASKS`, as in the public grader, then once
+    more without punctuation, so that MMLU-Pro and math-500 match too.
 
-    Errors: ValueError naming the known tasks.
+    Raises: ValueError naming the known tasks.
     """
     if isinstance(dataset, str):
         lower = dataset.lower()
@@ -124,7 +121,7 @@ def task_of(dataset: object) -> str:
 
 
 def row_task(index: int, name: object) -> str:
-    """The task of row `index`, whose data set is `name`. Errors: ColumnsError naming both."""
+    """The task of row `index` of the data set `name`. Raises: ColumnsError naming both."""
     if not isinstance(name, str):
         raise ColumnsError(f"row {index}: dataset is {_kind(name)}, not text")
     try:
@@ -134,9 +131,9 @@ def row_task(index: int, name: object) -> str:
 
 
 def require_text(frame: "pd.DataFrame", columns: Sequence[str], missing: bool = False) -> None:
-    """Every cell of `columns` is text, or with `missing` perhaps not there.
+    """Check that every cell of `columns` is text, or with `missing` text or missing.
 
-    Errors: ColumnsError naming the row and column of one that isn't.
+    Raises: ColumnsError naming the row and column of a cell that isn't.
     """
     for column in columns:
         for row, cell in enumerate(frame[column]):
@@ -145,9 +142,9 @@ def require_text(frame: "pd.DataFrame", columns: Sequence[str], missing: bool = 
 
 
 def require_unicode(frame: "pd.DataFrame", columns: Sequence[str]) -> None:
-    """The texts of `columns` can be encoded, as tokenizers and engines need it.
+    """Check that the texts of `columns` can be encoded as UTF-8, as tokenizers require.
 
-    Errors: ColumnsError naming the row and column of one that can't.
+    Raises: ColumnsError naming the row and column of a text that can't.
     """
     for column in columns:
         for row, text in enumerate(frame[column]):
@@ -156,27 +153,30 @@ def require_unicode(frame: "pd.DataFrame", columns: Sequence[str]) -> None:
             except UnicodeEncodeError as error:
                 code = f"U+{ord(text[error.start]):04X}"
                 raise ColumnsError(
-                    f"row {row}: {column} holds half a surrogate pair, {code} at character"
-                    f" {error.start}, which is no text"
+                    f"row {row}: {column} is not valid Unicode: lone surrogate {code} at character"
+                    f" {error.start}"
                 ) from None
 
 
 def require_truths(frame: "pd.DataFrame") -> None:
-    """Errors: ColumnsError naming the row whose truth is neither text, a number nor missing."""
+    """Raises: ColumnsError naming the row whose ground truth is not text, a number or missing."""
     for row, truth in enumerate(frame["ground_truth"]):
         if not (isinstance(truth, str | Number) or is_missing(truth)):
             raise ColumnsError(
                 f"row {row}: ground_truth is {_kind(truth)}, neither text nor number"
             )
         if isinstance(truth, int) and truth.bit_length() > _TRUTH_BITS:
-            raise ColumnsError(f"row {row}: ground_truth is a number of {truth.bit_length()} bits")
+            raise ColumnsError(
+                f"row {row}: ground_truth is a number of {truth.bit_length()} bits, more than"
+                f" {_TRUTH_BITS}"
+            )
 
 
 def is_missing(value: object) -> bool:
-    """Whether a cell says that there is no value."""
+    """Whether a cell is None, NaN or another of pandas' missing values."""
     import pandas as pd
 
-    if isinstance(value, Decimal):  # whose signalling NaN is not to be compared
+    if isinstance(value, Decimal):  # comparing its signalling NaN raises
         return value.is_nan()
     return bool(pd.api.types.is_scalar(value) and pd.isna(value))  # type: ignore[call-overload]
 

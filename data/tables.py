@@ -1,7 +1,7 @@
-"""Frames from parquet and JSON lines, and what all frames are made: plain columns.
+"""Frames from parquet and JSON lines, and the conversion of every frame to plain columns.
 
-A plain column holds numbers and text, lists and dictionaries of them, dates without a zone, or
-None: what every pandas can read, and every reader here.
+A plain column holds numbers and text, lists and dictionaries of them, dates without a time zone, or
+None: values that every version of pandas, and every reader here, can read.
 """
 
 import datetime
@@ -16,20 +16,21 @@ from data import pickles
 if TYPE_CHECKING:
     import pandas as pd
 
-# A parquet file may hold one value a billion times in a few bytes.
+# A parquet file of a few bytes may hold one value a billion times: its rows may take
+# ROOM + ROOM_A_BYTE * size of the file in memory.
 MOST_ROWS = 1_000_000  # far above the benchmark's
-ROOM = 256 << 20  # bytes of all rows in memory, and
-ROOM_A_BYTE = 32  # more, a byte of the file
+ROOM = 256 << 20  # bytes
+ROOM_A_BYTE = 32  # bytes per byte of the file
 _BATCH = 128  # rows
-_BATCH_ROOM = 512 << 20  # bytes of a batch whose texts are all as long as can be
+_BATCH_ROOM = 512 << 20  # bytes of a batch if all its texts are as long as the longest
 _PLAIN_CELLS = {type(None), str, int, float, bool, list}
 _AS_TEXT = (decimal.Decimal, datetime.date, datetime.time, datetime.timedelta, uuid.UUID, complex)
 
 
 def parquet(file: BinaryIO) -> "pd.DataFrame":
-    """A frame from parquet; lists of integers come as int32 where that holds them.
+    """A frame from parquet; lists of integers become int32 if they fit.
 
-    Errors: ValueError for more rows, or more of a few bytes, than any data set has; pyarrow's.
+    Raises: ValueError for too many rows, or too much memory for the file's size; pyarrow's errors.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -44,21 +45,23 @@ def parquet(file: BinaryIO) -> "pd.DataFrame":
         for field in schema
     ]
     target = pa.schema(narrow, schema.metadata)
-    # in batches: the whole of it in 64 bits would take as much memory as all the rest
-    batches, held = [], 0
+    # in batches: all token ids in 64 bits would take as much memory as everything else
+    batches, size = [], 0
     for batch in source.iter_batches(_batch_rows(source)):
         batches.append(batch.cast(target))
-        held += batches[-1].nbytes
-        if held > room:
-            raise ValueError(f"its rows take more than {room >> 20} MB, far more than its size")
+        size += batches[-1].nbytes
+        if size > room:
+            raise ValueError(
+                f"its rows take more than {room >> 20} MB of memory, far more than the file's size"
+            )
     return pa.Table.from_batches(batches, target).to_pandas()
 
 
 def json_lines(file: BinaryIO) -> "pd.DataFrame":
-    """A frame from JSON, one object a line. Errors: ValueError naming the line."""
+    """A frame from JSON, one object per line. Raises: ValueError naming the line."""
     import pandas as pd
 
-    # as objects, since pandas' own type of text would be a second copy beside the first
+    # as objects: pandas' own text type would keep a second copy of every text
     frame = pd.DataFrame(_json_rows(file), dtype=object)
     for name in frame:
         if frame[name].map(type).isin((int, float)).all():
@@ -67,11 +70,11 @@ def json_lines(file: BinaryIO) -> "pd.DataFrame":
 
 
 def plain(frame: "pd.DataFrame") -> "pd.DataFrame":
-    """The frame with plain columns, and its rows numbered from 0."""
-    made = frame.reset_index(drop=True)
-    for name, column in made.items():
-        made[name] = _plain(column)
-    return made
+    """A copy of the frame with plain columns, and its rows numbered from 0."""
+    copy = frame.reset_index(drop=True)
+    for name, column in copy.items():
+        copy[name] = _plain(column)
+    return copy
 
 
 def _plain(column: "pd.Series") -> "pd.Series":
@@ -87,9 +90,9 @@ def _plain(column: "pd.Series") -> "pd.Series":
         if kind.kind == "O" and set(map(type, column.array)) <= _PLAIN_CELLS | {np.ndarray}:
             return column
     cells = [_plain_cell(cell) for cell in column.array]
-    made = pd.Series(cells, column.index, dtype=object)
+    series = pd.Series(cells, column.index, dtype=object)
     numbers = set(map(type, cells)) <= {bool, int, float}
-    return made.infer_objects() if numbers and not isinstance(kind, np.dtype) else made
+    return series.infer_objects() if numbers and not isinstance(kind, np.dtype) else series
 
 
 def _plain_cell(cell: Any) -> Any:
@@ -105,7 +108,7 @@ def _plain_cell(cell: Any) -> Any:
 
 
 def _batch_rows(source: Any) -> int:
-    """How many rows to read at once: all may refer to the longest text of their group."""
+    """How many rows to read at once, in case all of them refer to the longest text."""
     footer = source.metadata
     longest = max(
         (
@@ -120,7 +123,7 @@ def _batch_rows(source: Any) -> int:
 
 
 def _is_ids(source: Any, field: Any) -> bool:
-    """Whether a column holds lists of integers within int32, by the file's own statistics."""
+    """Whether a column holds lists of integers that fit int32, by the file's statistics."""
     import pyarrow as pa
 
     if not (pa.types.is_list(field.type) and pa.types.is_integer(field.type.value_type)):
@@ -132,23 +135,23 @@ def _is_ids(source: Any, field: Any) -> bool:
             column = group.column(number)
             if column.path_in_schema.split(".")[0] != field.name:
                 continue
-            found = column.statistics
-            if found is None or not found.has_min_max:
+            statistics = column.statistics
+            if statistics is None or not statistics.has_min_max:
                 return False
-            if found.min < -(1 << 31) or found.max >= 1 << 31:
+            if statistics.min < -(1 << 31) or statistics.max >= 1 << 31:
                 return False
     return True
 
 
 def _json_rows(file: BinaryIO) -> list[dict[str, Any]]:
-    # pandas' own reader turns "042" into 42 and dates into timestamps; answers must stay as written
+    # pandas' own reader turns "042" into 42 and dates into timestamps; answers must not change
     rows = []
     for number, line in enumerate(file, 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"),
-                             object_pairs_hook=_once)  # fmt: skip
+                             object_pairs_hook=_unique)  # fmt: skip
         except json.JSONDecodeError as error:
             raise ValueError(f"line {number}, column {error.colno}: {error.msg}") from error
         except (ValueError, RecursionError) as error:
@@ -159,14 +162,14 @@ def _json_rows(file: BinaryIO) -> list[dict[str, Any]]:
     return rows
 
 
-def _once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     pairs = list(pairs)
-    made = dict(pairs)
-    if len(made) < len(pairs):
+    row = dict(pairs)
+    if len(row) < len(pairs):
         names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {twice[:80]!a} is there twice")
-    return made
+        duplicate = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {duplicate[:80]!a} occurs twice")
+    return row
 
 
 def _compact(value: Any) -> Any:

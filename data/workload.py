@@ -1,4 +1,4 @@
-"""A data set made ready to be answered: rows read, prompts built, lengths checked."""
+"""Prepare a data set: read its rows, build the prompts, check their lengths."""
 
 import logging
 from dataclasses import dataclass
@@ -18,68 +18,68 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SHOWN = 20  # characters
+SHOWN = 20  # characters of a text that a message quotes
 
 
 @dataclass(frozen=True)
 class Workload:
-    """Every request of a run, before it starts."""
+    """All the requests of a run."""
 
     frame: "pd.DataFrame"  # the data set's rows, in order
     samples: "tuple[Sample, ...]"  # of each row
     prompts: "Prompts"
     prompt_ids: tuple[tuple[int, ...], ...]  # of each row
-    max_new_tokens: int  # tokens, as asked for
-    max_len: int  # tokens of prompt and answer that the model allows
+    max_new_tokens: int  # tokens, as requested by the user
+    max_len: int  # tokens of prompt and answer together
 
     def __len__(self) -> int:
         return len(self.prompt_ids)
 
     def request(self, request_id: int, index: int) -> Request:
-        """Row `index` as a request; its answer is held to what the model's length leaves."""
+        """Row `index` as a request; max_new_tokens is reduced to what fits the model's length."""
         ids = self.prompt_ids[index]
         limit = min(self.max_new_tokens, self.max_len - len(ids))
         return Request(request_id, ids, limit, self.prompts.stop_ids, row=index)
 
     @property
     def shortest_limit(self) -> int:
-        """The smallest number of tokens that any answer is held to."""
+        """The smallest max_new_tokens of any request."""
         return min(self.max_new_tokens, self.max_len - max(map(len, self.prompt_ids)))
 
 
 async def compare_tokenizers(backend: Backend, workload: Workload) -> None:
-    """Warn where a server reads the first row's prompt as another text: it has another tokenizer.
+    """Warn if the server's tokenizer decodes the first row's prompt to another text.
 
-    Texts are compared, not ids: which ids a text gets depends on how a tokenizer splits it, which
-    transformers changes for R1's; what ids mean does not.
+    Texts are compared, not ids: the ids of a text depend on the pre-tokenizer, which transformers
+    changes for R1; the text of ids does not.
     """
     ids = workload.prompt_ids[0]
-    theirs, ours = await backend.detokenize(ids), workload.prompts.plain(ids)
-    if theirs is None or theirs == ours:
+    server_text, text = await backend.detokenize(ids), workload.prompts.plain(ids)
+    if server_text is None or server_text == text:
         return
-    same = takewhile(lambda pair: pair[0] == pair[1], zip(theirs, ours, strict=False))
-    at = sum(1 for _ in same)
-    # the id that the first other character is of
-    place = sum(len(workload.prompts.plain(ids[: n + 1])) <= at for n in range(len(ids) - 1))
+    same = takewhile(lambda pair: pair[0] == pair[1], zip(server_text, text, strict=False))
+    start = sum(1 for _ in same)
+    # the position of the id to which the first different character belongs
+    position = sum(len(workload.prompts.plain(ids[: n + 1])) <= start for n in range(len(ids) - 1))
     log.warning(
-        "the server has another tokenizer than %s: row 0's prompt goes on with %r from id %d (place"
-        " %d) on, and not with %r: does it serve another model?",
+        "the server's tokenizer differs from that of %s: it decodes row 0's prompt to %r from token"
+        " %d (id %d) on, not to %r: does it serve another model?",
         backend.config.model,
-        theirs[at : at + SHOWN],
-        ids[place],
-        place,
-        ours[at : at + SHOWN],
+        server_text[start : start + SHOWN],
+        position,
+        ids[position],
+        text[start : start + SHOWN],
     )
 
 
 def build(
     input_file: Path, num_samples: int | None, config: EngineConfig, max_new_tokens: int
 ) -> Workload:
-    """Read a data set and build all its prompts, or those of its first `num_samples` rows.
+    """Read a data set and build the prompts of all its rows, or of the first `num_samples`.
 
-    A text that was rendered already, so that the template's own tokens are in its prompt twice, is
-    warned of once.
-    Errors: InputFileError, EmptyDataError, ColumnsError, ModelError; LengthError naming the first
+    Warns once if the chat template was applied to text_input already.
+
+    Raises: InputFileError, EmptyDataError, ColumnsError, ModelError; LengthError naming the first
     row whose prompt leaves no room for an answer.
     """
     from data.prompts import Prompts
@@ -93,49 +93,50 @@ def build(
     max_len = model_length(config)
     prompts = Prompts(config.model)
     prompt_ids = tuple(_prompt(input_file, row, prompts) for row in rows)
-    _warn_of_marks(input_file, prompts, prompt_ids)
+    _warn_if_templated(input_file, prompts, prompt_ids)
     for index, ids in enumerate(prompt_ids):
         if len(ids) >= max_len:
             raise LengthError(
-                f"{input_file}: row {index}: the prompt of {len(ids)} tokens leaves no room for an"
-                f" answer in the model's length of {max_len}"
+                f"{input_file}: row {index}: the prompt has {len(ids)} tokens, which leaves no room"
+                f" for an answer within the model's length of {max_len} tokens"
             )
     workload = Workload(frame, rows, prompts, prompt_ids, max_new_tokens, max_len)
     log.info("%s: %d of %d rows", input_file, len(rows), total)
     if workload.shortest_limit < max_new_tokens:
         log.warning(
-            "the model's length of %d tokens holds some answers to fewer than %d tokens",
-            max_len,
+            "some answers are limited to fewer than %d tokens by the model's length, %d tokens"
+            " for prompt and answer",
             max_new_tokens,
+            max_len,
         )
     return workload
 
 
 def _prompt(input_file: Path, row: "Sample", prompts: "Prompts") -> tuple[int, ...]:
-    """A row's prompt. Errors: ModelError naming the row that the template can't take."""
+    """A row's prompt ids. Raises: ModelError naming the row if the chat template fails on it."""
     try:
         return prompts.ids(row.prompt_text)
     except ModelError as error:
         raise ModelError(f"{error} ({input_file}: row {row.index})") from error
 
 
-def _warn_of_marks(
+def _warn_if_templated(
     input_file: Path, prompts: "Prompts", prompt_ids: tuple[tuple[int, ...], ...]
 ) -> None:
-    """Say it once where texts hold what the chat template writes."""
-    found = [
+    """Warn once if texts hold special tokens that the chat template adds."""
+    templated = [
         (index, marks)
         for index, ids in enumerate(prompt_ids)
-        if (marks := prompts.marks_in_text(ids))
+        if (marks := prompts.template_tokens_in(ids))
     ]
-    if not found:
+    if not templated:
         return
-    index, marks = found[0]
+    index, marks = templated[0]
     log.warning(
-        "%s: row %d%s: the text holds tokens that the chat template writes, so that they are in the"
-        " prompt twice: %s; text_input should be the question alone, not rendered yet",
+        "%s: row %d%s: text_input holds tokens that the chat template adds, so the prompt has them"
+        " twice: %s; text_input should be the text before the chat template is applied",
         input_file,
         index,
-        f" and {len(found) - 1} more" if len(found) > 1 else "",
+        f" and {len(templated) - 1} more" if len(templated) > 1 else "",
         ", ".join(f"{token} (id {id_})" for token, id_ in marks.items()),
     )

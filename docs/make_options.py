@@ -1,4 +1,4 @@
-"""Write docs/options.md from the scripts' own parsers: python docs/make_options.py"""
+"""Generate docs/options.md from the scripts' parsers: python docs/make_options.py"""
 
 import argparse
 import sys
@@ -9,14 +9,14 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "options.md"
 HEAD = """# Options
 
-Made from the scripts' own parsers by `python docs/make_options.py`; `--help` of each script says
-the same. Some options also have the names that users of vLLM and SGLang know.
+Generated from the scripts' parsers by `python docs/make_options.py`; `--help` of each script shows
+the same. Some options also accept their names in vLLM and SGLang.
 
 """
 
 
 def page() -> str:
-    """The page as the parsers have it."""
+    """The content of the page."""
     return HEAD + "\n".join(
         line for script, parser in _parsers() for line in _section(script, parser)
     )
@@ -27,12 +27,12 @@ def _parsers() -> Iterator[tuple[str, argparse.ArgumentParser]]:
     from grading import cli
     from mlperf import run
 
-    made: tuple[tuple[str, Callable[..., None]], ...] = (
+    adders: tuple[tuple[str, Callable[..., None]], ...] = (
         ("run_eval.py`, `run_eval_mpi.py", inference.add_options),
         ("run_mlperf.py`, `run_mlperf_mpi.py", run.add_options),
         ("eval_accuracy.py", cli.add_options),
     )
-    for name, add_options in made:
+    for name, add_options in adders:
         parser = argparse.ArgumentParser(prog=name, add_help=False)
         add_options(parser)
         yield name, parser
@@ -41,7 +41,7 @@ def _parsers() -> Iterator[tuple[str, argparse.ArgumentParser]]:
 def _section(script: str, parser: argparse.ArgumentParser) -> Iterator[str]:
     yield f"## `{script}`\n"
     if "mpi" in script:
-        yield "Under torchrun, without what starts at *engine with processes of its own*.\n"
+        yield "The `_mpi` script has the options above *engine with processes of its own*.\n"
     for group in parser._action_groups:
         if not group._group_actions:
             continue

@@ -1,4 +1,4 @@
-"""The options of grading: eval_accuracy's own, and those it shares with accuracy runs."""
+"""The command line of eval_accuracy, and the grading options that run_mlperf shares."""
 
 import argparse
 import os
@@ -11,68 +11,70 @@ from errors import UsageError
 from grading.evaluate import (
     GRADED,
     LOG_ENDING,
-    Grading,
-    beside,
+    GradingOptions,
     companions,
     evaluate,
     report,
+    sibling,
     start_sandbox,
 )
 from grading.inputs import find_problems, read_results
-from grading.pool import Rules
 from grading.sandbox.levels import LEVELS
 from grading.tasks.livecodebench import TIME_LIMIT_S, Mode
+from grading.tasks.table import Rules
 
 
 def add_grading_options(parser: argparse.ArgumentParser) -> None:
-    """How answers are graded, wherever that is done."""
+    """The options of grading, for eval_accuracy and accuracy runs."""
     group = parser.add_argument_group("grading")
     group.add_argument(
         "--livecodebench-file",
         type=Path,
         metavar="FILE",
-        help="LiveCodeBench's problems with their tests (default: livecodebench.jsonl beside the"
-        " data set or the input file, then in data/)",
+        help="LiveCodeBench's problems with their tests (default: livecodebench.jsonl next to the"
+        " data set, next to the input file or in data/)",
     )
     group.add_argument(
         "--lcb-mode",
         choices=get_args(Mode),
         default="reference",
-        help="how a LiveCodeBench program's standard input is made: with the public grader's bugs,"
-        " which are part of the official figure, or right (default: reference)",
+        help="standard input of LiveCodeBench programs: reference has the public grader's bugs,"
+        " which are part of the official figure; fixed-stdio has none (default: reference)",
     )
     group.add_argument(
         "--time-limit",
         type=float,
         default=TIME_LIMIT_S,
         metavar="SECONDS",
-        help="for a LiveCodeBench program to load, and for each test (default: 60, the official)",
+        help="time limit of a LiveCodeBench program, for loading and for each test (default: 60,"
+        " the official limit)",
     )
     group.add_argument(
         "--sandbox",
         choices=("auto", *(level for level in LEVELS if level != "none")),
         default="auto",
-        help="what programs and formulas are confined by; auto: the strongest of full, kernel and"
-        " bwrap that holds here; container: you vouch for one around this command (default: auto)",
+        help="sandbox level for programs and formulas; auto: the strongest of full, kernel and"
+        " bwrap that works here; container: for use in a container that you consider safe enough"
+        " (default: auto)",
     )
     group.add_argument(
         "--no-sandbox-i-trust-this-code",
         action="store_const",
         const="none",
         dest="sandbox",
-        help="run what the model wrote with your own rights",
+        help="no sandbox: programs that the model wrote run with all of your rights",
     )
     group.add_argument(
         "--workers",
         type=positive_int,
         metavar="N",
-        help="answers graded at once (default: one a core)",
+        help="answers graded in parallel (default: one per core)",
     )
     group.add_argument(
         "--lenient",
         action="store_true",
-        help="ask the math-verify package about MATH-500 and AIME as well: a column for your own"
-        " use, which leaves the figure as it is",
+        help="also judge MATH-500 and AIME with the math-verify package: an extra column, which"
+        " does not change the figure",
     )
 
 
@@ -89,58 +91,59 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--dataset-file",
         type=Path,
         metavar="FILE",
-        help="data set of the run: needed with LoadGen's log, compared with other answers",
+        help="data set of the run: required for LoadGen's log; other input files are checked"
+        " against it",
     )
     parser.add_argument(
         "--tokenizer",
         metavar="DIR",
-        help="directory with the tokenizer, needed with LoadGen's log (default: that of --model)",
+        help="directory with the tokenizer, required for LoadGen's log (default: --model)",
     )
     parser.add_argument(
         "--model",
         default=os.environ.get("MLPERF_MODEL"),
         metavar="DIR",
-        help="model directory, whose tokenizer is taken (default: $MLPERF_MODEL)",
+        help="model directory with the tokenizer (default: $MLPERF_MODEL)",
     )
     parser.add_argument(
         "--expected-rows",
         type=positive_int,
         metavar="N",
-        help="how many rows there should be (default: the data set's, else the benchmark's"
+        help="number of rows expected (default: as many as the data set has, or the benchmark's"
         f" {ROWS})",
     )
     parser.add_argument(
         "--output-file",
         type=Path,
         metavar="FILE",
-        help="default: <input>_evaluated.pkl beside the input file; accuracy.txt, a report and the"
-        " log of grades are written there too",
+        help="default: <input>_evaluated.pkl next to the input file; accuracy.txt, a report and the"
+        " log of grades are written to the same directory",
     )
     parser.add_argument(
         "--fresh",
         action="store_true",
-        help="grade every row anew; by default what an earlier run has graded is kept",
+        help="grade every row again (default: keep the grades of an earlier run)",
     )
     parser.add_argument(
         "--explain",
         type=int,
         metavar="ROW",
-        help="show how one row, from 0, is graded; nothing is written",
+        help="show how one row (counted from 0) is graded, without writing anything",
     )
     parser.add_argument(
         "--compare",
         type=Path,
         metavar="OTHER",
-        help="compare two evaluated files, the input file and this one; nothing is graded",
+        help="compare the input file with this one, both evaluated, without grading anything",
     )
     add_grading_options(parser)
 
 
-def grading(args: argparse.Namespace) -> Grading:
-    """How to grade, by the options. Errors: UsageError."""
+def grading_options(args: argparse.Namespace) -> GradingOptions:
+    """The grading options on the command line. Raises: UsageError for a bad --time-limit."""
     if not 0 < args.time_limit < float("inf"):
         raise UsageError(f"--time-limit must be a number of seconds above 0, not {args.time_limit}")
-    return Grading(
+    return GradingOptions(
         Rules(args.time_limit, args.lcb_mode),
         args.sandbox,
         args.workers,
@@ -150,14 +153,14 @@ def grading(args: argparse.Namespace) -> Grading:
 
 
 def run(args: argparse.Namespace) -> None:
-    """What eval_accuracy does: grade a file, explain one row of it, or compare it with another.
+    """Run eval_accuracy: grade a file, explain one row of it, or compare it with another file.
 
-    Errors: any UserError; GradingError, after everything is written, where a row was not judged.
+    Raises: any UserError; GradingError, after all files are written, if a row could not be judged.
     """
     from data.paths import keep_inputs
-    from data.results import check_writable, twins
+    from data.results import check_writable, result_paths
 
-    how = grading(args)
+    options = grading_options(args)
     source = args.input_file
     if args.compare is not None:
         from data.samples import read_frame
@@ -165,22 +168,23 @@ def run(args: argparse.Namespace) -> None:
 
         print(comparison(read_frame(source), read_frame(args.compare)))
         return
-    with start_sandbox(how) as sandbox:
+    with start_sandbox(options) as sandbox:
         frame, expected = read_results(
             source, args.dataset_file, args.tokenizer or args.model, args.expected_rows
         )
-        near = [path for path in (args.dataset_file, source) if path is not None]
-        problems = find_problems(args.livecodebench_file, near)
+        neighbours = [path for path in (args.dataset_file, source) if path is not None]
+        problems = find_problems(args.livecodebench_file, neighbours)
         if args.explain is not None:
             from grading.explain import explain
 
-            print(explain(frame, args.explain, problems, how.rules, sandbox))
+            print(explain(frame, args.explain, problems, options.rules, sandbox))
             return
         output = args.output_file or source.with_name(f"{source.stem}{GRADED}.pkl")
-        written = [*twins(output), *companions(output)]
-        keep_inputs(written, [source, args.dataset_file, problems])
-        for path in twins(output):
+        outputs = [*result_paths(output), *companions(output)]
+        keep_inputs(outputs, [source, args.dataset_file, problems])
+        for path in result_paths(output):
             check_writable(path)
-        evaluation = evaluate(frame, problems, how, beside(output, LOG_ENDING), expected, sandbox)
-    report(evaluation, output, source, how, problems)
+        log_path = sibling(output, LOG_ENDING)
+        evaluation = evaluate(frame, problems, options, log_path, expected, sandbox)
+    report(evaluation, output, source, options, problems)
     evaluation.require_all()

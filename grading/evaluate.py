@@ -1,38 +1,27 @@
-"""From answers to the accuracy figure: grade a results frame, total it, print and write it."""
+"""From answers to the accuracy figure: grade a results frame, compute, print and write figures."""
 
 import contextlib
-import json
 import logging
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmark import MAX_NEW_TOKENS, ROWS
-from data.samples import TASKS
-from errors import ColumnsError, GradingError, UsageError
+from errors import ColumnsError, GradingError
 from grading import accuracy_log
 from grading.grades_log import GradesLog
 from grading.inputs import PROBLEMS, find_problems
-from grading.metrics import Evaluation, Fence, Totals
-from grading.pool import (
-    MATH_LIMIT_S,
-    MATH_LIMITS,
-    SERVED,
-    Rules,
-    Turn,
-    content_hash,
-    each,
-    grade_all,
-    grader_version,
-)
+from grading.metrics import Evaluation, SandboxInfo, Totals
+from grading.pool import content_hash, each, grade_all, grader_version
 from grading.sandbox.sandbox import Sandbox
 from grading.sandbox.types import SandboxError, TimeLimit
 from grading.tasks import Answer, Grade, lenient
 from grading.tasks.livecodebench import Problems
+from grading.tasks.table import MATH_LIMIT_S, MATH_LIMITS, TASKS, Context, Lease, Rules
 from grading.tasks.worker import Worker
+from ref_dsinfer.files import write_json, write_text
 from terminal import quoted
 
 if TYPE_CHECKING:
@@ -42,88 +31,86 @@ log = logging.getLogger(__name__)
 
 COLUMNS = ("dataset", "ground_truth", "model_output", "tok_model_output_len")
 ACCURACY_LOG = "mlperf_log_accuracy.json"
-# What is written beside a graded frame, whose own name ends in this
-GRADED = "_evaluated"
+GRADED = "_evaluated"  # at the end of a graded frame's name
 _LONGEST = 1 << 31  # tokens, far above any answer
 LOG_ENDING, REPORT_ENDING = "_grades.jsonl", "_report.json"
 
 
 @dataclass(frozen=True)
-class Grading:
+class GradingOptions:
     """How to grade."""
 
     rules: Rules = field(default_factory=Rules)
     sandbox: str = "auto"  # level
-    workers: int | None = None  # answers graded at once; None: one a core
-    lenient: bool = False  # ask math-verify too
-    fresh: bool = False  # what the log has is not kept
+    workers: int | None = None  # answers graded in parallel; None: one per core
+    lenient: bool = False  # also judge with math-verify
+    fresh: bool = False  # ignore the grades of earlier runs
 
 
 def evaluate(
     frame: "pd.DataFrame",
     problems: Path | None,
-    grading: Grading = Grading(),
+    options: GradingOptions = GradingOptions(),
     log_path: Path | None = None,
     expected: int = ROWS,
     sandbox: Sandbox | None = None,
 ) -> Evaluation:
     """Grade every row of a results frame, which should have `expected` rows.
 
-    `problems`: LiveCodeBench's problems, JSON lines; may be None where no row needs them.
-    `log_path`: where each grade is kept as it comes, and what an earlier run graded is read from.
-    `sandbox`: one that has been made already, which is closed here.
+    `problems`: LiveCodeBench's problems as JSON lines; None if no row needs them. `log_path`: the
+    log to which every grade is written, and from which those of an earlier run are read. `sandbox`:
+    an existing one, which is closed here.
 
-    Errors: ColumnsError; GradingError where problems are missing; UsageError, InputFileError,
-    OutputError. A row that can't be judged is none: see `Evaluation.require_all`.
+    Raises: ColumnsError; GradingError if problems are missing; InputFileError, OutputError. A row
+    that can't be judged raises nothing: see `Evaluation.require_all`.
     """
     from data.samples import require_columns, row_task
 
-    if grading.lenient and find_spec("math_verify") is None:
-        raise UsageError(f"--lenient needs a package: pip install {lenient.PACKAGE}")
+    if options.lenient and find_spec(lenient.PACKAGE) is None:  # before hours of grading
+        raise ModuleNotFoundError(name=lenient.PACKAGE)
     require_columns(frame, COLUMNS)
     lengths = _lengths(frame)
     answers = FrameAnswers(frame, [row_task(i, name) for i, name in enumerate(frame["dataset"])])
     store = None
-    if "livecodebench" in answers.tasks:
+    present = [task for task in TASKS if task in answers.tasks]
+    if any(TASKS[task].needs_problems for task in present):
         if problems is None:
-            raise GradingError(f"no {PROBLEMS} was found: name it with --livecodebench-file")
+            raise GradingError(f"no {PROBLEMS} found: pass --livecodebench-file")
         store = Problems(problems)
-    with sandbox or start_sandbox(grading) as fenced:
-        for task, modules in SERVED.items():
-            if task in answers.tasks:
-                for module in modules:
-                    fenced.prepare(module)
-        grades = _grades(answers, store, fenced, grading, log_path)
-        opinions = dict(_opinions(answers, fenced, grading)) if grading.lenient else None
-        fence = Fence(fenced.level, fenced.reason, fenced.canaries)
+    with sandbox or start_sandbox(options) as started:
+        for task in present:
+            for module in TASKS[task].modules:
+                started.prepare(module)
+        grades = _grades(answers, store, started, options, log_path)
+        opinions = dict(_opinions(answers, started, options)) if options.lenient else None
+        sandbox_info = SandboxInfo(started.level, started.reason, started.canaries)
     graded = _with_grades(frame, grades, opinions)
     rows = _rows(graded, answers.tasks, lengths)
-    present = [task for task in TASKS if task in answers.tasks]
     tasks = [_totals(task, rows[rows["task"] == task]) for task in present]
     return Evaluation(
         graded,
         tasks,
         _totals("all", rows.assign(lenient=float("nan"))),
-        fence,
+        sandbox_info,
         expected,
-        grading.rules.unofficial if store else "",
+        options.rules.unofficial if store else "",
     )
 
 
-def start_sandbox(grading: Grading) -> Sandbox:
-    """The sandbox to grade in. It takes a while, which need not be waited for.
+def start_sandbox(options: GradingOptions) -> Sandbox:
+    """The sandbox for grading, which starts up in the background.
 
-    What tests programs is made ready beside it, since that costs little; the rest on demand.
+    So does the fork server for programs, which is cheap to start; others start on demand.
     """
-    sandbox = Sandbox(grading.sandbox)
-    sandbox.prepare(SERVED["livecodebench"][0])
+    sandbox = Sandbox(options.sandbox)
+    sandbox.prepare(TASKS["livecodebench"].modules[0])
     return sandbox
 
 
 class FrameAnswers:
-    """The answers in a results frame, each made when it is asked for.
+    """The answers in a results frame, created on access.
 
-    Errors: ColumnsError naming the row whose answer or truth is not what it can be.
+    Raises: ColumnsError naming the row whose answer or truth has an unsupported type.
     """
 
     def __init__(self, frame: "pd.DataFrame", tasks: Sequence[str]) -> None:
@@ -140,21 +127,25 @@ class FrameAnswers:
 
     def __getitem__(self, row: int, /) -> Answer:
         text = self._texts[row]
-        said = text if isinstance(text, str) else ""  # missing
-        return Answer(row, self.tasks[row], said, self._truths[row])
+        text = text if isinstance(text, str) else ""  # missing
+        return Answer(row, self.tasks[row], text, self._truths[row])
 
 
 def report(
-    evaluation: Evaluation, output: Path, source: Path, grading: Grading, problems: Path | None
+    evaluation: Evaluation,
+    output: Path,
+    source: Path,
+    options: GradingOptions,
+    problems: Path | None,
 ) -> None:
     """Print the figures, and write the graded frame, a report and accuracy.txt.
 
-    `output` is the graded frame's file (.pkl, and .parquet beside it). `source` is what was graded;
-    where it is LoadGen's log, accuracy.txt holds its hash, as it must.
+    `output`: the graded frame's .pkl file; a .parquet file is written next to it. `source`: the
+    file that was graded; the hash of LoadGen's log is part of accuracy.txt, as MLPerf requires.
 
-    Errors: OutputError.
+    Raises: OutputError.
     """
-    from data.results import write_frame, write_whole
+    from data.results import write_frame
 
     lines = [evaluation.result_line]
     if not evaluation.whole:
@@ -163,22 +154,21 @@ def report(
     if digest and source.suffix.lower() == ".json":
         lines.append(f"hash={digest}")
     text = "\n".join(lines) + "\n"
-    told = evaluation.as_json() | {
+    figures = evaluation.as_json() | {
         "input": {"file": str(source), "sha256": digest},
-        "livecodebench": {"file": str(problems) if problems else None, **asdict(grading.rules)},
+        "livecodebench": {"file": str(problems) if problems else None, **asdict(options.rules)},
         "math_limit_s": MATH_LIMIT_S,
         "grader": grader_version(),
     }
     paths = write_frame(evaluation.frame, output)
-    _, *companies = companions(output)
-    for path, content in zip(companies, (json.dumps(told, indent=2) + "\n", text), strict=True):
-        write_whole(path, partial(_write_text, content))
-        paths.append(path)
-    for path in paths:
+    _, report_path, accuracy_path = companions(output)
+    write_json(report_path, figures)
+    write_text(accuracy_path, text)
+    for path in (*paths, report_path, accuracy_path):
         log.info("wrote %s", path)
     print(evaluation.result_line)
     print(evaluation.table())
-    print(evaluation.fence)
+    print(evaluation.sandbox)
     print(evaluation.verdict)
 
 
@@ -187,80 +177,85 @@ def evaluate_and_report(
     source_path: Path,
     problems: Path | None,
     out_dir: Path,
-    grading: Grading = Grading(),
+    options: GradingOptions = GradingOptions(),
     expected: int = ROWS,
 ) -> Evaluation:
-    """Grade the answers of an accuracy run in `out_dir`, where LoadGen's log lies; then `report`.
+    """Grade the answers of an accuracy run, then `report` them.
 
-    `source_path` is the run's data set, beside which `problems` are looked for where None is given.
-    Writes results_evaluated.pkl and what `report` writes beside it.
+    `source_path`: the run's data set; if `problems` is None they are looked for in its directory.
+    `out_dir`: the directory with LoadGen's log; results_evaluated.pkl and the other files of
+    `report` are written to it.
     """
     source = out_dir / ACCURACY_LOG
     output = out_dir / f"results{GRADED}.pkl"
     problems = find_problems(problems, [source_path, source])
-    evaluation = evaluate(frame, problems, grading, beside(output, LOG_ENDING), expected)
-    report(evaluation, output, source, grading, problems)
+    evaluation = evaluate(frame, problems, options, sibling(output, LOG_ENDING), expected)
+    report(evaluation, output, source, options, problems)
     return evaluation
 
 
 def companions(output: Path) -> list[Path]:
-    """What is written beside a graded frame: the log of grades, the report, accuracy.txt."""
+    """The files written next to a graded frame: the log of grades, the report, accuracy.txt."""
     endings = (LOG_ENDING, REPORT_ENDING)
-    return [*(beside(output, ending) for ending in endings), output.parent / "accuracy.txt"]
+    return [*(sibling(output, ending) for ending in endings), output.parent / "accuracy.txt"]
 
 
-def beside(output: Path, ending: str) -> Path:
-    """The file that stands by a graded frame's: x_report.json by x_evaluated.pkl."""
-    from data.results import twins
+def sibling(output: Path, ending: str) -> Path:
+    """The file next to a graded frame with another ending: x_report.json for x_evaluated.pkl."""
+    from data.results import result_paths
 
-    stem = twins(output)[0].stem.removesuffix(GRADED)
+    stem = result_paths(output)[0].stem.removesuffix(GRADED)
     return output.with_name(stem + ending)
-
-
-def _write_text(content: str, path: Path) -> None:
-    path.write_text(content, encoding="utf-8")
 
 
 def _grades(
     answers: FrameAnswers,
     problems: Problems | None,
     sandbox: Sandbox,
-    grading: Grading,
+    options: GradingOptions,
     log_path: Path | None,
 ) -> list[Grade]:
-    """The grade of every row; programs first, since they take longest."""
-    keys = [content_hash(answers[row], problems, grading.rules) for row in range(len(answers))]
+    """The grades of all rows, in order. Programs are graded first, since they take longest."""
+    context = Context(problems, sandbox, options.rules)
+    keys = [content_hash(answers[row], context) for row in range(len(answers))]
     grades: dict[int, Grade] = {}
     with contextlib.ExitStack() as stack:
-        kept_log = stack.enter_context(GradesLog(log_path, grading.fresh)) if log_path else None
+        grades_log = stack.enter_context(GradesLog(log_path, options.fresh)) if log_path else None
         for row, key in enumerate(keys):
-            if kept_log and key in kept_log.kept:
-                grades[row] = replace(kept_log.kept[key], sample_index=row)
+            if grades_log and key in grades_log.earlier:
+                grades[row] = replace(grades_log.earlier[key], sample_index=row)
         if grades:
-            log.info("%d of %d rows are graded already (--fresh: anew)", len(grades), len(keys))
-        left = sorted(
+            log.info(
+                "%d of %d rows were graded by an earlier run (use --fresh to grade them again)",
+                *(len(grades), len(keys)),
+            )
+        pending = sorted(
             (row for row in range(len(keys)) if row not in grades),
-            key=lambda row: answers.tasks[row] != "livecodebench",
+            key=lambda row: not TASKS[answers.tasks[row]].needs_problems,
         )
-        found = grade_all(answers, problems, sandbox, grading.rules, grading.workers, left)
-        for grade in _shown(found, [answers.tasks[row] for row in left], answers.tasks):
+        new_grades = grade_all(answers, context, options.workers, pending)
+        pending_tasks = [answers.tasks[row] for row in pending]
+        for grade in _with_progress(new_grades, pending_tasks, answers.tasks):
             grades[grade.sample_index] = grade
-            if kept_log:
-                kept_log.add(keys[grade.sample_index], grade)
+            if grades_log:
+                grades_log.add(keys[grade.sample_index], grade)
     return [grades[row] for row in range(len(keys))]
 
 
-def _shown(
-    grades: Generator[Grade, None, None], left: Sequence[str], tasks: Sequence[str]
+def _with_progress(
+    grades: Generator[Grade, None, None], pending_tasks: Sequence[str], tasks: Sequence[str]
 ) -> Iterator[Grade]:
-    """The grades as they come, counted task by task. `left`: the task of each that will come."""
+    """Yield the grades, with a progress bar per task.
+
+    `pending_tasks`: the tasks of the rows being graded. `tasks`: those of all rows.
+    """
     from data.progress import Progress
 
     with contextlib.ExitStack() as stack:
         bars = {
-            task: stack.enter_context(Progress(left.count(task), task, "row"))
+            task: stack.enter_context(Progress(pending_tasks.count(task), task, "row"))
             for task in TASKS
-            if task in left
+            if task in pending_tasks
         }
         stack.enter_context(contextlib.closing(grades))
         for grade in grades:
@@ -269,24 +264,24 @@ def _shown(
 
 
 def _opinions(
-    answers: FrameAnswers, sandbox: Sandbox, grading: Grading
+    answers: FrameAnswers, sandbox: Sandbox, options: GradingOptions
 ) -> Iterable[tuple[int, bool | None]]:
-    """Row and math-verify's opinion of it; None where it has none."""
+    """Rows with math-verify's opinion on them, None if it has none."""
     if sandbox.level is None:
         return []
 
-    def ask(row: int, turn: Turn) -> tuple[int, bool | None]:
+    def ask(row: int, lease: Lease) -> tuple[int, bool | None]:
         answer = answers[row]
         message = {"text": answer.text[-lenient.TAIL :], "truth": str(answer.ground_truth)}
         try:
-            with turn.taken() as worker:
+            with lease.worker() as worker:
                 return row, bool(worker.ask(message, MATH_LIMIT_S)["right"])
         except (TimeLimit, SandboxError):
             return row, None
 
-    rows = [row for row, task in enumerate(answers.tasks) if task in lenient.TASKS]
+    rows = [row for row, task in enumerate(answers.tasks) if TASKS[task].lenient]
     module = lenient.__name__
-    return each(ask, rows, sandbox, lambda: Worker(sandbox, module, MATH_LIMITS), grading.workers)
+    return each(ask, rows, sandbox, lambda: Worker(sandbox, module, MATH_LIMITS), options.workers)
 
 
 def _with_grades(
@@ -305,13 +300,13 @@ def _with_grades(
         grading_detail=column(grade.detail for grade in grades),
     )
     if opinions is None:
-        return graded.drop(columns="lenient_accuracy", errors="ignore")  # of an earlier grading
-    told = column(opinions.get(row) for row in range(len(grades)))
-    return graded.assign(lenient_accuracy=100.0 * told.astype(float))
+        return graded.drop(columns="lenient_accuracy", errors="ignore")  # by an earlier run
+    right = column(opinions.get(row) for row in range(len(grades)))
+    return graded.assign(lenient_accuracy=100.0 * right.astype(float))
 
 
 def _rows(graded: "pd.DataFrame", tasks: Sequence[str], lengths: "pd.Series") -> "pd.DataFrame":
-    """What is totalled, a row each."""
+    """The values that `_totals` sums up, one row per answer."""
     import pandas as pd
 
     truncated = lengths >= MAX_NEW_TOKENS
@@ -331,7 +326,7 @@ def _rows(graded: "pd.DataFrame", tasks: Sequence[str], lengths: "pd.Series") ->
 
 
 def _lengths(frame: "pd.DataFrame") -> "pd.Series":
-    """Errors: ColumnsError where a length is no number of tokens."""
+    """The answers' lengths in tokens. Raises: ColumnsError if one is not a number of tokens."""
     import pandas as pd
 
     lengths = []
@@ -345,7 +340,7 @@ def _lengths(frame: "pd.DataFrame") -> "pd.Series":
 
 
 def _length(value: Any) -> float | None:
-    # compared before it is converted: a decimal may stand for a billion digits
+    # compared before conversion: a decimal may have a billion digits
     try:
         number = float(value) if isinstance(value, str) else value
         return float(number) if 0 <= number < _LONGEST else None

@@ -1,7 +1,7 @@
-"""The log of graded rows: what a run that was killed has graded is not graded again.
+"""The log of grades: rows that were graded before a run was killed are not graded again.
 
-A grade is kept under the hash of all that it depends on (`grading.pool.content_hash`), so a
-log may serve another file of answers, and one of other rules serves nobody.
+A grade is stored under the hash of everything it depends on (`grading.pool.content_hash`), so a log
+can be used for another file of answers, and grades by other rules are ignored.
 """
 
 from pathlib import Path
@@ -14,27 +14,27 @@ _FIELDS = {"hash", "extracted", "status", "rule", "seconds", "detail", "sample_i
 
 
 class GradesLog(Lines):
-    """Grades, one JSON line each, on disk as soon as they are given.
+    """Grades as JSON lines, each written as soon as it is known.
 
-    `fresh`: begin anew; otherwise `kept` has the grades of earlier runs by their hash, but for
-    those that were no verdict, which are tried again.
+    `earlier`: the grades of earlier runs by their hash, except rows that could not be judged, which
+    are tried again. `fresh`: start a new log, without earlier grades.
 
-    Errors: OutputError; InputFileError where the file holds something else.
+    Raises: OutputError; InputFileError if the file holds something else.
     """
 
     def __init__(self, path: Path, fresh: bool = False) -> None:
-        self.kept: dict[str, Grade] = {}
+        self.earlier: dict[str, Grade] = {}
         if not fresh and path.exists():
-            grades = read_lines(path, _parsed, "a grade (--fresh begins a new log)")
-            self.kept = {key: grade for key, grade in grades if grade.judged}
+            grades = read_lines(path, _parse, "a grade: use --fresh to start a new log")
+            self.earlier = {key: grade for key, grade in grades if grade.judged}
         super().__init__(path, keep=not fresh)
 
     def add(self, key: str, grade: Grade) -> None:
-        """Append one grade. Errors: OutputError."""
+        """Append one grade. Raises: OutputError."""
         self.write({"hash": key, **vars(grade)})
 
 
-def _parsed(row: Any) -> tuple[str, Grade]:
+def _parse(row: Any) -> tuple[str, Grade]:
     if not isinstance(row, dict) or set(row) != _FIELDS or row["status"] not in get_args(Status):
         raise ValueError("not the fields of a grade")
     key = row.pop("hash")

@@ -1,4 +1,4 @@
-"""What is graded, read and held against what should be there."""
+"""Read the answers to grade, and check that they are complete and belong to the data set."""
 
 import logging
 from collections import Counter
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 PROBLEMS = "livecodebench.jsonl"
 _DATA = Path(__file__).resolve().parents[1] / "data"
 _SAME = ("dataset", "ground_truth", "question")  # columns that results share with their data set
-_LONG = 200  # characters of an answer that no other repeats by chance
+_LONG = 200  # characters; answers as long as this are not equal by chance
 
 
 def read_results(
@@ -29,31 +29,31 @@ def read_results(
     tokenizer: str | None,
     expected: int | None = None,
 ) -> "tuple[pd.DataFrame, int]":
-    """The results frame in a file, and how many rows there should be.
+    """The results frame in a file, and the number of rows expected.
 
-    The file is a pickle, parquet, JSON lines, or LoadGen's log (.json), which holds token ids
-    alone: `dataset_file` then has the rows they answer, and `tokenizer` is the directory with the
-    tokenizer. Other results are held against the data set where it is given. `expected` rows are
-    by default the data set's, and without one the benchmark's.
+    The file is a pickle, parquet, JSON lines, or LoadGen's log (.json). A log has only token ids,
+    so it needs `dataset_file` for the rows that they answer and `tokenizer`, the directory with the
+    tokenizer. Other results are compared with the data set if there is one. `expected` defaults to
+    the rows of the data set, or of the benchmark.
 
-    Errors: UsageError where a log comes without either; InputFileError, EmptyDataError,
+    Raises: UsageError for a log without data set or tokenizer; InputFileError, EmptyDataError,
     GradingError, ModelError, ColumnsError.
     """
     from data.samples import read_frame
 
     is_log = input_file.suffix.lower() == ".json"
     if is_log and dataset_file is None:
-        raise UsageError(f"{input_file} holds token ids alone: add --dataset-file")
+        raise UsageError(f"{input_file} is a log of token ids: add --dataset-file")
     if is_log and not tokenizer:
         raise UsageError(
-            f"{input_file} holds token ids alone: add --tokenizer, or --model, or set MLPERF_MODEL"
+            f"{input_file} is a log of token ids: add --tokenizer or --model, or set MLPERF_MODEL"
         )
     frame = None if is_log else read_frame(input_file)
     dataset = read_frame(dataset_file) if dataset_file else None
     if expected is None:
         expected = ROWS if dataset is None else len(dataset)
     if frame is None:
-        assert dataset is not None  # said above
+        assert dataset is not None  # checked above
         assert tokenizer
         frame = _from_log(input_file, dataset, tokenizer)
     check_rows(frame, expected)
@@ -61,20 +61,20 @@ def read_results(
         _compare(frame, dataset, input_file, dataset_file)
     compared = dataset is not None and "question" in frame.columns and "question" in dataset.columns
     if "sample_index" not in frame.columns and not compared:
-        _refuse_twins(frame)
+        _refuse_duplicates(frame)
     return frame, expected
 
 
 def check_rows(frame: "pd.DataFrame", expected: int) -> None:
-    """Make sure that no row is there twice or is missing, as far as the frame tells.
+    """Check that no row is repeated or missing, by sample_index if the frame has it.
 
-    Fewer rows than expected, the first ones, are for the verdict to say.
+    Fewer rows than expected are no error if they are the first ones: the verdict reports that.
 
-    Errors: GradingError naming the rows.
+    Raises: GradingError naming the rows.
     """
     if len(frame) > expected:
         raise GradingError(
-            f"{len(frame)} rows, but {expected} are expected: --expected-rows or --dataset-file"
+            f"{len(frame)} rows, but {expected} are expected: add --expected-rows or --dataset-file"
         )
     if "sample_index" not in frame.columns:
         return
@@ -82,60 +82,64 @@ def check_rows(frame: "pd.DataFrame", expected: int) -> None:
     for row, index in enumerate(indices):
         if not (isinstance(index, Integral) and 0 <= int(index) < expected):
             raise GradingError(
-                f"row {row}: sample_index {quoted(index)} is not one of {expected} rows, 0 to"
+                f"row {row}: sample_index {quoted(index)} is not a row of the data set, 0 to"
                 f" {expected - 1}"
             )
     counts = Counter(map(int, indices))
-    if twice := sorted(index for index, count in counts.items() if count > 1):
-        raise GradingError(f"samples answered more than once: {accuracy_log.named(twice)}")
+    if duplicates := sorted(index for index, count in counts.items() if count > 1):
+        raise GradingError(
+            f"samples with more than one answer: {accuracy_log.first_few(duplicates)}"
+        )
     accuracy_log.refuse_gaps(counts, "the results")
 
 
-def _refuse_twins(frame: "pd.DataFrame") -> None:
-    """Make sure that no row is there twice, where rows bear no number.
+def _refuse_duplicates(frame: "pd.DataFrame") -> None:
+    """Check that no row is repeated, in a frame without sample_index.
 
-    A question that is answered twice is warned of: it may be meant so, or two files in one. Where
-    there are no questions, so is an answer that is long and there twice.
+    Two answers to one question are no error, as the data set may repeat it, but cause a warning. So
+    do two long answers that are equal, in a frame without questions.
 
-    Errors: GradingError naming two rows that are the same.
+    Raises: GradingError naming two rows with the same question and answer.
     """
     if "model_output" not in frame.columns:
-        return  # who grades it says so
+        return  # the grader reports it
     names = [name for name in (*_SAME, "text_input") if name in frame.columns]
-    told = "question" in names or "text_input" in names
+    has_question = "question" in names or "text_input" in names
     first: dict[tuple[str, ...], int] = {}
-    answered = []  # rows, and an earlier one of the same question
+    repeats = []  # (row, earlier row)
     for row, (text, *cells) in enumerate(
         zip(*(map(str, frame[name]) for name in ("model_output", *names)), strict=True)
     ):
-        twin = first.setdefault((text, *cells), row)
-        if told and twin != row:
+        earlier = first.setdefault((text, *cells), row)
+        if has_question and earlier != row:
             raise GradingError(
-                f"rows {twin} and {row} are the same, question and answer, and no sample_index"
+                f"rows {earlier} and {row} have the same question and answer, and no sample_index"
                 " tells them apart: add --dataset-file, whose rows are compared one by one"
             )
-        if told:
-            twin = first.setdefault(tuple(cells), row)
-        if twin != row and (told or len(text) >= _LONG):
-            answered.append((row, twin))
-    if answered:
+        if has_question:
+            earlier = first.setdefault(tuple(cells), row)
+        if earlier != row and (has_question or len(text) >= _LONG):
+            repeats.append((row, earlier))
+    if repeats:
         log.warning(
-            "%d rows have the %s of an earlier one (row %d that of row %d), and no sample_index"
-            " tells whether they are there twice: --dataset-file compares them",
-            *(len(answered), "question" if told else "answer and truth", *answered[0]),
+            "%d rows have the %s of an earlier row (row %d that of row %d), and without"
+            " sample_index duplicates can't be recognised: add --dataset-file to compare the rows",
+            *(len(repeats), "question" if has_question else "answer and truth", *repeats[0]),
         )
 
 
-def find_problems(given: Path | None, beside: Sequence[Path]) -> Path | None:
-    """The file of LiveCodeBench's problems: the one given, or the first where they usually lie.
+def find_problems(path: Path | None, neighbours: Sequence[Path]) -> Path | None:
+    """The file of LiveCodeBench's problems: `path`, or the first in the usual directories.
 
-    Errors: GradingError where the one given is not there.
+    `neighbours`: files in whose directories it is looked for, before data/.
+
+    Raises: GradingError if `path` does not exist.
     """
-    if given is not None:
-        if not given.is_file():
-            raise GradingError(f"--livecodebench-file: no such file: {given}")
-        return given
-    candidates = [path.parent / PROBLEMS for path in beside] + [_DATA / PROBLEMS]
+    if path is not None:
+        if not path.is_file():
+            raise GradingError(f"--livecodebench-file: no such file: {path}")
+        return path
+    candidates = [neighbour.parent / PROBLEMS for neighbour in neighbours] + [_DATA / PROBLEMS]
     return next((path for path in candidates if path.is_file()), None)
 
 
@@ -143,21 +147,22 @@ def _from_log(path: Path, dataset: "pd.DataFrame", tokenizer: str) -> "pd.DataFr
     from data.prompts import Prompts
     from data.results import answer_columns, answer_rows
 
-    found = accuracy_log.read(path, len(dataset))
-    if found.id_bytes == 8:
-        log.warning("%s: ids have eight bytes and are read so; MLPerf's rules want int32", path)
-    if len(found.answers) < len(dataset):
-        log.warning("%s answers %d of %d samples", path, len(found.answers), len(dataset))
+    content = accuracy_log.read(path, len(dataset))
+    if content.id_bytes == 8:
+        log.warning("%s: token ids have 8 bytes and are read so; MLPerf's rules want int32", path)
+    if len(content.answers) < len(dataset):
+        log.warning("%s answers %d of %d samples", path, len(content.answers), len(dataset))
     prompts = Prompts(tokenizer)
-    foreign = sum(int((ids >= prompts.vocabulary).sum()) for _, ids in found.answers)
-    if foreign:
+    unknown = sum(int((ids >= prompts.vocabulary).sum()) for _, ids in content.answers)
+    if unknown:
         log.warning(
-            "%d ids are beyond the tokenizer's %d and have no text: is it the model's?",
-            *(foreign, prompts.vocabulary),
+            "%d token ids are outside the tokenizer's vocabulary of %d and have no text: is it the"
+            " tokenizer of the model that was run?",
+            *(unknown, prompts.vocabulary),
         )
-    ids = [accuracy_log.without_stop(answer, prompts.stop_ids) for _, answer in found.answers]
-    indices = [index for index, _ in found.answers]
-    # how an answer ended is not in the log
+    ids = [accuracy_log.without_stop(answer, prompts.stop_ids) for _, answer in content.answers]
+    indices = [index for index, _ in content.answers]
+    # the log has no finish reasons
     dataset = dataset.drop(columns="finish", errors="ignore")
     return answer_rows(dataset, indices, answer_columns(ids, prompts))
 
@@ -165,17 +170,21 @@ def _from_log(path: Path, dataset: "pd.DataFrame", tokenizer: str) -> "pd.DataFr
 def _compare(
     frame: "pd.DataFrame", dataset: "pd.DataFrame", input_file: Path, dataset_file: Path | None
 ) -> None:
-    """Errors: GradingError where the results are not those of the data set's rows."""
+    """Raises: GradingError if the results belong to other rows than the data set's."""
     rows: Sequence[int] = range(len(frame))
     if "sample_index" in frame.columns:
         rows = frame["sample_index"].tolist()
     if max(rows) >= len(dataset):
-        raise GradingError(f"{input_file} has a row {max(rows)}, {dataset_file} has none")
+        raise GradingError(
+            f"{input_file} has row {max(rows)}, but {dataset_file} has only {len(dataset)} rows: is"
+            " it the data set of this run?"
+        )
     for name in _SAME:
         if name not in frame.columns or name not in dataset.columns:
             continue
-        for at, row in enumerate(rows):
-            if str(frame[name].iloc[at]) != str(dataset[name].iloc[row]):
+        for position, row in enumerate(rows):
+            if str(frame[name].iloc[position]) != str(dataset[name].iloc[row]):
                 raise GradingError(
-                    f"{input_file}: row {at}: {name} is not that of row {row} of {dataset_file}"
+                    f"{input_file}: row {position}: {name} is not that of row {row} of"
+                    f" {dataset_file}: is it the data set of this run?"
                 )

@@ -1,4 +1,4 @@
-"""The figures of a graded run, and how they stand to the official limits."""
+"""The figures of a graded run, compared with the official limits."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,67 +12,67 @@ from terminal import one_line
 if TYPE_CHECKING:
     import pandas as pd
 
-_Z95 = 1.959963984540054  # standard deviations either side that hold 95 % of a normal distribution
+_Z95 = 1.959963984540054  # 95 % of a normal distribution is within so many standard deviations
 
 
 @dataclass(frozen=True)
 class Totals:
-    """The figures of one task, or of all. The counts are of rows."""
+    """The figures of one task, or of all tasks. Counts are numbers of rows."""
 
     task: str  # or "all"
     rows: int
     right: int
     tokens_per_sample: float
-    no_answer: int  # no answer was found
-    truncated: int  # cut at the length limit
-    timeouts: int  # not run or not compared in time; they count as wrong
-    ungraded: int  # not judged; they count as wrong, and make the figure none
-    lenient: float | None = None  # percent that math-verify calls right, of the rows it is asked of
+    no_answer: int  # no answer was found in the text
+    truncated: int  # ended by the length limit
+    timeouts: int  # the program or the comparison took too long; count as wrong
+    ungraded: int  # could not be judged; count as wrong and invalidate the figure
+    lenient: float | None = None  # percent that math-verify calls right, of the rows it judges
 
     @property
     def exact_match(self) -> float:
-        """Percent of all rows that are right."""
+        """The percentage of rows that are right."""
         return 100.0 * self.right / self.rows
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Wilson's 95 % confidence interval of exact_match, percent."""
-        share, z2 = self.right / self.rows, _Z95 * _Z95 / self.rows
-        centre = share + z2 / 2
-        spread = math.sqrt(z2 * (share * (1 - share) + z2 / 4))
+        """Wilson's 95 % confidence interval of exact_match, in percent."""
+        accuracy, z2 = self.right / self.rows, _Z95 * _Z95 / self.rows
+        centre = accuracy + z2 / 2
+        spread = math.sqrt(z2 * (accuracy * (1 - accuracy) + z2 / 4))
         low, high = (100.0 * (centre + side * spread) / (1 + z2) for side in (-1, 1))
         return max(low, 0.0), min(high, 100.0)
 
 
 @dataclass(frozen=True)
-class Fence:
+class SandboxInfo:
     """The sandbox that programs and formulas ran in."""
 
-    level: str | None  # None: there was none
-    reason: str  # why it is not the strongest
-    canaries: Mapping[str, str]  # name of an attack, tried at start: "held" or "open"
+    level: str | None  # None: no level holds on this machine
+    reason: str  # why not the strongest level
+    canaries: Mapping[str, str]  # outcome of each attack tried at the start: "held" or "open"
 
     def __str__(self) -> str:
         held = sum(state == "held" for state in self.canaries.values())
-        told = f" ({held} of {len(self.canaries)} canaries held)" if self.canaries else ""
-        why = f": {self.reason}" if self.reason else ""
-        return f"sandbox: {self.level or 'none holds'}{told}{why}"
+        count = f" ({held} of {len(self.canaries)} canaries held)" if self.canaries else ""
+        reason = f": {self.reason}" if self.reason else ""
+        return f"sandbox: {self.level or 'no level holds'}{count}{reason}"
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """A graded frame and its figures."""
 
-    frame: "pd.DataFrame"  # as given, with the columns of the grades
-    tasks: Sequence[Totals]  # of the tasks that occur
+    frame: "pd.DataFrame"  # the results frame, with the columns of the grades
+    tasks: Sequence[Totals]  # of each task in the frame
     total: Totals
-    fence: Fence
-    expected: int = ROWS  # rows that there should be
-    unofficial: str = ""  # options by which programs were not tested as the official figure's were
+    sandbox: SandboxInfo
+    expected: int = ROWS  # number of rows
+    unofficial: str = ""  # options that make the grading differ from the official one
 
     @property
     def exact_match(self) -> float:
-        """Percent of all rows that are right."""
+        """The percentage of rows that are right."""
         return self.total.exact_match
 
     @property
@@ -92,7 +92,7 @@ class Evaluation:
 
     @property
     def whole(self) -> bool:
-        """Whether all rows of the whole data set are judged, as the official figure's were."""
+        """Whether the full data set was graded, every row judged by the official rules."""
         judged = not self.total.ungraded and not self.unofficial
         return self.total.rows == self.expected == ROWS and judged
 
@@ -108,7 +108,7 @@ class Evaluation:
 
     @property
     def verdict(self) -> str:
-        """How the figures stand to the official limits, which hold for the whole data set only."""
+        """The figures compared with the official limits, which apply to the full data set only."""
         if self.total.ungraded:
             return f"NOT A RESULT: {self.ungraded}"
         if self.unofficial:
@@ -126,14 +126,14 @@ class Evaluation:
 
     @property
     def ungraded(self) -> str:
-        """What is said of rows that could not be judged."""
+        """How many rows could not be judged, as a message."""
         return (
             f"{self.total.ungraded} of {self.total.rows} rows could not be judged and count as"
             " wrong here"
         )
 
     def require_all(self) -> None:
-        """Errors: GradingError where a row could not be judged."""
+        """Raises: GradingError if a row could not be judged."""
         if self.total.ungraded:
             frame = self.frame
             rows = frame[frame["grading_status"].isin(["sandbox_error", "not_graded"])]
@@ -141,7 +141,7 @@ class Evaluation:
             raise GradingError(f"{self.ungraded}; the first: {first}")
 
     def table(self) -> str:
-        """The figures as aligned text, one line a task."""
+        """The figures as aligned text, one line per task."""
         head = ["task", "rows", "exact_match", "95 % interval", "tokens/sample"]
         head += ["no answer", "truncated", "timeouts", "ungraded"]
         advisory = any(row.lenient is not None for row in self.tasks)
@@ -150,7 +150,7 @@ class Evaluation:
             low, high = row.interval
             line = [row.task, str(row.rows), f"{row.exact_match:.2f}", f"{low:.2f} to {high:.2f}"]
             line.append(f"{row.tokens_per_sample:.1f}")
-            line += [_share(row.no_answer, row.rows), _share(row.truncated, row.rows)]
+            line += [_percentage(row.no_answer, row.rows), _percentage(row.truncated, row.rows)]
             line += [str(row.timeouts), str(row.ungraded)]
             lenient = "" if row.lenient is None else f"{row.lenient:.2f}"
             lines.append(line + [lenient] * advisory)
@@ -178,14 +178,14 @@ class Evaluation:
             },
             "tasks": {row.task: _plain(row) for row in (*self.tasks, self.total)},
             "sandbox": {
-                "level": self.fence.level,
-                "reason": self.fence.reason,
-                "canaries": dict(self.fence.canaries),
+                "level": self.sandbox.level,
+                "reason": self.sandbox.reason,
+                "canaries": dict(self.sandbox.canaries),
             },
         }
 
 
-def _share(count: int, rows: int) -> str:
+def _percentage(count: int, rows: int) -> str:
     return f"{count} ({100 * count / rows:.1f} %)"
 
 

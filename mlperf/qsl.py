@@ -1,4 +1,4 @@
-"""The query sample library: LoadGen draws rows by number, and all of them are in memory already."""
+"""The query sample library: LoadGen picks samples by index; all of them are in memory already."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,13 +10,13 @@ from mlperf.settings import loadgen
 def query_sample_library(rows: int) -> Iterator[int]:
     """LoadGen's handle of a library of `rows` samples.
 
-    It is not destroyed where a run fails: LoadGen's thread may still hold it.
+    If the run fails, the handle is not destroyed: LoadGen's thread may still be using it.
     """
     lg = loadgen()
 
-    def nothing_to_do(indices: list[int]) -> None:
-        pass
+    def ignore(indices: list[int]) -> None:
+        """Samples need no loading or unloading."""
 
-    handle = lg.ConstructQSL(rows, rows, nothing_to_do, nothing_to_do)
+    handle = lg.ConstructQSL(rows, rows, ignore, ignore)
     yield handle
     lg.DestroyQSL(handle)

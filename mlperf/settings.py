@@ -1,4 +1,4 @@
-"""LoadGen's settings for a mode, and what keeps a run from being submitted."""
+"""LoadGen's settings for a mode, and why a run with these settings can't be submitted."""
 
 import argparse
 import contextlib
@@ -22,23 +22,23 @@ AUDIT_CONF = Path("audit.config")
 
 @dataclass(frozen=True)
 class Mode:
-    """What a user calls a mode, in LoadGen's words. LoadGen matches them by case."""
+    """LoadGen's names for a value of --mode. They are case-sensitive."""
 
     model: str
     scenario: str
 
     @property
     def reads_tokens(self) -> bool:
-        """Whether LoadGen wants the first token of each answer."""
+        """Whether LoadGen expects the first token of each answer."""
         return self.scenario == "Server"
 
     @property
     def rate(self) -> str:
-        """The attribute of TestSettings that holds its samples per second."""
+        """The attribute of TestSettings with the target rate, in samples per second."""
         return "server_target_qps" if self.scenario == "Server" else "offline_expected_qps"
 
     def needs_rate(self, accuracy: bool) -> bool:
-        """Whether the test goes by it: all samples of an Offline accuracy run come at once."""
+        """Whether the test uses the target rate; in Offline an accuracy run does not."""
         return self.scenario == "Server" or not accuracy
 
 
@@ -48,82 +48,81 @@ MODES = {
     "interactive": Mode("deepseek-r1-interactive", "Server"),
 }
 
-# The attribute of TestSettings for each key of mlperf.conf, and how many of its units are one.
+# The attribute of TestSettings for each key of mlperf.conf, and the factor from the file's unit.
 _ATTRIBUTES: dict[str, tuple[str, float]] = {
     **{key.name: (key.attribute, key.factor) for key in KEYS},
     **{seed: (seed, 1) for seed in ("qsl_rng_seed", "sample_index_rng_seed", "schedule_rng_seed")},
 }
 
-# What a sample takes of memory at least: its answer of few tokens in the queue of the echo engine
-# and among the results (of 50,000 and of 200,000 samples), of which LoadGen has a tenth.
+# The least memory that a sample takes: measured with short answers of the echo engine, with 50,000
+# and 200,000 samples. A tenth of it is LoadGen's.
 _BYTES_A_SAMPLE = 3500
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Options of LoadGen's settings."""
+    """The options that set LoadGen's settings."""
     parser.add_argument("--mode", choices=tuple(MODES), default="offline", help="default: offline")
     parser.add_argument(
         "--accuracy",
         action="store_true",
-        help="answer every sample once and grade the answers, instead of measuring performance",
+        help="accuracy test: answer every sample once and grade the answers",
     )
     parser.add_argument(
         "--user-conf",
         type=Path,
         default=USER_CONF,
         metavar="FILE",
-        help="the submitter's LoadGen settings, target_qps above all (default: mlperf/user.conf)",
+        help="the submitter's LoadGen settings: target rates (default: mlperf/user.conf)",
     )
     group = parser.add_argument_group(
-        "short runs", "each of these, and --num-samples, makes a result that can't be submitted"
+        "short runs", "with one of these, or --num-samples, the result can't be submitted"
     )
     group.add_argument(
         "--target-qps",
         type=_option(user_conf.rate),
         metavar="RATE",
-        help="samples/s, before user.conf's",
+        help="target rate in samples/s (default: user.conf's)",
     )
     group.add_argument(
         "--min-duration",
         type=_option(user_conf.milliseconds),
         metavar="MS",
-        help="milliseconds, as in user.conf (default: 600000; with --num-samples: 0)",
+        help="minimum duration in milliseconds (default: 600000; with --num-samples: 0)",
     )
     group.add_argument(
         "--min-query-count",
         type=_option(user_conf.count),
         metavar="N",
-        help=f"samples (default in offline mode: {ROWS}; with --num-samples: that many)",
+        help="minimum number of samples (default: the benchmark's, in offline mode"
+        f" {ROWS}; with --num-samples: that number)",
     )
 
 
 def refuse_audit() -> None:
-    """LoadGen would take its settings from an audit.config in the working directory, unasked.
+    """Check that there is no audit.config, which LoadGen would read from the working directory.
 
-    Errors: LoadGenError naming the file.
+    Raises: LoadGenError naming the file.
     """
     if AUDIT_CONF.exists():
         raise LoadGenError(
-            f"{AUDIT_CONF.absolute()} would turn this into a compliance run: move it away"
+            f"{AUDIT_CONF.absolute()} would make this a compliance run: move or remove it"
         )
 
 
 def loadgen() -> Any:
-    """The module mlperf_loadgen. Errors: LoadGenError where it is not installed."""
-    try:
-        import mlperf_loadgen
-    except ModuleNotFoundError as error:
-        raise LoadGenError("the Python package mlcommons-loadgen is not installed") from error
+    """The module mlperf_loadgen, imported here so that `--help` works without it."""
+    import mlperf_loadgen
+
     return mlperf_loadgen
 
 
 def test_settings(args: argparse.Namespace) -> Any:
-    """LoadGen's TestSettings of the options: its own for the mode, user.conf's, then the flags'.
+    """LoadGen's TestSettings: its own for the mode, changed by user.conf, then by the options.
 
-    LoadGen reads its own values only for the first settings that a process makes.
+    LoadGen loads its own settings only into the first TestSettings of a process.
 
-    Errors: LoadGenError where user.conf is missing, has a line that is wrong or no rate for the
-    mode, or these are not the first.
+    Raises: LoadGenError if user.conf is missing, has an invalid line or no target rate for the
+    mode, or these are not the first TestSettings.
     """
     lg = loadgen()
     mode = MODES[args.mode]
@@ -131,7 +130,9 @@ def test_settings(args: argparse.Namespace) -> Any:
     settings = lg.TestSettings()
     failed = settings.FromConfig(os.fsencode(args.user_conf), mode.model, mode.scenario, 1)
     if not settings.qsl_rng_seed:
-        raise LoadGenError("LoadGen has been configured before in this process")
+        raise LoadGenError(
+            "LoadGen was configured before in this process: start a new process for each run"
+        )
     misread = [
         f"{attribute} is {getattr(settings, attribute)}, not {value}"
         for attribute, value in wanted.items()
@@ -139,12 +140,12 @@ def test_settings(args: argparse.Namespace) -> Any:
     ]
     if failed or misread:
         raise LoadGenError(
-            f"{args.user_conf}: LoadGen has read it otherwise: {'; '.join(misread) or failed}; was"
-            " it changed just now?"
+            f"{args.user_conf}: LoadGen has read other values: {'; '.join(misread) or failed}: was"
+            " the file changed just now?"
         )
     if args.target_qps is None and mode.rate not in wanted and mode.needs_rate(args.accuracy):
         raise LoadGenError(
-            f"{args.user_conf}: no rate for --mode {args.mode}: add the line"
+            f"{args.user_conf}: no target rate for --mode {args.mode}: add the line"
             f" '{mode.model}.{mode.scenario}.target_qps = RATE', in samples/s, or pass --target-qps"
         )
     settings.scenario = getattr(lg.TestScenario, mode.scenario)
@@ -162,51 +163,51 @@ def test_settings(args: argparse.Namespace) -> Any:
 
 
 def benchmark(mode: Mode) -> dict[str, int]:
-    """The values of mlperf.conf for a mode, by key, in LoadGen's units.
+    """The values of mlperf.conf for a mode, by key, in the file's units.
 
-    Errors: LoadGenError where the file is not as it was.
+    Raises: LoadGenError if the file was changed to something else.
     """
     values = {}
     for line in user_conf.read_lines(BENCHMARK_CONF):
         prefix, _, name = line.key.rpartition(".")
         if name not in _ATTRIBUTES or not line.value.isdecimal():
             raise LoadGenError(
-                f"{BENCHMARK_CONF}: line {line.number} is not one of the benchmark's settings: this"
-                " file belongs to the tree and is not to be changed"
+                f"{BENCHMARK_CONF}: line {line.number} is not one of the benchmark's settings:"
+                " restore this file, which must not be edited"
             )
         if prefix == f"{mode.model}.{mode.scenario}":
             values[name] = int(line.value)
     return values
 
 
-def stamps(args: argparse.Namespace, settings: Any, rows: int, shortest_limit: int) -> list[str]:
-    """Why a result of these settings can't be submitted, whatever it will be; empty if it can.
+def reasons(args: argparse.Namespace, settings: Any, rows: int, shortest_limit: int) -> list[str]:
+    """Why a run with these settings can't be submitted, whatever its result; empty if it can.
 
-    `rows` of the data set are used, and some answer is held to `shortest_limit` tokens.
+    `rows`: rows of the data set in use. `shortest_limit`: the smallest max_new_tokens of any row.
     """
-    reasons = []
+    differences = []
     if rows != ROWS:
-        reasons.append(f"{rows} rows, not the benchmark's {ROWS}")
+        differences.append(f"{rows} rows, not the benchmark's {ROWS}")
     if shortest_limit != MAX_NEW_TOKENS:
-        reasons.append(f"answers of at most {shortest_limit} tokens, not {MAX_NEW_TOKENS}")
+        differences.append(f"answers of at most {shortest_limit} tokens, not {MAX_NEW_TOKENS}")
     if args.target_qps is not None:
-        reasons.append("--target-qps instead of user.conf's")
-    for key, wanted in benchmark(MODES[args.mode]).items():
+        differences.append("--target-qps instead of user.conf's")
+    for key, required in benchmark(MODES[args.mode]).items():
         attribute, factor = _ATTRIBUTES[key]
-        # back in the file's unit; whole numbers stay exact, as seeds need all their digits
-        found = getattr(settings, attribute)
-        found = int(found) if factor == 1 else round(found / factor, 6)
-        shown = f"{found:g}" if isinstance(found, float) else found
+        # in the file's unit; integers stay exact, as seeds need all their digits
+        value = getattr(settings, attribute)
+        value = int(value) if factor == 1 else round(value / factor, 6)
+        text = f"{value:g}" if isinstance(value, float) else value
         if key.startswith("min_"):
-            if found < wanted:
-                reasons.append(f"{key} {shown}, less than {wanted}")
-        elif found != wanted:
-            reasons.append(f"{key} {shown}, not {wanted}")
-    return reasons
+            if value < required:
+                differences.append(f"{key} {text}, less than {required}")
+        elif value != required:
+            differences.append(f"{key} {text}, not {required}")
+    return differences
 
 
 def expected_samples(settings: Any, rows: int) -> int:
-    """How many samples LoadGen will issue: in the Server scenario more or less, at random."""
+    """How many samples LoadGen will issue; in the Server scenario on average."""
     lg = loadgen()
     if settings.mode == lg.TestMode.AccuracyOnly:
         return rows
@@ -216,21 +217,22 @@ def expected_samples(settings: Any, rows: int) -> int:
     else:
         least = max(settings.min_query_count, round(seconds * settings.server_target_qps))
     rows = min(rows, settings.performance_sample_count_override or rows)
-    return -(-least // rows) * rows  # whole passes
+    return -(-least // rows) * rows  # whole passes over the data set
 
 
 def check_size(settings: Any, rows: int) -> None:
-    """Hold the samples that LoadGen will issue to this machine's memory, and to its clock.
+    """Check that the samples that LoadGen will issue fit in memory, and take less than 31 years.
 
-    Errors: LoadGenError naming their number; LoadGen would fill all memory before the first.
+    LoadGen creates all samples before it issues the first one, and would use up all memory.
+
+    Raises: LoadGenError naming their number.
     """
     samples = expected_samples(settings, rows)
     free = _free_memory()
     if samples * _BYTES_A_SAMPLE > free:
         raise LoadGenError(
-            f"{samples:,} samples, {samples * _BYTES_A_SAMPLE / 1e9:,.1f} GB at least, while"
-            f" {free / 1e9:,.1f} GB of memory are free: lower target_qps, min_duration or"
-            " min_query_count"
+            f"{samples:,} samples need {samples * _BYTES_A_SAMPLE / 1e9:,.1f} GB of memory or more,"
+            f" but {free / 1e9:,.1f} GB are free: lower target_qps, min_duration or min_query_count"
         )
     if settings.scenario == loadgen().TestScenario.Server:
         seconds = samples / settings.server_target_qps
@@ -241,39 +243,39 @@ def check_size(settings: Any, rows: int) -> None:
             )
 
 
-def in_words(args: argparse.Namespace, settings: Any, rows: int) -> str:
-    """A run's settings as a line: rate and where it is from, samples, durations, limits."""
+def describe(args: argparse.Namespace, settings: Any, rows: int) -> str:
+    """A run's settings in one line: target rate and its source, samples, durations, limits."""
     mode = MODES[args.mode]
-    words = [f"{expected_samples(settings, rows):,} samples"]
+    parts = [f"{expected_samples(settings, rows):,} samples"]
     if mode.needs_rate(args.accuracy):
         source = args.user_conf if args.target_qps is None else "--target-qps"
-        words.insert(0, f"target_qps {getattr(settings, mode.rate):g} ({source})")
+        parts.insert(0, f"target_qps {getattr(settings, mode.rate):g} ({source})")
     if not args.accuracy:
-        words.append(f"{settings.min_duration_ms / 1e3:g} s or more")
+        parts.append(f"{settings.min_duration_ms / 1e3:g} s or more")
         if settings.max_duration_ms:
-            words.append(f"{settings.max_duration_ms / 1e3:g} s at most")
+            parts.append(f"{settings.max_duration_ms / 1e3:g} s at most")
         if mode.reads_tokens:
             ttft, tpot = settings.ttft_latency / 1e6, settings.tpot_latency / 1e6
-            words.append(f"p99 of TTFT within {ttft:g} ms and of TPOT within {tpot:g} ms")
-    return f"{args.mode}, {'accuracy' if args.accuracy else 'performance'}: {', '.join(words)}"
+            parts.append(f"p99 of TTFT within {ttft:g} ms and of TPOT within {tpot:g} ms")
+    return f"{args.mode}, {'accuracy' if args.accuracy else 'performance'}: {', '.join(parts)}"
 
 
 def _models() -> dict[str, tuple[str, ...]]:
-    """LoadGen's names of the models, and the scenarios that a run of each may have."""
-    found: dict[str, tuple[str, ...]] = {}
+    """LoadGen's names of the models, and the scenarios that each is run in."""
+    scenarios: dict[str, tuple[str, ...]] = {}
     for mode in MODES.values():
-        found[mode.model] = (*found.get(mode.model, ()), mode.scenario)
-    return found
+        scenarios[mode.model] = (*scenarios.get(mode.model, ()), mode.scenario)
+    return scenarios
 
 
 def _free_memory() -> int:
-    """Bytes that are to be had before machine, container or account (ulimit -v) has none left."""
+    """Bytes available within the limits of the machine, the container and the user (ulimit -v)."""
     limits = [
         int(line.split()[1]) * 1024
         for line in Path("/proc/meminfo").read_text().splitlines()
         if line.startswith("MemAvailable:")
     ]
-    with contextlib.suppress(OSError, ValueError):  # no limit is the word "max"
+    with contextlib.suppress(OSError, ValueError):  # "max" stands for no limit
         limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)
     if soft != resource.RLIM_INFINITY:
@@ -282,7 +284,7 @@ def _free_memory() -> int:
 
 
 def _option(read: Callable[[str], int | float]) -> Callable[[str], int | float]:
-    """An argparse type that says what `read` finds wrong."""
+    """An argparse type that reports the ValueError of `read`."""
 
     def parse(text: str) -> int | float:
         try:

@@ -1,6 +1,6 @@
 """Finished runs side by side: python -m mlperf.summary DIR
 
-Reads what the runs below a folder have left (`run.json` and, of accuracy runs, the graded results).
+Reads each run's `run.json` and, for accuracy runs, the graded results.
 """
 
 import argparse
@@ -23,14 +23,16 @@ COLUMNS = (
 
 
 def summary(folder: Path) -> str:
-    """One line a run, one line a task of each accuracy run, and where the files lie.
+    """One line per run, one line per task of each accuracy run, and the runs' directories.
 
-    Errors: InputFileError where there is no finished run, or what one has left can't be read;
-    EmptyDataError, ColumnsError.
+    Raises: InputFileError if there is no finished run or its files can't be read;
+    EmptyDataError or ColumnsError for graded results of another form.
     """
     records = sorted(folder.rglob(RECORD))
     if not records:
-        raise InputFileError(f"{folder}: no finished run below it (no {RECORD})")
+        raise InputFileError(
+            f"{folder}: no finished run in it (no {RECORD}): pass run_mlperf's --output-dir"
+        )
     runs = [(path, _record(path)) for path in records]
     lines = [_row("run", [name for name, _, _ in COLUMNS])]
     lines += [_row(f"{run['mode']}, {run['test']}", _cells(run["figures"])) for _, run in runs]
@@ -48,11 +50,11 @@ def _record(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputFileError(f"{path}: can't be read: {error.strerror}") from error
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise InputFileError(f"{path}: not the record of a run, as run_mlperf writes it") from error
+        raise InputFileError(f"{path}: not a run.json that run_mlperf wrote") from error
 
 
 def _cells(figures: dict[str, Any]) -> list[str]:
-    """A figure that a run does not have is a dash: LoadGen takes no latencies in Offline."""
+    """A missing figure is a dash: LoadGen measures no token latencies in Offline."""
     return [
         form.format(figures[key]) if figures.get(key) is not None else "-"
         for _, key, form in COLUMNS

@@ -1,8 +1,8 @@
 """The system under test: LoadGen's queries in, an engine's streams out, on one event loop.
 
-LoadGen runs in a thread of its own and hands over a batch of samples by one call into the loop,
-which makes each a task. Tokens and answers that come within one turn of the loop go back to
-LoadGen together; it copies them within the call.
+LoadGen runs in its own thread and passes each batch of samples to the loop in one call; every
+sample becomes an asyncio task. First tokens and completions that arrive in the same iteration of
+the loop are reported to LoadGen together; it copies them during the call.
 """
 
 import asyncio
@@ -17,15 +17,15 @@ from data.results import Journal
 from data.workload import Workload
 from mlperf.settings import loadgen
 
-TOKEN = "i"  # of array: 32 bits, as LoadGen's token ids are
+TOKEN = "i"  # array's type code of int32, LoadGen's type of a token id
 Report = tuple[int, array]  # query id, token ids
 
 
 class Sut:
-    """Answers every sample that LoadGen issues, once.
+    """Completes every sample that LoadGen issues, exactly once.
 
-    An answer is in the journal, under its query id, before LoadGen hears of it. Where the model
-    stops at once, LoadGen gets the end-of-sequence id in place of the answer.
+    A completion is journalled under its query id before it is reported to LoadGen. If the model
+    stops at once, the end-of-sequence id is reported in place of an empty completion.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Sut:
         reads_tokens: bool,
         on_done: Callable[[Completion], None],
     ) -> None:
-        """`reads_tokens`: LoadGen wants the first token of each answer when it is there."""
+        """`reads_tokens`: report the first token of each completion to LoadGen as it arrives."""
         self.issued = 0
         self._backend = backend
         self._workload = workload
@@ -46,15 +46,15 @@ class Sut:
         self._lg = loadgen()
         self._watch = Watch(backend.config.stall_timeout)
         self._tasks: set[asyncio.Task] = set()
-        self._firsts: list[Report] = []
-        self._finished: list[Report] = []
+        self._first_tokens: list[Report] = []
+        self._completions: list[Report] = []
         self._report_due = False
 
     async def serve(self, test: Callable[[int], None]) -> None:
-        """Answer samples until `test`, which is given LoadGen's handle of this SUT, returns.
+        """Complete samples until `test`, called with LoadGen's handle of this SUT, returns.
 
-        Errors: the first failure of a sample or of `test`. All other samples are then given up, and
-        LoadGen, which can't be told, waits on in its thread: the process is to end.
+        Raises: the first exception of a sample or of `test`. All other samples are then cancelled.
+        LoadGen has no call for that and keeps waiting in its thread, so the process has to exit.
         """
         self._loop = asyncio.get_running_loop()
         self._over: asyncio.Future[None] = self._loop.create_future()
@@ -70,7 +70,7 @@ class Sut:
         self._lg.DestroyFastSUT(handle)
 
     def _run(self, test: Callable[[int], None], handle: int) -> None:
-        """In LoadGen's thread: the whole test."""
+        """The whole test, in LoadGen's thread."""
         try:
             test(handle)
         except Exception as error:  # noqa: BLE001
@@ -79,11 +79,11 @@ class Sut:
             self._call(self._end, None)
 
     def _issue(self, query_ids: list[int], indices: list[int]) -> None:
-        """In LoadGen's thread: samples to answer."""
+        """LoadGen's callback for a batch of samples, called in its thread."""
         self._call(self._begin, query_ids, indices)
 
     def _call(self, function: Callable[..., None], *args: object) -> None:
-        # a closed loop means that the run has failed and the process is about to end
+        # a closed loop means that the run has failed and the process is about to exit
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(function, *args)
 
@@ -114,14 +114,14 @@ class Sut:
 
     async def _answer(self, query_id: int, index: int) -> None:
         def on_first(delta: Delta) -> None:
-            self._report(self._firsts, query_id, delta.token_ids[:1])
+            self._report(self._first_tokens, query_id, delta.token_ids[:1])
 
         request = self._workload.request(query_id, index)
         completion = await collect(
             self._backend, request, on_first if self._reads_tokens else None, self._watch
         )
         self._journal.add(index, completion)
-        self._report(self._finished, query_id, completion.token_ids)
+        self._report(self._completions, query_id, completion.token_ids)
         self._on_done(completion)
 
     def _report(self, reports: list[Report], query_id: int, ids: Sequence[int]) -> None:
@@ -131,17 +131,17 @@ class Sut:
             self._spawn(self._send())
 
     async def _send(self) -> None:
-        """Runs in the loop's next turn: all that this one has brought is there."""
+        """Report what has arrived; runs in the loop's next iteration, after all of this one's."""
         self._report_due = False
-        firsts, self._firsts = self._firsts, []
-        finished, self._finished = self._finished, []
-        if firsts:
-            self._lg.FirstTokenComplete(self._responses(firsts))
-        if finished:
-            self._lg.QuerySamplesComplete(self._responses(finished))
+        first_tokens, self._first_tokens = self._first_tokens, []
+        completions, self._completions = self._completions, []
+        if first_tokens:
+            self._lg.FirstTokenComplete(self._responses(first_tokens))
+        if completions:
+            self._lg.QuerySamplesComplete(self._responses(completions))
 
     def _responses(self, reports: list[Report]) -> list:
-        """Responses point into the arrays of `reports`, which must outlive the call."""
+        """Responses that point into the arrays of `reports`, which must outlive the report."""
         responses = []
         for query_id, ids in reports:
             address, count = ids.buffer_info()
@@ -152,4 +152,4 @@ class Sut:
 
 
 def _nothing_to_flush() -> None:
-    """Every query is on its way as soon as it is issued."""
+    """Every query is submitted to the engine as soon as it is issued."""

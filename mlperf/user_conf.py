@@ -1,8 +1,8 @@
-"""user.conf, read as LoadGen reads it; what LoadGen would drop or misread is refused.
+"""user.conf, read as LoadGen reads it; lines that LoadGen would ignore or misread are errors.
 
-LoadGen's reader knows no wrong line but one without blanks around its `=`, or with a value that is
-no number of C's. A key that nothing asks for, a whole number's fraction, a second value: all are
-passed over in silence, and the setting keeps its default, which is 1 sample/s for a rate.
+LoadGen itself rejects only lines without spaces around the `=` or without a number that C can
+parse. It silently ignores unknown keys, the fraction of an integer and repeated keys, and the
+setting keeps its default: 1 sample/s for a target rate.
 """
 
 import re
@@ -13,13 +13,13 @@ from pathlib import Path
 
 from errors import LoadGenError
 
-LONGEST = 1 << 20  # bytes of a file; no user.conf comes near
-SHOWN = 80  # characters of a line that a message repeats
+LONGEST = 1 << 20  # bytes; far more than any user.conf needs
+SHOWN = 80  # characters of a line that a message quotes
 ANY = "*"
 SCENARIOS = ("Offline", "Server")
 FORM = "model.scenario.key = number"
-LOWEST_RATE, HIGHEST_RATE = 1e-4, 1e6  # samples/s: one in three hours, and a data centre's
-LONGEST_RUN = 10**12  # ms: 31 years, which LoadGen's nanoseconds can still hold
+LOWEST_RATE, HIGHEST_RATE = 1e-4, 1e6  # samples/s: one in three hours, a whole data centre
+LONGEST_RUN = 10**12  # ms: 31 years, which still fit LoadGen's int64 of nanoseconds
 HIGHEST_COUNT = 2**31 - 1
 
 _WHOLE = re.compile(r"[0-9]+")
@@ -29,12 +29,14 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 def whole(least: int, most: int) -> Callable[[str], int]:
-    """A reader of whole numbers within bounds, which raises ValueError with what is wrong."""
+    """A parser of whole numbers from `least` to `most`. It raises ValueError for other text."""
 
     def read(text: str) -> int:
-        # of 6e5 or 1.5 LoadGen takes the first digit, and a 0 in front makes a number octal
+        # LoadGen reads 6e5 as 6 and 1.5 as 1, and takes a number with a leading 0 as octal
         if not _WHOLE.fullmatch(text) or (text[0] == "0" and text != "0"):
-            raise ValueError(f"must be a whole number, in digits alone, not {_short(text)}")
+            raise ValueError(
+                f"must be a whole number: digits only, no leading 0, not {_short(text)}"
+            )
         if len(text) > len(str(most)) or not least <= int(text) <= most:
             raise ValueError(f"must be {least} to {most}, not {_short(text)}")
         return int(text)
@@ -43,7 +45,7 @@ def whole(least: int, most: int) -> Callable[[str], int]:
 
 
 def rate(text: str) -> float:
-    """Samples per second. Raises ValueError with what is wrong."""
+    """Parse a rate in samples per second. Raises: ValueError saying what is wrong."""
     value = _decimal(text)
     if not LOWEST_RATE <= value <= HIGHEST_RATE:
         raise ValueError(
@@ -55,7 +57,7 @@ def rate(text: str) -> float:
 def _per_cent(text: str) -> float:
     value = _decimal(text)
     if not 0 < value < 100:
-        raise ValueError(f"must be above 0 and below 100 per cent, not {_short(text)}")
+        raise ValueError(f"must be a percentage above 0 and below 100, not {_short(text)}")
     return value
 
 
@@ -67,9 +69,7 @@ def _decimal(text: str) -> float:
 
 def _yes(text: str) -> int:
     if text != "1":
-        raise ValueError(
-            f"must be 1: the benchmark limits the latencies of tokens; not {_short(text)}"
-        )
+        raise ValueError(f"must be 1, since the benchmark limits TTFT and TPOT, not {_short(text)}")
     return 1
 
 
@@ -82,13 +82,13 @@ _seed = whole(0, 2**64 - 1)
 
 @dataclass(frozen=True)
 class Key:
-    """A setting of LoadGen's: the last part of its name, and what it becomes in TestSettings."""
+    """A LoadGen setting: the last part of its key, and the attribute of TestSettings it sets."""
 
     name: str
     attribute: str
     read: Callable[[str], int | float]  # raises ValueError
-    factor: float = 1  # how many of the attribute's units one of the file's is
-    scenarios: tuple[str, ...] = SCENARIOS  # whose lines LoadGen looks at
+    factor: float = 1  # from the file's unit to the attribute's
+    scenarios: tuple[str, ...] = SCENARIOS  # those for which LoadGen reads the key
 
 
 KEYS = (
@@ -115,13 +115,13 @@ KEYS = (
     Key("print_timestamps", "print_timestamps", _flag),
 )
 
-# What LoadGen knows too, and why it has no place in this benchmark's file.
-_BUILT_IN = "LoadGen takes it from the benchmark's own settings alone, and passes over this line"
+# Settings that LoadGen has too, and why user.conf may not set them in this benchmark.
+_BUILT_IN = "LoadGen takes it from the benchmark's own settings only and ignores this line"
 _OF_AUDITS = "it belongs to compliance tests that this benchmark does not have"
-_GUESSED = "every token is reported here, so that LoadGen need not guess latencies"
+_GUESSED = "every token is reported, so LoadGen does not have to infer latencies"
 REFUSED = {
-    "mode": "--accuracy says which test is run",
-    "accuracy_sample_count_override": "--num-samples says how many rows are used",
+    "mode": "--accuracy selects the test",
+    "accuracy_sample_count_override": "--num-samples sets the number of rows",
     **dict.fromkeys(("qsl_rng_seed", "sample_index_rng_seed", "schedule_rng_seed"), _BUILT_IN),
     "accuracy_log_probability": _BUILT_IN,
     **dict.fromkeys(("performance_issue_unique", "performance_issue_same"), _OF_AUDITS),
@@ -132,25 +132,25 @@ REFUSED = {
 
 @dataclass(frozen=True)
 class Line:
-    """A line that sets something."""
+    """A line with a setting."""
 
-    number: int  # from 1
+    number: int  # counted from 1
     key: str
     value: str
 
 
 class UserConf:
-    """What a user.conf sets, for each of the models that a run may be given as."""
+    """The settings in a user.conf, for every model and scenario that a run may have."""
 
     def __init__(self, path: Path, models: Mapping[str, tuple[str, ...]]) -> None:
-        """`models`: the scenarios that each model's runs may have.
+        """`models`: LoadGen's name of each model, and the scenarios that it is run in.
 
-        Errors: LoadGenError naming the line that LoadGen would not take as it is meant.
+        Raises: LoadGenError naming the first line that LoadGen would not take as it is meant.
         """
         self._path = path
         self._values: dict[str, int | float] = {}
         known = _known(models)
-        lines: dict[str, Line] = {}
+        first_lines: dict[str, int] = {}
         for line in read_lines(path):
             if line.key not in known:
                 raise self._error(line, _unknown(line, known))
@@ -158,74 +158,77 @@ class UserConf:
                 value = known[line.key].read(line.value)
             except ValueError as error:
                 raise self._error(line, f"{line.key} {error}") from error
-            before = self._values.setdefault(line.key, value)
-            if before != value:
-                earlier = lines[line.key].number
-                raise self._error(line, f"{line.key} has another value in line {earlier}")
-            lines.setdefault(line.key, line)
+            first = first_lines.setdefault(line.key, line.number)
+            if self._values.setdefault(line.key, value) != value:
+                raise self._error(
+                    line, f"{line.key} has another value in line {first}: keep one of the two"
+                )
 
     def settings(self, model: str, scenario: str) -> dict[str, int | float]:
-        """Value by attribute of TestSettings, as far as the file sets any for such a run."""
-        found = {}
+        """What the file sets for such a run, by attribute of TestSettings, in LoadGen's units."""
+        values = {}
         for key in KEYS:
-            # LoadGen reads some keys of one scenario whichever is run
+            # LoadGen reads some keys under one scenario's name in every scenario
             own = scenario if scenario in key.scenarios else key.scenarios[0]
             for prefix in (f"{model}.{own}", f"{ANY}.{own}", f"{model}.{ANY}", f"{ANY}.{ANY}"):
                 value = self._values.get(f"{prefix}.{key.name}")
                 if value is not None:
-                    found[key.attribute] = value if key.factor == 1 else value * key.factor
+                    values[key.attribute] = value if key.factor == 1 else value * key.factor
                     break
-        return found
+        return values
 
-    def _error(self, line: Line, what: str) -> LoadGenError:
-        return LoadGenError(f"{self._path}: line {line.number}: {what}")
+    def _error(self, line: Line, message: str) -> LoadGenError:
+        return LoadGenError(f"{self._path}: line {line.number}: {message}")
 
 
 def read_lines(path: Path) -> list[Line]:
-    """The lines of a file in LoadGen's form that set something; values are not looked at.
+    """The settings in a file of LoadGen's format, in order; keys and ranges are not checked.
 
-    Errors: LoadGenError naming the first line that is of another form.
+    Raises: LoadGenError naming the first line that is neither a setting, a comment nor blank.
     """
     lines = []
     for number, raw in enumerate(_content(path).split(b"\n"), 1):
         where = f"{path}: line {number}"
         if b"\r" in raw.rstrip(b"\r"):
-            raise LoadGenError(f"{where}: a carriage return inside it: end lines by a newline")
+            raise LoadGenError(f"{where}: carriage return within a line: end lines with \\n")
         try:
             text = raw.decode()
         except UnicodeDecodeError as error:
             raise LoadGenError(
-                f"{where}: byte 0x{raw[error.start]:02x} is no UTF-8: it has to be a text file"
+                f"{where}: byte 0x{raw[error.start]:02x} is not UTF-8: save the file as UTF-8 text"
             ) from error
-        words = [word.decode() for word in raw.split()]  # at C's blanks, of which Unicode has more
+        words = [word.decode() for word in raw.split()]  # bytes split at C's white space only
         if not words or words[0] == "#":
             continue
-        if words[0].startswith("#"):
-            # to LoadGen this is a key, which does no harm where the rest is a setting or nothing
-            if len(words) > 1 and words[1] != "#" and not _is_setting(words):
-                raise LoadGenError(f"{where}: put a blank behind the #, or LoadGen refuses this")
-            continue
-        if not _is_setting(words):
+        is_comment = words[0].startswith("#")
+        if _is_setting(words):
+            if not is_comment:
+                lines.append(Line(number, words[0], words[2]))
+        elif not is_comment:
             raise LoadGenError(f"{where}: {_short(text.strip())} {_not_a_setting(words)}")
-        lines.append(Line(number, words[0], words[2]))
+        elif len(words) > 1 and words[1] != "#":
+            # LoadGen takes the first word for a key unless it is # alone
+            raise LoadGenError(f"{where}: put a space after the #, or LoadGen rejects the line")
     return lines
 
 
 def _content(path: Path) -> bytes:
-    """Errors: LoadGenError where the file can't be read, or is no text in UTF-8."""
+    """Raises: LoadGenError if the file can't be read, is too long or is not UTF-8 text."""
     try:
         if not path.is_file() and not path.is_dir() and path.exists():
-            raise LoadGenError(f"{path}: not a plain file, which LoadGen reads a second time")
+            raise LoadGenError(
+                f"{path}: not a regular file, which it must be, since LoadGen reads it again"
+            )
         with path.open("rb") as file:
             content = file.read(LONGEST + 1)
     except OSError as error:
         raise LoadGenError(f"{path}: can't be read: {error.strerror}") from error
     if content.startswith(_UTF16) or b"\0" in content:
-        raise LoadGenError(f"{path}: UTF-16, or no text at all: save it as UTF-8")
+        raise LoadGenError(f"{path}: UTF-16 or binary: save it as UTF-8 text")
     if content.startswith(_BYTE_ORDER_MARK):
-        raise LoadGenError(f"{path}: line 1: begins with a byte-order mark: save it without one")
+        raise LoadGenError(f"{path}: line 1: starts with a byte-order mark: save it without one")
     if len(content) > LONGEST:
-        raise LoadGenError(f"{path}: more than {LONGEST} bytes: this is no file of settings")
+        raise LoadGenError(f"{path}: longer than {LONGEST} bytes, so not a file of settings")
     return content
 
 
@@ -234,26 +237,26 @@ def _is_setting(words: list[str]) -> bool:
 
 
 def _number(text: str) -> bool:
-    """Whether it is a number, to LoadGen and to a person."""
+    """Whether both LoadGen and people read it as a number."""
     return bool(_DECIMAL.fullmatch(text))
 
 
 def _not_a_setting(words: list[str]) -> str:
-    """What is wrong with a line's words, and how it should be."""
+    """What is wrong with a line, and what it should look like."""
     if "=" not in words and any("=" in word for word in words):
         key, _, value = " ".join(words).partition("=")
-        return f"needs blanks around the =: {_short(f'{key.strip()} = {value.strip()}')}"
+        return f"needs spaces around the =: {_short(f'{key.strip()} = {value.strip()}')}"
     if words[1:2] == ["="] and len(words) > 2:
         if any(word.startswith("#") for word in words[3:]):
-            return "has a comment behind its value: give it a line of its own"
+            return "has a comment after its value: move it to a line of its own"
         if len(words) > 3:
             return "has more than one value"
-        return "has a value that is no decimal number, such as 40 or 6.5"
+        return "has a value that is not a decimal number, such as 40 or 6.5"
     return f"is not '{FORM}'"
 
 
 def _known(models: Mapping[str, tuple[str, ...]]) -> dict[str, Key]:
-    """Every key that a line may have, wildcards among them."""
+    """Every key that a line may have, including those with wildcards."""
     return {
         f"{model}.{scenario}.{key.name}": key
         for key in KEYS
@@ -266,13 +269,13 @@ def _known(models: Mapping[str, tuple[str, ...]]) -> dict[str, Key]:
 def _unknown(line: Line, known: Mapping[str, Key]) -> str:
     name = line.key.rpartition(".")[2]
     if name in REFUSED:
-        return f"{_short(line.key)}: leave this out: {REFUSED[name]}"
+        return f"{_short(line.key)}: remove this line: {REFUSED[name]}"
     by_lower = {one.lower(): one for one in known if (ANY in one) == (ANY in line.key)}
     near = get_close_matches(line.key.lower(), by_lower, n=1)
     hint = f"did you mean {by_lower[near[0]]}?" if near else f"the form is {FORM}"
-    return f"no setting of this benchmark's is named {_short(line.key)}: {hint}"
+    return f"this benchmark has no setting named {_short(line.key)}: {hint}"
 
 
 def _short(text: str) -> str:
-    """Quoted, no control characters among it, and not too long for a message."""
+    """Quoted for a message: control characters escaped, long text cut."""
     return ascii(text if len(text) <= SHOWN else f"{text[:SHOWN]}…")

@@ -32,7 +32,7 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, layer: int, dtype: torch.dtype, ranks: Ranks) -> None:
         super().__init__()
         self.config, self.layer = config, layer
-        self.heads = config.heads // ranks.head_parts
+        self.heads = config.heads // ranks.attn_tp_size
 
         def linear(outputs: int, inputs: int) -> Linear:
             return Linear(outputs, inputs, dtype=dtype, quantised=config.fp8)
@@ -73,7 +73,7 @@ class Attention(nn.Module):
             [config.kv_lora, config.rope_dim], dim=-1
         )
         latents = torch.cat([self.kv_a_layernorm(latent), rotate(k_rope, rotations)], dim=-1)
-        cache.write(self.layer, batch.rows_T, latents)
+        cache.write(self.layer, batch.slots_T, latents)
         values = []
         decoded = 0
         if batch.decodes:
@@ -103,7 +103,7 @@ class Attention(nn.Module):
         config = self.config
         counts = [prefill.count for prefill in prefills]
         contexts = [
-            own if prefill.rows is None else cache.read(self.layer, prefill.rows)
+            own if prefill.slots is None else cache.read(self.layer, prefill.slots)
             for prefill, own in zip(prefills, latents.split(counts), strict=True)
         ]
         lengths = [len(context) for context in contexts]
@@ -141,7 +141,7 @@ class Attention(nn.Module):
         q_NHC = torch.bmm(q_NHK.transpose(0, 1), self.w_HKC).transpose(0, 1)
         q_NHL = torch.cat([q_NHC, q_NHR], dim=-1)
         attended_NHC = kernel(q_NHL.device)(
-            *(q_NHL, blocks_BSL, decodes.table_NM, decodes.lengths_N),
+            *(q_NHL, blocks_BSL, decodes.tables_NM, decodes.lengths_N),
             *(self.config.kv_lora, self.config.softmax_scale),
         )
         attended_HNC = attended_NHC.to(q_NHL.dtype).transpose(0, 1)
@@ -158,10 +158,15 @@ def kernel(device: torch.device) -> Callable[[Tensor, Tensor, Tensor, Tensor, in
 
 
 def plain(
-    q_NHL: Tensor, blocks_BSL: Tensor, table_NM: Tensor, lengths_N: Tensor, kept: int, scale: float
+    q_NHL: Tensor,
+    blocks_BSL: Tensor,
+    tables_NM: Tensor,
+    lengths_N: Tensor,
+    kept: int,
+    scale: float,
 ) -> Tensor:
     """What `cpu_kernels.attend` computes, by torch's own attention over a copy of the blocks."""
-    keys = blocks_BSL[table_NM].flatten(1, 2)[:, None]
+    keys = blocks_BSL[tables_NM].flatten(1, 2)[:, None]
     places = torch.arange(keys.shape[2], device=keys.device)
     mask = (places < lengths_N[:, None])[:, None, None]
     q = q_NHL[:, None].to(keys.dtype)

@@ -1,7 +1,7 @@
-"""What one step feeds this rank's model. Tokens of all sequences lie one after another; none is
+"""What one step feeds this rank's model. The tokens of all sequences lie one after another, without
 padding.
 
-Shape letters: T tokens, N decoded sequences, M blocks of the longest of them.
+Shape letters: T tokens, N decoded tokens, M blocks of the longest sequence.
 """
 
 from dataclasses import dataclass
@@ -11,18 +11,18 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Decodes:
-    """What N decoded tokens, one a sequence, see of the cache."""
+    """What each of N decoded tokens sees of the KV cache."""
 
-    table_NM: Tensor  # int64, each sequence's blocks in order; 0 beyond its last
-    lengths_N: Tensor  # int64, tokens in the cache, the decoded one among them
+    tables_NM: Tensor  # int64, block table of each token's sequence, padded with 0
+    lengths_N: Tensor  # int64, tokens in the KV cache, the decoded one among them
 
 
 @dataclass(frozen=True)
 class Prefill:
-    """A run of one sequence's tokens, from a prompt or from an answer that is read again."""
+    """A run of one sequence's tokens, from a prompt or from an answer that is recomputed."""
 
     count: int  # tokens
-    rows: Tensor | None  # int64, of all tokens before and of its own; None where none are before
+    slots: Tensor | None  # int64, of all earlier tokens and these; None where none are earlier
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Batch:
 
     tokens_T: Tensor  # int64
     positions_T: Tensor  # int64
-    rows_T: Tensor  # int64, where the cache keeps each token
+    slots_T: Tensor  # int64, where in the KV cache each token's latents go
     decodes: Decodes | None
     prefills: tuple[Prefill, ...]
-    width: int  # tokens of the rank that has most
+    width: int  # the most tokens that a rank has in this step: others are padded to it

@@ -1,14 +1,15 @@
-"""The cache's blocks, as numbers: which are free.
+"""Which blocks of the KV cache are free.
 
-Who holds one is the holder's business; the same calls in the same order give every rank the same
-numbers.
+A block is a number here; who holds it is the caller's business. The same calls in the same order
+give every rank the same numbers.
 """
 
 import heapq
 
 
 class BlockPool:
-    """Numbers from 0 on. The lowest are taken first, so that those in use stay close together."""
+    """Blocks are numbered from 0. The lowest free ones are allocated first, so that the blocks in
+    use stay close together."""
 
     def __init__(self, blocks: int, block_size: int) -> None:
         """`block_size` is in tokens."""
@@ -17,18 +18,18 @@ class BlockPool:
 
     @property
     def free(self) -> int:
-        """How many can be taken."""
+        """How many blocks are free."""
         return len(self._free)
 
     def needed(self, tokens: int) -> int:
-        """Blocks that hold so many tokens."""
+        """Blocks that hold this many tokens."""
         return -(-tokens // self.block_size)
 
-    def take(self, count: int) -> list[int]:
-        """So many free blocks; there must be as many."""
+    def allocate(self, count: int) -> list[int]:
+        """`count` blocks; as many must be free."""
         return [heapq.heappop(self._free) for _ in range(count)]
 
-    def give(self, blocks: list[int]) -> None:
-        """Take blocks back."""
+    def release(self, blocks: list[int]) -> None:
+        """Make blocks free again."""
         for block in blocks:
             heapq.heappush(self._free, block)

@@ -1,7 +1,7 @@
-"""Where tokens' latents lie between steps: blocks of some tokens each, and how many there can be.
+"""The paged KV cache: where tokens' latents lie between steps, and how many fit.
 
-The model writes latents to rows, and reads whole blocks of them. A row is a block's number times
-the block size, plus the place within; which block holds which tokens is the scheduler's matter.
+The model writes latents to slots and reads whole blocks of them. A slot is a block's number times
+the block size, plus the offset within; which block holds which tokens is the scheduler's matter.
 """
 
 import numpy as np
@@ -14,11 +14,11 @@ from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.parallel import Ranks
 
 BLOCK_SIZE = 64  # tokens
-SHARE = 0.95  # of what is free once the weights are loaded; a step needs some beside the cache
+MEMORY_FRACTION = 0.95  # of the memory that is free once weights are loaded; steps need the rest
 
 
 class PagedCache:
-    """Latents [layer, block, place, latent]."""
+    """Latents [layer, block, offset, latent]."""
 
     def __init__(
         self,
@@ -33,21 +33,21 @@ class PagedCache:
             (config.cached_layers, blocks, block_size, config.latent_dim), dtype, device
         )
 
-    def write(self, layer: int, rows_T: Tensor, latents: Tensor) -> None:
+    def write(self, layer: int, slots_T: Tensor, latents: Tensor) -> None:
         """Store latents [T, latent]."""
-        self._layers[layer].view(-1, latents.shape[-1])[rows_T] = latents
+        self._layers[layer].view(-1, latents.shape[-1])[slots_T] = latents
 
-    def read(self, layer: int, rows: Tensor) -> Tensor:
-        """Latents of rows of any shape, [*rows, latent]."""
-        return self._layers[layer].view(-1, self._layers.shape[-1])[rows]
+    def read(self, layer: int, slots: Tensor) -> Tensor:
+        """Latents of slots of any shape, [*slots, latent]."""
+        return self._layers[layer].view(-1, self._layers.shape[-1])[slots]
 
     def blocks(self, layer: int) -> Tensor:
-        """All blocks of a layer, [B, place, latent]."""
+        """All blocks of a layer, [B, offset, latent]."""
         return self._layers[layer]
 
 
 def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros, and not whatever memory held: masked places are multiplied by 0, and 0 · NaN is NaN.
+    """Zeros rather than uninitialised memory: masked slots are multiplied by 0, and 0 · NaN is NaN.
 
     On a CPU they take no memory until they are written to.
     """
@@ -66,31 +66,31 @@ def block_count(
     config: ModelConfig,
     dtype: torch.dtype,
     ranks: Ranks,
-    longest: int,
-    sequences: int,
+    max_model_len: int,
+    max_running: int,
     block_size: int,
     tokens: int | None,
 ) -> int:
-    """How many blocks a rank's cache has, on every rank alike.
+    """Blocks of a rank's KV cache, the same number on every rank.
 
-    As many as fit the free memory, though no more than `sequences` of the `longest` (in tokens)
-    can fill; or those of just so many `tokens`.
-    Errors: UsageError, the same on every rank, where not even one of the longest fits.
+    As many as fit the free memory, or hold just `tokens` where these are given; but no more than
+    `max_running` sequences of `max_model_len` tokens can fill.
+    Raises: UsageError, the same on every rank, where not even one such sequence fits.
     """
     if tokens is None:
-        free = int(free_memory(ranks) * SHARE)
-        tokens = ranks.lowest(free // token_bytes(config, dtype))
-    blocks, each = tokens // block_size, -(-longest // block_size)
-    if blocks < each:
+        free = int(free_memory(ranks) * MEMORY_FRACTION)
+        tokens = ranks.minimum(free // token_bytes(config, dtype))
+    blocks, sequence_blocks = tokens // block_size, -(-max_model_len // block_size)
+    if blocks < sequence_blocks:
         raise UsageError(
-            f"a cache holds {blocks * block_size} tokens and one request may need {longest}: "
-            "lower --max-model-len, or split the model over more processes"
+            f"the KV cache holds {blocks * block_size} tokens and one request may need"
+            f" {max_model_len}: lower --max-model-len, or split the model over more processes"
         )
-    return min(blocks, each * sequences)
+    return min(blocks, sequence_blocks * max_running)
 
 
 def free_memory(ranks: Ranks) -> int:
-    """Bytes that this rank may still take."""
+    """Bytes that this rank may still allocate."""
     if ranks.device.type == "cuda":
         return torch.cuda.mem_get_info(ranks.device)[0]
-    return psutil.virtual_memory().available // ranks.local_world
+    return psutil.virtual_memory().available // ranks.local_world_size

@@ -1,6 +1,6 @@
 """Weights on disk: which tensors a rank needs, how it reads them, and how such files are written.
 
-A model directory holds either a Hugging Face checkpoint or `model{rank}-mp{world}.safetensors`
+A model directory holds either a Hugging Face checkpoint or `model{rank}-mp{world_size}.safetensors`
 made from one by `ref_dsinfer.convert`. Both keep Hugging Face's names, and `rank_pieces` is the one
 place that says what a rank's part is, so that a converted model and one sliced while loading are
 the same, bit for bit. DeepSeek's own `convert.py` writes the same parts under names of its own.
@@ -10,7 +10,6 @@ its weights whole; those of a converted model lie in the files of all ranks.
 
 import contextlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
@@ -24,6 +23,7 @@ from torch import Tensor, cat, uint8
 from errors import CheckpointError, OutputError
 from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.deepseek_names import hugging_face_name
+from ref_dsinfer.files import write_whole
 from ref_dsinfer.keys import QUANTIZATION_CONFIG
 from ref_dsinfer.weight_files import RANK_FILE, locate, opened
 
@@ -36,7 +36,7 @@ FP8 = "F8_E4M3"
 ITEM_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, FP8: 1}
 
 # The dimension along which ranks share a weight; modules not named here are on every rank whole.
-SHARED_DIM = {
+SPLIT_DIM = {
     "embed_tokens": 0,
     "lm_head": 0,
     "q_proj": 0,
@@ -47,8 +47,8 @@ SHARED_DIM = {
     "o_proj": 1,
     "down_proj": 1,
 }
-OF_HEADS = {"q_proj", "q_b_proj", "kv_b_proj", "o_proj"}  # of those, the attention's heads'
-LINEAR = SHARED_DIM.keys() - {"embed_tokens", "lm_head"} | {"q_a_proj", "kv_a_proj_with_mqa"}
+SPLIT_BY_HEADS = {"q_proj", "q_b_proj", "kv_b_proj", "o_proj"}  # of those, the attention's heads'
+LINEAR = SPLIT_DIM.keys() - {"embed_tokens", "lm_head"} | {"q_a_proj", "kv_a_proj_with_mqa"}
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def module_of(name: str) -> str:
 
 
 def whole(file: Path) -> list[Piece]:
-    """Every tensor of a file, under Hugging Face's name. Errors: CheckpointError."""
+    """Every tensor of a file, under Hugging Face's name. Raises: CheckpointError."""
     with opened(file) as handle:
         slices = ((name, handle.get_slice(name)) for name in handle.keys())  # noqa: SIM118
         pieces = [
@@ -94,20 +94,20 @@ def whole(file: Path) -> list[Piece]:
     return pieces
 
 
-def check(model_dir: Path, config: ModelConfig, world: int) -> None:
+def check(model_dir: Path, config: ModelConfig, world_size: int) -> None:
     """Refuse what no rank can load, before the ranks meet.
 
-    Errors: CheckpointError for a file that is missing or not whole, or not as the configuration
+    Raises: CheckpointError for a file that is missing or not whole, or not as the configuration
     says.
     """
-    for file in locate(model_dir, world):
+    for file in locate(model_dir, world_size):
         check_kinds(whole(file), config)
 
 
 def check_kinds(pieces: Iterable[Piece], config: ModelConfig) -> None:
     """Refuse weights that are fp8 where the configuration has nothing of it, and the reverse.
 
-    Errors: CheckpointError.
+    Raises: CheckpointError.
     """
     for piece in pieces:
         if piece.dtype == FP8 and not config.fp8:
@@ -116,7 +116,7 @@ def check_kinds(pieces: Iterable[Piece], config: ModelConfig) -> None:
                 "quantization_config: copy it from the model's own config.json; in DeepSeek's it is"
                 f" {json.dumps(QUANTIZATION_CONFIG)}"
             )
-        wanted = config.fp8 and is_linear(piece.name) and has_place(piece.name, config)
+        wanted = config.fp8 and is_linear(piece.name) and is_used(piece.name, config)
         if wanted and piece.dtype != FP8:
             raise CheckpointError(
                 f"{piece.files[0]} holds {piece.name} as {piece.dtype}, and config.json's "
@@ -125,33 +125,35 @@ def check_kinds(pieces: Iterable[Piece], config: ModelConfig) -> None:
 
 
 def rank_pieces(
-    model_dir: Path, config: ModelConfig, rank: int, world: int, head_parts: int
+    model_dir: Path, config: ModelConfig, rank: int, world_size: int, attn_tp_size: int
 ) -> list[Piece]:
-    """What one rank of `world` loads, file by file; `head_parts`: over how many of these ranks the
-    attention's heads are split.
+    """What one rank of `world_size` loads, file by file; the attention's heads are split over
+    `attn_tp_size` of these ranks.
 
-    Errors: CheckpointError if weights are missing or can't be split.
+    Raises: CheckpointError if weights are missing or can't be split.
     """
-    files = locate(model_dir, world)
+    files = locate(model_dir, world_size)
     if not RANK_FILE.fullmatch(files[0].name):
-        parts = (part_of(p, config, rank, world, head_parts) for f in files for p in whole(f))
+        parts = (
+            part_of(p, config, rank, world_size, attn_tp_size) for f in files for p in whole(f)
+        )
         return [part for part in parts if part is not None]
-    pieces = [piece for piece in whole(files[rank]) if has_place(piece.name, config)]
-    if head_parts == world:
+    pieces = [piece for piece in whole(files[rank]) if is_used(piece.name, config)]
+    if attn_tp_size == world_size:
         return pieces
-    joined = [joined_of(p, files) for p in pieces if module_of(p.name) in OF_HEADS]
-    return [p for p in pieces if module_of(p.name) not in OF_HEADS] + joined
+    joined = [joined_of(p, files) for p in pieces if module_of(p.name) in SPLIT_BY_HEADS]
+    return [p for p in pieces if module_of(p.name) not in SPLIT_BY_HEADS] + joined
 
 
 def joined_of(piece: Piece, files: list[Path]) -> Piece:
     """The whole tensor of which each rank's file has such a piece."""
-    dim = SHARED_DIM[module_of(piece.name)]
+    dim = SPLIT_DIM[module_of(piece.name)]
     shape = list(piece.shape)
     shape[dim] *= len(files)
     return replace(piece, shape=tuple(shape), files=tuple(files), dim=dim)
 
 
-def has_place(name: str, config: ModelConfig) -> bool:
+def is_used(name: str, config: ModelConfig) -> bool:
     """Whether a tensor belongs to the model: not if it is of an MTP layer that nobody wants."""
     if name.endswith(INV_FREQ):
         return False
@@ -162,23 +164,23 @@ def has_place(name: str, config: ModelConfig) -> bool:
 
 
 def part_of(
-    piece: Piece, config: ModelConfig, rank: int, world: int, head_parts: int
+    piece: Piece, config: ModelConfig, rank: int, world_size: int, attn_tp_size: int
 ) -> Piece | None:
     """A rank's part of a Hugging Face tensor; None if it has none.
 
     Scales are cut like their weights.
     """
-    if not has_place(piece.name, config):
+    if not is_used(piece.name, config):
         return None
     if expert := EXPERT.search(piece.name):
-        return piece if int(expert[1]) // (config.experts // world) == rank else None
+        return piece if int(expert[1]) // (config.experts // world_size) == rank else None
     module = module_of(piece.name)
-    dim = SHARED_DIM.get(module)
-    if dim is None or (head_parts if module in OF_HEADS else world) == 1:
+    dim = SPLIT_DIM.get(module)
+    if dim is None or (attn_tp_size if module in SPLIT_BY_HEADS else world_size) == 1:
         return piece
-    if dim >= len(piece.shape) or piece.shape[dim] % world:
-        raise CheckpointError(f"{piece.name} {list(piece.shape)} can't be split in {world}")
-    size = piece.shape[dim] // world
+    if dim >= len(piece.shape) or piece.shape[dim] % world_size:
+        raise CheckpointError(f"{piece.name} {list(piece.shape)} can't be split in {world_size}")
+    size = piece.shape[dim] // world_size
     shape = (*piece.shape[:dim], size, *piece.shape[dim + 1 :])
     return replace(piece, shape=shape, dim=dim, start=rank * size)
 
@@ -186,7 +188,7 @@ def part_of(
 def read(pieces: Iterable[Piece]) -> Iterator[tuple[str, Tensor]]:
     """Read pieces one by one, with only their own files open (and mapped) at a time.
 
-    Errors: CheckpointError.
+    Raises: CheckpointError.
     """
     for files, group in groupby(pieces, key=lambda piece: piece.files):
         try:
@@ -210,8 +212,7 @@ def read(pieces: Iterable[Piece]) -> Iterator[tuple[str, Tensor]]:
 def write(path: Path, entries: Iterable[Entry], tensors: Iterable[tuple[str, Tensor]]) -> None:
     """Write a safetensors file from tensors that come one by one, in any order.
 
-    The library's own writer wants all of them in memory at once. The file appears under its name
-    only when it is complete. Errors: OutputError if it can't be written.
+    The library's own writer wants all of them in memory at once. Raises: OutputError.
     """
     header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -225,9 +226,9 @@ def write(path: Path, entries: Iterable[Entry], tensors: Iterable[tuple[str, Ten
         }
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def fill(partial: Path) -> None:
+        partial.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
             for name, tensor in tensors:
@@ -237,14 +238,8 @@ def write(path: Path, entries: Iterable[Entry], tensors: Iterable[tuple[str, Ten
                     raise CheckpointError(f"{name} is {data.nbytes} bytes, not {end - start}")
                 file.seek(8 + len(text) + start)
                 file.write(data.data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise OutputError(f"{path} can't be written: {error.strerror}") from error
-    finally:
-        with contextlib.suppress(OSError):  # it may be gone, or never have been
-            partial.unlink()
+
+    write_whole(path, fill)
 
 
 def _product(shape: tuple[int, ...]) -> int:
@@ -254,20 +249,10 @@ def _product(shape: tuple[int, ...]) -> int:
     return total
 
 
-def write_json(path: Path, value: dict) -> None:
-    """Write a JSON file as a whole or not at all. Errors: OutputError."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise OutputError(f"{path} can't be written: {error.strerror}") from error
-
-
 def copy_side_files(source: Path, target: Path) -> None:
     """Copy what belongs to a model beside its weights: configuration, tokenizer, template.
 
-    Errors: OutputError.
+    Raises: OutputError.
     """
     patterns = ("*config.json", "tokenizer*", "special_tokens_map.json", "chat_template*")
     try:
@@ -275,4 +260,4 @@ def copy_side_files(source: Path, target: Path) -> None:
             if file.is_file() and source.resolve() != target.resolve():
                 shutil.copyfile(file, target / file.name)
     except OSError as error:
-        raise OutputError(f"{target} can't be written: {error.strerror}") from error
+        raise OutputError(f"{target}: can't be written: {error.strerror}") from error

@@ -1,4 +1,4 @@
-"""What `config.json` says about a DeepSeek-V3 model, checked once and then trusted."""
+"""A DeepSeek-V3 model's `config.json`, checked once and then trusted."""
 
 import logging
 import math
@@ -15,13 +15,14 @@ from ref_dsinfer.lookalike import HEAD, JSON, read_object, what_it_is
 
 log = logging.getLogger(__name__)
 
+CONFIG_FILE = "config.json"
 ARCHITECTURE = "DeepseekV3ForCausalLM"
 MANY = 8  # keys: too many to name them all
 
 
 @dataclass(frozen=True)
 class Yarn:
-    """Stretches rotary positions beyond the length a model was first trained on."""
+    """Scaling of rotary positions beyond the length that a model was first trained on."""
 
     factor: float
     original_length: int  # tokens
@@ -30,7 +31,7 @@ class Yarn:
     mscale: float = 0.0
     mscale_all_dim: float = 0.0
     attention_factor: float | None = None  # None: it follows from the others
-    truncate: bool = True  # the ramp's ends to whole pairs
+    truncate: bool = True  # round the ramp's ends to whole pairs
 
     def temperature(self, mscale: float) -> float:
         """YaRN's attention temperature for this factor."""
@@ -38,7 +39,7 @@ class Yarn:
 
     @property
     def magnitude(self) -> float:
-        """What rotated values are multiplied by. `mscale` counts beside `mscale_all_dim` only."""
+        """Factor of rotated values. `mscale` has an effect only together with `mscale_all_dim`."""
         if self.attention_factor is not None:
             return self.attention_factor
         if self.mscale and self.mscale_all_dim:
@@ -48,7 +49,7 @@ class Yarn:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The shape of one model. Sizes are those of the whole model, not of one rank's part."""
+    """A model's dimensions. Sizes are those of the whole model, not of one rank's part."""
 
     vocab_size: int
     hidden: int
@@ -59,8 +60,8 @@ class ModelConfig:
     heads: int
     q_lora: int | None  # None: queries come straight from the hidden state
     kv_lora: int
-    nope_dim: int  # of a head's query and key, not rotated
-    rope_dim: int  # of a head's query, and of the one key all heads share, rotated
+    nope_dim: int  # the part of a head's query and key that is not rotated
+    rope_dim: int  # the rotated part of a head's query, and of the one key that all heads share
     v_dim: int
     experts: int
     shared_experts: int
@@ -76,12 +77,12 @@ class ModelConfig:
     yarn: Yarn | None
     max_positions: int  # tokens
     fp8: bool  # linear weights are block-fp8
-    ue8m0: bool = False  # where activations are rounded to fp8 too, by powers of two
-    mtp: bool = False  # one more layer behind the others drafts tokens
+    ue8m0: bool = False  # scales of activations rounded to fp8 are powers of two
+    mtp: bool = False  # a further layer behind the others drafts tokens
 
     @property
     def latent_dim(self) -> int:
-        """Values the cache keeps a token and layer: the latent, then the rotated key."""
+        """Values in the KV cache for each token and layer: the latent, then the rotated key."""
         return self.kv_lora + self.rope_dim
 
     @property
@@ -91,7 +92,7 @@ class ModelConfig:
 
     @property
     def softmax_scale(self) -> float:
-        """What attention scores are multiplied by; YaRN's temperature belongs here."""
+        """Factor of attention scores, YaRN's temperature included."""
         scale = (self.nope_dim + self.rope_dim) ** -0.5
         if self.yarn:
             scale *= self.yarn.temperature(self.yarn.mscale_all_dim) ** 2
@@ -99,28 +100,37 @@ class ModelConfig:
 
     @classmethod
     def read(cls, model_dir: Path) -> "ModelConfig":
-        """Read `model_dir/config.json`, in the hub's own keys or in those transformers 5 writes.
+        """Read `model_dir/config.json`, in the hub's keys or in those that transformers 5 writes.
 
-        Errors: ModelError if it is missing, unreadable, of another architecture, or inconsistent,
-        or where a key has a value that can't be honoured.
+        Raises: ModelError if it is missing, unreadable, of another architecture or inconsistent,
+        or a key has a value that this engine does not support.
         """
-        path = model_dir / "config.json"
-        if not path.is_file():
-            raise ModelError(f"{path} does not exist: {_what_to_name(model_dir)}")
-        raw = read_object(path)
+        raw = read_config(model_dir)
+        path = model_dir / CONFIG_FILE
         architectures = raw.get("architectures")
         if not isinstance(architectures, list) or ARCHITECTURE not in architectures:
             raise ModelError(f"{path} {_what_it_describes(path, raw)}, not {ARCHITECTURE}")
         try:
             config = _parse(raw)
         except KeyError as error:
-            raise ModelError(f"{path} lacks {error.args[0]!r}") from error
+            raise ModelError(f"{path}: {error.args[0]!r} is missing") from error
         except (TypeError, ValueError, OverflowError) as error:
-            raise ModelError(f"{path} can't be used: {error}") from error
+            raise ModelError(f"{path}: {error}") from error
         if unknown := sorted(raw.keys() - keys.KNOWN):
             names = ", ".join(map(short, unknown[:MANY])) + (", …" if len(unknown) > MANY else "")
-            log.warning("%s: keys that mean nothing to this engine: %s", path, names)
+            log.warning("%s: keys that this engine ignores: %s", path, names)
         return config
+
+
+def read_config(model_dir: str | Path) -> dict[str, Any]:
+    """A model directory's config.json as it stands, of any architecture.
+
+    Raises: ModelError where there is none, or it is not a JSON object.
+    """
+    path = Path(model_dir) / CONFIG_FILE
+    if not path.is_file():
+        raise ModelError(f"{path} does not exist: {_what_to_name(path.parent)}")
+    return read_object(path)
 
 
 def _what_to_name(model_dir: Path) -> str:
@@ -130,26 +140,26 @@ def _what_to_name(model_dir: Path) -> str:
 
 
 def _what_it_describes(path: Path, raw: Mapping[str, Any]) -> str:
-    """What a config.json without the architecture says, or is."""
+    """What a config.json without our architecture describes, or what the file is instead."""
     if architectures := raw.get("architectures"):
         return f"describes {short(architectures)}"
     if raw.keys() >= {"dim", "n_layers"}:
-        return "describes a model in the words of DeepSeek's inference code"
+        return "has the keys of DeepSeek's inference code"
     with path.open("rb") as file:
         phrase = what_it_is(file.read(HEAD))
     return "describes no architecture" if phrase in (JSON, None) else f"is {phrase}"
 
 
 def _parse(raw: dict[str, Any]) -> ModelConfig:
-    """Turn the file's keys into ours. Errors: KeyError for a missing key, else ValueError.
+    """Turn the file's keys into ours. An absent key means what it means to transformers.
 
-    What may be absent means what transformers takes it for.
+    Raises: KeyError for a missing key, else ValueError.
     """
 
     def count(key: str, least: int = 1) -> int:
         value = raw[key]
         if type(value) is not int or value < least:
-            raise ValueError(f"{key} is {short(value)}, not a whole number from {least} on")
+            raise ValueError(f"{key} is {short(value)}, not a whole number of {least} or more")
         return value
 
     def optional(key: str, absent: int, null: int | None) -> int | None:
@@ -214,8 +224,8 @@ def _parse(raw: dict[str, Any]) -> ModelConfig:
 
 def _check_value(key: str, value: Any, allowed: tuple[Any, ...]) -> None:
     if value not in allowed:
-        wanted = " or ".join(repr(one) for one in allowed)
-        raise ValueError(f"{key} is {short(value)}; this engine knows {wanted} only")
+        values = " or ".join(map(repr, allowed))
+        raise ValueError(f"{key} is {short(value)}; this engine supports {values} only")
 
 
 def _number(key: str, value: Any) -> float:
@@ -236,24 +246,24 @@ def _object(key: str, value: Any) -> dict[str, Any]:
     return value
 
 
-def _refuse_unknown(key: str, given: Iterable[str], known: Iterable[str]) -> None:
-    if unknown := sorted(set(given) - set(known)):
-        raise ValueError(f"{key} has {short(unknown[0])}, which this engine does not know")
+def _refuse_unknown(key: str, names: Iterable[str], known: Iterable[str]) -> None:
+    if unknown := sorted(set(names) - set(known)):
+        raise ValueError(f"{key} has {short(unknown[0])}, which this engine does not support")
 
 
 def _rope(raw: dict[str, Any]) -> tuple[float, Yarn | None]:
     """Read theta and YaRN from `rope_parameters` (transformers 5) or `rope_scaling` (the hub)."""
-    given = [key for key in ("rope_parameters", "rope_scaling") if raw.get(key)]
-    found = {_one_rope(key, _object(key, raw[key]), raw) for key in given}
-    if len(found) > 1:
-        raise ValueError(f"{' and '.join(given)} say different things: keep one of them")
-    return found.pop() if found else _one_rope("rope_scaling", {}, raw)
+    present = [key for key in ("rope_parameters", "rope_scaling") if raw.get(key)]
+    readings = {_one_rope(key, _object(key, raw[key]), raw) for key in present}
+    if len(readings) > 1:
+        raise ValueError(f"{' and '.join(present)} contradict each other: keep one of them")
+    return readings.pop() if readings else _one_rope("rope_scaling", {}, raw)
 
 
 def _one_rope(key: str, rope: dict[str, Any], raw: dict[str, Any]) -> tuple[float, Yarn | None]:
     kind = rope.get("rope_type", rope.get("type", "default"))
     if any(isinstance(value, dict) for value in rope.values()):
-        raise ValueError(f"{key} differs by layer, which this engine does not know")
+        raise ValueError(f"{key} differs by layer, which this engine does not support")
     _check_value(f"{key}'s type", kind, tuple(keys.ROPE))
     _refuse_unknown(key, rope, {*keys.ROPE[kind], *keys.ROPE_TYPE, "partial_rotary_factor"})
     _check_value(
@@ -285,12 +295,12 @@ def _one_rope(key: str, rope: dict[str, Any], raw: dict[str, Any]) -> tuple[floa
     return theta, yarn
 
 
-def _quantization(given: Any, raw: dict[str, Any]) -> tuple[bool, bool]:
-    """Whether weights are block-fp8 as DeepSeek publishes them, and activations' scales powers of
-    two. Errors: ValueError for any other format."""
-    if given is None:
+def _quantization(value: Any, raw: dict[str, Any]) -> tuple[bool, bool]:
+    """Whether weights are block-fp8 as DeepSeek publishes them, and whether activations' scales are
+    powers of two. Raises: ValueError for any other format."""
+    if value is None:
         return False, False
-    quantization = _object("quantization_config", given)
+    quantization = _object("quantization_config", value)
     for key, allowed in keys.QUANTIZATION.items():
         _check_value(f"quantization_config's {key}", quantization.get(key), allowed)
     _refuse_unknown("quantization_config", quantization, {*keys.QUANTIZATION, *keys.UNCONVERTED})
@@ -298,16 +308,16 @@ def _quantization(given: Any, raw: dict[str, Any]) -> tuple[bool, bool]:
         for pattern in quantization.get(key) or []:
             if name := _first_linear(key, pattern, raw["num_hidden_layers"]):
                 raise ValueError(
-                    f"quantization_config's {key} has {short(pattern)}, which leaves {name} as it "
-                    "was; this engine knows models only of which all linear layers are fp8"
+                    f"quantization_config's {key} has {short(pattern)}, which leaves {name}"
+                    " unquantized; this engine supports fp8 for all linear layers or none"
                 )
     return True, quantization.get("scale_fmt") == "ue8m0"
 
 
 def _first_linear(key: str, pattern: str, layers: int) -> str | None:
-    """The first fp8 module that a pattern matches, by transformers' rules; None if none.
+    """The first linear module that a pattern matches by transformers' rules; None if none.
 
-    Single experts are not looked for: the loader finds what is not fp8.
+    Not all experts are tried: the loader finds weights that are not fp8.
     """
     attention = ("q_proj", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj")
     parts = [f"self_attn.{name}" for name in attention]
@@ -318,6 +328,6 @@ def _first_linear(key: str, pattern: str, layers: int) -> str | None:
         matcher = re.compile(pattern)
     except re.error as error:
         raise ValueError(
-            f"quantization_config's {key} has {short(pattern)}, which is no pattern: {error}"
+            f"quantization_config's {key} has {short(pattern)}, no regular expression: {error}"
         ) from error
     return next((name for name in names if matcher.match(name) or name.endswith(pattern)), None)

@@ -14,12 +14,12 @@ from errors import UsageError
 log = logging.getLogger(__name__)
 
 
-def convert(source: Path, target: Path, world: int) -> list[Path]:
-    """Write `model{rank}-mp{world}.safetensors` for every rank, and the files beside the weights.
+def convert(source: Path, target: Path, world_size: int) -> list[Path]:
+    """Write a weight file for each of `world_size` ranks, and copy the files beside the weights.
 
-    Each file appears under its name when it is complete. An MTP layer is kept; it stays on disk
-    where nobody drafts with it.
-    Errors: ModelError, CheckpointError for the source; ParallelError if the model does not divide;
+    Each file appears under its name when it is complete. An MTP layer is kept; a run that does not
+    draft with it leaves it on disk.
+    Raises: ModelError, CheckpointError for the source; ParallelError if the model does not divide;
     OutputError if the target can't be written.
     """
     from tqdm import tqdm
@@ -27,20 +27,22 @@ def convert(source: Path, target: Path, world: int) -> list[Path]:
     from ref_dsinfer import checkpoint, parallel, weight_files
     from ref_dsinfer.config import ModelConfig
 
-    if world < 1:
-        raise UsageError(f"--model-parallel is {world}; it must be 1 or more")
+    if world_size < 1:
+        raise UsageError(f"--model-parallel is {world_size}; it must be 1 or more")
     config = ModelConfig.read(source)
-    parallel.check(config, world)
+    parallel.check(config, world_size)
     sources = weight_files.hugging_face_files(source)
     if not sources:
         raise weight_files.no_weights(source)
     tensors = [piece for file in sources for piece in checkpoint.whole(file)]
     checkpoint.check_kinds(tensors, config)
     written = []
-    for rank in range(world):
-        parts = (checkpoint.part_of(piece, config, rank, world, world) for piece in tensors)
+    for rank in range(world_size):
+        parts = (
+            checkpoint.part_of(piece, config, rank, world_size, world_size) for piece in tensors
+        )
         pieces = [part for part in parts if part is not None]
-        path = target / weight_files.rank_file(rank, world)
+        path = target / weight_files.rank_file(rank, world_size)
         # On a terminal a bar that moves, elsewhere one plain line a rank.
         bar = tqdm(
             checkpoint.read(pieces),

@@ -55,11 +55,16 @@ def library() -> ctypes.CDLL | None:
 
 
 def attend(
-    q_NHL: Tensor, blocks_BSL: Tensor, table_NM: Tensor, lengths_N: Tensor, kept: int, scale: float
+    q_NHL: Tensor,
+    blocks_BSL: Tensor,
+    tables_NM: Tensor,
+    lengths_N: Tensor,
+    kept: int,
+    scale: float,
 ) -> Tensor:
     """Softmax(scale · q · keys) · values, fp32 [N, H, kept]; values are keys cut to `kept`.
 
-    The keys of sequence n are the first `lengths_N[n]` rows of the blocks `table_NM[n]`.
+    The keys of sequence n are the first `lengths_N[n]` rows of the blocks `tables_NM[n]`.
     `library` must not be None.
     """
     kernels = library()
@@ -69,9 +74,9 @@ def attend(
     q_NHL = F.pad(q_NHL.float(), (0, 0, 0, -asked % HEADS)).contiguous()
     count, heads, width = q_NHL.shape
     output = q_NHL.new_empty(count, heads, kept)
-    sizes = (count, heads, width, kept, table_NM.shape[1], blocks_BSL.shape[1])
+    sizes = (count, heads, width, kept, tables_NM.shape[1], blocks_BSL.shape[1])
     getattr(kernels, NAMES[blocks_BSL.dtype])(
-        *(ctypes.c_void_p(t.data_ptr()) for t in (q_NHL, blocks_BSL, table_NM, lengths_N, output)),
+        *(ctypes.c_void_p(t.data_ptr()) for t in (q_NHL, blocks_BSL, tables_NM, lengths_N, output)),
         *map(ctypes.c_int64, sizes),
         ctypes.c_float(scale),
     )

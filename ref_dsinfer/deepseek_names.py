@@ -1,7 +1,7 @@
-"""Weights' names in files that DeepSeek's own `inference/convert.py` writes, and Hugging Face's.
+"""Weight names of DeepSeek's own `inference/convert.py`, and Hugging Face's names for them.
 
-The files themselves are those of `ref_dsinfer.convert`: one a rank, weights and experts split along
-the same dimensions, so that the names are all that differs.
+Its files differ from those of `ref_dsinfer.convert` in the names alone: one file a rank, with
+weights and experts split along the same dimensions.
 """
 
 import re
@@ -31,12 +31,12 @@ WORDS = {
 
 
 def is_deepseeks(name: str) -> bool:
-    """Whether a tensor's name is one of DeepSeek's."""
+    """Whether a tensor has a name of DeepSeek's."""
     return DEEPSEEKS.match(name) is not None
 
 
 def hugging_face_name(name: str) -> str:
-    """A tensor's name in Hugging Face's words, which it may be in already."""
+    """Hugging Face's name of a tensor; a name that is one already stays as it is."""
     if not is_deepseeks(name):
         return name
     name = ".".join(WORDS.get(word, word) for word in name.split("."))

@@ -1,7 +1,7 @@
-"""The engine: requests come and go at any step, and no answer waits for another to end.
+"""The engine: continuous batching over the model of `model_dir`.
 
-Synchronous, and token ids only. Under torchrun every rank has one, gets the same calls in the same
-order, and returns the same outputs.
+Synchronous, and token ids only. Under torchrun every rank has an engine, which must get the same
+calls in the same order and returns the same outputs.
 """
 
 import logging
@@ -13,123 +13,105 @@ from pathlib import Path
 
 import torch
 
-from benchmark import MTP_STEPS
 from errors import LengthError, ModelError, UsageError
 from ref_dsinfer import checkpoint, cpu, parallel
 from ref_dsinfer.blocks import BlockPool
-from ref_dsinfer.cache import BLOCK_SIZE, block_count
-from ref_dsinfer.config import ModelConfig
-from ref_dsinfer.gemm import ARITHMETICS, Arithmetic
+from ref_dsinfer.cache import block_count
+from ref_dsinfer.config import CONFIG_FILE, ModelConfig
 from ref_dsinfer.model import Model
-from ref_dsinfer.parallel import Place
+from ref_dsinfer.options import EngineOptions
+from ref_dsinfer.parallel import RankInfo
 from ref_dsinfer.runner import Runner
 from ref_dsinfer.sampler import sample
-from ref_dsinfer.scheduler import STEP_TOKENS, Scheduler, share_of
+from ref_dsinfer.scheduler import Scheduler, ceil_div
 from ref_dsinfer.sequence import Finish, Output, Sequence
-from ref_dsinfer.speculative import SpeculativeRunner, checked
+from ref_dsinfer.speculative import SpeculativeRunner, accepted
 
 log = logging.getLogger(__name__)
+
+
+def _checked_config(model_dir: Path, options: EngineOptions, world_size: int) -> ModelConfig:
+    """The model's configuration, with its MTP layer only where that is used.
+
+    Raises: ModelError; UsageError for options that this model or world size does not allow.
+    """
+    config = ModelConfig.read(model_dir)
+    path = model_dir / CONFIG_FILE
+    if options.speculative and not config.mtp:
+        raise ModelError(f"{path}: this model has no MTP layer for --speculative")
+    if options.speculative and options.attention == "dp" and world_size > 1:
+        raise UsageError("--speculative needs --attention tp: drafts are made on every rank")
+    if (options.max_model_len or 0) > config.max_positions:
+        raise UsageError(
+            f"max_model_len is {options.max_model_len}; it must be at most the model's "
+            f"{config.max_positions} ({path}: max_position_embeddings)"
+        )
+    if options.gemm == "fp8" and not config.fp8:
+        raise UsageError(
+            f"gemm fp8 needs block-fp8 weights, and {model_dir} has none: leave --gemm out, or "
+            "make them with python -m ref_dsinfer.fp8"
+        )
+    if options.gemm == "fp8" and config.ue8m0:
+        raise UsageError(
+            f"gemm fp8 does not support scale_fmt ue8m0 of {path}, which rounds activations' "
+            "scales to powers of two: use --gemm bf16"
+        )
+    return replace(config, mtp=options.speculative)
 
 
 class Engine:
     """A model, ready to answer."""
 
-    def __init__(
-        self,
-        model_dir: Path | str,
-        *,
-        device: str = "auto",
-        dtype: str = "auto",
-        attention: str = "tp",
-        max_model_len: int | None = None,
-        max_running: int = 64,
-        seed: int = 0,
-        threads: int | None = None,
-        block_size: int = BLOCK_SIZE,
-        cache_tokens: int | None = None,
-        step_tokens: int = STEP_TOKENS,
-        gemm: Arithmetic = "bf16",
-        graphs: bool = True,
-        speculative: bool = False,
-    ) -> None:
+    def __init__(self, model_dir: Path | str, options: EngineOptions) -> None:
         """Load this rank's part of the model; all ranks come here together.
 
-        `attention` says how ranks share it: tp, each has some heads, or dp, some sequences.
-        `max_model_len` is in tokens of prompt and answer (None: the model's own), `max_running` in
-        sequences, `threads` per process (None: this process's share of the cores). The cache has
-        blocks of `block_size` tokens, `cache_tokens` in all of what ranks hold apart (None: what
-        fits the free memory); a step runs `step_tokens` at most. `gemm` is the arithmetic of
-        block-fp8 weights (gemm.py); with `graphs` a GPU decodes in CUDA graphs. `speculative`:
-        draft with the model's MTP layer.
-        Errors: UsageError, ModelError, ParallelError, CheckpointError. What every rank can find
-        out from options and files is found before they meet, so that none waits for another.
+        What every rank can find out from options and files is checked before the rendezvous, so
+        that no rank waits for one that has failed.
+        Raises: UsageError, ModelError, ParallelError, CheckpointError.
         """
         model_dir = Path(model_dir)
-        place = Place.from_environment()
-        where = parallel.choose_device(device, place)
-        if dtype not in cpu.DTYPES:
-            known = ", ".join(cpu.DTYPES)
-            raise UsageError(f"dtype {dtype!r} is unknown; {known} are known")
-        if max_running < 1:
-            raise UsageError(f"max_running is {max_running}; it must be 1 or more")
-        found = ModelConfig.read(model_dir)
-        if speculative and not found.mtp:
-            raise ModelError(
-                f"{model_dir}/config.json: this model has no MTP layer for --speculative"
-            )
-        if speculative and attention == "dp" and place.world > 1:
-            raise UsageError("--speculative needs --attention tp: drafts are made on every rank")
-        self.config = replace(found, mtp=speculative)
-        limit = self.config.max_positions
-        self.max_model_len = limit if max_model_len is None else max_model_len
-        if not 0 < self.max_model_len <= limit:
-            raise UsageError(
-                f"max_model_len {self.max_model_len} is not between 1 and the model's "
-                f"{self.config.max_positions}"
-            )
-        if gemm not in ARITHMETICS:
-            raise UsageError(f"gemm {gemm!r} is unknown; {', '.join(ARITHMETICS)} are known")
-        if gemm == "fp8" and not self.config.fp8:
-            raise UsageError(
-                f"gemm fp8 needs block-fp8 weights, and {model_dir} has none: leave --gemm out, or "
-                "make them with python -m ref_dsinfer.fp8"
-            )
-        if gemm == "fp8" and self.config.ue8m0:
-            raise UsageError(
-                f"gemm fp8 does not know {model_dir}/config.json's scale_fmt ue8m0, which rounds "
-                "activations' scales to powers of two: use --gemm bf16"
-            )
-        parallel.check(self.config, place.world, attention)
-        checkpoint.check(model_dir, self.config, place.world)
+        info = RankInfo.from_environment()
+        device = parallel.choose_device(options.device, info)
+        self.config = _checked_config(model_dir, options, info.world_size)
+        self.max_model_len = options.max_model_len or self.config.max_positions
+        parallel.check(self.config, info.world_size, options.attention)
+        checkpoint.check(model_dir, self.config, info.world_size)
 
-        torch.set_num_threads(threads or max(1, parallel.cores() // place.local_world))
-        began = time.monotonic()
-        self.ranks = parallel.meet(place, where, attention)
-        shares = self.ranks.shares
-        self.seed = seed
-        self.dtype = cpu.dtype_for(dtype, where.type)
-        kind: torch.dtype = getattr(torch, self.dtype)
-        model = Model.load(model_dir, self.config, kind, self.ranks, self.max_model_len)
-        model.multiply_in(gemm)
+        torch.set_num_threads(options.threads or max(1, parallel.cores() // info.local_world_size))
+        start = time.monotonic()
+        self.ranks = parallel.init_ranks(info, device, options.attention)
+        dp_size = self.ranks.dp_size
+        self.seed = options.seed
+        self.dtype = cpu.dtype_for(options.dtype, device.type)
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        model = Model.load(model_dir, self.config, dtype, self.ranks, self.max_model_len)
+        model.multiply_in(options.gemm)
+        rank_running = ceil_div(options.max_running, dp_size)  # sequences of one rank
+        block_size = options.block_size
         blocks = block_count(
             self.config,
-            kind,
+            dtype,
             self.ranks,
-            longest=self.max_model_len,
-            sequences=share_of(max_running, shares),
+            max_model_len=self.max_model_len,
+            max_running=rank_running,
             block_size=block_size,
-            tokens=cache_tokens and cache_tokens // shares,
+            tokens=options.cache_tokens and options.cache_tokens // dp_size,
         )
-        pools = [BlockPool(blocks, block_size) for _ in range(shares)]
-        self.scheduler = Scheduler(pools, max_running, step_tokens, MTP_STEPS if speculative else 0)
-        kind_of_runner = SpeculativeRunner if speculative else Runner
-        self.runner = kind_of_runner(model, blocks, block_size, kind, self.ranks)
-        self.checked = self.accepted = 0  # runs of drafts; tokens that came of them
+        runner_class = SpeculativeRunner if options.speculative else Runner
+        self.scheduler = Scheduler(
+            [BlockPool(blocks, block_size) for _ in range(dp_size)],
+            options.max_running,
+            options.step_tokens,
+            runner_class.drafts,
+        )
+        self.runner = runner_class(model, blocks, block_size, dtype, self.ranks)
+        self.verified = 0  # times that a sequence's drafts were verified
+        self.accepted = 0  # tokens that came of these: accepted drafts, and the one after them
         self._sequences: dict[int, Sequence] = {}
-        if graphs and where.type == "cuda" and not speculative:
-            self.runner.use_graphs(share_of(max_running, shares), self.max_model_len)
+        if options.graphs and device.type == "cuda" and not options.speculative:
+            self.runner.capture_graphs(rank_running, self.max_model_len)
         self.ranks.barrier()
-        log.info("loaded %s on %s in %.1f s", model_dir, where, time.monotonic() - began)
+        log.info("loaded %s on %s in %.1f s", model_dir, device, time.monotonic() - start)
 
     @property
     def busy(self) -> bool:
@@ -145,8 +127,8 @@ class Engine:
     ) -> None:
         """Refuse what `add` would refuse; may be called from any thread.
 
-        Errors: LengthError for a prompt that is empty or leaves no room for one token; ModelError
-        for ids the model does not know; UsageError for the other values.
+        Raises: LengthError for a prompt that is empty or leaves no room for one token, ModelError
+        for ids that the model does not have, UsageError for the other values.
         """
         if not 0 < len(prompt_ids) < self.max_model_len:
             raise LengthError(
@@ -156,14 +138,14 @@ class Engine:
         if not 0 <= min(prompt_ids) <= max(prompt_ids) < self.config.vocab_size:
             raise ModelError(
                 f"a prompt holds ids beyond the model's {self.config.vocab_size}: the tokenizer "
-                "belongs to another model"
+                "is another model's"
             )
         if max_new_tokens < 1:
             raise UsageError(f"max_new_tokens is {max_new_tokens}; it must be 1 or more")
         if not (0 <= temperature < math.inf and 0 < top_p <= 1):
             raise UsageError(
-                f"temperature {temperature} and top_p {top_p} can't be sampled with: they must be "
-                "0 or more, and above 0 up to 1"
+                f"temperature {temperature}, top_p {top_p}: the temperature must be 0 or more, and "
+                "top_p above 0 and at most 1"
             )
 
     def add(
@@ -175,7 +157,7 @@ class Engine:
         temperature: float = 0.0,
         top_p: float = 1.0,
     ) -> None:
-        """Queue a request. Errors: those of `check`; ValueError if its id is in use."""
+        """Queue a request. Raises: as `check`; ValueError if its id is in use."""
         self.check(prompt_ids, max_new_tokens, temperature, top_p)
         if request_id in self._sequences:
             raise ValueError(f"request {request_id} is open already")
@@ -185,56 +167,57 @@ class Engine:
         self.scheduler.add(sequence)
 
     def abort(self, request_id: int) -> None:
-        """Forget a request and free its blocks; nothing happens if it has ended already."""
+        """Drop a request and release its blocks; does nothing if it has finished already."""
         if request_id in self._sequences:
             self._remove(self._sequences[request_id])
 
     def step(self) -> list[Output]:
-        """Run one step: a token of each running answer, or several with drafts, and some of
-        prompts."""
-        work = self.scheduler.schedule()
-        logits = self.runner.run(work)
-        places = [
-            (one.sequence, len(one.sequence.answer_ids) + number)
-            for one in work
-            for number in range(one.draws)
+        """Run one step: every running sequence gets a token, or several with drafts, and prompts
+        are prefilled with what is left of the step's token budget."""
+        scheduled = self.scheduler.schedule()
+        logits = self.runner.run(scheduled)
+        targets = [
+            (item.sequence, len(item.sequence.answer_ids) + offset)
+            for item in scheduled
+            for offset in range(item.samples)
         ]
-        drawn = iter(sample(logits, places, self.ranks))
+        tokens = iter(sample(logits, targets, self.ranks))
         outputs = [
-            self._append(one.sequence, list(islice(drawn, one.draws))) for one in work if one.draws
+            self._append(item.sequence, list(islice(tokens, item.samples)))
+            for item in scheduled
+            if item.samples
         ]
-        if isinstance(self.runner, SpeculativeRunner):
-            self.runner.draft(work)
+        self.runner.draft(scheduled)
         return outputs
 
     def close(self) -> None:
-        """Part from the other ranks."""
-        if self.checked:
-            each, most = self.accepted / self.checked, MTP_STEPS + 1
-            log.info("drafts: %.2f tokens of an answer in a step, of at most %d", each, most)
-        self.ranks.leave()
+        """Leave the process group."""
+        if self.verified:
+            mean, most = self.accepted / self.verified, self.runner.drafts + 1
+            log.info("drafts: %.2f tokens of an answer in a step, of at most %d", mean, most)
+        self.ranks.shutdown()
 
-    def _append(self, sequence: Sequence, drawn: list[int]) -> Output:
-        """Add what was drawn after the last token and after right drafts, to the answer's end."""
-        tokens = checked(sequence.drafts, drawn)
+    def _append(self, sequence: Sequence, sampled: list[int]) -> Output:
+        """Append what was sampled after the last token and after accepted drafts."""
+        tokens = accepted(sequence.drafts, sampled)
         if sequence.drafts:
-            self.checked += 1
+            self.verified += 1
             self.accepted += len(tokens)
         sequence.drafts = []
         sequence.cached += len(tokens) - 1
         finish: Finish | None = None
-        added: list[int] = []
+        new_ids: list[int] = []
         for token in tokens:
             if token in sequence.stop_ids:
                 finish = "stop"
                 break
-            added.append(token)
-        sequence.answer_ids += added
+            new_ids.append(token)
+        sequence.answer_ids += new_ids
         if not finish and len(sequence.answer_ids) == sequence.max_new_tokens:
             finish = "length"
         if finish:
             self._remove(sequence)
-        return Output(sequence.id, tuple(added), finish)
+        return Output(sequence.id, tuple(new_ids), finish)
 
     def _remove(self, sequence: Sequence) -> None:
         del self._sequences[sequence.id]

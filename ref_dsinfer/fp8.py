@@ -18,9 +18,9 @@ from torch import Tensor
 import entrypoint
 from errors import UsageError
 from ref_dsinfer import checkpoint, weight_files
-from ref_dsinfer.config import ModelConfig
+from ref_dsinfer.config import CONFIG_FILE, ModelConfig, read_config
+from ref_dsinfer.files import write_json
 from ref_dsinfer.keys import FP8_BLOCK, QUANTIZATION_CONFIG
-from ref_dsinfer.lookalike import read_object
 
 E4M3 = torch.float8_e4m3fn
 LARGEST = torch.finfo(E4M3).max  # 448
@@ -78,7 +78,7 @@ def _unblocked(blocks: Tensor, shape: torch.Size) -> Tensor:
 def write_twin(source: Path, target: Path) -> None:
     """Write a block-fp8 twin of a Hugging Face checkpoint, one weight in memory at a time.
 
-    Errors: ModelError, CheckpointError for the source; UsageError if it is fp8 already or is the
+    Raises: ModelError, CheckpointError for the source; UsageError if it is fp8 already or is the
     target itself; OutputError if the target can't be written.
     """
     found = ModelConfig.read(source)
@@ -96,14 +96,12 @@ def write_twin(source: Path, target: Path) -> None:
         entries, tensors = _quantised(pieces)
         checkpoint.write(target / file.name, entries, tensors)
         weight_map.update(dict.fromkeys((entry.name for entry in entries), file.name))
-    config = read_object(source / "config.json")
+    config = read_config(source)
     config["quantization_config"] = QUANTIZATION_CONFIG
     checkpoint.copy_side_files(source, target)
-    checkpoint.write_json(target / "config.json", config)
+    write_json(target / CONFIG_FILE, config)
     if len(files) > 1:
-        checkpoint.write_json(
-            target / weight_files.INDEX, {"metadata": {}, "weight_map": weight_map}
-        )
+        write_json(target / weight_files.INDEX, {"metadata": {}, "weight_map": weight_map})
 
 
 def _quantised(

@@ -1,6 +1,7 @@
 """Talk to a model on a terminal, or answer a file of prompts, one a line.
 
-The one place in this package that sees text. Start it with torchrun to use several processes.
+An entry script, the one of this package: it imports `data.prompts`, so that prompts and stop ids
+are those of every other run. Start it with torchrun to use several processes.
 
     python -m ref_dsinfer.generate --model-path DIR [--input-file PROMPTS]
 """
@@ -14,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import entrypoint
-from errors import EmptyDataError, InputFileError, ModelError
+from data.prompts import Prompts
+from errors import EmptyDataError, InputFileError
 from ref_dsinfer.cpu import DTYPES
-from ref_dsinfer.lookalike import HEAD, check_json, what_it_is
+from ref_dsinfer.lookalike import HEAD, what_it_is
 
 if TYPE_CHECKING:
     from ref_dsinfer.engine import Engine
@@ -30,7 +32,9 @@ def arguments() -> argparse.Namespace:
         prog="ref_dsinfer.generate", description="Answer prompts from a terminal or a file."
     )
     parser.add_argument("--model-path", type=Path, required=True, help="model directory")
-    parser.add_argument("--input-file", type=Path, help="prompts, one a line (default: ask)")
+    parser.add_argument(
+        "--input-file", type=Path, help="prompts, one a line (default: the terminal)"
+    )
     parser.add_argument("--max-new-tokens", type=int, default=200)
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
     parser.add_argument("--top-p", type=float, default=1.0)
@@ -39,28 +43,8 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def tokenizer(model_dir: Path) -> Any:
-    """The model's tokenizer, with its chat template. Errors: ModelError."""
-    from transformers import PreTrainedTokenizerFast
-
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        if not (model_dir / name).is_file():
-            raise ModelError(f"{model_dir} has no {name}, so no tokenizer that can be read")
-        check_json(model_dir / name)
-    try:
-        loaded = PreTrainedTokenizerFast.from_pretrained(model_dir, local_files_only=True)
-    except Exception as error:  # the tokenizers library raises bare Exception
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ModelError(f"{model_dir} has no tokenizer that can be read: {reason}") from error
-    if not loaded.chat_template:
-        raise ModelError(f"{model_dir} has no chat template")
-    if loaded.eos_token_id is None:
-        raise ModelError(f"{model_dir}/tokenizer_config.json names no eos_token")
-    return loaded
-
-
 def file_prompts(path: Path) -> list[str]:
-    """The lines of a file that are not blank. Errors: InputFileError, EmptyDataError."""
+    """The lines of a file that are not blank. Raises: InputFileError, EmptyDataError."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -79,9 +63,11 @@ def file_prompts(path: Path) -> list[str]:
     return prompts
 
 
-def asked_prompts() -> Iterator[list[str]]:
-    """What a person types, until end of file or `/exit`. Errors: InputFileError for bytes that are
-    no text, but a person is asked again."""
+def typed_prompts() -> Iterator[list[str]]:
+    """What a person types, until end of file or `/exit`.
+
+    Raises: InputFileError where piped input is not UTF-8; on a terminal the prompt is asked again.
+    """
     if sys.stdin is None:
         raise InputFileError("standard input is closed: name a file of prompts by --input-file")
     if isinstance(sys.stdin, io.TextIOWrapper):
@@ -104,7 +90,7 @@ def asked_prompts() -> Iterator[list[str]]:
 
 
 def checked(line: str, place: str) -> str:
-    """A line without its end, if it is text. Errors: InputFileError naming the first byte that is
+    """A line without its end, if it is text. Raises: InputFileError naming the first byte that is
     not, which `line` holds as `ESCAPE` has it."""
     for character in line:
         if "\udc80" <= character <= "\udcff":
@@ -113,11 +99,12 @@ def checked(line: str, place: str) -> str:
     return line.removesuffix("\r")
 
 
-def answer(engine: "Engine", prompts: list[dict[str, Any]]) -> list[list[int]]:
-    """Run prompts, each given as `Engine.add`'s arguments, to their ends; every rank comes here."""
-    answers: list[list[int]] = [[] for _ in prompts]
-    for number, prompt in enumerate(prompts):
-        engine.add(number, **prompt)
+def answer(engine: "Engine", requests: list[dict[str, Any]]) -> list[list[int]]:
+    """Token ids of each request's answer; a request holds `Engine.add`'s arguments. Every rank
+    calls this with the same requests."""
+    answers: list[list[int]] = [[] for _ in requests]
+    for number, request in enumerate(requests):
+        engine.add(number, **request)
     while engine.busy:
         for output in engine.step():
             answers[output.id] += output.token_ids
@@ -128,50 +115,36 @@ def main() -> None:
     """Rank 0 reads and prints; all ranks run the model."""
     args = arguments()
     # Before the model, which takes longer: a file that can't be read ends all ranks at once.
-    groups: Any = iter([file_prompts(args.input_file)]) if args.input_file else asked_prompts()
-    words = tokenizer(args.model_path)
+    batches = iter([file_prompts(args.input_file)]) if args.input_file else typed_prompts()
+    prompts = Prompts(args.model_path)
 
     from ref_dsinfer.engine import Engine
+    from ref_dsinfer.options import EngineOptions
 
-    engine = Engine(args.model_path, device=args.device, dtype=args.dtype)
-    leads = engine.ranks.rank == 0
+    engine = Engine(args.model_path, EngineOptions(device=args.device, dtype=args.dtype))
     while True:
-        texts = next(groups, None) if leads else None
-        prompts = [
+        texts = next(batches, None) if engine.ranks.rank == 0 else None
+        requests = [
             {
-                "prompt_ids": ids_of(words, text),
+                "prompt_ids": prompts.ids(text),
                 "max_new_tokens": args.max_new_tokens,
-                "stop_ids": frozenset([words.eos_token_id]),
+                "stop_ids": prompts.stop_ids,
                 "temperature": args.temperature,
                 "top_p": args.top_p,
             }
             for text in texts or []
         ]
-        for prompt in prompts:
-            engine.check(prompt["prompt_ids"], args.max_new_tokens, args.temperature, args.top_p)
-        shared = engine.ranks.share(prompts or None)
-        if shared is None:
+        for request in requests:
+            engine.check(request["prompt_ids"], args.max_new_tokens, args.temperature, args.top_p)
+        requests = engine.ranks.broadcast(requests or None)
+        if requests is None:
             break
-        answers = answer(engine, shared)
-        for text, ids in zip(texts or [], answers, strict=False):
+        answers = answer(engine, requests)
+        for text, ids in zip(texts or [], answers, strict=False):  # other ranks have no texts
             if args.input_file:
                 print(f">>> {text}")
-            print(words.decode(ids, skip_special_tokens=True), flush=True)
+            print(prompts.text(ids), flush=True)
     engine.close()
-
-
-def ids_of(words: Any, text: str) -> tuple[int, ...]:
-    """A user's message in the model's template, as token ids. Errors: ModelError."""
-    try:
-        prompt = words.apply_chat_template(
-            [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
-        )
-    except Exception as error:  # a template is a program, and may raise anything
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(
-            f"{words.name_or_path}: the chat template can't be rendered: {reason}"
-        ) from error
-    return tuple(words.encode(prompt, add_special_tokens=False))
 
 
 if __name__ == "__main__":

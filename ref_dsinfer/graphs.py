@@ -1,10 +1,10 @@
 """Decode steps of fixed shape, which a GPU replays as CUDA graphs.
 
-A step of a few thousand small kernels costs more to launch than to run. A graph is launched as one,
-but has fixed shapes and addresses: so there is one for each of some batch sizes, a step takes the
-next larger one, and the rows that are too many decode a token of nobody in a block that no sequence
-owns. Inputs come over in two copies at most; nothing waits for the GPU until the sampled tokens are
-read, which the next step's inputs are made of.
+A step of a few thousand small kernels costs more to launch than to run. A graph is one launch, but
+has fixed shapes and addresses: so one is captured for each of some batch sizes, and a step uses the
+next larger one. Padding rows decode a dummy token into a spare block. Inputs take two copies to the
+device at most; nothing waits for the GPU until the sampled tokens are read, of which the next
+step's inputs are made.
 """
 
 import logging
@@ -17,75 +17,83 @@ from torch import Tensor
 from ref_dsinfer.batch import Batch, Decodes
 from ref_dsinfer.cache import PagedCache
 from ref_dsinfer.model import Model
-from ref_dsinfer.scheduler import Work
+from ref_dsinfer.scheduler import ScheduledTokens
 
 log = logging.getLogger(__name__)
 
 SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64)
 
 
-def padded_sizes(most: int) -> list[int]:
-    """The batch sizes there are graphs for, up to `most` itself."""
+def padded_sizes(max_batch: int) -> list[int]:
+    """The batch sizes that are captured, up to `max_batch` itself."""
     sizes = list(SIZES)
-    while sizes[-1] < most:
+    while sizes[-1] < max_batch:
         last = sizes[-1]
         sizes.append(last + (32 if last < 256 else 64 if last < 512 else 128))
-    return [*(size for size in sizes if size < most), most]
+    return [*(size for size in sizes if size < max_batch), max_batch]
 
 
 class Inputs:
-    """What a decode step reads, in the same place every step.
+    """What a decode step reads, at the same addresses in every step.
 
-    The host's copies are pinned, and are written only when the step before has been read: no copy
-    of them is then on its way.
+    The host's copies are pinned. They are written only once the step before has been read, so no
+    copy to the device is still under way.
     """
 
     def __init__(
-        self, most: int, columns: int, spare: int, block_size: int, device: torch.device
+        self,
+        max_batch: int,
+        max_blocks: int,
+        padding_block: int,
+        block_size: int,
+        device: torch.device,
     ) -> None:
-        """For `most` sequences of `columns` blocks; `spare` is the block that nobody owns."""
-        self._spare, self._block_size = spare, block_size
+        """For `max_batch` sequences of `max_blocks` blocks; no sequence holds `padding_block`."""
+        self._padding_block, self._block_size = padding_block, block_size
         pinned = device.type == "cuda"
-        self._ids = torch.zeros(4 * most, dtype=torch.int64, pin_memory=pinned)
-        self._table = torch.full((most, columns), spare, dtype=torch.int64, pin_memory=pinned)
-        self._ids_there = torch.zeros_like(self._ids, device=device)
-        self._table_there = torch.full_like(self._table, spare, device=device)
-        # What each row of the table was made of, to write only what has changed.
-        self._written: list[tuple[list[int], int]] = [([], 0)] * most
-        self._rows = self._table.numpy()
+        tables = (max_batch, max_blocks)
+        self._ids = torch.zeros(4 * max_batch, dtype=torch.int64, pin_memory=pinned)
+        self._tables = torch.full(tables, padding_block, dtype=torch.int64, pin_memory=pinned)
+        self._device_ids = torch.zeros_like(self._ids, device=device)
+        self._device_tables = torch.full_like(self._tables, padding_block, device=device)
+        # The block table and its length that each row was written from, to write only changes.
+        self._written: list[tuple[list[int], int]] = [([], 0)] * max_batch
+        self._rows = self._tables.numpy()
 
     def batch(self, size: int) -> Batch:
-        """The step's batch of so many rows, always at the same addresses."""
-        tokens, positions, rows, lengths = self._ids_there[: 4 * size].view(4, size)
-        decodes = Decodes(self._table_there[:size], lengths)
-        return Batch(tokens, positions, rows, decodes, (), size)
+        """The step's batch of `size` rows, always at the same addresses."""
+        tokens, positions, slots, lengths = self._device_ids[: 4 * size].view(4, size)
+        decodes = Decodes(self._device_tables[:size], lengths)
+        return Batch(tokens, positions, slots, decodes, (), size)
 
-    def fill(self, work: list[Work], size: int) -> None:
-        """Send one step's input over, padded to `size` rows."""
+    def fill(self, scheduled: list[ScheduledTokens], size: int) -> None:
+        """Copy one step's inputs to the device, padded to `size` rows."""
         ids = self._ids[: 4 * size].view(4, size).numpy()
-        count = len(work)
-        ids[:, count:] = [[0], [0], [self._spare * self._block_size], [1]]
-        if work:
-            ids[:, :count] = list(zip(*map(self._of, work), strict=True))
-        self._ids_there[: 4 * size].copy_(self._ids[: 4 * size], non_blocking=True)
-        changed = [self._write(row, one.sequence.blocks) for row, one in enumerate(work)]
-        changed += [self._write(row, [self._spare]) for row in range(count, size)]
+        count = len(scheduled)
+        ids[:, count:] = [[0], [0], [self._padding_block * self._block_size], [1]]
+        if scheduled:
+            ids[:, :count] = list(zip(*map(self._inputs_of, scheduled), strict=True))
+        self._device_ids[: 4 * size].copy_(self._ids[: 4 * size], non_blocking=True)
+        changed = [
+            self._write(row, item.sequence.block_table) for row, item in enumerate(scheduled)
+        ]
+        changed += [self._write(row, [self._padding_block]) for row in range(count, size)]
         if any(changed):
-            self._table_there[:size].copy_(self._table[:size], non_blocking=True)
+            self._device_tables[:size].copy_(self._tables[:size], non_blocking=True)
 
-    def _of(self, one: Work) -> tuple[int, int, int, int]:
-        """A decode's token, position, row in the cache, and tokens in the cache."""
-        block = one.sequence.blocks[one.start // self._block_size]
-        row = block * self._block_size + one.start % self._block_size
-        return one.sequence.ids(one.start, one.stop)[0], one.start, row, one.stop
+    def _inputs_of(self, item: ScheduledTokens) -> tuple[int, int, int, int]:
+        """A decode's token, position, slot in the KV cache, and tokens in the KV cache."""
+        block = item.sequence.block_table[item.start // self._block_size]
+        slot = block * self._block_size + item.start % self._block_size
+        return item.sequence.ids(item.start, item.stop)[0], item.start, slot, item.stop
 
     def _write(self, row: int, blocks: list[int]) -> bool:
-        """Make a row of the table these blocks; returns whether it was not.
+        """Write a block table into a row; returns whether that changed anything.
 
-        A sequence's list only grows, and is another one once its blocks were given back.
+        A sequence's table only grows, and is a new list once its blocks were released.
         """
-        known, count = self._written[row]
-        if known is blocks or known == blocks:
+        written, count = self._written[row]
+        if written is blocks or written == blocks:
             if count == len(blocks):
                 return False
         else:
@@ -99,25 +107,31 @@ class Decoder:
     """Runs decode steps at padded sizes; after `capture`, as CUDA graphs."""
 
     def __init__(
-        self, model: Model, cache: PagedCache, spare: int, most: int, longest: int
+        self,
+        model: Model,
+        cache: PagedCache,
+        padding_block: int,
+        max_batch: int,
+        max_model_len: int,
     ) -> None:
-        """For `most` sequences of at most `longest` tokens; block `spare` must be nobody's."""
+        """For `max_batch` sequences of `max_model_len` tokens; no sequence may hold
+        `padding_block`."""
         device = model.rotations.device
-        columns = -(-longest // cache.block_size)
-        self.model, self.cache, self.sizes = model, cache, padded_sizes(most)
-        self.inputs = Inputs(most, columns, spare, cache.block_size, device)
-        kind = model.embed_tokens.weight.dtype
-        self._hidden = torch.empty(most, model.config.hidden, dtype=kind, device=device)
+        max_blocks = -(-max_model_len // cache.block_size)
+        self.model, self.cache, self.sizes = model, cache, padded_sizes(max_batch)
+        self.inputs = Inputs(max_batch, max_blocks, padding_block, cache.block_size, device)
+        dtype = model.embed_tokens.weight.dtype
+        self._hidden = torch.empty(max_batch, model.config.hidden, dtype=dtype, device=device)
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
 
     @torch.inference_mode()
     def capture(self) -> None:
-        """Make the graphs, the largest first, so that the others fit into its memory."""
-        began = time.monotonic()
+        """Capture the graphs, the largest first, so that the others fit into its memory."""
+        start = time.monotonic()
         pool = None
         for size in reversed(self.sizes):
             self.inputs.fill([], size)
-            self._forward(size)  # compiles kernels and makes workspaces, which a capture must not
+            self._forward(size)  # compiles kernels and allocates workspaces, which a capture can't
             graph = torch.cuda.CUDAGraph()
             # Other threads (NCCL's watchdog) may go on calling CUDA.
             with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
@@ -125,20 +139,22 @@ class Decoder:
             pool = graph.pool()
             self._graphs[size] = graph
         torch.cuda.synchronize()
-        took = time.monotonic() - began
-        log.info("captured CUDA graphs of %d batch sizes in %.1f s", len(self.sizes), took)
+        seconds = time.monotonic() - start
+        log.info("captured CUDA graphs of %d batch sizes in %.1f s", len(self.sizes), seconds)
 
     @torch.inference_mode()
-    def run(self, work: list[Work], width: int) -> Tensor:
-        """Hidden states [N, D] of this rank's work in a step of decodes only, of which a rank has
-        `width` at most; they hold until the next step."""
+    def run(self, scheduled: list[ScheduledTokens], width: int) -> Tensor:
+        """Hidden states [N, D] of this rank's decodes; valid until the next step.
+
+        The step has decodes alone, and no rank has more than `width` of them.
+        """
         size = self.sizes[bisect_left(self.sizes, width)]
-        self.inputs.fill(work, size)
+        self.inputs.fill(scheduled, size)
         if size in self._graphs:
             self._graphs[size].replay()
         else:
             self._forward(size)
-        return self._hidden[: len(work)]
+        return self._hidden[: len(scheduled)]
 
     def _forward(self, size: int) -> None:
         self._hidden[:size].copy_(self.model(self.inputs.batch(size), self.cache))

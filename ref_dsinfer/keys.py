@@ -1,9 +1,9 @@
-"""The keys of a model's config.json, and what becomes of each: nothing is ignored that counts.
+"""The keys of a model's config.json, and what this engine does with each.
 
-Every key of transformers' DeepseekV3Config and of DeepSeek's own files stands in one table here. A
-value that this model has no code for is refused, which beats answering with another model's
-numbers. Keys of others' making are named in a warning, but in `rope_scaling` and
-`quantization_config`, where each one changes the arithmetic, they are refused.
+Every key of transformers' DeepseekV3Config and of DeepSeek's own files is in one table here. A
+value that the model has no code for is refused, rather than answered with another model's numbers.
+Other keys are named in a warning; in `rope_scaling` and `quantization_config`, where every key
+changes the arithmetic, they are refused.
 """
 
 from typing import Any
@@ -43,7 +43,7 @@ HONOURED = frozenset(
         "vocab_size",
     }
 )
-# The values that mean what is computed here. A key that is absent means so too.
+# Values that mean what is computed here, as an absent key does.
 FIXED: dict[str, tuple[Any, ...]] = {
     "attention_bias": (False, None),
     "hidden_act": ("silu", "swish"),
@@ -56,16 +56,16 @@ FIXED: dict[str, tuple[Any, ...]] = {
     "rope_interleave": (True,),
     "tie_word_embeddings": (False, None),
 }
-# Sizes that follow from others, yet can be said: they must not say anything else.
+# Sizes that follow from others and may be stated too: they must agree.
 DERIVED: dict[str, tuple[str, ...]] = {
-    "head_dim": ("qk_rope_head_dim",),  # transformers' word for what it rotates
+    "head_dim": ("qk_rope_head_dim",),  # transformers' name of what it rotates
     "num_key_value_heads": ("num_attention_heads",),
     "num_local_experts": ("n_routed_experts",),
     "qk_head_dim": ("qk_nope_head_dim", "qk_rope_head_dim"),
 }
 WITHOUT_EFFECT = frozenset(
     {
-        # of training, or of what a call of transformers' model returns
+        # of training, or what a call of transformers' model returns
         "attention_dropout",
         "aux_loss_alpha",
         "id2label",
@@ -78,7 +78,7 @@ WITHOUT_EFFECT = frozenset(
         "return_dict",
         "seq_aux",
         "tie_last_hidden_states",
-        # how others compute the same, or where it came from
+        # how others compute the same, or where the model came from
         "_name_or_path",
         "auto_map",
         "chunk_size_feed_forward",  # read by no layer of this architecture
@@ -87,7 +87,7 @@ WITHOUT_EFFECT = frozenset(
         "pretraining_tp",
         "transformers_version",
         "use_cache",
-        # said elsewhere: by --dtype, by the tokenizer and generation_config.json
+        # set elsewhere: by --dtype, the tokenizer and generation_config.json
         "bos_token_id",
         "dtype",
         "eos_token_id",
@@ -97,7 +97,7 @@ WITHOUT_EFFECT = frozenset(
 )
 KNOWN = HONOURED | FIXED.keys() | DERIVED.keys() | WITHOUT_EFFECT
 
-# Of `rope_parameters` or `rope_scaling`, by type; what is fixed above is so here as well.
+# Of `rope_parameters` or `rope_scaling`, by type; FIXED holds here as well.
 ROPE: dict[str, frozenset[str]] = {
     "default": frozenset({"rope_theta"}),
     "yarn": frozenset(
@@ -117,7 +117,7 @@ ROPE: dict[str, frozenset[str]] = {
 ROPE_TYPE = ("rope_type", "type")
 
 FP8_BLOCK = 128  # rows and columns that share one scale
-# Of `quantization_config`: as DeepSeek publishes its weights. Here an absent key is None.
+# Of `quantization_config`, as DeepSeek publishes its weights. None stands for an absent key.
 QUANTIZATION: dict[str, tuple[Any, ...]] = {
     "activation_scheme": ("dynamic", None),
     "dequantize": (False, True, None),  # the same numbers, in more memory
@@ -129,7 +129,7 @@ QUANTIZATION: dict[str, tuple[Any, ...]] = {
 }
 UNCONVERTED = ("modules_to_not_convert", "ignored_layers")  # lists of modules' names or patterns
 
-# What DeepSeek's own files say.
+# As in DeepSeek's own files.
 QUANTIZATION_CONFIG = {
     "activation_scheme": "dynamic",
     "fmt": "e4m3",

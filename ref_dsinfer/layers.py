@@ -72,7 +72,7 @@ class MLP(nn.Module):
         self, config: ModelConfig, intermediate: int, dtype: torch.dtype, ranks: Ranks
     ) -> None:
         super().__init__()
-        inner = intermediate // ranks.world
+        inner = intermediate // ranks.world_size
         # Gate and up are one product, yet two matrices: fp8 blocks must not run across both.
         self.gate_up_proj = Weight(2, inner, config.hidden, dtype=dtype, quantised=config.fp8)
         self.down_proj = Linear(config.hidden, inner, dtype=dtype, quantised=config.fp8)
@@ -93,17 +93,17 @@ class Embedding(nn.Module):
     def __init__(self, config: ModelConfig, dtype: torch.dtype, ranks: Ranks) -> None:
         super().__init__()
         self.ranks = ranks
-        self.size = config.vocab_size // ranks.world
+        self.size = config.vocab_size // ranks.world_size
         self.weight = parameter((self.size, config.hidden), dtype)
 
     def forward(self, tokens_T: Tensor, width: int) -> Tensor:
         """Hidden states [T, D]; `width` is that of the batch."""
-        if self.ranks.world == 1:
+        if self.ranks.world_size == 1:
             return F.embedding(tokens_T, self.weight)
-        local_G = self.ranks.all_tokens(tokens_T, width) - self.ranks.rank * self.size
+        local_G = self.ranks.gather_tokens(tokens_T, width) - self.ranks.rank * self.size
         mine_G = (local_G >= 0) & (local_G < self.size)
         part_GD = F.embedding(local_G.where(mine_G, 0), self.weight) * mine_G[:, None]
-        return self.ranks.own_tokens(part_GD, len(tokens_T), self.weight.dtype)
+        return self.ranks.scatter_tokens(part_GD, len(tokens_T), self.weight.dtype)
 
 
 class Head(nn.Module):
@@ -112,7 +112,9 @@ class Head(nn.Module):
     def __init__(self, config: ModelConfig, ranks: Ranks) -> None:
         super().__init__()
         self.ranks = ranks
-        self.weight = parameter((config.vocab_size // ranks.world, config.hidden), torch.float32)
+        self.weight = parameter(
+            (config.vocab_size // ranks.world_size, config.hidden), torch.float32
+        )
 
     def forward(self, x_ND: Tensor) -> Tensor:
-        return self.ranks.gather(F.linear(x_ND.float(), self.weight))
+        return self.ranks.gather_columns(F.linear(x_ND.float(), self.weight))

@@ -1,7 +1,7 @@
-"""What a file really is that goes by another's name: a pointer, an error page, an archive.
+"""What a file really is that has another's name: a git-lfs pointer, an error page, an archive.
 
-Nothing here decides whether a file is good: its reader does, and asks here what to say once it has
-failed, or before it parses what should begin otherwise.
+Nothing here decides whether a file is good. Its reader does, and asks here for a better message
+once it has failed, or before it parses what does not begin as it should.
 """
 
 import json
@@ -11,14 +11,14 @@ from typing import Any
 
 from errors import ModelError, UserError
 
-HEAD = 512  # bytes that are enough to tell: a tar's mark, the farthest, stands at 257
+HEAD = 512  # bytes that are enough: the farthest mark, a tar's, is at 257
 
 PICKLE, PARQUET, SAFETENSORS, JSON = "a pickle", "a Parquet file", "a safetensors file", "JSON text"
 
 GZIP = b"\x1f\x8b"
 UNPACK = "unpack it, and name what was in it"
 AGAIN = "download it again"
-# What a file begins with, and what to say of it.
+# How a file begins, and the phrase for it.
 BEGINNINGS: tuple[tuple[bytes, str], ...] = (
     (b"version https://git-lfs", "a git-lfs pointer, not the file itself: run `git lfs pull`"),
     (GZIP, f"compressed by gzip: {UNPACK}"),
@@ -46,15 +46,15 @@ WORDS = re.compile(rb"[\t\r\n\x20-\x7e]+")
 
 
 def what_it_is(head: bytes) -> str | None:
-    """A phrase for what begins with `head`, with what to do where that is known; None if unknown.
+    """A phrase that completes "it is", with what to do about it; None if the kind is unknown.
 
-    `head` is the file's first HEAD bytes, all of it where it is shorter. The phrase fits behind
-    "it is". Text from the file is quoted in ASCII, so it can go to a terminal.
+    `head` is the file's first HEAD bytes, or all of a shorter one. Text from the file is quoted in
+    ASCII, so that it may go to a terminal.
     """
     if not head:
         return f"empty: {AGAIN}"
     if not head.strip(b"\x00"):
-        return f"nothing but zero bytes, as a copy leaves that was cut short: {AGAIN}"
+        return f"nothing but zero bytes, as an interrupted copy leaves: {AGAIN}"
     for beginning, phrase in BEGINNINGS:
         if head.startswith(beginning):
             return phrase
@@ -76,11 +76,11 @@ def _what_text_it_is(head: bytes) -> str | None:
         return "text in UTF-16: save it as UTF-8"
     text = head.removeprefix(b"\xef\xbb\xbf").strip()
     if HTML.match(text):
-        return f"an HTML page, as a sign-in or an error gives: {AGAIN}, signed in where it must be"
+        return f"an HTML page, such as a sign-in or error page: {AGAIN}, signed in if need be"
     if ERROR_BODY.match(text):
         return f"a server's error message, {_quoted(text)}: {AGAIN}"
     if text.startswith(b"<?xml") or text.startswith(b"<Error>"):
-        return f"XML, as a store's error message is, {_quoted(text)}: {AGAIN}"
+        return f"XML, such as an object store's error message, {_quoted(text)}: {AGAIN}"
     if text.startswith((b"{", b"[")):
         return JSON
     if WORDS.fullmatch(head):
@@ -94,9 +94,9 @@ def _quoted(text: bytes) -> str:
 
 
 def instead_of(path: Path, own: str) -> str | None:
-    """What the file is instead of its `own` kind (PICKLE, PARQUET, …); None if that isn't known.
+    """What the file is instead of its `own` kind (PICKLE, PARQUET, …); None if unknown.
 
-    Errors: OSError.
+    Raises: OSError.
     """
     with path.open("rb") as file:
         phrase = what_it_is(file.read(HEAD))
@@ -104,25 +104,25 @@ def instead_of(path: Path, own: str) -> str | None:
 
 
 def read_object(path: Path, error: type[UserError] = ModelError) -> dict[str, Any]:
-    """A JSON file that holds one object. Errors: `error`, saying what the file is instead."""
+    """Read a JSON file that holds one object. Raises: `error`, saying what the file is instead."""
     try:
         content = path.read_bytes()
-        found = json.loads(content)
+        value = json.loads(content)
     except OSError as failure:
         raise error(f"{path} can't be read: {failure.strerror}") from failure
     except (ValueError, RecursionError) as failure:
         if (phrase := what_it_is(content[:HEAD])) not in (JSON, None):
             raise error(f"{path} is {phrase}") from failure
         raise error(f"{path} can't be read as JSON: {failure}") from failure
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise error(f"{path} is not a JSON object")
-    return found
+    return value
 
 
 def check_json(path: Path, error: type[UserError] = ModelError) -> None:
-    """Refuse what does not even begin as JSON does, before a reader that says less parses it.
+    """Refuse a file that does not even begin as JSON, before a parser with a worse message does.
 
-    Errors: `error`.
+    Raises: `error`.
     """
     try:
         phrase = instead_of(path, JSON)

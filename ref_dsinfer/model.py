@@ -1,9 +1,9 @@
-"""DeepSeek-V3 as one text, and how its weights get into it.
+"""DeepSeek-V3, and how its weights are loaded.
 
 Shape letters: T tokens of this rank, G of all ranks, N sequences, D hidden, V vocabulary.
 
 Modules carry Hugging Face's names, so that a checkpoint's tensor is found by its name; only what
-is one product here and several tensors there is mapped in `_places`.
+is one product here and several tensors there is mapped in `_checkpoint_names`.
 """
 
 from pathlib import Path
@@ -40,9 +40,9 @@ class Layer(nn.Module):
 
     def forward(self, x_TD: Tensor, rotations: Tensor, batch: Batch, cache: PagedCache) -> Tensor:
         attended = self.self_attn(self.input_layernorm(x_TD), rotations, batch, cache)
-        x_TD = x_TD + self.ranks.all_heads(attended, x_TD.dtype)
-        x_GD = self.ranks.all_tokens(self.post_attention_layernorm(x_TD), batch.width)
-        return x_TD + self.ranks.own_tokens(self.mlp(x_GD), len(x_TD), x_TD.dtype)
+        x_TD = x_TD + self.ranks.reduce_heads(attended, x_TD.dtype)
+        x_GD = self.ranks.gather_tokens(self.post_attention_layernorm(x_TD), batch.width)
+        return x_TD + self.ranks.scatter_tokens(self.mlp(x_GD), len(x_TD), x_TD.dtype)
 
 
 class MTP(Layer):
@@ -60,12 +60,12 @@ class MTP(Layer):
         self.shared_head = nn.ModuleDict({"norm": RMSNorm(config.hidden, config.eps)})
 
     def entries(self, embedded_TD: Tensor, hidden_TD: Tensor) -> Tensor:
-        """What the layer is run on."""
+        """The layer's inputs [T, D]."""
         return self.eh_proj(torch.cat([self.enorm(embedded_TD), self.hnorm(hidden_TD)], dim=-1))
 
 
 class Model(nn.Module):
-    """Token ids in, hidden states out, and of these logits, which are the same on every rank."""
+    """From token ids to hidden states, and from these to logits, the same on every rank."""
 
     rotations: Tensor  # of every position, complex64 [position, rope_dim / 2]
 
@@ -79,7 +79,7 @@ class Model(nn.Module):
         self.mtp = MTP(config, dtype, ranks) if config.mtp else None
 
     def forward(self, batch: Batch, cache: PagedCache) -> Tensor:
-        """Hidden states [T, D] after the last norm; the cache then holds the tokens."""
+        """Hidden states [T, D] after the last norm; writes the tokens' latents into `cache`."""
         x_TD = self.embed_tokens(batch.tokens_T, batch.width)
         rotations = self.rotations[batch.positions_T]
         for layer in self.layers:
@@ -87,10 +87,10 @@ class Model(nn.Module):
         return self.norm(x_TD)
 
     def draft(self, batch: Batch, hidden_TD: Tensor, cache: PagedCache) -> Tensor:
-        """The MTP layer's hidden states [T, D], of which `logits` makes drafts.
+        """The MTP layer's hidden states [T, D], from which `logits` makes drafts.
 
-        `hidden_TD` are the tokens' own, from `forward` or from here; the batch is theirs, but holds
-        of each token the one that follows it.
+        `hidden_TD` are those of the batch's tokens, from `forward` or from here; `batch.tokens_T`
+        holds in each token's place the one that follows it.
         """
         assert self.mtp
         embedded_TD = self.embed_tokens(batch.tokens_T, batch.width)
@@ -107,33 +107,37 @@ class Model(nn.Module):
     def load(
         cls, model_dir: Path, config: ModelConfig, dtype: torch.dtype, ranks: Ranks, length: int
     ) -> "Model":
-        """This rank's part of a checkpoint, for positions below `length`.
+        """Load this rank's part of a checkpoint, for positions below `length`.
 
-        Tensors are copied one at a time into their final place, converted to `dtype` on the way.
-        Errors: CheckpointError if a tensor is missing, unknown, or of another shape or kind.
+        Tensors are copied one at a time into the model's memory, and converted to `dtype` there.
+        Raises: CheckpointError if a tensor is missing, unknown, or of another shape or type.
         """
         with torch.device("meta"):
             model = cls(config, dtype, ranks)
         model.to_empty(device=ranks.device)
-        places = model._places()
+        parameters = model._checkpoint_names()
         for name, tensor in checkpoint.read(
-            checkpoint.rank_pieces(model_dir, config, ranks.rank, ranks.world, ranks.head_parts)
+            checkpoint.rank_pieces(
+                model_dir, config, ranks.rank, ranks.world_size, ranks.attn_tp_size
+            )
         ):
-            place = places.pop(name, None)
-            if place is None:
-                raise CheckpointError(f"{model_dir} holds {name}, for which the model has no place")
-            if place.shape != tensor.shape:
+            parameter = parameters.pop(name, None)
+            if parameter is None:
+                raise CheckpointError(f"{model_dir} holds {name}, which is no tensor of this model")
+            if parameter.shape != tensor.shape:
                 raise CheckpointError(
-                    f"{name} is {list(tensor.shape)}, the configuration says {list(place.shape)}"
+                    f"{model_dir}: {name} has shape {list(tensor.shape)}, but by config.json it is"
+                    f" {list(parameter.shape)}"
                 )
-            if (place.dtype == torch.float8_e4m3fn) != (tensor.dtype == torch.float8_e4m3fn):
+            if (parameter.dtype == torch.float8_e4m3fn) != (tensor.dtype == torch.float8_e4m3fn):
                 raise CheckpointError(
-                    f"{name} is {tensor.dtype}: its quantization_config says otherwise"
+                    f"{model_dir}: {name} is {tensor.dtype}, which config.json's"
+                    " quantization_config contradicts"
                 )
-            place.copy_(tensor)
-        if places:
+            parameter.copy_(tensor)
+        if parameters:
             raise CheckpointError(
-                f"{model_dir} lacks {len(places)} tensors, the first of them {min(places)}"
+                f"{model_dir} lacks {len(parameters)} tensors, the first of them {min(parameters)}"
             )
         model.rotations = rope.table(config, length).to(ranks.device)
         for module in model.modules():
@@ -147,19 +151,19 @@ class Model(nn.Module):
             if isinstance(module, Weight):
                 module.arithmetic = arithmetic
 
-    def _places(self) -> dict[str, Tensor]:
-        """Where each tensor of a checkpoint goes, by Hugging Face's name."""
-        places: dict[str, Tensor] = {}
+    def _checkpoint_names(self) -> dict[str, Tensor]:
+        """The parameter, or part of one, of each tensor of a checkpoint, by Hugging Face's name."""
+        parameters: dict[str, Tensor] = {}
         for name, parameter in self.named_parameters():
             full = name if name.startswith("lm_head") else f"model.{name}"
             full = full.replace("model.mtp.", f"model.layers.{self.config.layers}.")
             if ".experts." in name:
                 for number, matrix in enumerate(parameter, self.ranks.rank * len(parameter)):
                     expert = full.replace(".experts.", f".experts.{number}.")
-                    places.update(_unfused(expert, matrix))
+                    parameters.update(_unfused(expert, matrix))
             else:
-                places.update(_unfused(full, parameter))
-        return places
+                parameters.update(_unfused(full, parameter))
+        return parameters
 
 
 def _unfused(name: str, parameter: Tensor) -> dict[str, Tensor]:

@@ -55,7 +55,7 @@ class Experts(nn.Module):
     def __init__(self, config: ModelConfig, dtype: torch.dtype, ranks: Ranks) -> None:
         super().__init__()
         self.total = config.experts
-        self.count = config.experts // ranks.world
+        self.count = config.experts // ranks.world_size
         self.first = ranks.rank * self.count
         inner, hidden, quantised = config.expert_intermediate, config.hidden, config.fp8
         self.gate_up_proj = Weight(self.count, 2, inner, hidden, dtype=dtype, quantised=quantised)

@@ -1,8 +1,8 @@
-"""Who of the ranks is still there.
+"""Notices a rank that is lost, and ends the others.
 
-Where a rank is killed, a collective of the others fails and names a port, or on GPUs never returns.
-So each rank keeps a connection to rank 0, on which nothing is said before it leaves or ends: one
-that closes all the same is a rank that was killed. Rank 0 tells the others, and each of them ends.
+When a rank is killed, a collective of the others fails naming a port, or on GPUs never returns. So
+each rank keeps a connection to rank 0 and sends nothing on it until it shuts down or fails: if it
+closes before that, the rank was killed. Rank 0 informs the others, and each of them ends.
 """
 
 import os
@@ -18,53 +18,53 @@ from typing import Protocol
 import entrypoint
 from errors import EngineError, LaunchError
 
-HELLO = struct.Struct("!32sI")  # the meeting's secret, and who comes
-NEWS = struct.Struct("!IB")  # of which rank, and what
-LEFT, ENDED, KILLED = range(3)  # it has done its part; it has said why it ends; it has not
-NOTICE_S = 5.0  # for a loss to be noticed after a collective has failed
-QUIET_S = 3.0  # for the one rank of a machine that says why, before its others end
-# A machine that says nothing any more is given up after three minutes.
+HELLO = struct.Struct("!32sI")  # the run's secret, and the rank that connects
+NEWS = struct.Struct("!IB")  # a rank, and one of the following
+DONE, FAILED, KILLED = range(3)  # FAILED: it printed an error; KILLED: it could not
+NOTICE_S = 5.0  # for a lost rank to be noticed after a collective has failed
+QUIET_S = 3.0  # for the machine's one rank that prints an error, before its others end
+# A machine that does not respond any more is given up after three minutes.
 KEEPALIVE = {socket.TCP_KEEPIDLE: 60, socket.TCP_KEEPINTVL: 20, socket.TCP_KEEPCNT: 6}
 
 
 class Store(Protocol):
-    """What is needed of torch's."""
+    """The part of torch's store that is used here."""
 
     def set(self, key: str, value: str, /) -> None: ...
     def get(self, key: str, /) -> bytes: ...
 
 
 class Presence:
-    """The connections of one meeting. Their thread ends the process when a rank goes."""
+    """This rank's connections. A thread watches them, and ends the process when a rank is lost."""
 
     def __init__(
         self, rank: int, machine: range, names: Sequence[str], store: Store, wait_s: float
     ) -> None:
-        """All ranks come here, after they have met in `store`.
+        """Every rank must call this, once all are registered in `store`.
 
-        `machine`: the ranks of this machine; `names`: what to call each rank's process.
-        Errors: LaunchError where not all come to rank 0 within `wait_s`.
+        `machine`: the ranks of this machine; `names`: what messages call each rank's process.
+        Raises: LaunchError where not all ranks connect to rank 0 within `wait_s`.
         """
         self._rank, self._machine, self._names = rank, machine, names
-        self._left = False
+        self._done = False
         self._lost = threading.Event()
-        self._loss: EngineError | None = None
-        self._others: dict[socket.socket, int] = {}
+        self._error: EngineError | None = None
+        self._ranks: dict[socket.socket, int] = {}  # that each connection leads to
         try:
             if rank == 0:
-                self._gather(store, wait_s)
+                self._accept_all(store, wait_s)
             else:
                 port, secret = store.get("presence").split()
                 address = os.environ["MASTER_ADDR"], int(port)
                 link = socket.create_connection(address, timeout=wait_s)
                 link.sendall(HELLO.pack(secret, rank))
-                self._others[link] = 0
+                self._ranks[link] = 0
         except OSError as error:
             raise LaunchError(
-                f"rank {rank} can't connect with rank 0 at {os.environ['MASTER_ADDR']}: {error}; "
-                "each machine must be able to reach every port of the first one"
+                f"rank {rank} can't connect to rank 0 at {os.environ['MASTER_ADDR']}: {error}; "
+                "every machine must be able to reach all ports of the first one"
             ) from error
-        for link in self._others:
+        for link in self._ranks:
             link.settimeout(None)
             link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             for option, value in KEEPALIVE.items():
@@ -73,95 +73,96 @@ class Presence:
         threading.Thread(target=self._watch, name="presence", daemon=True).start()
 
     def loss(self) -> EngineError | None:
-        """What to say where a rank has gone, perhaps just now; None where all are there."""
+        """The error to raise where a rank is lost, perhaps just now; None where none is."""
         self._lost.wait(NOTICE_S)
-        return self._loss
+        return self._error
 
     def leave(self) -> None:
-        """This rank has done its part, and may end."""
-        self._left = True
+        """This rank is done; from now on it may end without being lost."""
+        self._done = True
         entrypoint.before_failing.remove(self._fail)
-        self._tell(self._rank, LEFT)
+        self._send(self._rank, DONE)
 
     def _fail(self) -> None:
-        """This rank has said why it ends, which it now does."""
-        self._tell(self._rank, ENDED)
+        """This rank has printed an error, and is about to end."""
+        self._send(self._rank, FAILED)
 
-    def _gather(self, store: Store, wait_s: float) -> None:
-        """Rank 0: listen where the others look for it, until all are there."""
+    def _accept_all(self, store: Store, wait_s: float) -> None:
+        """Rank 0: publish an address in `store`, and accept a connection from every other rank."""
         secret = secrets.token_hex(16).encode()
         with _listener(os.environ["MASTER_ADDR"]) as listener:
             listener.settimeout(wait_s)
             store.set("presence", f"{listener.getsockname()[1]} {secret.decode()}")
-            while len(self._others) < len(self._names) - 1:
+            while len(self._ranks) < len(self._names) - 1:
                 link, _ = listener.accept()
                 link.settimeout(wait_s)
                 hello = link.recv(HELLO.size, socket.MSG_WAITALL)
                 if len(hello) == HELLO.size and HELLO.unpack(hello)[0] == secret:
-                    self._others[link] = HELLO.unpack(hello)[1]
+                    self._ranks[link] = HELLO.unpack(hello)[1]
                 else:
-                    link.close()  # a stranger
+                    link.close()  # not one of this run's ranks
 
     def _watch(self) -> None:
-        """In a thread of its own: wait for what the connections tell, and for them to close."""
+        """In a thread of its own: wait for news on the connections, and for them to close."""
         with selectors.DefaultSelector() as selector:
-            for link in self._others:
+            for link in self._ranks:
                 selector.register(link, selectors.EVENT_READ)
             while selector.get_map():
                 for key, _ in selector.select():
                     assert isinstance(key.fileobj, socket.socket)
-                    rank, what = self._heard(key.fileobj)
-                    if what == LEFT or self._left:
+                    rank, event = self._receive(key.fileobj)
+                    if event == DONE or self._done:
                         selector.unregister(key.fileobj)
                     else:
-                        self._end(rank, what)
+                        self._end(rank, event)
 
-    def _heard(self, link: socket.socket) -> tuple[int, int]:
-        """News of a rank."""
+    def _receive(self, link: socket.socket) -> tuple[int, int]:
+        """A rank, and what has become of it."""
         try:
-            said = link.recv(NEWS.size, socket.MSG_WAITALL)
+            news = link.recv(NEWS.size, socket.MSG_WAITALL)
         except OSError:
-            said = b""
-        if len(said) < NEWS.size:
-            return self._others[link], KILLED
-        rank, what = NEWS.unpack(said)
-        return rank, what
+            news = b""
+        if len(news) < NEWS.size:
+            return self._ranks[link], KILLED
+        rank, event = NEWS.unpack(news)
+        return rank, event
 
-    def _end(self, rank: int, what: int) -> None:
-        """End this process, since a rank has gone.
+    def _end(self, rank: int, event: int) -> None:
+        """End this process, because `rank` is lost.
 
-        On each machine one rank says why, the first of those that are left; where the other has
-        done so on this machine, nobody.
+        On each machine the first rank that is left prints the error, unless the lost rank has
+        printed one on the same machine.
         """
         name = f"rank {rank} of {len(self._names)} ({self._names[rank]})"
-        if what == ENDED:
-            self._loss = EngineError(f"{name} has ended: what it printed says why")
+        if event == FAILED:
+            self._error = EngineError(f"{name} failed: see its own error message")
         else:
-            self._loss = EngineError(
-                f"{name} is gone without a word: it crashed, or was killed, perhaps by the kernel"
-                " for want of memory (dmesg tells)"
+            self._error = EngineError(
+                f"{name} died without an error message: it crashed or was killed, perhaps by the"
+                " kernel's out-of-memory killer (see dmesg)"
             )
         self._lost.set()
-        self._tell(rank, what)
-        first = next(one for one in self._machine if one != rank)
-        if self._rank == first and not (what == ENDED and rank in self._machine):
-            entrypoint.fail(self._loss)
+        self._send(rank, event)
+        first = next(other for other in self._machine if other != rank)
+        if self._rank == first and not (event == FAILED and rank in self._machine):
+            entrypoint.fail(self._error)
         time.sleep(QUIET_S)
         os._exit(EngineError.exit_code)
 
-    def _tell(self, rank: int, what: int) -> None:
-        for link in self._others:
+    def _send(self, rank: int, event: int) -> None:
+        for link in self._ranks:
             try:
-                link.sendall(NEWS.pack(rank, what))
+                link.sendall(NEWS.pack(rank, event))
             except OSError:
-                continue  # it has gone too
+                continue  # that rank is lost too
 
 
 def _listener(address: str) -> socket.socket:
-    """On a free port of this address; where it is another's, which passes on to us, of all."""
-    for family, _, _, _, place in socket.getaddrinfo(address, 0, type=socket.SOCK_STREAM):
+    """Listens on a free port of `address`, or of all addresses where it is not this machine's own
+    (a proxy's, say)."""
+    for family, _, _, _, socket_address in socket.getaddrinfo(address, 0, type=socket.SOCK_STREAM):
         try:
-            return socket.create_server((str(place[0]), 0), family=family)
+            return socket.create_server((str(socket_address[0]), 0), family=family)
         except OSError:
             continue
     return socket.create_server(("", 0))

@@ -1,4 +1,4 @@
-"""Rotary positions with YaRN, as one table of unit complex numbers (times YaRN's magnitude)."""
+"""Rotary position embedding with YaRN, as one table of complex numbers of YaRN's magnitude."""
 
 import math
 
@@ -9,10 +9,9 @@ from ref_dsinfer.config import ModelConfig, Yarn
 
 
 def frequencies(config: ModelConfig) -> Tensor:
-    """Radians a position for each rotated pair, fp32 [rope_dim / 2].
+    """Radians per position of each rotated pair, fp32 [rope_dim / 2].
 
-    Whether YaRN applies is decided by the configuration alone: a short run of a model is the same
-    model.
+    Whether YaRN applies depends on the configuration alone, not on the length of a run.
     """
     dim = config.rope_dim
     exponent = torch.arange(0, dim, 2, dtype=torch.float32) / dim
@@ -24,7 +23,8 @@ def frequencies(config: ModelConfig) -> Tensor:
 
 
 def _ramp(yarn: Yarn, theta: float, dim: int) -> Tensor:
-    """0 for pairs that turn often within the original length, 1 for those that hardly turn."""
+    """From 0, for pairs that turn often within the original length, to 1 for those that hardly
+    do."""
 
     def pair(turns: float) -> float:
         length = yarn.original_length / (turns * 2 * math.pi)

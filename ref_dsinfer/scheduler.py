@@ -1,4 +1,4 @@
-"""Which tokens run in a step. Deterministic: every rank has one and all of them agree."""
+"""Which tokens run in a step. Deterministic: every rank has a scheduler, and all of them agree."""
 
 from collections import Counter, deque
 from dataclasses import dataclass
@@ -6,41 +6,43 @@ from dataclasses import dataclass
 from ref_dsinfer.blocks import BlockPool
 from ref_dsinfer.sequence import Sequence
 
-STEP_TOKENS = 2048  # at most in one step: long prompts are read in parts, beside running answers
+STEP_TOKENS = 2048  # token budget of a step: long prompts are prefilled in chunks, beside decodes
 
 
 @dataclass(frozen=True)
-class Work:
-    """Tokens of one sequence to run in a step."""
+class ScheduledTokens:
+    """Tokens of one sequence that run in a step."""
 
     sequence: Sequence
-    start: int  # position of the first; what lies before it is in the cache
+    start: int  # position of the first; all before it are in the KV cache
     count: int
-    draws: int  # tokens to draw: after the last one, and after each before a guessed one; or none
+    samples: int  # tokens to sample: after the last token and each draft; 0 within a prompt
 
     @property
     def stop(self) -> int:
-        """Position after the last; the cache then holds the sequence's tokens up to there."""
+        """Position after the last; the KV cache then holds all tokens up to there."""
         return self.start + self.count
 
     @property
-    def decodes(self) -> bool:
-        """Whether this is one token, and guesses of what follows it, that attend to the cache."""
-        return self.start > 0 and self.count == max(self.draws, 1)
+    def is_decode(self) -> bool:
+        """Whether this is one token, with its drafts, that attends to the KV cache."""
+        return self.start > 0 and self.count == max(self.samples, 1)
 
 
-def share_of(total: int, shares: int) -> int:
-    """The largest of so many equal shares, in whole numbers."""
-    return -(-total // shares)
+def ceil_div(total: int, parts: int) -> int:
+    """The largest part when `total` is divided as evenly as whole numbers allow."""
+    return -(-total // parts)
 
 
 class Scheduler:
-    """First come, first served. Running answers get their next token in every step, then prompts
-    get what is left of its tokens. A sequence is admitted when there are blocks for all it has;
-    where a running one finds no block, the youngest gives its own back and starts over later.
+    """First come, first served. In every step each running sequence gets its next token, then
+    prompts get what is left of the token budget. A sequence is admitted when there are blocks for
+    all its tokens. Where a running one finds no free block, the youngest is preempted: its blocks
+    are released, and it is recomputed later.
 
-    Where ranks have caches of their own, all of this holds for each one's share of the sequences. A
-    sequence gets its share when it is admitted: the one with the fewest running.
+    With data-parallel attention every rank has a KV cache of its own, and all of this holds for
+    each rank's sequences. A sequence is assigned to a rank when it is admitted: to the one with the
+    fewest running.
     """
 
     def __init__(
@@ -50,18 +52,18 @@ class Scheduler:
         step_tokens: int = STEP_TOKENS,
         drafts: int = 0,
     ) -> None:
-        """One pool a share. Each must hold the longest sequence, or an answer may never end. At
-        most so many `drafts` follow a running answer's last token."""
+        """One pool for each data-parallel rank. Each must hold the longest sequence, or it may
+        never finish. At most `drafts` drafts follow a running sequence's last token."""
         self.pools = pools
         self.max_running = max_running  # sequences
-        self.share_running = share_of(max_running, len(pools))
-        # of a share: so all together, padded to the largest, are no more than one would be
-        least = self.share_running * (1 + drafts)
-        self.step_tokens = max(share_of(step_tokens, len(pools)), least)
-        # Beyond a sequence's tokens the cache takes its drafts, and where all of them are right
-        # the next ones while they are made; the last of these is not run itself.
-        self.spare = max(2 * drafts - 1, 0)
-        self.preempted = 0  # times that a sequence had to start over
+        self.rank_running = ceil_div(max_running, len(pools))  # sequences of one rank
+        # A rank's part of the budget, so that all ranks, padded to the largest, run no more than
+        # the whole; but enough for every running sequence.
+        self.step_tokens = max(ceil_div(step_tokens, len(pools)), self.rank_running * (1 + drafts))
+        # Beyond a sequence's tokens the KV cache takes its drafts, and while the next drafts are
+        # made, those too if all of these were accepted; the last draft is not run itself.
+        self.lookahead = max(2 * drafts - 1, 0)
+        self.preempted = 0  # times that a sequence was preempted
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # the oldest first
 
@@ -74,86 +76,88 @@ class Scheduler:
         """Queue a sequence."""
         self.waiting.append(sequence)
 
-    def schedule(self) -> list[Work]:
-        """The work of one step, share by share and in each decodes first; it counts as done."""
-        left = [self.step_tokens] * len(self.pools)
-        work: list[Work] = []
+    def schedule(self) -> list[ScheduledTokens]:
+        """The tokens of one step, by data-parallel rank and decodes first; they count as run."""
+        budget = [self.step_tokens] * len(self.pools)
+        scheduled: list[ScheduledTokens] = []
         position = 0
         while position < len(self.running):  # preemption shortens the list, from here on
             sequence = self.running[position]
-            if self._has_room(sequence):
-                work.append(self._run(sequence, left))
+            if self._allocate(sequence):
+                scheduled.append(self._schedule(sequence, budget))
                 position += 1
-        while self._admits(left):
-            work.append(self._run(self.running[-1], left))
-        return sorted(work, key=lambda one: (one.sequence.share, not one.decodes))
+        while self._admit(budget):
+            scheduled.append(self._schedule(self.running[-1], budget))
+        return sorted(scheduled, key=lambda item: (item.sequence.dp_rank, not item.is_decode))
 
     def remove(self, sequence: Sequence) -> None:
-        """Take a sequence out, waiting or running, and its blocks back."""
+        """Take a sequence out, waiting or running, and release its blocks."""
         if sequence in self.running:
             self.running.remove(sequence)
         else:
             self.waiting.remove(sequence)
         self._release(sequence)
 
-    def _run(self, sequence: Sequence, left: list[int]) -> Work:
-        """As many of the sequence's tokens as there are and are left to its share."""
+    def _schedule(self, sequence: Sequence, budget: list[int]) -> ScheduledTokens:
+        """As many of the sequence's tokens as its rank's budget allows."""
         start = sequence.cached
-        sequence.cached = min(sequence.length, start + left[sequence.share])
-        draws, drafts = 0, 0
+        sequence.cached = min(sequence.length, start + budget[sequence.dp_rank])
+        samples, drafts = 0, 0
         if sequence.cached == sequence.length:
             drafts = len(sequence.drafts)
-            draws = 1 + drafts
-        work = Work(sequence, start, sequence.cached + drafts - start, draws)
-        left[sequence.share] -= work.count
-        return work
+            samples = 1 + drafts
+        item = ScheduledTokens(sequence, start, sequence.cached + drafts - start, samples)
+        budget[sequence.dp_rank] -= item.count
+        return item
 
     def _needed(self, sequence: Sequence, pool: BlockPool) -> int:
         """Blocks for all that a step may write of a sequence."""
-        return pool.needed(min(sequence.length + self.spare, sequence.limit))
+        return pool.needed(min(sequence.length + self.lookahead, sequence.limit))
 
-    def _has_room(self, sequence: Sequence) -> bool:
-        """Whether all tokens of a running sequence have their blocks, at the cost of younger ones.
+    def _allocate(self, sequence: Sequence) -> bool:
+        """Give a running sequence the blocks it needs, preempting younger ones for them.
 
-        Not if it is its share's youngest and no block is left: it has then been preempted itself.
+        False if it was the youngest of its rank and had to be preempted itself.
         """
-        pool = self.pools[sequence.share]
-        missing = self._needed(sequence, pool) - len(sequence.blocks)
+        pool = self.pools[sequence.dp_rank]
+        missing = self._needed(sequence, pool) - len(sequence.block_table)
         while pool.free < missing:
-            youngest = next(o for o in reversed(self.running) if o.share == sequence.share)
+            youngest = next(
+                other for other in reversed(self.running) if other.dp_rank == sequence.dp_rank
+            )
             self.running.remove(youngest)
             self._release(youngest)
             self.waiting.appendleft(youngest)
             self.preempted += 1
             if youngest is sequence:
                 return False
-        sequence.blocks += pool.take(missing)
+        sequence.block_table += pool.allocate(missing)
         return True
 
-    def _admits(self, left: list[int]) -> bool:
-        """Admit the first that waits, if it may run, to a share to which tokens are left."""
+    def _admit(self, budget: list[int]) -> bool:
+        """Start the first waiting sequence on a rank with budget and blocks, if there is one."""
         if not self.waiting or len(self.running) >= self.max_running:
             return False
         sequence = self.waiting[0]
-        running = Counter(one.share for one in self.running)
-        able = [
-            share
-            for share, pool in enumerate(self.pools)
-            if left[share]
-            and running[share] < self.share_running
-            # a block to spare for each running answer, or the next step might preempt it again
-            and pool.free >= min(self._needed(sequence, pool) + running[share], pool.blocks)
+        running = Counter(other.dp_rank for other in self.running)
+        candidates = [
+            rank
+            for rank, pool in enumerate(self.pools)
+            if budget[rank]
+            and running[rank] < self.rank_running
+            # a free block for each running sequence, or the next step might preempt this one again
+            and pool.free >= min(self._needed(sequence, pool) + running[rank], pool.blocks)
         ]
-        if not able:
+        if not candidates:
             return False
-        sequence.share = min(able, key=lambda share: (running[share], -self.pools[share].free))
-        pool = self.pools[sequence.share]
-        sequence.blocks = pool.take(self._needed(sequence, pool))
+        sequence.dp_rank = min(candidates, key=lambda rank: (running[rank], -self.pools[rank].free))
+        pool = self.pools[sequence.dp_rank]
+        sequence.block_table = pool.allocate(self._needed(sequence, pool))
         self.running.append(self.waiting.popleft())
         return True
 
     def _release(self, sequence: Sequence) -> None:
-        self.pools[sequence.share].give(sequence.blocks)
-        sequence.blocks = []
+        self.pools[sequence.dp_rank].release(sequence.block_table)
+        sequence.block_table = []
         sequence.drafts = []
         sequence.cached = 0

@@ -1,4 +1,4 @@
-"""One request on its way through the engine."""
+"""A request on its way through the engine."""
 
 import random
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ Finish = Literal["stop", "length"]
 
 @dataclass(eq=False)
 class Sequence:
-    """A prompt, the answer so far, and where its latents lie."""
+    """A prompt, the answer so far, and where its latents lie in the KV cache."""
 
     id: int
     prompt_ids: tuple[int, ...]
@@ -19,15 +19,15 @@ class Sequence:
     top_p: float = 1.0
     seed: int = 0
     answer_ids: list[int] = field(default_factory=list)
-    cached: int = 0  # tokens, from the first on, whose latents are in the cache
-    blocks: list[int] = field(default_factory=list)  # of its share's cache, in order
-    share: int = 0  # while it runs: which ranks' it is, see parallel.py
-    drafts: list[int] = field(default_factory=list)  # guesses of the tokens to come
+    cached: int = 0  # tokens, from the first on, whose latents are in the KV cache
+    block_table: list[int] = field(default_factory=list)  # blocks of the KV cache, in order
+    dp_rank: int = 0  # while it runs: the data-parallel rank that runs it, see parallel.py
+    drafts: list[int] = field(default_factory=list)  # of the tokens to come
 
     def __post_init__(self) -> None:
-        # Its own stream of numbers: an answer does not depend on what else is running.
+        # A generator of its own: an answer does not depend on what else is running.
         self._random = random.Random(f"{self.seed}/{self.id}")
-        self._numbers: list[float] = []  # drawn so far
+        self._numbers: list[float] = []  # generated so far
 
     @property
     def length(self) -> int:
@@ -36,11 +36,11 @@ class Sequence:
 
     @property
     def limit(self) -> int:
-        """Tokens of prompt and answer when it is full."""
+        """Tokens of prompt and answer at most."""
         return len(self.prompt_ids) + self.max_new_tokens
 
     def ids(self, start: int, stop: int) -> list[int]:
-        """Tokens from `start` up to `stop`, guessed ones among them; fewer where none follow."""
+        """Tokens at positions `start` to `stop`, drafts included; fewer where none follow."""
         prompt, length = len(self.prompt_ids), self.length
         if prompt <= start and stop <= length:  # as in every decode
             return self.answer_ids[start - prompt : stop - prompt]
@@ -50,11 +50,11 @@ class Sequence:
             *self.drafts[max(start - length, 0) : max(stop - length, 0)],
         ]
 
-    def number(self, place: int) -> float:
-        """The random number in [0, 1) that draws the answer's token at `place`, whenever asked."""
-        while len(self._numbers) <= place:
+    def random_number(self, index: int) -> float:
+        """The number in [0, 1) that the answer's token `index` is sampled with; always the same."""
+        while len(self._numbers) <= index:
             self._numbers.append(self._random.random())
-        return self._numbers[place]
+        return self._numbers[index]
 
 
 @dataclass(frozen=True)

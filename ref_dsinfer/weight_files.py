@@ -18,15 +18,15 @@ SHARD = re.compile(r"model-(\d+)-of-(\d+)\.safetensors")
 OTHER_KINDS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*.incomplete")
 
 
-def rank_file(rank: int, world: int) -> str:
+def rank_file(rank: int, world_size: int) -> str:
     """Name of the file that holds one rank's weights."""
-    return f"model{rank}-mp{world}.safetensors"
+    return f"model{rank}-mp{world_size}.safetensors"
 
 
 def hugging_face_files(model_dir: Path) -> list[Path]:
     """The files of a Hugging Face checkpoint; empty if there is none.
 
-    Errors: CheckpointError if one that the index names is missing, or without an index one of those
+    Raises: CheckpointError if one that the index names is missing, or without an index one of those
     that their names tell of.
     """
     index = model_dir / INDEX
@@ -64,28 +64,30 @@ def _shards(model_dir: Path) -> list[Path]:
     return sorted(found)
 
 
-def locate(model_dir: Path, world: int) -> list[Path]:
-    """The files a run of `world` ranks reads: one a rank, or all of a Hugging Face checkpoint.
+def locate(model_dir: Path, world_size: int) -> list[Path]:
+    """The files a run of `world_size` ranks reads: one a rank, or all of a Hugging Face checkpoint.
 
     Looks for the files of all ranks, so that every rank comes to the same answer.
-    Errors: CheckpointError naming the missing file, the world size, and the way to make it.
+    Raises: CheckpointError naming the missing file, the world size, and the way to make it.
     """
-    ranks = [model_dir / rank_file(rank, world) for rank in range(world)]
+    ranks = [model_dir / rank_file(rank, world_size) for rank in range(world_size)]
     missing = [path for path in ranks if not path.is_file()]
     if not missing:
         return ranks
     convert = (
         "python -m ref_dsinfer.convert --model-path HF_DIRECTORY "
-        f"--output-path {model_dir} --model-parallel {world}"
+        f"--output-path {model_dir} --model-parallel {world_size}"
     )
-    if len(missing) < world:
-        raise CheckpointError(f"{missing[0]} is missing for a world size of {world}: run {convert}")
+    if len(missing) < world_size:
+        raise CheckpointError(
+            f"{missing[0]} is missing for a world size of {world_size}: run {convert}"
+        )
     if files := hugging_face_files(model_dir):
         return files
     if made := _worlds(model_dir):
         raise CheckpointError(
             f"{missing[0]} is missing: the weights were made for a world size of {made}, "
-            f"this run has {world}; start as many processes, name the Hugging Face directory, "
+            f"this run has {world_size}; start as many processes, name the Hugging Face directory, "
             f"or run {convert}"
         )
     raise no_weights(model_dir)
@@ -117,7 +119,7 @@ def check_for_others(model_dir: Path) -> None:
     """Refuse what an engine of others would find out after a while, in other words.
 
     What holds no safetensors at all is left to the engine, which may have other ways.
-    Errors: CheckpointError for a file that is missing or not whole, or weights split for our own.
+    Raises: CheckpointError for a file that is missing or not whole, or weights split for our own.
     """
     for file in hugging_face_files(model_dir) or sorted(model_dir.glob("*.safetensors")):
         with opened(file) as handle:
@@ -130,7 +132,7 @@ def check_for_others(model_dir: Path) -> None:
 
 
 def opened(file: Path) -> safe_open:
-    """A safetensors file, to be used as a context. Errors: CheckpointError saying what is wrong."""
+    """A safetensors file, to be used as a context. Raises: CheckpointError saying what is wrong."""
     try:
         return safe_open(file, "pt")
     except (OSError, SafetensorError) as error:

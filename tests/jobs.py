@@ -123,7 +123,8 @@ def check_logs(folder: Path, stop_ids: Sequence[int]) -> int:
     logged = []
     for entry in entries:
         ids, first = (
-            tuple(accuracy_log.halves(entry[key], key).tolist()) for key in ("data", "token_data")
+            tuple(accuracy_log.int32_values(entry[key], key).tolist())
+            for key in ("data", "token_data")
         )
         assert first == ids[:1]
         assert entry["token_count"] == len(ids)

@@ -139,7 +139,7 @@ def test_answers_are_not_written_over_their_data_set(
         *("--input-file", str(path), "--output-dir", str(tmp_path), "--output-file", output),
     )
     assert done.returncode == (0 if output.startswith("rows.jsonl") else 2), done.stderr
-    assert ("rows.parquet would be written over" in done.stderr) is (done.returncode == 2)
+    assert ("rows.parquet would overwrite" in done.stderr) is (done.returncode == 2)
     assert path.read_bytes() == before
 
 

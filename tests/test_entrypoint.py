@@ -41,8 +41,8 @@ def test_a_fault_of_ours_keeps_its_traceback() -> None:
 def test_a_missing_package_names_the_remedy_but_one_of_ours_is_a_fault() -> None:
     missing = ended("import nosuchpackage.part")
     assert missing.returncode == errors.LaunchError.exit_code
-    assert "nosuchpackage" in missing.stderr
-    assert "setup.sh" in missing.stderr
+    assert "package nosuchpackage is not installed" in missing.stderr
+    assert "source setup.sh --backend NAME" in missing.stderr
     assert ended("import backends.nosuch").returncode == 1
 
 

@@ -126,7 +126,7 @@ def test_an_output_file_is_taken_by_its_name(a_run):
         (["mlperf_log_accuracy.json"], 2, "--dataset-file"),
         (["mlperf_log_accuracy.json", "--dataset-file", "none.pkl", "--model", "m"], 3, "none.pkl"),
         (["mlperf_log_accuracy.json", "--dataset-file", "data.pkl", "--model", "m"], 6, "m:"),
-        (["cut.json", "--dataset-file", "data.pkl", "--model", "m"], 13, "cut short"),
+        (["cut.json", "--dataset-file", "data.pkl", "--model", "m"], 13, "did not finish"),
         (["results.pkl", "--livecodebench-file", "none"], 13, "--livecodebench-file"),
         (["results.pkl", "--output-file", "data.pkl/out.pkl"], 11, "can't be written"),
         (["results.pkl", "--time-limit", "0"], 2, "--time-limit"),
@@ -243,7 +243,7 @@ def test_fewer_rows_are_stamped_and_more_refused(a_run):
     read_frame(results).drop(index=[2, 3]).to_pickle(a_run / "few.pkl")
     done = run("--input-file", a_run / "few.pkl")
     assert done.returncode == 13
-    assert "no answer to samples 2, 3, but to later ones" in done.stderr
+    assert "no answers to samples 2, 3, but answers to later ones" in done.stderr
 
 
 def test_ids_of_eight_bytes_are_graded_and_said(a_run, model_dir):
@@ -257,12 +257,12 @@ def test_ids_of_eight_bytes_are_graded_and_said(a_run, model_dir):
     done = run(*given)
     assert done.returncode == 0, done.stderr
     assert f"'exact_match': {EXACT_MATCH}" in done.stdout
-    assert "ids have eight bytes" in done.stderr
+    assert "ids have 8 bytes" in done.stderr
     entries[0]["data"] = struct.pack("<3f", 1, 2, 3).hex()
     log.write_text(json.dumps(entries))
     done = run(*given)
     assert done.returncode == 13
-    assert "sample 0 holds numbers that are no token ids" in done.stderr
+    assert "sample 0 are not token ids" in done.stderr
 
 
 def test_another_tokenizer_is_noticed(a_run, model_dir):
@@ -273,14 +273,14 @@ def test_another_tokenizer_is_noticed(a_run, model_dir):
     given = ("--dataset-file", a_run / "data.pkl", "--tokenizer", model_dir)
     done = run("--input-file", log, *given)
     assert done.returncode == 0, done.stderr
-    assert "1 ids are beyond the tokenizer's 258" in done.stderr
+    assert "1 token ids are outside the tokenizer's vocabulary of 258" in done.stderr
 
 
 def test_one_row_is_explained_and_nothing_written(a_run):
     before = sorted(a_run.iterdir())
     done = run("--input-file", a_run / "results.pkl", "--explain", 5)
     assert done.returncode == 0, done.stderr
-    assert "given of the failing test: '2\\n'" in done.stdout
+    assert "program's output of the failing test: '2\\n'" in done.stdout
     assert sorted(a_run.iterdir()) == before
 
 
@@ -295,7 +295,7 @@ def test_two_gradings_are_compared(a_run):
     done = run("--input-file", a_run / "one.pkl", "--compare", a_run / "other_evaluated.parquet")
     assert done.returncode == 0, done.stderr
     first, second, row = done.stdout.splitlines()
-    assert first == "rows 7, both right 5, neither 1, the first alone 0, the second alone 1"
+    assert first == "rows 7, both right 5, neither 1, only the first 0, only the second 1"
     assert second.endswith("p = 1")
     assert row.startswith("row 5, livecodebench: ")
     assert sorted(a_run.iterdir()) == before
@@ -307,12 +307,12 @@ def test_how_programs_read_is_chosen_and_kept_apart(a_run):
     given = ("--input-file", a_run / "results.pkl")
     assert run(*given).returncode == 0
     done = run(*given, "--lcb-mode", "fixed-stdio")
-    assert "5 of 7 rows are graded already" in done.stderr
+    assert "5 of 7 rows were graded by an earlier run" in done.stderr
     assert "not the official figure: graded with --lcb-mode fixed-stdio" in done.stdout
     assert json.loads((a_run / "results_report.json").read_text())["livecodebench"]["mode"] == (
         "fixed-stdio"
     )
-    assert "7 of 7 rows are graded already" in run(*given).stderr
+    assert "7 of 7 rows were graded by an earlier run" in run(*given).stderr
     assert "graded already" not in run(*given, "--fresh").stderr
 
 
@@ -329,7 +329,7 @@ def test_without_a_sandbox_the_end_is_an_error_after_all_is_written(a_run):
 import eval_accuracy
 from grading.sandbox import levels
 import entrypoint
-levels.find = lambda *_: levels.Found(None, "nothing holds here")  # as on an old machine
+levels.find = lambda *_: levels.ProbeResult(None, "nothing holds here")  # as on an old machine
 entrypoint.run(eval_accuracy.main)
 """
     done = subprocess.run(
@@ -341,8 +341,8 @@ entrypoint.run(eval_accuracy.main)
     )
     assert done.returncode == 13, done.stderr
     assert done.stderr.splitlines()[-1] == (
-        "error: 3 of 7 rows could not be judged and count as wrong here; the first: there is no"
-        " sandbox: nothing holds here"
+        "error: 3 of 7 rows could not be judged and count as wrong here; the first: no sandbox"
+        " level holds: nothing holds here"
     )
     assert "NOT A RESULT: 3 of 7 rows" in done.stdout
     graded = read_frame(a_run / "results_evaluated.pkl")
@@ -383,8 +383,8 @@ def test_what_is_read_is_not_written_over(a_run, source, output):
     before = {path: path.read_bytes() for path in a_run.iterdir()}
     done = run("--input-file", source, "--output-file", output, cwd=a_run)
     assert done.returncode == 2, done.stderr
-    assert f"would be written over {source}, which is read" in done.stderr
-    assert "name another --output-file" in done.stderr
+    assert f"would overwrite the input {source}" in done.stderr
+    assert "choose another --output-file" in done.stderr
     assert done.stderr.count("\n") == 1
     assert {path: path.read_bytes() for path in a_run.iterdir()} == before
 
@@ -395,7 +395,7 @@ def test_nor_are_data_set_and_problems(a_run):
     (a_run / "livecodebench.jsonl").rename(a_run / "mine_grades.jsonl")
     done = run(*given, "mine.pkl", "--livecodebench-file", "mine_grades.jsonl", cwd=a_run)
     assert done.returncode == 2
-    assert "mine_grades.jsonl would be written over mine_grades.jsonl, which is read" in done.stderr
+    assert "mine_grades.jsonl would overwrite the input mine_grades.jsonl" in done.stderr
 
 
 def test_a_log_with_a_byte_order_mark_is_graded(a_run, model_dir):

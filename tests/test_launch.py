@@ -41,16 +41,16 @@ def mounts(launched: Launched) -> dict[str, str]:
         ("--backend vllm ./setup.sh", "comes after --"),
         ("--backend vllm --device tpu", "--device tpu is not one of"),
         ("--backend vllm --gpus 0", "install NVIDIA's driver"),
-        ("--backend vllm --gpu-count 1", "leave --gpus and --gpu-count out"),
-        ("--backend vllm --device cpu --gpu-count 1", "or --device cpu, not both"),
+        ("--backend vllm --gpu-count 1", "omit --gpus and --gpu-count"),
+        ("--backend vllm --device cpu --gpu-count 1", "can't be combined with --device cpu"),
         ("--backend vllm --device cuda --gpu-count 0", "without GPUs, pass --device cpu"),
         ("--backend vllm --device cuda --gpu-count two", "is not a number or all"),
         ("--backend vllm --device cuda --gpus 0, --gpu-count 1", "pass --gpus or --gpu-count"),
         ("--backend vllm --device cuda --gpus 0,,1", "is not a list"),
         ("--backend vllm --local-user yes", "--local-user yes is neither 0 nor 1"),
-        ("--backend vllm --infiniband 1", "infiniband: load the driver"),
+        ("--backend vllm --infiniband 1", "infiniband does not exist: load the driver"),
         ("--backend vllm --infiniband yes", "--infiniband yes is not one of auto, 0, 1"),
-        ("--backend vllm --docker-arg /dev/gdrdrv", "--docker-arg /dev/gdrdrv is no option"),
+        ("--backend vllm --docker-arg /dev/gdrdrv", "--docker-arg /dev/gdrdrv is not an option"),
         ("--backend vllm --docker-arg", "--docker-arg needs a value"),
         ("--backend vllm --shm-size lots", "is not a size"),
         ("--backend vllm --env 1A=2", "1A=2 is not NAME=VALUE"),
@@ -58,11 +58,11 @@ def mounts(launched: Launched) -> dict[str, str]:
         ("--backend vllm --engine crun", "--engine crun is neither docker nor podman"),
         ("--backend vllm --engine podman", "install Docker or Podman"),
         ("--backend vllm --build --no-build", "pass one of --build, --no-build and --pull"),
-        ("--backend vllm --no-build", "leave --no-build out, or pass --pull"),
+        ("--backend vllm --no-build", "omit --no-build, or pass --pull"),
         ("--backend vllm --extra-mounts data", "neither FOLDER:/FOLDER"),
         ("--backend vllm --extra-mounts data:data", "neither FOLDER:/FOLDER"),
-        ("--backend vllm --extra-mounts data:/data:w", "neither in :ro nor in :rw"),
-        ("--backend vllm --extra-mounts data:/data,nosuch:/x", "there is no nosuch; make it"),
+        ("--backend vllm --extra-mounts data:/data:w", "mode w, which is neither ro nor rw"),
+        ("--backend vllm --extra-mounts data:/data,nosuch:/x", "nosuch does not exist: create it"),
         ("--backend vllm --model-cache-dir a,comma", "can't mount a path with a comma"),
     ],
 )
@@ -113,10 +113,10 @@ def test_an_image_is_built_again_only_for_other_requirements(host: Host) -> None
     with (host.tree / "requirements" / "vllm-cpu.txt").open("a") as file:
         file.write("\nmore==1\n")
     changed = host.launch("--backend", "vllm")
-    assert "of other requirements" in changed.err
+    assert "for other requirements" in changed.err
     assert [line[1] for line in changed.commands] == ["build", "run"]
     kept = host.launch("--backend", "vllm", "--no-build")
-    assert "of other requirements" in kept.err
+    assert "for other requirements" in kept.err
     assert [line[1] for line in kept.commands] == ["run"]
 
 
@@ -258,7 +258,7 @@ def test_with_rootless_docker_its_root_is_the_caller(host: Host) -> None:
     launched = host.launch("--backend", "vllm")
     assert launched.values("--user") == ["0:0"]
     assert mounts(launched)["/home/mlperf"].endswith("home-0")
-    assert "--local-user 0 is taken" in launched.err
+    assert "using --local-user 0" in launched.err
     assert [value for value in launched.values("--ulimit") if "memlock" in value] == []
 
     asked = host.launch("--backend", "vllm", "--local-user", "0")
@@ -267,7 +267,7 @@ def test_with_rootless_docker_its_root_is_the_caller(host: Host) -> None:
 
     against = host.launch("--backend", "vllm", "--local-user", "1")
     assert against.values("--user") == [f"{host.user}:{host.user}"]
-    assert "with --local-user 0 they can" in against.err
+    assert "--local-user 0 can" in against.err
 
 
 def test_a_running_container_of_rootless_docker_is_entered_as_its_root(host: Host) -> None:
@@ -325,7 +325,7 @@ def test_too_little_memory_to_lock_is_told(engine: str, info: str, host: Host) -
     host.answer("info", info)
     command = f"ulimit -l 64; '{host.tree}/launch.sh' --backend vllm --infiniband 1"
     launched = host.script(["bash", "-c", f"{command} --engine {engine}"])
-    assert "of which this account may have 64 KB: raise memlock" in launched.err
+    assert "this user's limit is 64 KB: raise memlock" in launched.err
     host.answer("info", "")
     if engine == "docker":  # which then gives the container a limit of its own
         assert "KB" not in host.script(["bash", "-c", command]).err

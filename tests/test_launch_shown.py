@@ -53,7 +53,7 @@ def test_a_dry_run_warns_of_what_is_missing_and_shows_the_rest(host: Host) -> No
     assert not refused.commands
     shown = host.launch("--dry-run", *asked)
     assert shown.code == 0
-    for word in ("nvidia-smi finds no GPU", "there is no /nosuch"):
+    for word in ("nvidia-smi finds no GPU", "/nosuch does not exist"):
         assert word in shown.err
     run = shlex.split(shown.out.splitlines()[-1])
     assert run[run.index("--gpus") + 1] == "2"

@@ -58,11 +58,11 @@ def test_help_names_every_option() -> None:
         (["--bogus"], "unknown option --bogus"),
         (["--backend"], "--backend needs a value"),
         (["--backend", "nosuch", "--device", "cpu"], "pytorch-cpu"),
-        (["--device", "tpu"], "no environment for --backend pytorch --device tpu"),
+        (["--device", "tpu"], "no requirements for --backend pytorch --device tpu"),
         (["--python", "/bin/false", "--venv", "/nonexistent"], "not a Python 3.11"),
-        (["--test", "--venv", "/nonexistent"], "needs a --backend"),
-        (["--fast"], "--fast goes with --test"),
-        (["--offline", "/nonexistent"], "--offline /nonexistent: no wheels there"),
+        (["--test", "--venv", "/nonexistent"], "requires --backend NAME"),
+        (["--fast"], "--fast requires --test"),
+        (["--offline", "/nonexistent"], "--offline /nonexistent: no wheels in it"),
     ],
 )
 def test_bad_options_end_in_one_line(options: list[str], said: str) -> None:
@@ -85,7 +85,7 @@ def test_an_interrupted_environment_is_made_anew(tmp_path: Path) -> None:
     venv.mkdir()
     (venv / ".complete-run").touch()  # a stamp, but no interpreter
     ended = setup("--device", "cpu", "--venv", str(venv), PIP_NO_INDEX="1", PIP_FIND_LINKS="")
-    assert f"making {venv}" in ended.stderr
+    assert f"creating {venv}" in ended.stderr
     assert "installing" in ended.stderr
     assert ended.returncode != 0  # there is nowhere to install from, ...
     assert not (venv / ".complete-run").exists()  # ... so the next run tries again

@@ -1,7 +1,7 @@
-"""Pickled frames in and out. What a file says is checked, and never obeyed.
+"""Read and write pickled data frames. A pickle is parsed and validated, never executed.
 
-The lists of token ids in a full run's, 20 million numbers, would take a gigabyte; in memory they
-are arrays of int32, in the file lists.
+The token ids of a full run, 20 million of them, would take a gigabyte as Python lists: they are
+lists in the file and int32 arrays in memory.
 """
 
 import mmap
@@ -22,20 +22,22 @@ __all__ = ["MANY", "compact", "dump", "load"]
 def load(file: BinaryIO) -> "pd.DataFrame":
     """The data frame in a pickle; its rows are numbered from 0.
 
-    Long lists of ints alone come as arrays. Errors: OSError; ColumnsError for a column that holds
-    what is not known here; nearly any other where the file is damaged or no frame.
+    Long lists that hold only ints become arrays.
+
+    Raises: OSError; ColumnsError for a column of unsupported values; almost any other exception
+    if the file is damaged or not a data frame.
     """
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        told = structure.parse(data)
-        if not frame.is_frame(told):
-            raise structure.Refused(f"it holds {frame.shown(told)}")
-        return frame.build(told, len(data))
+        value = structure.parse(data)
+        if not frame.is_frame(value):
+            raise structure.UnsupportedPickle(f"it holds {frame.describe(value)}")
+        return frame.build(value, len(data))
 
 
 def dump(frame: "pd.DataFrame", path: Path) -> None:
-    """Pickle a frame; its one-dimensional arrays of int32 are written as lists.
+    """Pickle a frame; one-dimensional arrays of int32 in it are written as lists.
 
-    Errors: OSError.
+    Raises: OSError.
     """
     pickler = _FramePickler if _holds_lists(frame) else pickle.Pickler
     with path.open("wb") as file:
@@ -43,7 +45,7 @@ def dump(frame: "pd.DataFrame", path: Path) -> None:
 
 
 class _FramePickler(pickle._Pickler):
-    """The standard library's pickler in Python; the items of a list of ints are written in C."""
+    """The standard library's pickler in Python, with lists of ints written by the one in C."""
 
     memo: dict[int, object]
     write: Callable[[bytes], object]
@@ -56,7 +58,7 @@ class _FramePickler(pickle._Pickler):
             return
         self.write(pickle.EMPTY_LIST)
         self.memoize(obj)
-        # the last protocol without frames: its header and its own list are 5 bytes
+        # protocol 3 is the last without frames; the first 5 bytes are its header and EMPTY_LIST
         self.write(pickle.dumps(ids, 3)[5:-1])
 
 
@@ -72,7 +74,7 @@ def _holds_lists(frame: "pd.DataFrame") -> bool:
 
 
 def _ids(value: Any) -> list[int] | None:
-    """The ints of a list or an array of nothing else; None for anything else."""
+    """The ints of a list or array that holds only ints; None for anything else."""
     import numpy as np
 
     if isinstance(value, np.ndarray):

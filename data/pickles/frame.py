@@ -1,4 +1,4 @@
-"""A data frame made of what a pickle says (`data.pickles.structure`), block by block.
+"""Build a data frame from a parsed pickle (`data.pickles.structure`), block by block.
 
 Categories, nullable numbers, dates and the like become plain columns: text, numbers, lists, None.
 """
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from data.pickles.structure import Call, Name, Pairs, Refused
+from data.pickles.structure import Call, Name, Pairs, UnsupportedPickle
 from data.pickles.values import (
     Cells,
     array_of,
@@ -15,8 +15,8 @@ from data.pickles.values import (
     class_of,
     is_array,
     kind_of,
+    object_array,
     objects_of,
-    of_objects,
 )
 from errors import ColumnsError
 
@@ -26,54 +26,54 @@ if TYPE_CHECKING:
 
 
 MOST_COLUMNS = 10_000
-_UNKNOWN_LABELS = "labels of rows or columns in a form that is not known here: reset_index() first"
+_UNKNOWN_LABELS = "unsupported row or column labels: call reset_index() before writing the file"
 
 
 def is_frame(value: object) -> bool:
-    """Whether what a pickle would return is a data frame."""
+    """Whether a parsed pickle is a data frame."""
     return isinstance(value, Call) and class_of(value) == "DataFrame"
 
 
-def shown(value: object) -> str:
-    """What a pickle would return, in a few words."""
+def describe(value: object) -> str:
+    """The type of a parsed pickle, for a message."""
     if isinstance(value, Call):
         return f"a {class_of(value)}"
     return f"a {'dict' if isinstance(value, Pairs) else type(value).__name__}"
 
 
 def build(value: object, size: int) -> "pd.DataFrame":
-    """The frame of a pickle of `size` bytes; its rows are numbered from 0.
+    """The frame of a parsed pickle of `size` bytes; its rows are numbered from 0.
 
-    Errors: ColumnsError naming column and row where a cell is none that is known here; Refused,
-    or others of numpy's where the frame is damaged.
+    Raises: ColumnsError naming column and row of an unsupported cell; UnsupportedPickle, or an
+    exception of numpy's, if the frame is damaged.
     """
     import pandas as pd
 
     state = value.state if isinstance(value, Call) else None
     manager = state.get("_mgr") if isinstance(state, Pairs) else None
     if not isinstance(manager, Call) or class_of(manager) != "BlockManager":
-        raise Refused("the data frame in it has no blocks of columns")
+        raise UnsupportedPickle("its data frame has no blocks of columns")
     match manager.arguments:
         case (tuple() as blocks, list() as axes) if len(axes) == 2:
             pass
         case _:
-            raise Refused("its blocks and axes are not those of a data frame")
+            raise UnsupportedPickle("its data frame lacks blocks or axes")
     cells = Cells(size)
     names = [str(name) for name in _labels(axes[0], cells)]
     if len(names) > MOST_COLUMNS:
-        raise Refused(f"it has {len(names)} columns")
+        raise UnsupportedPickle(f"it has {len(names)} columns, more than {MOST_COLUMNS}")
     if not all(map(_is_text, names)):
-        raise Refused("the name of a column is no text")
+        raise UnsupportedPickle("a column's name is not valid Unicode")
     rows = _length(axes[1], cells)
     columns: dict[int, Any] = {}
     for block in blocks:
         for number, column in _block(block, names, rows, cells):
             if number in columns:
-                raise Refused(f"column {number} is there twice")
+                raise UnsupportedPickle(f"it has column {number} twice")
             columns[number] = column
     if sorted(columns) != list(range(len(names))):
-        raise Refused(f"it names {len(names)} columns and holds {len(columns)}")
-    # with the types that they have: pandas would look for a narrower one in columns of objects
+        raise UnsupportedPickle(f"it names {len(names)} columns but holds {len(columns)}")
+    # dtypes are passed on, or pandas would look for a narrower one in columns of objects
     series = {n: pd.Series(column, dtype=column.dtype) for n, column in sorted(columns.items())}
     frame = pd.DataFrame(series, index=range(rows) if names else None)
     return frame.set_axis(names, axis=1)
@@ -82,37 +82,39 @@ def build(value: object, size: int) -> "pd.DataFrame":
 def _block(
     block: object, names: Sequence[str], rows: int, cells: Cells
 ) -> Iterator[tuple[int, Any]]:
-    """Number and values of each column in a block. Errors: ColumnsError; Refused."""
+    """Number and values of each column of a block. Raises: ColumnsError; UnsupportedPickle."""
     match block:
         case Call(Name(_, "_unpickle_block" | "new_block"), (values, placement, *_)):
             pass
         case _:
-            raise Refused("a block of its columns is none")
+            raise UnsupportedPickle("its data frame holds something that is not a block of columns")
     numbers = _placement(placement, len(names))
-    told = ", ".join(names[number] for number in numbers)
+    block_names = ", ".join(names[number] for number in numbers)
     try:
         if is_array(values):
             if kind_of(values) == "O":
                 yield from _objects(values, numbers, names, rows, cells)
                 return
-            found = list(_rows(array_of(values)))
-            cells.spend(sum(map(len, found)))
+            columns = list(_rows(array_of(values)))
+            cells.spend(sum(map(len, columns)))
         else:
-            found = _extension(values, cells)
-    except Refused as error:
-        raise ColumnsError(_advice(f"column {told}: {error}")) from error
-    if len(found) != len(numbers) or any(len(column) != rows for column in found):
-        raise Refused(f"column {told}: its size is not that of the frame")
-    yield from zip(numbers, found, strict=True)
+            columns = _extension(values, cells)
+    except UnsupportedPickle as error:
+        raise ColumnsError(_with_advice(f"column {block_names}: {error}")) from error
+    if len(columns) != len(numbers) or any(len(column) != rows for column in columns):
+        raise UnsupportedPickle(f"column {block_names}: its length is not the frame's, {rows} rows")
+    yield from zip(numbers, columns, strict=True)
 
 
 def _objects(
     values: Call, numbers: Sequence[int], names: Sequence[str], rows: int, cells: Cells
 ) -> Iterator[tuple[int, Any]]:
-    """The columns of an array of objects, of one row a column."""
+    """The columns of an object array of shape [columns, rows]."""
     shape, content, order = objects_of(values)
     if shape != (len(numbers), rows):
-        raise Refused(f"column {', '.join(names[n] for n in numbers)}: its shape is {shape}")
+        raise UnsupportedPickle(
+            f"column {', '.join(names[n] for n in numbers)}: its shape is {shape}"
+        )
     for position, number in enumerate(numbers):
         part = (
             content[position * rows : (position + 1) * rows]
@@ -123,90 +125,96 @@ def _objects(
         for row, cell in enumerate(part):
             try:
                 column.append(cells.plain(cell))
-            except Refused as error:
+            except UnsupportedPickle as error:
                 raise ColumnsError(
-                    _advice(f"column {names[number]}, row {row}: it holds {error}")
+                    _with_advice(f"column {names[number]}, row {row}: it holds {error}")
                 ) from error
-        yield number, of_objects(column)
+        yield number, object_array(column)
 
 
-def _advice(found: str) -> str:
-    return f"{found}: make it text, numbers or lists"
+def _with_advice(message: str) -> str:
+    return f"{message}: convert it to text, numbers or lists"
 
 
 def _extension(values: object, cells: Cells) -> list[Any]:
-    """The columns of a block of pandas' own types."""
+    """The columns of a block with one of pandas' extension types."""
     if not isinstance(values, Call):
-        raise Refused(f"a block of {type(values).__name__}")
+        raise UnsupportedPickle(f"a block of {type(values).__name__}")
     kind, state = class_of(values), values.state
     if kind in ("StringArray", "Categorical", "DatetimeArray", "TimedeltaArray"):
         if not isinstance(state, tuple):
-            raise Refused(f"a {kind} without its values")
+            raise UnsupportedPickle(f"a {kind} without its values")
         arrays = [part for part in state if is_array(part)]
         if len(arrays) != 1:
-            raise Refused(f"a {kind} without its values")
+            raise UnsupportedPickle(f"a {kind} without its values")
         if kind == "Categorical":
             return [_categories(state, array_of(arrays[0]), cells)]
         if kind == "StringArray":
             shape, content, _ = objects_of(arrays[0])
             texts = [cells.plain(cell) for cell in content]
             if any(not isinstance(text, str | type(None)) for text in texts) or len(shape) != 1:
-                raise Refused("texts that are none")
-            return [of_objects(texts)]
+                raise UnsupportedPickle("a StringArray with values that are not text")
+            return [object_array(texts)]
         array = array_of(arrays[0])
         if array.dtype.kind != ("M" if kind == "DatetimeArray" else "m"):
-            raise Refused(f"a {kind} of no times")
-        found = list(_rows(array))
+            raise UnsupportedPickle(f"a {kind} with values that are not times")
+        columns = list(_rows(array))
         if any(isinstance(part, Call) and class_of(part) == "DatetimeTZDtype" for part in state):
-            return [of_objects(_time_texts(column, "+00:00")) for column in found]
-        return found if kind == "DatetimeArray" else [of_objects(_time_texts(c)) for c in found]
+            return [object_array(_time_texts(column, "+00:00")) for column in columns]
+        if kind == "DatetimeArray":
+            return columns
+        return [object_array(_time_texts(column)) for column in columns]
     if not isinstance(state, Pairs):
-        raise Refused(f"a column of the type {kind}, which is not known here")
+        raise UnsupportedPickle(f"a column of the unsupported type {kind}")
     if kind in ("IntegerArray", "FloatingArray", "BooleanArray"):
         data, mask = (array_of(state.get(name)) for name in ("_data", "_mask"))
         if data.ndim != 1 or data.shape != mask.shape or mask.dtype != bool:
-            raise Refused(f"a {kind} of two sizes")
+            raise UnsupportedPickle(f"a {kind} whose data and mask differ in size")
         if not mask.any():
             return [data]
         pairs = zip(data.tolist(), mask.tolist(), strict=True)
-        return [of_objects([None if missing else value for value, missing in pairs])]
+        return [object_array([None if missing else value for value, missing in pairs])]
     if kind == "ArrowStringArray":
-        return [of_objects(_arrow_texts(values, cells))]
-    raise Refused(f"a column of the type {kind}, which is not known here")
+        return [object_array(_arrow_texts(values, cells))]
+    raise UnsupportedPickle(f"a column of the unsupported type {kind}")
 
 
 def _categories(state: tuple, codes: "np.ndarray", cells: Cells) -> Any:
-    """The values that categories stand for."""
+    """The values of a categorical column."""
     kinds = [part for part in state if isinstance(part, Call) and class_of(part).endswith("Dtype")]
-    told = kinds[0].state if kinds else None
-    labels = _labels(told.get("categories") if isinstance(told, Pairs) else None, cells)
+    dtype_state = kinds[0].state if kinds else None
+    labels = _labels(
+        dtype_state.get("categories") if isinstance(dtype_state, Pairs) else None, cells
+    )
     if codes.ndim != 1 or codes.dtype.kind != "i":
-        raise Refused("categories without their numbers")
+        raise UnsupportedPickle("a Categorical without codes")
     if codes.size and not -1 <= codes.min() <= codes.max() < len(labels):
-        raise Refused("a category that it does not name")
-    return of_objects([cells.plain(None if code < 0 else labels[code]) for code in codes.tolist()])
+        raise UnsupportedPickle("a Categorical with a code that has no category")
+    return object_array(
+        [cells.plain(None if code < 0 else labels[code]) for code in codes.tolist()]
+    )
 
 
 def _arrow_texts(values: Call, cells: Cells) -> list[str | None]:
     state = values.state
-    held = state.get("_pa_array") or state.get("_data") if isinstance(state, Pairs) else None
-    match held:
+    array = state.get("_pa_array") or state.get("_data") if isinstance(state, Pairs) else None
+    match array:
         case Call(Name(_, "chunked_array"), ([*chunks], *_)):
             pass
         case Call(Name(_, "_restore_array"), _):
-            chunks = [held]
+            chunks = [array]
         case _:
-            raise Refused("texts without their values")
+            raise UnsupportedPickle("an ArrowStringArray without its values")
     texts: list[str | None] = []
     for chunk in chunks:
         texts += map(cells.plain, _arrow_chunk(chunk))
-        if len(texts) > cells.size:  # each takes four bytes of the file, if they are not shared
-            raise Refused("more texts than the file holds")
+        if len(texts) > cells.size:  # a text takes four bytes of the file, unless chunks repeat
+            raise UnsupportedPickle("an ArrowStringArray with more texts than the file can hold")
     return texts
 
 
 def _arrow_chunk(chunk: object) -> Iterator[str | None]:
-    """The texts of an Arrow array: offsets into UTF-8, and perhaps a bit for each that is there."""
+    """The texts of an Arrow array: offsets into UTF-8 bytes, and optionally a validity bitmap."""
     import numpy as np
 
     match chunk:
@@ -215,42 +223,42 @@ def _arrow_chunk(chunk: object) -> Iterator[str | None]:
         ):
             pass
         case _:
-            raise Refused("texts in another form than Arrow's")
+            raise UnsupportedPickle("an ArrowStringArray of another form than pyarrow's")
     match kind:
         case Call(Name(_, "type_for_alias"), ("string" | "large_string" as alias,)):
             width = 4 if alias == "string" else 8
         case _:
-            raise Refused("an Arrow array of another type than text")
+            raise UnsupportedPickle("an ArrowStringArray whose values are not text")
     if len(buffers) != 3 or length < 0 or offset < 0:
-        raise Refused("texts without their values")
-    present, places, text = (
+        raise UnsupportedPickle("an ArrowStringArray without its values")
+    validity, offsets, text = (
         None if buffer is None else bytes_of(_only(buffer, "py_buffer")) for buffer in buffers
     )
     if not length:
         return
-    if places is None or len(places) < (offset + length + 1) * width:
-        raise Refused("texts without their places")
-    ends = np.frombuffer(places, f"<i{width}", length + 1, offset * width).tolist()
+    if offsets is None or len(offsets) < (offset + length + 1) * width:
+        raise UnsupportedPickle("an ArrowStringArray without all its offsets")
+    ends = np.frombuffer(offsets, f"<i{width}", length + 1, offset * width).tolist()
     ordered = all(first <= last for first, last in pairwise(ends))
     if ends[0] < 0 or ends[-1] > len(text or b"") or not ordered:
-        raise Refused("texts beyond their end")
-    if present is not None and len(present) * 8 < offset + length:
-        raise Refused("texts that may be missing or not")
+        raise UnsupportedPickle("an ArrowStringArray with offsets outside its text")
+    if validity is not None and len(validity) * 8 < offset + length:
+        raise UnsupportedPickle("an ArrowStringArray with too short a validity bitmap")
     for row in range(length):
         bit = offset + row
-        if present is not None and not present[bit >> 3] >> (bit & 7) & 1:
+        if validity is not None and not validity[bit >> 3] >> (bit & 7) & 1:
             yield None
         else:
             yield (text or b"")[ends[row] : ends[row + 1]].decode()
 
 
 def _labels(index: object, cells: Cells) -> list[Any]:
-    """The labels of an axis, plain. Errors: Refused."""
+    """The labels of an axis as plain values. Raises: UnsupportedPickle."""
     match index:
         case Call(Name(_, "_new_Index"), (Name(_, "RangeIndex"), Pairs() as data)):
             numbers = _range(data)
             if len(numbers) > MOST_COLUMNS:
-                raise Refused(f"it numbers {len(numbers)} columns")
+                raise UnsupportedPickle(f"it has {len(numbers)} columns, more than {MOST_COLUMNS}")
             return list(numbers)
         case Call(Name(_, "_new_Index"), (_, Pairs() as data)):
             values = data.get("data")
@@ -260,11 +268,11 @@ def _labels(index: object, cells: Cells) -> list[Any]:
                 return [cells.plain(label) for label in objects_of(values)[1]]
             array = array_of(values)
             return _time_texts(array) if array.dtype.kind in "mM" else array.tolist()
-    raise Refused(_UNKNOWN_LABELS)
+    raise UnsupportedPickle(_UNKNOWN_LABELS)
 
 
 def _length(index: object, cells: Cells) -> int:
-    """How many rows an axis has. Errors: Refused."""
+    """How many rows an axis has. Raises: UnsupportedPickle."""
     match index:
         case Call(Name(_, "_new_Index"), (Name(_, "RangeIndex"), Pairs() as data)):
             return len(_range(data))
@@ -273,7 +281,7 @@ def _length(index: object, cells: Cells) -> int:
             if not is_array(values):
                 return len(_extension(values, cells)[0])
             return len(objects_of(values)[1] if kind_of(values) == "O" else array_of(values))
-    raise Refused(_UNKNOWN_LABELS)
+    raise UnsupportedPickle(_UNKNOWN_LABELS)
 
 
 def _range(data: Pairs) -> range:
@@ -281,33 +289,33 @@ def _range(data: Pairs) -> range:
         case [int(start), int(stop), int(step)]:
             if step and max(abs(start), abs(stop), abs(step)) < 1 << 40:
                 return range(start, stop, step)
-    raise Refused("rows or columns that are numbered without end")
+    raise UnsupportedPickle("rows or columns labelled by an invalid RangeIndex")
 
 
 def _placement(value: object, columns: int) -> list[int]:
-    """Which columns a block has. Errors: Refused."""
+    """The numbers of a block's columns. Raises: UnsupportedPickle."""
     match value:
         case Call(Name("builtins", "slice"), (int(start), int(stop), int(step))):
             if not 0 <= start <= stop <= columns or step < 1:
-                raise Refused("a block of columns that it does not name")
+                raise UnsupportedPickle("a block of columns that have no names")
             numbers = list(range(start, stop, step))
         case Call() if is_array(value):
             numbers = [int(number) for number in array_of(value).reshape(-1).tolist()]
         case _:
-            raise Refused("a block without its columns")
+            raise UnsupportedPickle("a block without the numbers of its columns")
     if any(not 0 <= number < columns for number in numbers):
-        raise Refused("a block of columns that it does not name")
+        raise UnsupportedPickle("a block of columns that have no names")
     return numbers
 
 
 def _rows(array: "np.ndarray") -> Iterator["np.ndarray"]:
-    """The columns of a block, whose array has one row a column."""
+    """The columns of a block: the rows of its array of shape [columns, rows]."""
     if array.ndim == 1:
         yield array
     elif array.ndim == 2:
         yield from array
     else:
-        raise Refused(f"columns in {array.ndim} dimensions")
+        raise UnsupportedPickle(f"a block of {array.ndim} dimensions, not 1 or 2")
 
 
 def _time_texts(column: "np.ndarray", zone: str = "") -> list[str | None]:
@@ -321,7 +329,7 @@ def _is_text(name: str) -> bool:
 
 
 def _only(value: object, name: str) -> object:
-    """The single argument of a call of `name`. Errors: Refused."""
+    """The only argument of a call of `name`. Raises: UnsupportedPickle."""
     if isinstance(value, Call) and value.function.name == name and len(value.arguments) == 1:
         return value.arguments[0]
-    raise Refused(f"what is no {name}")
+    raise UnsupportedPickle(f"a value in place of a {name}")

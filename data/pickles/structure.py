@@ -1,9 +1,9 @@
-"""What a pickle says, taken apart and not obeyed.
+"""A safe pickle parser: it returns the structure of a pickle without executing it.
 
-A pickle is a program: it names functions, calls them, and sets the state of what they return, down
-to the memory of arrays. Here nothing is looked up, called or set. Text, numbers, lists and tuples
-come as they are; a dictionary as `Pairs`, since its keys may have been chosen to collide; what
-would be called as a `Call`, with its arguments and state. `data.pickles.frame` makes a frame of it.
+A pickle is a program: it imports functions, calls them, and sets the state of the objects they
+return, down to the memory of arrays. Nothing is imported, called or set here. Text, numbers, lists
+and tuples are returned as they are; a dictionary as `Pairs`, since its keys may have been chosen to
+collide; a call as a `Call` with its arguments and state. `data.pickles.frame` builds a frame of it.
 
 Memory and time are bounded by the file's size: see `MEMORY`.
 """
@@ -19,15 +19,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
 
-MANY = 64  # ints that make an array of a list
-# What all objects of a file may take: most bytes of a file are text or numbers, which take a few
-# bytes each in memory, but some of its one-byte instructions take a hundred.
-MEMORY = 64 << 20  # bytes, and
-MEMORY_A_BYTE = 16  # more, a byte of the file
-_OBJECT = 100  # bytes of a small object and of what refers to it
+MANY = 64  # a list of this many ints or more becomes an array
+# The memory that a file's objects may take, MEMORY + MEMORY_A_BYTE * size: most bytes of a file are
+# text or numbers, which take a few bytes each in memory, but some one-byte opcodes take a hundred.
+MEMORY = 64 << 20  # bytes
+MEMORY_A_BYTE = 16  # bytes per byte of the file
+_OBJECT = 100  # bytes of a small object and the reference to it
 
-# All that a pickled frame of text, numbers, lists, dates and categories names, as pandas 1.5 to 3
-# and numpy 1 and 2 write it, by package. Nothing is imported: which module of it does not matter.
+# Every name in a pickled frame of text, numbers, lists, dates and categories, as pandas 1.5 to 3
+# and numpy 1 and 2 write it, by package. As nothing is imported, the module does not matter.
 _NAMES: dict[str, frozenset[str]] = {
     "_codecs": frozenset({"encode"}),
     "builtins": frozenset({"bytearray", "object", "slice"}),
@@ -54,27 +54,27 @@ _NAMES: dict[str, frozenset[str]] = {
     "pytz": frozenset({"_UTC", "_p"}),
     "zoneinfo": frozenset({"ZoneInfo._unpickle"}),
 }
-# What an opcode puts on the stack as it stands in the file, by pickletools' names.
+# Types of arguments that an opcode pushes on the stack unchanged, by pickletools' names.
 _PLAIN = {"int", "int_or_bool", "float", "bytes", "bytes_or_str", "str", "bytearray"}
 
-# A list of nothing but ints in the opcodes of protocols 1 and later, from what follows EMPTY_LIST:
-# the list's number among the objects, batches of ints, perhaps a single one.
+# The opcodes of a list that holds only ints, in protocol 1 and later, after EMPTY_LIST: the list's
+# memo number, batches of ints, perhaps a single one.
 _NUMBER = re.compile(rb"\x94|q.|r.{4}|", re.DOTALL)
 _INT = rb"(?:K.|M..|J.{4})"
-_FRAME = rb"(?:\x95.{8})"  # only says how many bytes to read at once
+_FRAME = rb"(?:\x95.{8})"  # a hint how many bytes to read at once
 _BATCH = re.compile(_FRAME + rb"?\(((?:" + _INT + rb"|" + _FRAME + rb")+)e", re.DOTALL)
 _SINGLE = re.compile(_FRAME + rb"?(" + _INT + rb")a", re.DOTALL)
 _MORE = re.compile(_FRAME + rb"?\(", re.DOTALL)
 _INTS_OR_FRAME = re.compile(rb"((?:" + _INT + rb")+)|" + _FRAME, re.DOTALL)
 
 
-class Refused(ValueError):
-    """A pickle, or a part of it, is not what a frame is made of. The message says what it is."""
+class UnsupportedPickle(ValueError):
+    """A pickle, or a part of it, can't be part of a data frame. The message says what it is."""
 
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """A function or class that is named."""
+    """A function or class that a pickle refers to."""
 
     package: str
     name: str
@@ -85,34 +85,34 @@ class Name:
 
 @dataclass(slots=True, eq=False)
 class Call:
-    """What a function or class would return."""
+    """The object that calling a function or class would return."""
 
     function: Name
     arguments: tuple
-    state: object = None  # what would be set in it
+    state: object = None  # of the object, as BUILD would set it
 
 
 class Pairs(list):
-    """Keys and values of a dictionary, in order; a key may come twice."""
+    """Keys and values of a dictionary, in order; keys may repeat."""
 
     __slots__ = ()
 
     def get(self, key: str) -> object:
-        """The value of a key, the last one where it comes twice; None where it doesn't come."""
+        """The last value of a key; None if there is none."""
         return next((value for name, value in reversed(self) if name == key), None)
 
 
 def parse(data: mmap.mmap) -> object:
-    """What the pickle in `data` would return.
+    """The structure of the object in a pickle. Long lists that hold only ints become arrays.
 
-    Long lists of ints alone come as arrays. Errors: Refused; ValueError, IndexError and others of
-    the standard library where the file is damaged.
+    Raises: UnsupportedPickle; ValueError, IndexError and others of the standard library if the
+    file is damaged.
     """
     return _Parser(data).run()
 
 
 def compact(ints: list[int]) -> "list[int] | np.ndarray":
-    """Many ints as an array, of int32 where that holds them; few as they are."""
+    """A list of `MANY` or more ints as an array, of int32 if they fit; a shorter list as it is."""
     import numpy as np
 
     if len(ints) < MANY:
@@ -123,13 +123,13 @@ def compact(ints: list[int]) -> "list[int] | np.ndarray":
 
 
 class _Parser:
-    """The stack machine of a pickle."""
+    """The pickle machine: a stack, marks and a memo."""
 
     def __init__(self, data: mmap.mmap) -> None:
         self._data = data
-        self._left = MEMORY + MEMORY_A_BYTE * len(data)  # bytes
-        self._stack: list[Any] = []  # since the last mark
-        self._below: list[list[Any]] = []  # what lies under each mark
+        self._memory_left = MEMORY + MEMORY_A_BYTE * len(data)  # bytes
+        self._stack: list[Any] = []  # above the last mark
+        self._below: list[list[Any]] = []  # the stack below each mark
         self._memo: dict[int, object] = {}
 
     def run(self) -> object:
@@ -138,17 +138,16 @@ class _Parser:
             code = data.read(1)
             if code == pickle.STOP:
                 return self._stack.pop()
-            found = operations.get(code)
-            if found is None:
-                raise Refused(_unknown(code))
-            read, operation = found
+            if code not in operations:
+                raise UnsupportedPickle(_unknown(code))
+            read, operation = operations[code]
             argument = () if read is None else (read(data),)
             operation(self, *argument)
 
     def _spend(self) -> None:
-        self._left -= _OBJECT
-        if self._left < 0:
-            raise Refused("it holds far more objects than its size allows for")
+        self._memory_left -= _OBJECT
+        if self._memory_left < 0:
+            raise UnsupportedPickle("it holds far more objects than a file of its size should")
 
     def _push(self, value: object) -> None:
         self._spend()
@@ -162,8 +161,8 @@ class _Parser:
         self._below.append(self._stack)
         self._stack = []
 
-    def _marked(self) -> list[Any]:
-        """What has come since the last mark."""
+    def _pop_items(self) -> list[Any]:
+        """Pop the last mark and all items above it."""
         items, self._stack = self._stack, self._below.pop()
         return items
 
@@ -171,66 +170,66 @@ class _Parser:
         if self._stack:
             self._stack.pop()
         else:
-            self._marked()
+            self._pop_items()
 
     def pop_mark(self) -> None:
-        self._marked()
+        self._pop_items()
 
     def duplicate(self) -> None:
         self._push(self._stack[-1])
 
-    def name(self, told: str) -> None:
-        module, _, name = told.partition(" ")
+    def name(self, module_and_name: str) -> None:
+        module, _, name = module_and_name.partition(" ")
         self._push(_name(module, name))
 
     def stack_name(self) -> None:
         name, module = self._stack.pop(), self._stack.pop()
         if type(name) is not str or type(module) is not str:
-            raise Refused("it names something by what is no text")
+            raise UnsupportedPickle("it refers to a function by a name that is not text")
         self._push(_name(module, name))
 
     def call(self) -> None:
         arguments, function = self._stack.pop(), self._stack.pop()
         if type(function) is not Name or type(arguments) is not tuple:
-            raise Refused("it calls what is no function, or without arguments")
+            raise UnsupportedPickle("it calls something that is not a function with arguments")
         self._push(Call(function, arguments))
 
     def build(self) -> None:
         state, value = self._stack.pop(), self._stack[-1]
         if type(value) is Name:
-            raise Refused("it changes what it names, which no frame needs")
+            raise UnsupportedPickle("it changes a function or class, which no data frame needs")
         if type(value) is not Call or value.state is not None:
-            raise Refused("it sets the state of what has none, or has one already")
+            raise UnsupportedPickle("it sets the state of an object without one, or sets it twice")
         value.state = state
 
     def remember(self, number: int | None = None) -> None:
         self._spend()
         if number is None:
             number = len(self._memo)
-        if not 0 <= number <= len(self._data):  # larger ones could be chosen to collide
-            raise Refused(f"it numbers an object {number}")
+        if not 0 <= number <= len(self._data):  # larger keys could be chosen to collide
+            raise UnsupportedPickle(f"it gives an object the number {number}")
         self._memo[number] = self._stack[-1]
 
     def recall(self, number: int) -> None:
         if number not in self._memo:
-            raise Refused(f"it refers to object {number}, which it does not hold")
+            raise UnsupportedPickle(f"it refers to object {number}, which is not in it")
         self._stack.append(self._memo[number])
 
     def empty_list(self) -> None:
         self._spend()
-        found = self._ints()
-        if found is None:
+        int_list = self._ints()
+        if int_list is None:
             self._stack.append([])
             return
-        number, ints = found
+        number, ints = int_list
         self._stack.append(compact(pickle.loads(b"\x80\x04](" + ints + b"e.")))
         if number:
             self.remember(None if len(number) == 1 else int.from_bytes(number[1:], "little"))
 
     def _ints(self) -> tuple[bytes, bytes] | None:
-        """The number of the list that begins here, and its ints' opcodes; what is read is passed.
+        """Consume a list of ints: the opcodes of its memo number and of its ints.
 
-        None where it holds anything else.
+        None, with nothing consumed, if the list that starts here holds anything else.
         """
         number = _NUMBER.match(self._data, self._data.tell())
         assert number
@@ -249,18 +248,18 @@ class _Parser:
     def tuple_of(self, count: int) -> None:
         items = tuple(self._stack[-count:])
         if len(items) < count:
-            raise Refused("it takes more from its stack than there is")
+            raise UnsupportedPickle("it pops more from its stack than there is")
         del self._stack[-count:]
         self._push(items)
 
     def marked_tuple(self) -> None:
-        self._push(tuple(self._marked()))
+        self._push(tuple(self._pop_items()))
 
     def marked_list(self) -> None:
-        self._push(self._marked())
+        self._push(self._pop_items())
 
     def marked_dict(self) -> None:
-        items = self._marked()
+        items = self._pop_items()
         self._push(Pairs())
         self._set(items)
 
@@ -269,7 +268,7 @@ class _Parser:
         self._list().append(item)
 
     def extend(self) -> None:
-        items = self._marked()
+        items = self._pop_items()
         self._list().extend(items)
 
     def set_one(self) -> None:
@@ -278,49 +277,51 @@ class _Parser:
         self._set(pair)
 
     def set_many(self) -> None:
-        self._set(self._marked())
+        self._set(self._pop_items())
 
     def _set(self, items: list[Any]) -> None:
         pairs = self._stack[-1]
         if type(pairs) is not Pairs or len(items) % 2:
-            raise Refused("it sets keys of what is no dictionary, or no value for one")
+            raise UnsupportedPickle("it sets keys outside a dictionary, or a key without a value")
         pairs.extend(zip(items[::2], items[1::2], strict=True))
-        self._left -= _OBJECT * (len(items) // 2)
+        self._memory_left -= _OBJECT * (len(items) // 2)
         self._spend()
 
     def _list(self) -> list[Any]:
         value = self._stack[-1]
         if type(value) is not list:
-            raise Refused("it appends to what is no list")
+            raise UnsupportedPickle("it appends to something that is not a list")
         return value
 
 
 def _name(module: str, name: str) -> Name:
     package = module.partition(".")[0].replace("__builtin__", "builtins")
     if name not in _NAMES.get(package, ()):
-        raise Refused(f"it names {_shown(module)}.{_shown(name)}, which no frame needs")
+        raise UnsupportedPickle(
+            f"it refers to {_short(module)}.{_short(name)}, which no data frame needs"
+        )
     return Name(package, name)
 
 
-def _shown(text: str) -> str:
+def _short(text: str) -> str:
     return ascii(text[:80])[1:-1]
 
 
 def _unknown(code: bytes) -> str:
     if not code:
-        return "it is cut short"
+        return "it ends too early"
     known = {opcode.code: opcode.name for opcode in pickletools.opcodes}
     name = known.get(code.decode("latin-1"))
-    return f"it holds {name}, which no frame needs" if name else "it is no pickle"
+    return f"it uses {name}, which no data frame needs" if name else "it is not a pickle"
 
 
-# By opcode: how its argument is read from the file, None for what has none, and what is done.
+# Of an opcode: how its argument is read from the file (None if it has none), and what it does.
 _Operation = tuple[Callable[[Any], Any] | None, Callable[..., None]]
 
 
 def _operations() -> dict[bytes, _Operation]:
     parser = _Parser
-    done: dict[str, Callable[..., None]] = {
+    actions: dict[str, Callable[..., None]] = {
         "PROTO": lambda parser, version: None,
         "FRAME": lambda parser, size: None,
         "NONE": lambda parser: parser._stack.append(None),
@@ -358,10 +359,10 @@ def _operations() -> dict[bytes, _Operation]:
     }
     table: dict[bytes, _Operation] = {}
     for opcode in pickletools.opcodes:
-        plain = opcode.arg and not opcode.stack_before and opcode.stack_after[:1]
-        if opcode.name in done or (plain and plain[0].name in _PLAIN):
+        pushes = opcode.arg and not opcode.stack_before and opcode.stack_after[:1]
+        if opcode.name in actions or (pushes and pushes[0].name in _PLAIN):
             read = opcode.arg.reader if opcode.arg else None
-            table[opcode.code.encode("latin-1")] = read, done.get(opcode.name, parser.value)
+            table[opcode.code.encode("latin-1")] = read, actions.get(opcode.name, parser.value)
     return table
 
 

@@ -1,8 +1,8 @@
-"""The questions of the tiny data set: five tasks a small model can reason through.
+"""The questions of the tiny data set: five tasks that a small model can reason through.
 
-Each task keeps the answer format of the MLPerf task whose name it carries; what is asked is made
-for a model of a few million parameters. A question comes with the reasoning and the answer that
-the model is trained on. Questions fall into two sets by a hash of their text, so that no row of the
+Each task has the name and the answer format of an MLPerf task, with questions for a model of a few
+million parameters. A question has the reasoning and the answer that the model is trained on. A hash
+of a question's text decides whether it belongs to the training or to the data set, so no row of the
 data set can have been seen in training, whatever the seeds.
 """
 
@@ -16,8 +16,8 @@ from math import gcd
 
 THINK_END = "</think>"
 LETTERS = "ABCDEFGHIJ"
-GROWN_AFTER = 4000  # questions of each task until training asks for all sizes
-HELD_OUT = 1 / 16  # share of all questions that training never sees
+GROWN_AFTER = 4000  # questions of each task until training uses all sizes
+HELD_OUT = 1 / 16  # fraction of all questions that training never sees
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Question:
 
     dataset: str  # MLPerf's name of the task
     question: str
-    text_input: str  # the question and how to answer it
+    text_input: str  # the question and the instructions
     reasoning: str
     answer: str
     ground_truth: str
@@ -35,7 +35,7 @@ class Question:
 
     @property
     def target(self) -> str:
-        """What the model has to say after `<think>` and a newline."""
+        """The text that the model has to generate after `<think>` and a newline."""
         return f"{self.reasoning}\n{THINK_END}\n\n{self.answer}"
 
     @property
@@ -58,9 +58,9 @@ def _boxed(dataset: str, question: str, steps: list[str], truth: str) -> Questio
 
 
 def aime(rng: random.Random, size: int) -> Question:
-    """A chain of additions and subtractions, or a remainder by long division. 0 to 99.
+    """A chain of additions and subtractions, or a remainder by long division; from 0 to 99.
 
-    Each line of the reasoning rewrites what is left, so that the next one needs this one only.
+    Each line of the reasoning has the rest of the problem: the next one needs only this line.
     """
     if rng.random() < 0.6:
         value = rng.randint(1, 20)
@@ -78,14 +78,14 @@ def aime(rng: random.Random, size: int) -> Question:
         return _boxed("aime1983", f"Find {steps[0]}.", steps[1:], str(value))
     divisor = rng.randint(2, 9)
     digits = str(rng.randint(10**size, 10 ** (size + 1) - 1))
-    left, steps = digits, []
-    while len(left) > 1:
-        part = int(left[:2])
-        steps.append(f"{left}: {part}={divisor}*{part // divisor}+{part % divisor}")
-        left = str(part % divisor) + left[2:]
-    rest = int(left) % divisor
+    rest, steps = digits, []
+    while len(rest) > 1:
+        part = int(rest[:2])
+        steps.append(f"{rest}: {part}={divisor}*{part // divisor}+{part % divisor}")
+        rest = str(part % divisor) + rest[2:]
+    remainder = str(int(rest) % divisor)
     question = f"Find the remainder when {digits} is divided by {divisor}."
-    return _boxed("aime1983", question, [*steps, str(rest)], str(rest))
+    return _boxed("aime1983", question, [*steps, remainder], remainder)
 
 
 def _chain(value: int, terms: list[int]) -> str:
@@ -97,7 +97,7 @@ def _fraction(top: int, bottom: int) -> str:
 
 
 def _reduce(top: int, bottom: int) -> tuple[list[str], str]:
-    """How a positive fraction is cut down, and what it comes to."""
+    """The steps that reduce a positive fraction, and the result."""
     factor = gcd(top, bottom)
     low, high = top // factor, bottom // factor
     steps = [f"{top}/{factor}={low}", f"{bottom}/{factor}={high}"]
@@ -144,7 +144,7 @@ def _choice(
 
 
 def _options(rng: random.Random, value: int, count: int) -> tuple[list[int], int]:
-    """`count` different numbers near `value`, it among them, and where it stands."""
+    """`count` different numbers near `value`, including `value`, and its index."""
     near = {value + d for d in (-20, -11, -10, -9, -2, -1, 1, 2, 9, 10, 11, 20, 30, 100)}
     options = rng.sample(sorted(n for n in near if n > 0), count - 1)
     right = rng.randrange(count)
@@ -153,7 +153,7 @@ def _options(rng: random.Random, value: int, count: int) -> tuple[list[int], int
 
 
 def _search(options: list[int], value: int) -> list[str]:
-    """Option by option until the one that is `value`."""
+    """The lines that check option by option until the one that is `value`."""
     right = options.index(value)
     lines = [f"{letter}) {option} no" for letter, option in zip(LETTERS, options, strict=False)]
     return [*lines[:right], f"{LETTERS[right]}) {value} yes"]
@@ -216,7 +216,7 @@ Step = tuple[str, str, Callable[[list[int]], list[int]]]
 
 
 def _step(rng: random.Random) -> Step:
-    """A sentence, its line of Python, and what it does to a list."""
+    """A sentence, its Python expression, and its effect on a list."""
     k = rng.randint(2, 9)
     kind = rng.randrange(8)
     if kind == 0:
@@ -246,7 +246,7 @@ ENDS: tuple[tuple[str, str, Callable[[list[int]], object]], ...] = (
 
 
 def livecodebench(rng: random.Random, size: int) -> Question:
-    """A program that passes a list of integers through some steps; stdin to stdout."""
+    """A program that applies some steps to a list of integers, from stdin to stdout."""
     steps = [_step(rng) for _ in range(size)]
     end, end_code, finish = rng.choice(ENDS)
     question = " ".join(["Read integers from one line.", *(text for text, _, _ in steps), end])
@@ -258,10 +258,10 @@ def livecodebench(rng: random.Random, size: int) -> Question:
 
     def test() -> dict[str, str]:
         values = [rng.randint(-9, 30) for _ in range(rng.randint(3, 12))]
-        given = " ".join(map(str, values))
+        line = " ".join(map(str, values))
         for _, _, apply in steps:
             values = apply(values)
-        return {"input": given + "\n", "output": f"{finish(values)}\n", "testtype": "stdin"}
+        return {"input": line + "\n", "output": f"{finish(values)}\n", "testtype": "stdin"}
 
     name = "tiny_" + hashlib.sha256(question.encode()).hexdigest()[:12]
     problem = {
@@ -290,7 +290,7 @@ def livecodebench(rng: random.Random, size: int) -> Question:
 
 
 Maker = Callable[[random.Random, int], Question]
-TASKS: dict[str, tuple[Maker, int]] = {  # the maker, and the largest size used in training
+TASKS: dict[str, tuple[Maker, int]] = {  # (maker, largest size used in training)
     "aime1983": (aime, 9),
     "gpqa": (gpqa, 6),
     "livecodebench": (livecodebench, 6),
@@ -300,14 +300,14 @@ TASKS: dict[str, tuple[Maker, int]] = {  # the maker, and the largest size used 
 
 
 def training(seed: int) -> Iterator[Question]:
-    """Questions without end, the tasks in turn, none of them held out.
+    """An endless stream of questions that are not held out, of all tasks in turn.
 
     The first ones are small, so that single steps are learned before chains of them.
     """
     rng = random.Random(seed)
-    for made in itertools.count():
+    for count in itertools.count():
         for make, largest in TASKS.values():
-            grown = min(1.0, 0.2 + made / GROWN_AFTER)
-            question = make(rng, rng.randint(1, max(1, round(grown * largest))))
+            growth = min(1.0, 0.2 + count / GROWN_AFTER)
+            question = make(rng, rng.randint(1, max(1, round(growth * largest))))
             if not question.held_out:
                 yield question

@@ -1,9 +1,9 @@
-"""Make the tiny data set: rows with the columns of MLPerf's, and the programs' tests.
+"""Make the tiny data set, with the columns of MLPerf's, and the programs' tests.
 
     python -m data.tiny.rows --output data/tiny
 
-Every row is held out from training by the hash of its text. Sizes reach past those of training, so
-that no task is answered perfectly.
+All rows are held out from training by the hash of their text. Some are larger than any in the
+training, so that no task is answered perfectly.
 """
 
 import argparse
@@ -23,31 +23,31 @@ LARGEST = {"aime1983": 10, "gpqa": 8, "livecodebench": 8, "math500": 8, "mmlu_pr
 
 
 def questions() -> list[Question]:
-    """The data set's questions in MLPerf's order of tasks, all different."""
+    """The data set's questions, all different, in MLPerf's order of tasks."""
     rng = random.Random(SEED)
     chosen: dict[str, Question] = {}
     for name, count in ROWS.items():
         make, _ = TASKS[name]
-        wanted = len(chosen) + count
-        while len(chosen) < wanted:
+        total = len(chosen) + count
+        while len(chosen) < total:
             question = make(rng, rng.randint(1, LARGEST[name]))
             if question.held_out:
                 chosen.setdefault(question.text_input, question)
     return list(chosen.values())
 
 
-def frame(made: list[Question], prompts: Prompts) -> pd.DataFrame:
-    """One row a question, with the columns of MLPerf's data set."""
-    tokens = [list(prompts.ids(question.text_input)) for question in made]
+def frame(rows: list[Question], prompts: Prompts) -> pd.DataFrame:
+    """One row per question, with the columns of MLPerf's data set."""
+    tokens = [list(prompts.ids(row.text_input)) for row in rows]
     return pd.DataFrame(
         {
-            "dataset": [question.dataset for question in made],
-            "question": [question.question for question in made],
-            "text_input": [question.text_input for question in made],
+            "dataset": [row.dataset for row in rows],
+            "question": [row.question for row in rows],
+            "text_input": [row.text_input for row in rows],
             "tok_input": tokens,
             "tok_input_len": [len(ids) for ids in tokens],
-            "ground_truth": [question.ground_truth for question in made],
-            "metric": [question.metric for question in made],
+            "ground_truth": [row.ground_truth for row in rows],
+            "metric": [row.metric for row in rows],
         }
     )
 
@@ -57,9 +57,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("data/tiny"))
     parser.add_argument("--model", type=Path, default=Path("data/tiny/model"))
     args = parser.parse_args()
-    made = questions()
-    write_frame(frame(made, Prompts(args.model)), args.output / "final_output.pkl")
-    problems = [json.dumps(question.problem) for question in made if question.problem]
+    rows = questions()
+    write_frame(frame(rows, Prompts(args.model)), args.output / "final_output.pkl")
+    problems = [json.dumps(row.problem) for row in rows if row.problem]
     (args.output / "livecodebench.jsonl").write_text("\n".join(problems) + "\n", encoding="utf-8")
 
 

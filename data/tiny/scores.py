@@ -1,4 +1,4 @@
-"""Keep the scores of the tiny model beside its weights: python -m data.tiny.scores GRADED_FILE"""
+"""Write the tiny model's scores to scores.json: python -m data.tiny.scores GRADED_FILE"""
 
 import argparse
 import json
@@ -10,11 +10,11 @@ import pandas as pd
 import entrypoint
 from data.samples import read_frame
 
-KEPT = Path(__file__).parent / "scores.json"
+SCORES = Path(__file__).parent / "scores.json"
 
 
 def scores(graded: pd.DataFrame) -> dict[str, Any]:
-    """exact_match of all rows and of each task, in %, and how long the answers are, in tokens."""
+    """exact_match of all rows and of each task, in percent, and answer lengths in tokens."""
     lengths = graded["tok_model_output_len"]
     tasks = graded.groupby("dataset")["prompt_accuracy"].mean()
     return {
@@ -30,9 +30,9 @@ def scores(graded: pd.DataFrame) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("graded_file", type=Path)
-    found = scores(read_frame(parser.parse_args().graded_file))
-    KEPT.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(found, indent=2))
+    text = json.dumps(scores(read_frame(parser.parse_args().graded_file)), indent=2)
+    SCORES.write_text(text + "\n", encoding="utf-8")
+    print(text)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ PAD = "<｜▁pad▁｜>"
 MARKS = ("<｜User｜>", "<｜Assistant｜>", "<think>", "</think>")
 VOCABULARY = 640
 
-# One system text, then turns; earlier answers lose their reasoning; a new answer starts to think.
+# A system message, then turns; earlier answers lose their reasoning; a new answer starts thinking.
 CHAT_TEMPLATE = (
     "{{ bos_token }}"
     "{%- for message in messages -%}"
@@ -24,9 +24,9 @@ CHAT_TEMPLATE = (
 
 
 def write_tokenizer(directory: Path, texts: Iterable[str]) -> None:
-    """Learn the merges from `texts` and write tokenizer.json and tokenizer_config.json.
+    """Train a tokenizer on `texts` and write tokenizer.json and tokenizer_config.json.
 
-    Every digit is a token of its own, so that sums line up; any text at all can be encoded.
+    Every digit is its own token, which makes arithmetic easier; any text can be encoded.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 

@@ -2,12 +2,12 @@
 
     python -m data.tiny.train --output data/tiny/model
 
-Runs on a CPU in about an hour (two cores) or on a GPU in minutes, seeded. transformers' own
-DeepseekV3ForCausalLM is trained on the answers alone, with products in bfloat16 and the rest in
-float32. The routers' selection bias follows DeepSeek-V3's balancing rule (section 2.1.2 of its
-report), so that it ends up different from zero and a run that loses it scores lower. The learning
-rate is constant and falls to zero over the last steps, so an interrupted run goes on where it
-stopped, with more steps if asked for.
+It takes about an hour on two CPU cores or minutes on a GPU, and is seeded. transformers' own
+DeepseekV3ForCausalLM is trained on the answers only, with matrix products in bfloat16 and the rest
+in float32. The routers' selection bias follows DeepSeek-V3's balancing rule (section 2.1.2 of its
+report), so it is not zero at the end, and an engine that ignores it scores lower. The learning rate
+is constant and decreases to zero over the last steps. An interrupted run continues where it
+stopped, with another number of steps if --steps is changed.
 """
 
 import argparse
@@ -27,14 +27,14 @@ from data.tiny.questions import TASKS, Question, training
 from data.tiny.tokenizer import VOCABULARY, write_tokenizer
 
 SEED = 1
-POOL = 512  # questions that are sorted by length, so that a batch holds little padding
+POOL = 512  # questions that are sorted by length, so that batches have little padding
 BATCH_TOKENS = 2048
 PEAK_RATE, WARM_UP = 1.5e-3, 100  # AdamW's learning rate, steps
-BIAS_RATE = 1e-3  # a step of the routers' selection bias
-IGNORED = -100  # the label that torch's cross entropy leaves out
+BIAS_RATE = 1e-3  # update of the routers' selection bias per step
+IGNORED = -100  # the label that torch's cross entropy ignores
 
-# What all engines need to load it (heads of 512 + 64 for the MLA kernels, widths in whole blocks of
-# 128 for fp8 over two ranks). YaRN stretches 256 positions to 4096, so most answers cross it.
+# As all engines need it: heads of 512 + 64 for the MLA kernels, widths that are multiples of 128
+# for block-fp8 on two ranks. YaRN extends 256 positions to 4096, so most answers exceed 256.
 CONFIG = {
     "architectures": ["DeepseekV3ForCausalLM"],
     "model_type": "deepseek_v3",
@@ -93,7 +93,7 @@ Batch = tuple[torch.Tensor, torch.Tensor]  # ids [B, T], labels [B, T]
 
 
 def encoder(model_dir: Path) -> Encode:
-    """What turns a question into ids, by the tokenizer and template in `model_dir`."""
+    """A function that encodes questions with the tokenizer and chat template in `model_dir`."""
     prompts = Prompts(model_dir)
     tokenizer = Tokenizer.from_file(str(model_dir / "tokenizer.json"))
 
@@ -116,33 +116,33 @@ def collate(rows: list[Row]) -> Batch:
 
 
 def batches(encode: Encode, tokens: int = BATCH_TOKENS) -> Iterator[Batch]:
-    """Training batches of so many tokens without end; the n-th is the same in every run."""
+    """An endless stream of training batches of `tokens` tokens; the n-th is always the same."""
     questions, rng = training(SEED), random.Random(SEED)
     while True:
         rows = list(map(encode, itertools.islice(questions, POOL)))
         rows.sort(key=lambda row: len(row[0]))
-        cut: list[list[Row]] = [[]]
+        groups: list[list[Row]] = [[]]
         for row in rows:
-            if len(row[0]) * (len(cut[-1]) + 1) > tokens:
-                cut.append([])
-            cut[-1].append(row)
-        rng.shuffle(cut)
-        yield from map(collate, cut)
+            if len(row[0]) * (len(groups[-1]) + 1) > tokens:
+                groups.append([])
+            groups[-1].append(row)
+        rng.shuffle(groups)
+        yield from map(collate, groups)
 
 
 def held_out(encode: Encode, each: int) -> dict[str, Batch]:
-    """Questions of every task that training never sees."""
-    rng, found = random.Random(SEED), {}
+    """`each` questions of every task that training never sees, one batch per task."""
+    rng, tests = random.Random(SEED), {}
     for name, (make, largest) in TASKS.items():
-        made = (make(rng, rng.randint(1, largest)) for _ in itertools.count())
-        kept = itertools.islice((question for question in made if question.held_out), each)
-        found[name] = collate(list(map(encode, kept)))
-    return found
+        stream = (make(rng, rng.randint(1, largest)) for _ in itertools.count())
+        questions = itertools.islice((one for one in stream if one.held_out), each)
+        tests[name] = collate(list(map(encode, questions)))
+    return tests
 
 
 @torch.inference_mode()
 def exact(model: DeepseekV3ForCausalLM, batch: Batch) -> float:
-    """The share of answers of which every token is the most likely one: greedily right, in %."""
+    """The percentage of answers that greedy decoding reproduces, every token of them."""
     ids, labels = (part.to(model.device) for part in batch)
     best = model(input_ids=ids[:, :-1], use_cache=False).logits.argmax(-1)
     right = (best == labels[:, 1:]) | (labels[:, 1:] == IGNORED)
@@ -150,7 +150,7 @@ def exact(model: DeepseekV3ForCausalLM, batch: Batch) -> float:
 
 
 def balance(model: torch.nn.Module) -> None:
-    """After each forward pass in training, move every router's bias towards even loads."""
+    """Register hooks that move every router's bias towards even loads after a training step."""
 
     def update(router: torch.nn.Module, _: object, output: tuple[torch.Tensor, ...]) -> None:
         if router.training:
@@ -168,7 +168,7 @@ def gates(model: torch.nn.Module) -> list[torch.nn.Module]:
 
 
 def optimizers(model: torch.nn.Module) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices between layers, AdamW for the rest (torch's Muon takes no stacks)."""
+    """Muon for the layers' matrices, AdamW for the rest (torch's Muon needs two dimensions)."""
     named = dict(model.named_parameters())
     ends = ("embed_tokens.weight", "lm_head.weight", "gate.weight")
     inner = [p for name, p in named.items() if p.ndim == 2 and not name.endswith(ends)]
@@ -184,16 +184,16 @@ def train(output: Path, state_file: Path, steps: int, decay: int, device: str) -
     encode = encoder(output)
     model = DeepseekV3ForCausalLM(DeepseekV3Config.from_pretrained(output)).float().to(device)
     balance(model)
-    made = optimizers(model)
+    both_optimizers = optimizers(model)
     done = 0
     if state_file.exists():
         state = torch.load(state_file, map_location=device)
         model.load_state_dict(state["model"])
-        for optimizer, kept in zip(made, state["optimizers"], strict=True):
-            optimizer.load_state_dict(kept)
+        for optimizer, optimizer_state in zip(both_optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(optimizer_state)
         done = state["done"]
     tests, stream, started = held_out(encode, 40), batches(encode), time.monotonic()
-    next(itertools.islice(stream, done, done), None)  # what an earlier run has used
+    next(itertools.islice(stream, done, done), None)  # skip the batches of an earlier run
     tokens = 0
     for step in range(done + 1, steps + 1):
         ids, labels = (part.to(device) for part in next(stream))
@@ -203,7 +203,7 @@ def train(output: Path, state_file: Path, steps: int, decay: int, device: str) -
         loss = torch.nn.functional.cross_entropy(logits.float(), labels[:, 1:].flatten())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in made:
+        for optimizer in both_optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
             optimizer.step()
@@ -217,9 +217,9 @@ def train(output: Path, state_file: Path, steps: int, decay: int, device: str) -
             scores = {name: round(exact(model, batch), 1) for name, batch in tests.items()}
             model.train()
             print(f"step {step} greedily right, %: {scores}", flush=True)
-            kept = [optimizer.state_dict() for optimizer in made]
+            states = [optimizer.state_dict() for optimizer in both_optimizers]
             part = state_file.with_suffix(".part")
-            torch.save({"model": model.state_dict(), "optimizers": kept, "done": step}, part)
+            torch.save({"model": model.state_dict(), "optimizers": states, "done": step}, part)
             part.replace(state_file)
     biases = [gate.get_buffer("e_score_correction_bias") for gate in gates(model)]
     print(f"largest selection bias: {max(bias.abs().max().item() for bias in biases):.3f}")
@@ -232,7 +232,7 @@ def save(model: DeepseekV3ForCausalLM, output: Path) -> None:
     for gate, bias in zip(gates(model), biases, strict=True):
         gate.e_score_correction_bias = bias  # in float32, as in R1's checkpoint
     model.save_pretrained(output)
-    write_config(output)  # save_pretrained writes its own spelling, which not all engines read
+    write_config(output)  # not all engines read the config.json that save_pretrained writes
 
 
 def write_config(output: Path) -> None:
@@ -245,7 +245,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("data/tiny/model"))
     parser.add_argument("--state", type=Path, default=Path(".cache/tiny_training.pt"))
     parser.add_argument("--steps", type=int, default=6800)
-    parser.add_argument("--decay", type=int, default=5000, help="steps of the final fall")
+    parser.add_argument("--decay", type=int, default=5000, help="steps of the final decay")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     args.state.parent.mkdir(parents=True, exist_ok=True)

@@ -1,12 +1,12 @@
-"""Give the tiny DeepSeek-V3 the MTP layer that its answers are drafted with.
+"""Train the MTP layer of the tiny DeepSeek-V3, which drafts tokens in speculative decoding.
 
     python -m data.tiny.train_mtp --model data/tiny/model
 
-The model itself is frozen and stays as it is, bit for bit. Its last layer's copy learns what the
-model will say after the next token, over the answers of the training questions (DeepSeek-V3's
-report, section 2.2), against the model's own distribution. In decoding the layer goes on from its
-own hidden states for three steps, so it is trained in just these three. Seeded; on two CPU cores
-it takes some ten minutes.
+The model itself is frozen and does not change by a bit. A copy of its last layer learns to predict
+the token after the next one (DeepSeek-V3's report, section 2.2), in the answers of the training
+questions, with the model's own distribution as the target. In decoding, the layer drafts three
+tokens, each from its own hidden state of the one before, so it is trained for these three steps.
+Seeded; it takes about ten minutes on two CPU cores.
 """
 
 import argparse
@@ -28,9 +28,9 @@ PEAK_RATE, WARM_UP = 1.5e-3, 20  # learning rate, steps
 
 
 class Drafting(nn.Module):
-    """What the MTP layer drafts at every place of a batch, in each of its steps.
+    """The MTP layer's drafts at every position of a batch, in each of its steps.
 
-    Entry i holds the hidden state after token i, and token i + 1; from it comes token i + 2.
+    Entry i combines the hidden state after token i with token i + 1, and drafts token i + 2.
     """
 
     def __init__(self, model: DeepseekV3ForCausalLM) -> None:
@@ -42,29 +42,29 @@ class Drafting(nn.Module):
         """Logits [B, T - 1, V] of each step, the first from the model's `hidden` [B, T, D]."""
         layer, count = self.layer, ids.shape[1] - 1
         following = self.model.model.embed_tokens(ids[:, 1:])
-        following[:, 0] = 0  # as in DeepSeek's own
+        following[:, 0] = 0  # as in DeepSeek's own code
         positions = torch.arange(count, device=ids.device)[None]
-        turns = self.model.model.rotary_emb(hidden, positions)
+        rotary = self.model.model.rotary_emb(hidden, positions)
         cache, logits, before = DynamicCache(), [], hidden[:, :-1]
         for step in range(MTP_STEPS):
             joined = layer.eh_proj(torch.cat([layer.enorm(following), layer.hnorm(before)], -1))
-            done = layer(
+            output = layer(
                 joined,
                 attention_mask=mask(count, step).to(ids.device),
-                position_embeddings=turns,
+                position_embeddings=rotary,
                 past_key_values=cache,
             )
-            done = layer.shared_head.norm(done)
-            logits.append(self.model.lm_head(done))
-            before = F.pad(done, (0, 0, 1, 0))[:, :-1]  # entry i goes on from entry i - 1
+            output = layer.shared_head.norm(output)
+            logits.append(self.model.lm_head(output))
+            before = F.pad(output, (0, 0, 1, 0))[:, :-1]  # entry i continues entry i - 1
         return logits
 
 
 def mask(count: int, step: int) -> Tensor:
-    """What the entries of a step see of all steps' up to it, [1, 1, count, (step + 1) · count].
+    """The attention mask of a step, [1, 1, count, (step + 1) · count]: this step's entries by all.
 
-    Of an entry of this step: itself, the entry before as of the step before, and so on down to
-    the first step, and of the first step all entries before.
+    An entry attends to itself, to the entry before in the previous step, and so on back to the
+    first step, and to all earlier entries of the first step.
     """
     entry = torch.arange(count)
     parts = [entry[:, None] - entry == step - earlier for earlier in range(step + 1)]
@@ -73,18 +73,18 @@ def mask(count: int, step: int) -> Tensor:
 
 
 def with_layer(model_dir: Path) -> DeepseekV3ForCausalLM:
-    """The model, frozen, and behind its layers the new one: its last layer's copy."""
+    """The model, frozen, with a new layer at the end: a copy of its last layer."""
     config = DeepseekV3Config.from_pretrained(model_dir)
     config.num_hidden_layers += 1
     model = DeepseekV3ForCausalLM.from_pretrained(model_dir, config=config, dtype=torch.float32)
-    model.config.num_hidden_layers -= 1  # so many are run: the model's own
+    model.config.num_hidden_layers -= 1  # the forward pass runs only the model's own layers
     model.requires_grad_(False)
     last, layer = model.model.layers[-2:]
     layer.load_state_dict(last.state_dict())
     size, eps = config.hidden_size, config.rms_norm_eps
     layer.enorm, layer.hnorm = (DeepseekV3RMSNorm(size, eps) for _ in range(2))
     layer.eh_proj = nn.Linear(2 * size, size, bias=False)
-    layer.eh_proj.weight = nn.Parameter(torch.eye(size).repeat(1, 2))  # at first the sum of both
+    layer.eh_proj.weight = nn.Parameter(torch.eye(size).repeat(1, 2))  # initially the sum of both
     layer.shared_head = nn.Module()
     layer.shared_head.norm = copy.deepcopy(model.model.norm)
     layer.requires_grad_(True)
@@ -94,25 +94,25 @@ def with_layer(model_dir: Path) -> DeepseekV3ForCausalLM:
 def labels_of(labels: Tensor, step: int) -> Tensor:
     """The token that each entry is to draft in a step; entry i of step 0 drafts token i + 2.
 
-    The first `step` entries have no step before.
+    The first `step` entries have no entry to continue, and are ignored.
     """
-    wanted = F.pad(labels[:, 2:], (0, 1), value=IGNORED)
-    wanted[:, :step] = IGNORED
-    return wanted
+    targets = F.pad(labels[:, 2:], (0, 1), value=IGNORED)
+    targets[:, :step] = IGNORED
+    return targets
 
 
 @torch.inference_mode()
 def accepted(drafting: Drafting, tests: list[tuple[Tensor, ...]]) -> list[float]:
-    """The share of held-out tokens that each step drafts as the model would say them."""
+    """The fraction of drafts per step that the model would accept, on held-out questions."""
     right, total = [0] * MTP_STEPS, [0] * MTP_STEPS
     for ids, labels in tests:
         hidden = drafting.model.model(input_ids=ids, use_cache=False).last_hidden_state
-        said = drafting.model.lm_head(hidden[:, 1:]).argmax(-1)
+        tokens = drafting.model.lm_head(hidden[:, 1:]).argmax(-1)
         for step, logits in enumerate(drafting(ids, hidden)):
             counted = labels_of(labels, step) != IGNORED
-            right[step] += int((logits.argmax(-1) == said)[counted].sum())
+            right[step] += int((logits.argmax(-1) == tokens)[counted].sum())
             total[step] += int(counted.sum())
-    return [round(one / all_, 3) for one, all_ in zip(right, total, strict=True)]
+    return [round(count / all_, 3) for count, all_ in zip(right, total, strict=True)]
 
 
 def train(model_dir: Path, steps: int, decay: int, device: str) -> DeepseekV3ForCausalLM:
@@ -123,7 +123,7 @@ def train(model_dir: Path, steps: int, decay: int, device: str) -> DeepseekV3For
     drafting = Drafting(model)
     balance(drafting.layer)
     drafting.layer.train()
-    made = optimizers(drafting.layer)
+    both_optimizers = optimizers(drafting.layer)
     tests = [tuple(part.to(device) for part in batch) for batch in held_out(encode, 12).values()]
     stream, started = batches(encode, BATCH_TOKENS), time.monotonic()
     for step in range(1, steps + 1):
@@ -131,14 +131,14 @@ def train(model_dir: Path, steps: int, decay: int, device: str) -> DeepseekV3For
         rate = PEAK_RATE * min(step / WARM_UP, (steps + 1 - step) / decay, 1)
         with torch.no_grad():
             hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
-            said = model.lm_head(hidden[:, 1:]).softmax(-1)
+            targets = model.lm_head(hidden[:, 1:]).softmax(-1)
         loss = torch.zeros((), device=device)
         for number, logits in enumerate(drafting(ids, hidden)):
             counted = labels_of(labels, number) != IGNORED
-            loss = loss + F.cross_entropy(logits[counted], said[counted])
+            loss = loss + F.cross_entropy(logits[counted], targets[counted])
         loss.backward()
         nn.utils.clip_grad_norm_(drafting.layer.parameters(), 1.0)
-        for optimizer in made:
+        for optimizer in both_optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
             optimizer.step()
@@ -151,7 +151,7 @@ def train(model_dir: Path, steps: int, decay: int, device: str) -> DeepseekV3For
             )
         if step % 100 == 0 or step == steps:
             drafting.layer.eval()
-            print(f"step {step} drafted right: {accepted(drafting, tests)}", flush=True)
+            print(f"step {step} accepted drafts: {accepted(drafting, tests)}", flush=True)
             drafting.layer.train()
     return model
 
@@ -160,12 +160,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, default=Path("data/tiny/model"))
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--decay", type=int, default=160, help="steps of the final fall")
+    parser.add_argument("--decay", type=int, default=160, help="steps of the final decay")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     model = train(args.model, args.steps, args.decay, args.device)
     layer = model.model.layers[-1]
-    # R1's checkpoint repeats these, and other engines may ask for them there.
+    # copies, as in R1's checkpoint, since other engines may need them there
     layer.embed_tokens = copy.deepcopy(model.model.embed_tokens)
     layer.shared_head.head = copy.deepcopy(model.lm_head)
     save(model, args.model)

@@ -1,7 +1,8 @@
-"""Processes that run what a model wrote: limited, killable, and told nothing they need not know.
+"""Confined processes that run programs written by a model: limited, isolated and killable.
 
 A `Sandbox` (`sandbox`) starts them. A `Confined` process (`process`) has an empty working directory
-and next to no environment; it answers one JSON line with another on a private socket. Its standard
-input and output are files of ours, so what it prints is read without its help. What it is made of
-itself lies in `inside`, and is imported through this file: nothing is imported here.
+and almost no environment; it answers each JSON line on a private socket with another. Its standard
+input and output are files in the grader's memory, so its output is read without its cooperation.
+The code that runs in the process is in `inside`. This file must import nothing: `inside` is
+imported through it.
 """

@@ -1,6 +1,6 @@
-"""How well programs can be confined on this machine, found by trying.
+"""Which sandbox levels hold on this machine, found by trying them.
 
-A level holds when its processes start and none of the `canaries` run in one gets through.
+A level holds if its processes start and none of the `canaries` run in one gets through.
 """
 
 import os
@@ -13,47 +13,49 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from grading.sandbox.host import Host, HostGone
+from grading.sandbox.forkserver import ForkServer, ForkServerGone
 from grading.sandbox.inside.canaries import CANARIES
 from grading.sandbox.inside.limits import Limits
 from grading.sandbox.process import Confined
-from grading.sandbox.types import Ended, SandboxError
+from grading.sandbox.types import ProcessEnded, SandboxError
 
-LEVELS = ("full", "kernel", "bwrap", "container", "none")  # from the strongest
-_FOUND = LEVELS[:3]  # the others are a user's word
+LEVELS = ("full", "kernel", "bwrap", "container", "none")  # strongest first
+_AUTOMATIC = LEVELS[:3]  # the others are used only if the user selects them
 _LIMITS = Limits(memory=1 << 30, cpu=10)
 _CANARY_S = 10.0
 
 
 @dataclass(frozen=True)
-class Found:
-    """The level that holds, if one does, and what was seen on the way to it."""
+class ProbeResult:
+    """The level that holds, if any, and why not a stronger one."""
 
     level: str | None
-    reason: str  # why nothing holds, or nothing stronger
+    reason: str  # why no level holds, or no stronger one
     canaries: Mapping[str, str] = field(default_factory=dict)  # name: "held" or "open"
 
 
 def require_known(*names: str) -> None:
-    """Errors: ValueError where there is no such level."""
+    """Raises: ValueError naming a level that does not exist."""
     for name in names:
         if name not in (*LEVELS, "auto"):
-            raise ValueError(f"{name!r} is no level of the sandbox ({', '.join(LEVELS)})")
+            raise ValueError(f"unknown sandbox level {name!r} (known: auto, {', '.join(LEVELS)})")
 
 
-def find(level: str, minimum: str) -> Found:
-    """Try a level, or for "auto" all from the strongest down to `minimum`.
+def find(level: str, minimum: str) -> ProbeResult:
+    """Try a level, or for "auto" all of them from the strongest down to `minimum`.
 
-    bwrap stands beside kernel: where it holds, the same canaries are held.
+    kernel and bwrap count as equal: where either holds, the same canaries are held.
     """
     if sys.platform != "linux":
-        return Found(None, "programs can be confined on Linux only")
+        return ProbeResult(None, "programs can be confined on Linux only")
     if level in ("container", "none"):
-        return _asserted(level)
-    tried = (level,) if level != "auto" else _FOUND[:1] if minimum == "full" else _FOUND
+        return _probe_selected(level)
+    candidates = (
+        (level,) if level != "auto" else _AUTOMATIC[:1] if minimum == "full" else _AUTOMATIC
+    )
     failures: list[str] = []
     canaries: Mapping[str, str] = {}
-    for name in tried:
+    for name in candidates:
         try:
             canaries, missing = _try(name)
         except SandboxError as error:
@@ -61,43 +63,44 @@ def find(level: str, minimum: str) -> Found:
             continue
         leaks = [canary for canary, outcome in canaries.items() if outcome == "open"]
         if not leaks:
-            return Found(name, "; ".join(failures), canaries)
-        failures.append(f"{name}: not held: {', '.join([*leaks, *missing])}")
-    return Found(None, "; ".join(failures), canaries)
+            return ProbeResult(name, "; ".join(failures), canaries)
+        failures.append(f"{name}: does not hold: {', '.join([*leaks, *missing])}")
+    return ProbeResult(None, "; ".join(failures), canaries)
 
 
-def _asserted(level: str) -> Found:
-    """A level that is used whatever gets through."""
+def _probe_selected(level: str) -> ProbeResult:
+    """A level that is used because the user selected it, whichever canaries get through."""
     try:
         canaries, missing = _try(level)
     except SandboxError as error:
-        return Found(None, f"{level}: {error}")
-    return Found(level, "; ".join(["asked for", *missing]), canaries)
+        return ProbeResult(None, f"{level}: {error}")
+    return ProbeResult(level, "; ".join(["selected by the user", *missing]), canaries)
 
 
 def _try(level: str) -> tuple[dict[str, str], list[str]]:
-    """The outcome of each canary at a level, and the layers that are missing there."""
+    """The outcome of each canary at a level, and the layers that are missing."""
     with ExitStack() as stack:
         target = stack.enter_context(_targets())
-        host = Host("grading.sandbox.inside.canaries", level)
-        stack.callback(host.close)
+        server = ForkServer("grading.sandbox.inside.canaries", level)
+        stack.callback(server.close)
         try:
-            process = stack.enter_context(Confined(host, _LIMITS, lambda process: None))
-        except HostGone as error:
-            raise SandboxError("the process that starts others ends at once") from error
+            process = stack.enter_context(Confined(server, _LIMITS, lambda process: None))
+        except ForkServerGone as error:
+            raise SandboxError("the fork server ends at once") from error
         outcomes = {}
         for name in CANARIES:
             try:
                 reply = process.ask({"canary": name, "target": target}, _CANARY_S)
                 outcomes[name] = "held" if reply == {"open": False} else "open"
-            except Ended:
-                outcomes[name] = "open"  # only the last one may end it; after another, all count
+            except ProcessEnded:
+                # only the last canary may end the process; after another, all that follow are open
+                outcomes[name] = "open"
         return outcomes, process.missing
 
 
 @contextmanager
 def _targets() -> Iterator[dict[str, Any]]:
-    """Things of ours that a confined process must not reach, and harmless if it does."""
+    """Harmless files, sockets and limits that a confined process must not get past."""
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="canary-"))
         secret = Path(folder, "secret")

@@ -1,4 +1,4 @@
-"""The grader's side of a confined process: questions, answers, and a sure end."""
+"""The grader's side of a confined process: requests, replies, and a reliable end."""
 
 import contextlib
 import json
@@ -9,150 +9,153 @@ import time
 from collections.abc import Callable
 from typing import Any, Self
 
-from grading.sandbox.host import START_S, Host, HostGone
+from grading.sandbox.forkserver import START_S, ForkServer, ForkServerGone
 from grading.sandbox.inside.limits import Limits
 from grading.sandbox.inside.process import READ_BYTES
-from grading.sandbox.types import Ended, SandboxError, TimeLimit
+from grading.sandbox.types import ProcessEnded, SandboxError, TimeLimit
 
-REPLY_BYTES = 64 << 20  # of an answer
-PARSED_BYTES = 1 << 16  # of one that is parsed on this side, where nothing limits the time it takes
-_POLL_MS = (1 << 31) - 1  # 24 days: as long as the system waits
-_END_S = 10.0  # for a supervisor to kill and clean up
+REPLY_BYTES = 64 << 20  # of a reply
+PARSED_BYTES = 1 << 16  # of a reply that is parsed here, where no time limit applies
+_POLL_MS = (1 << 31) - 1  # 24 days: the longest timeout of poll
+_END_S = 10.0  # for the supervisor to kill the process and clean up
 
 
 class Confined:
-    """A process that serves the handler of a module of ours; see `grading.sandbox.inside`.
+    """A process that runs the handler of one of our modules; see `grading.sandbox.inside`.
 
-    `missing`: layers of the sandbox that this machine can't give it.
+    `missing`: the sandbox's layers that this machine does not provide.
 
-    Errors: HostGone; SandboxError where the process fails before it can serve.
+    Raises: ForkServerGone; SandboxError if the process fails to start.
     """
 
-    def __init__(self, host: Host, limits: Limits, on_close: Callable[["Confined"], None]) -> None:
+    def __init__(
+        self, server: ForkServer, limits: Limits, on_close: Callable[["Confined"], None]
+    ) -> None:
         self._on_close = on_close
         self._limits = limits
         self._stack = contextlib.ExitStack()
         try:
-            self._start(host)
+            self._start(server)
         except OSError as error:
             self.close()
-            raise SandboxError(f"a process to grade in can't be started: {error}") from error
+            raise SandboxError(f"a grading process can't be started: {error}") from error
         except BaseException:
             self.close()
             raise
 
-    def _start(self, host: Host) -> None:
+    def _start(self, server: ForkServer) -> None:
         self._socket, theirs = map(self._stack.enter_context, socket.socketpair())
         self._socket.setblocking(False)
-        self._lifeline, held = map(self._stack.enter_context, socket.socketpair())
+        self._lifeline, their_lifeline = map(self._stack.enter_context, socket.socketpair())
         self._input, self._output = map(self._file, ("input", "output"))
-        ends = [theirs.fileno(), held.fileno(), self._input, self._output]
+        descriptors = [theirs.fileno(), their_lifeline.fileno(), self._input, self._output]
         try:
-            host.fork(self._limits, ends)
-        finally:  # whoever has the other ends, it is not this process
+            server.fork(self._limits, descriptors)
+        finally:  # this process must not keep the other ends open
             theirs.close()
-            held.close()
+            their_lifeline.close()
         try:
-            ready = parsed(self._receive(time.monotonic() + START_S))
-        except Ended as error:
-            if not host.runs:
-                raise HostGone from error
-            raise SandboxError(f"a process to grade in did not start: {error}") from error
+            ready = parse_reply(self._receive(time.monotonic() + START_S))
+        except ProcessEnded as error:
+            if not server.is_running:
+                raise ForkServerGone from error
+            raise SandboxError(f"a grading process did not start: {error}") from error
         if "failed" in ready:
-            raise SandboxError(f"a process to grade in failed to start: {ready['failed']}")
+            raise SandboxError(f"a grading process failed to start: {ready['failed']}")
         self.missing: list[str] = ready["missing"]
 
     def _file(self, name: str) -> int:
-        """A descriptor of a file in memory, which no path leads to."""
+        """The descriptor of a file in memory, which has no path."""
         file = os.memfd_create(name)
         self._stack.callback(os.close, file)
         return file
 
     def ask(self, message: dict[str, Any], seconds: float) -> dict[str, Any]:
-        """Send a message and wait for the answer, which is as trustworthy as the code that runs.
+        """Send a message and wait for the reply, which is as trustworthy as the code that runs.
 
-        A long answer is refused. Errors: TimeLimit, Ended. The process is of no further use then.
+        Raises: TimeLimit; ProcessEnded, also for a reply longer than PARSED_BYTES. The process
+        can't be used afterwards.
         """
-        return parsed(self.exchange(message, seconds))
+        return parse_reply(self.exchange(message, seconds))
 
     def exchange(self, message: dict[str, Any], seconds: float) -> bytes:
-        """Send a message and wait for the line that answers it, whatever that may be.
+        """Send a message and wait for a line in reply, which is not parsed.
 
-        Errors: as of `ask`.
+        Raises: TimeLimit; ProcessEnded. The process can't be used afterwards.
         """
         deadline = time.monotonic() + seconds
         try:
             self._send(json.dumps(message).encode() + b"\n", deadline)
             return self._receive(deadline)
         except TimeLimit as error:
-            raise TimeLimit(f"no answer within {seconds:g} s") from error
+            raise TimeLimit(f"no reply within {seconds:g} s") from error
 
     def _wait(self, event: int, deadline: float) -> None:
-        """Until the socket can be read from, or written to. It does not block by itself.
+        """Wait until the non-blocking socket is ready for `event`. Raises: TimeLimit.
 
-        A socket with a time limit of its own asks the system more often, and each time hands the
-        interpreter to another thread of the grader. Errors: TimeLimit.
+        A socket with a timeout makes more system calls, and each of them hands the interpreter to
+        another thread of the grader.
         """
-        left = deadline - time.monotonic()
-        waiting = select.poll()
-        waiting.register(self._socket, event)
-        if left <= 0 or not waiting.poll(min(left * 1000, _POLL_MS)):
+        seconds = deadline - time.monotonic()
+        poll = select.poll()
+        poll.register(self._socket, event)
+        if seconds <= 0 or not poll.poll(min(seconds * 1000, _POLL_MS)):
             raise TimeLimit
 
     def _send(self, data: bytes, deadline: float) -> None:
-        left = memoryview(data)
-        while left:
+        unsent = memoryview(data)
+        while unsent:
             try:
-                left = left[self._socket.send(left) :]
+                unsent = unsent[self._socket.send(unsent) :]
             except BlockingIOError:
                 self._wait(select.POLLOUT, deadline)
             except OSError as error:
-                raise Ended(f"the process ended: {error.strerror}") from error
+                raise ProcessEnded(f"the process ended: {error.strerror}") from error
 
     def _receive(self, deadline: float) -> bytes:
-        received = bytearray()
-        while not received.endswith(b"\n"):
+        line = bytearray()
+        while not line.endswith(b"\n"):
             self._wait(select.POLLIN, deadline)
             try:
                 chunk = self._socket.recv(READ_BYTES)
             except BlockingIOError:
                 continue
             except OSError as error:
-                raise Ended(f"the process ended: {error.strerror}") from error
+                raise ProcessEnded(f"the process ended: {error.strerror}") from error
             if not chunk:
-                raise Ended("the process ended without an answer")
-            received += chunk
-            if len(received) > REPLY_BYTES:
-                raise Ended("the answer is too long")
-        return bytes(received)
+                raise ProcessEnded("the process ended without a reply")
+            line += chunk
+            if len(line) > REPLY_BYTES:
+                raise ProcessEnded(f"the reply is too long, over {REPLY_BYTES} bytes")
+        return bytes(line)
 
-    def give(self, data: bytes) -> None:
-        """Lay `data` on the process's standard input and empty its standard output."""
+    def set_input(self, data: bytes) -> None:
+        """Put `data` on the process's standard input and empty its standard output."""
         _empty(self._input)
         _empty(self._output)
         while data:
             data = data[os.pwrite(self._input, data, os.fstat(self._input).st_size) :]
 
-    def forget_printed(self) -> None:
-        """Empty the process's standard output, should anything stand there."""
+    def clear_output(self) -> None:
+        """Empty the process's standard output."""
         if os.fstat(self._output).st_size:
             _empty(self._output)
 
-    def printed(self) -> bytes:
-        """What stands on the process's standard output."""
+    def output(self) -> bytes:
+        """What the process has written to its standard output."""
         return os.pread(self._output, self._limits.file, 0)
 
     def close(self) -> None:
-        """Kill the process and all it has started. Safe to call twice."""
+        """Kill the process and all its children. Safe to call twice."""
         self._on_close(self)
-        with contextlib.suppress(OSError, AttributeError):  # closed before, or never opened
+        with contextlib.suppress(OSError, AttributeError):  # closed already, or never opened
             self._lifeline.settimeout(_END_S)
             self._lifeline.shutdown(socket.SHUT_WR)
             self._lifeline.recv(1)  # ends with the supervisor
         self._stack.close()
 
     def end(self) -> None:
-        """Kill the process from another thread; its owner then meets `Ended`."""
+        """Kill the process from another thread; a call that waits for it raises `ProcessEnded`."""
         with contextlib.suppress(OSError):
             self._lifeline.shutdown(socket.SHUT_WR)
 
@@ -163,19 +166,19 @@ class Confined:
         self.close()
 
 
-def parsed(line: bytes) -> dict[str, Any]:
-    """The object that a short line holds. Errors: Ended."""
+def parse_reply(line: bytes) -> dict[str, Any]:
+    """The JSON object in a line of at most PARSED_BYTES. Raises: ProcessEnded."""
     if len(line) > PARSED_BYTES:
-        raise Ended("the answer is too long")
+        raise ProcessEnded(f"the reply is too long, over {PARSED_BYTES} bytes")
     try:
         reply = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise Ended("the answer is not JSON") from error
+        raise ProcessEnded("the reply is not JSON") from error
     if not isinstance(reply, dict):
-        raise Ended("the answer is not an object")
+        raise ProcessEnded("the reply is not a JSON object")
     return reply
 
 
 def _empty(file: int) -> None:
     os.ftruncate(file, 0)
-    os.lseek(file, 0, os.SEEK_SET)  # shared with the process, which may have moved it
+    os.lseek(file, 0, os.SEEK_SET)  # the offset is shared with the process

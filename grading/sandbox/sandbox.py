@@ -1,13 +1,13 @@
-"""Where confined processes are started from, at a level.
+"""The sandbox: starts confined processes at a level.
 
-Levels, by what keeps such a process from the rest of the machine:
-- full: namespaces of its own (user, network, mounts, processes, IPC, names) and the kernel's layers
+What isolates a process from the rest of the machine at each level:
+- full: its own namespaces (user, network, mount, PID, IPC, UTS) and all layers of `kernel`
 - kernel: resource limits, no capabilities, Landlock for files, seccomp for system calls
-- bwrap: bubblewrap's namespaces, and those of the kernel's layers that work
-- container: the user vouches for a container around all of this; the layers that work are put on
-- none: nothing but an end by SIGKILL in time
+- bwrap: bubblewrap's namespaces, and those layers of `kernel` that work
+- container: a container that the user guarantees, and those layers of `kernel` that work
+- none: nothing; a process is only killed when its time is over
 
-A level is never believed: before it is used, small attacks are run in it (`canaries`).
+No level is taken on trust: before it is used, small attacks are run in it (`canaries`).
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Self
 
 from grading.sandbox import levels
-from grading.sandbox.host import Host, HostGone
+from grading.sandbox.forkserver import ForkServer, ForkServerGone
 from grading.sandbox.inside.limits import Limits
 from grading.sandbox.process import Confined
 from grading.sandbox.types import SandboxError
@@ -27,104 +27,105 @@ logger = logging.getLogger(__name__)
 
 
 class Sandbox:
-    """Where processes are started from; closed, all of them are killed.
+    """Starts confined processes, and kills all of them when it is closed.
 
     `level`: one of `levels.LEVELS`, or "auto" for the strongest of full, kernel and bwrap that
-    holds. `minimum`: what "auto" may come down to.
+    holds. `minimum`: the weakest level that "auto" may choose.
 
-    It is made ready beside whatever its owner does; who asks for anything of it waits.
+    It starts up in a thread of its own; whoever uses it first waits until it is ready.
 
-    Errors: ValueError where there is no such level.
+    Raises: ValueError for an unknown level.
     """
 
     def __init__(self, level: str = "auto", minimum: str = "kernel") -> None:
         levels.require_known(level, minimum)
         if level == "none":
             logger.warning(
-                "UNCONFINED: programs that a model wrote run with all rights of this user; they can"
-                " read, change and delete files, use the network, and end or deceive this run"
+                "NO SANDBOX: programs that a model wrote run with all rights of this user; they can"
+                " read, change and delete files, use the network, and kill this run or falsify its"
+                " grades"
             )
         self._live: set[Confined] = set()
-        self._hosts: dict[str, Future[Host]] = {}
+        self._servers: dict[str, Future[ForkServer]] = {}  # by module
         self._lock = threading.Lock()
-        self._starting = ThreadPoolExecutor(1, thread_name_prefix="sandbox")
-        self._found = self._starting.submit(levels.find, level, minimum)
+        self._starter = ThreadPoolExecutor(1, thread_name_prefix="sandbox")
+        self._probe = self._starter.submit(levels.find, level, minimum)
 
     @property
     def level(self) -> str | None:
-        """The level that was found; None where none holds: nothing can be started then."""
-        return self._found.result().level
+        """The level in use; None if no level holds: no process can be started then."""
+        return self._probe.result().level
 
     @property
     def reason(self) -> str:
-        """Why nothing holds, or why it is not the strongest, in one line for users."""
-        return self._found.result().reason
+        """Why no level holds, or why not the strongest one, in one line for users."""
+        return self._probe.result().reason
 
     @property
     def canaries(self) -> Mapping[str, str]:
-        """Which small attacks, tried at this level, were "held" and which are "open"."""
-        return self._found.result().canaries
+        """The outcome of each small attack at this level: "held" or "open"."""
+        return self._probe.result().canaries
 
     def prepare(self, module: str) -> None:
-        """Have what serves a module made ready, so that its first `start` need not wait."""
-        self._host(module)
+        """Start the fork server of a module ahead of its first process."""
+        self._server(module)
 
     def start(self, module: str, limits: Limits) -> Confined:
-        """A process that serves the `handler()` of a module of ours. May be called in any thread.
+        """A process that runs the `handler()` of one of our modules. Thread-safe.
 
-        Errors: SandboxError where a process can't be started or its imports fail.
+        Raises: SandboxError if the process can't be started or its imports fail.
         """
-        for _ in range(2):  # a server that has died meanwhile costs nobody a process
-            host = self._host(module)
+        for _ in range(2):  # a fork server that has died since is replaced once
+            server = self._server(module)
             try:
-                process = Confined(host.result(), limits, self._forget)
-            except HostGone:
-                self._retire(module, host)
+                process = Confined(server.result(), limits, self._forget)
+            except ForkServerGone:
+                self._retire(module, server)
                 continue
             with self._lock:
                 self._live.add(process)
             return process
-        raise SandboxError("a process to grade in can't be started: its server dies")
+        raise SandboxError("a grading process can't be started: its fork server dies")
 
-    def _host(self, module: str) -> Future[Host]:
+    def _server(self, module: str) -> Future[ForkServer]:
         with self._lock:
-            if module not in self._hosts or _has_failed(self._hosts[module]):
-                self._hosts[module] = self._starting.submit(self._serve, module)
-            return self._hosts[module]
+            if module not in self._servers or _has_failed(self._servers[module]):
+                self._servers[module] = self._starter.submit(self._serve, module)
+            return self._servers[module]
 
-    def _serve(self, module: str) -> Host:
-        """Errors: SandboxError."""
+    def _serve(self, module: str) -> ForkServer:
+        """Raises: SandboxError."""
         if self.level is None:
-            raise SandboxError(f"no sandbox: {self.reason}")
-        return Host(module, self.level)
+            raise SandboxError(f"no sandbox level holds: {self.reason}")
+        return ForkServer(module, self.level)
 
-    def _retire(self, module: str, host: Future[Host]) -> None:
+    def _retire(self, module: str, server: Future[ForkServer]) -> None:
         with self._lock:
-            if self._hosts.get(module) is host:
-                del self._hosts[module]
-                host.result().close()
+            if self._servers.get(module) is server:
+                del self._servers[module]
+                server.result().close()
 
     def _forget(self, process: Confined) -> None:
         with self._lock:
             self._live.discard(process)
 
     def end_all(self) -> None:
-        """Kill every process there is: the run has been interrupted."""
+        """Kill every process, as the run has been interrupted."""
         with self._lock:
             for process in self._live:
                 process.end()
 
     def close(self) -> None:
-        """Kill what is left."""
-        self._starting.shutdown(cancel_futures=True)
+        """Kill all processes and fork servers."""
+        self._starter.shutdown(cancel_futures=True)
         with self._lock:
-            left = list(self._live)
-            hosts = [self._hosts.popitem()[1] for _ in range(len(self._hosts))]
-        for process in left:
+            processes = list(self._live)
+            servers = [self._servers.popitem()[1] for _ in range(len(self._servers))]
+        for process in processes:
             process.close()
-        for host in hosts:
+        for server in servers:
             with contextlib.suppress(SandboxError, CancelledError):
-                host.result().close()
+                server.result().close()
 
     def __enter__(self) -> Self:
         return self
@@ -133,5 +134,5 @@ class Sandbox:
         self.close()
 
 
-def _has_failed(host: Future[Host]) -> bool:
-    return host.done() and host.exception() is not None
+def _has_failed(server: Future[ForkServer]) -> bool:
+    return server.done() and server.exception() is not None

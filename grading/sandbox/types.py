@@ -1,15 +1,15 @@
-"""How the sandbox fails."""
+"""The sandbox's exceptions."""
 
 from errors import GradingError
 
 
 class SandboxError(GradingError):
-    """No process can be started: nothing that needs one can be graded."""
+    """A process can't be started, so answers that need one can't be graded."""
 
 
-class Ended(Exception):
-    """A confined process will not answer any more: it ended, or broke the protocol."""
+class ProcessEnded(Exception):
+    """A confined process can't be used any more: it ended, or broke the protocol."""
 
 
-class TimeLimit(Ended):
-    """A confined process took too long."""
+class TimeLimit(ProcessEnded):
+    """A confined process did not answer within its time limit."""

@@ -1,4 +1,4 @@
-"""A task's rules in a file each; here, an answer and its grade."""
+"""The tasks' rules, one file each, and the types that they share: an answer and its grade."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,17 +6,17 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model said to one sample, and what is right."""
+    """A model's answer to one sample, and the right answer."""
 
     sample_index: int  # row in the frame that is graded
     task: str  # one of data.samples.TASKS
-    text: str  # "" where nothing was said
-    ground_truth: object  # as the data set holds it; None where it is missing
+    text: str  # "" if it is missing
+    ground_truth: object  # as in the data set; None if it is missing
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether an answer is right, and the rule that has decided it."""
+    """Whether an answer is right, and the rule that decided it."""
 
     right: bool
     rule: str
@@ -28,18 +28,18 @@ Status = Literal["ok", "wrong", "no_answer", "timeout", "sandbox_error", "not_gr
 
 @dataclass(frozen=True)
 class Grade:
-    """What became of one answer.
+    """The result of grading one answer.
 
-    The last two statuses are no verdict: the row could not be judged, and a figure that counts it
-    is not the figure.
+    The last two statuses mean that the row could not be judged: a figure that includes it is not
+    valid.
     """
 
     sample_index: int  # row in the frame that is graded
     extracted: str | int | None  # None: no answer was found in the text
     status: Status
-    rule: str  # how the answer was found and what has decided, e.g. "boxed, sympy"
+    rule: str  # the rules that found the answer and decided, such as "boxed, sympy"
     seconds: float  # spent on this row
-    detail: str | None = None  # why there is no verdict
+    detail: str | None = None  # why the answer was not compared
 
     @property
     def correct(self) -> bool:
@@ -48,5 +48,5 @@ class Grade:
 
     @property
     def judged(self) -> bool:
-        """Whether there is a verdict. Too slow is one: it counts as wrong."""
+        """Whether there is a verdict. A timeout is one: it counts as wrong."""
         return self.status not in ("sandbox_error", "not_graded")

@@ -16,23 +16,26 @@ _ANSWER = re.compile(r"Answer:\s*+(\d++)(?![\w.])", re.IGNORECASE)
 
 
 def extract(text: str) -> tuple[int, str] | None:
-    """The last boxed integer; where there is no box at all, the last `Answer: N`; and which."""
+    """The last boxed integer, or without any box the last `Answer: N`; and the rule's name.
+
+    None if there is neither, or the integer is above 999.
+    """
     for rule, pattern in (("boxed", _BOXED), ("answer line", _ANSWER)):
-        if found := pattern.findall(text):
+        if matches := pattern.findall(text):
             try:
-                number = int(found[-1])
-            except ValueError:  # thousands of digits
+                number = int(matches[-1])
+            except ValueError:  # more digits than Python converts
                 return None
             return (number, rule) if number <= 999 else None
     return None
 
 
-def judge(given: int, truth: Any) -> Verdict:
-    """Whether the truth, read by `int`, is the number; a truth `int` can't read equals nothing."""
+def judge(answer: int, truth: Any) -> Verdict:
+    """Whether `int(truth)` equals the answer; a truth that is not an integer equals nothing."""
     try:
-        # a decimal's or fraction's int may have a billion digits
+        # int() of a decimal or fraction may have a billion digits
         if isinstance(truth, Decimal | Fraction) and not -1000 < truth < 1000:
             return Verdict(False, "integer")
-        return Verdict(int(truth) == given, "integer")
+        return Verdict(int(truth) == answer, "integer")
     except (ValueError, TypeError, ArithmeticError):
         return Verdict(False, "truth is no integer")

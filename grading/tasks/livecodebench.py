@@ -1,8 +1,8 @@
-"""LiveCodeBench: Python programs, right when they pass every test of their problem.
+"""LiveCodeBench: Python programs, which are right if they pass every test of their problem.
 
 Format: the prompt asks for a ```` ```python ```` fence. Rules: LiveCodeBench's own runner, as the
-MLPerf DeepSeek-R1 reference uses it. Programs run in a confined process (`program`), one a problem;
-a test's input goes in. What comes out is compared with what is expected in another (`outputs`).
+MLPerf DeepSeek-R1 reference uses it. Each program runs in a confined process (`program`), which
+gets only the tests' inputs. Its outputs are compared in another confined process (`outputs`).
 """
 
 import base64
@@ -22,18 +22,18 @@ from errors import GradingError
 from grading.sandbox.inside.limits import Limits
 from grading.sandbox.process import Confined
 from grading.sandbox.sandbox import Sandbox
-from grading.sandbox.types import Ended, TimeLimit
+from grading.sandbox.types import ProcessEnded, TimeLimit
 from grading.tasks import Verdict
-from grading.tasks.outputs import said
+from grading.tasks.outputs import error_text
 from grading.tasks.worker import Worker
 
-TIME_LIMIT_S = 60.0  # what the MLPerf reference sets; LiveCodeBench's own default is 6
-Mode = Literal["reference", "fixed-stdio"]  # see `program`
-COMPARE_LIMIT_S = 5.0  # a test's answer; 30 million characters take 1 s
+TIME_LIMIT_S = 60.0  # as in the MLPerf reference; LiveCodeBench's own default is 6
+Mode = Literal["reference", "fixed-stdio"]  # see `stdio`
+COMPARE_LIMIT_S = 5.0  # for the output of one test; 30 million characters take 1 s
 COMPARE_LIMITS = Limits(memory=2 << 30)
 _FENCE = "```python"
-_TESTS_BYTES = 1 << 30  # of one problem, unpacked
-# the opcodes of a pickle that is one text
+_TESTS_BYTES = 1 << 30  # of one problem's tests, decompressed
+# the opcodes of a pickle that holds one text
 _OF_TEXT = ("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8")
 _AROUND_TEXT = ("PROTO", "FRAME", "PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE", "STOP")
 
@@ -42,8 +42,8 @@ _AROUND_TEXT = ("PROTO", "FRAME", "PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE", "ST
 class Case:
     """One test of a problem."""
 
-    input: str  # standard input, or JSON arguments one a line
-    output: str  # expected: printed text, or a JSON value
+    input: str  # standard input, or JSON arguments, one per line
+    output: str  # the expected standard output, or the expected value as JSON
 
 
 @dataclass(frozen=True)
@@ -51,36 +51,39 @@ class Problem:
     """A problem and its tests."""
 
     id: str
-    function: str | None  # what to call; None: the program reads standard input
+    function: str | None  # the function to call; None: the program reads standard input
     tests: Sequence[Case]
 
 
 class Problems:
     """A JSON-lines file of problems in LiveCodeBench's own schema, read one problem at a time.
 
-    Errors: GradingError where the file can't be read or a line is no problem.
+    Raises: GradingError if the file can't be read or a line is not a problem.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        # offset and length in bytes; the tests of all problems would not fit memory
-        self._places: dict[str, tuple[int, int]] = {}
+        # offset and length in bytes of each line: the tests of all problems would not fit in memory
+        self._lines: dict[str, tuple[int, int]] = {}
         try:
             with self.path.open("rb") as file:
                 offset = 0
                 for number, line in enumerate(file, 1):
                     if line.strip():
                         question_id = _question_id(line, f"{path}: line {number}")
-                        self._places[question_id] = offset, len(line)
+                        self._lines[question_id] = offset, len(line)
                     offset += len(line)
         except OSError as error:
             raise GradingError(f"{path}: can't be read: {error.strerror}") from error
 
     def __contains__(self, question_id: str) -> bool:
-        return question_id in self._places
+        return question_id in self._lines
 
     def read(self, question_id: str) -> Problem:
-        """Errors: GradingError where there is no such problem, or its tests can't be unpacked."""
+        """A problem by its question_id.
+
+        Raises: GradingError if it is not in the file, or its tests can't be decoded.
+        """
         if question_id not in self:
             raise GradingError(f"{self.path.name} has no problem {question_id}")
         row = json.loads(self._line(question_id))
@@ -93,50 +96,56 @@ class Problems:
             )
         except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
             raise GradingError(
-                f"problem {question_id} can't be read: {type(error).__name__}: {error}"
+                f"{self.path}: problem {question_id} can't be read: {type(error).__name__}: {error}"
             ) from error
 
     def digest(self, question_id: str) -> str:
-        """A hash of a problem that there is, in hexadecimal."""
+        """The SHA-256 hash of a problem's line, in hexadecimal. The problem must exist."""
         return hashlib.sha256(self._line(question_id)).hexdigest()
 
     def _line(self, question_id: str) -> bytes:
-        offset, length = self._places[question_id]
+        offset, length = self._lines[question_id]
         with self.path.open("rb") as file:
             file.seek(offset)
             return file.read(length)
 
 
 def extract(text: str) -> tuple[str, str] | None:
-    """The inside of the first fence that opens with ```` ```python ````, if it is ever closed.
+    """The content of the first fence that opens with ```` ```python ````; and the rule's name.
 
-    With it the rule's name. A fence of `python3` counts, and leaves its 3 in the code, which is a
-    statement without effect.
+    None if the fence is not closed. A `python3` fence counts too, and leaves its 3 in the code,
+    where it is a statement without effect.
     """
-    _, opened, rest = text.partition(_FENCE)
-    code, closed, _ = rest.partition("```")
-    return (code.strip(), "first fence") if opened and closed else None
+    _, opening, rest = text.partition(_FENCE)
+    code, closing, _ = rest.partition("```")
+    return (code.strip(), "first fence") if opening and closing else None
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one test, or of loading."""
+    """The result of one test, or of loading the program."""
 
-    fault: str | None  # None: nothing is wrong
-    given: str | None = None  # the program's answer, as it may be shown
+    fault: str | None  # None: passed
+    answer: str | None = None  # the program's answer, quoted for a message
     too_slow: bool = False
 
 
 class Comparer:
-    """Compares what programs give with what is expected, in a confined process that runs none."""
+    """Compares programs' answers with the expected ones, in a confined process without programs.
+
+    The process is started by the first comparison.
+    """
 
     def __init__(self, sandbox: Sandbox) -> None:
         self._worker = Worker(sandbox, "grading.tasks.outputs", COMPARE_LIMITS)
 
     def compare(self, reply: bytes, printed: bytes | None, test: Case, problem: Problem) -> Outcome:
-        """`reply`: the line that the program's process sent; `printed`: to a file, where it did.
+        """Compare a program's answer to a test with the expected one.
 
-        Errors: SandboxError; GradingError where the expected value can't be read.
+        `reply`: the line that the program's process sent. `printed`: its standard output, if that
+        is not part of the reply.
+
+        Raises: SandboxError; GradingError if the expected value can't be read.
         """
         if not reply.isascii():
             return Outcome("the answer is not JSON")
@@ -148,12 +157,12 @@ class Comparer:
         if printed is not None:
             message["printed"] = printed.decode(errors="replace")
         try:
-            found = self._worker.ask(message, COMPARE_LIMIT_S)
+            result = self._worker.ask(message, COMPARE_LIMIT_S)
         except TimeLimit as error:
             return Outcome(f"its answer can't be compared: {error}", too_slow=True)
-        if "unreadable" in found:
+        if "unreadable" in result:
             raise GradingError(f"problem {problem.id}: expected output is not JSON")
-        return Outcome(found["fault"], found["given"])
+        return Outcome(result["fault"], result["answer"])
 
     def close(self) -> None:
         """Kill the process, if there is one."""
@@ -166,23 +175,23 @@ def passes(
     sandbox: Sandbox,
     time_limit: float = TIME_LIMIT_S,
     mode: Mode = "reference",
-    on_failure: Callable[[Case, str | None], None] = lambda test, given: None,
-    turn: AbstractContextManager[Comparer] | None = None,
+    on_failure: Callable[[Case, str | None], None] = lambda test, answer: None,
+    comparer: AbstractContextManager[Comparer] | None = None,
 ) -> Verdict:
     """Whether `code` loads and passes every test, each within `time_limit` seconds.
 
-    A program that takes too long, dies or breaks a limit does not pass, like one that is wrong.
-    The verdict's rule names the test that has decided; `on_failure` hears of it, and of what the
-    program made of it. It runs while `turn` is entered; its process is started before that.
+    A program that takes too long, dies or exceeds a limit fails, like one with a wrong answer. The
+    verdict's rule names the test that failed; `on_failure` is called with this test and the
+    program's answer. `comparer` is entered after the program's process has started.
 
-    Errors: SandboxError; GradingError where a test's expected value can't be read.
+    Raises: SandboxError; GradingError if a test's expected value can't be read.
     """
     limits = Limits(cpu=int((time_limit + 1) * len(problem.tests)) + 5)
     with (
         sandbox.start("grading.tasks.program", limits) as process,
-        turn or closing(Comparer(sandbox)) as comparer,
+        comparer or closing(Comparer(sandbox)) as entered,
     ):
-        return _test(process, comparer, code, problem, time_limit, mode, on_failure)
+        return _test(process, entered, code, problem, time_limit, mode, on_failure)
 
 
 def _test(
@@ -195,32 +204,33 @@ def _test(
     on_failure: Callable[[Case, str | None], None],
 ) -> Verdict:
     count = len(problem.tests)
-    deadline = time.monotonic() + (time_limit + 1) * count + 5  # of all of it, as there
+    # for loading and all tests, as in LiveCodeBench's runner
+    deadline = time.monotonic() + (time_limit + 1) * count + 5
 
     def seconds() -> float:
         return max(0.01, min(time_limit, deadline - time.monotonic()))
 
     try:
         outcome = _load(process, code, problem, mode, seconds())
-    except Ended as error:
+    except ProcessEnded as error:
         outcome = _ended(error)
     if outcome.fault:
         return Verdict(False, f"does not load: {outcome.fault}", outcome.too_slow)
     for number, test in enumerate(problem.tests, 1):
         try:
             outcome = _run(process, comparer, test, problem, mode, seconds())
-        except Ended as error:
+        except ProcessEnded as error:
             outcome = _ended(error)
         if outcome.fault:
-            on_failure(test, outcome.given)
+            on_failure(test, outcome.answer)
             return Verdict(False, f"test {number} of {count}: {outcome.fault}", outcome.too_slow)
     return Verdict(True, f"all of {count} tests")
 
 
 def _load(process: Confined, code: str, problem: Problem, mode: Mode, seconds: float) -> Outcome:
-    """What is wrong with a program, if anything is. Errors: Ended."""
+    """Load a program. Raises: ProcessEnded."""
     reply = process.ask({"code": code, "function": problem.function, "mode": mode}, seconds)
-    return Outcome(None if reply.get("ok") is True else said(reply))
+    return Outcome(None if reply.get("ok") is True else error_text(reply))
 
 
 def _run(
@@ -231,18 +241,18 @@ def _run(
     mode: Mode,
     seconds: float,
 ) -> Outcome:
-    """What is wrong with a program's answer to one test, if anything is. Errors: Ended."""
+    """Run one test. Raises: ProcessEnded."""
     on_files = mode == "fixed-stdio" and problem.function is None
     if on_files:
-        process.give(test.input.encode(errors="surrogatepass"))
+        process.set_input(test.input.encode(errors="surrogatepass"))
     else:
-        process.forget_printed()
+        process.clear_output()
     reply = process.exchange({"input": "" if on_files else test.input}, seconds)
-    printed = process.printed() if on_files else None
+    printed = process.output() if on_files else None
     return comparer.compare(reply, printed, test, problem)
 
 
-def _ended(error: Ended) -> Outcome:
+def _ended(error: ProcessEnded) -> Outcome:
     too_slow = isinstance(error, TimeLimit)
     return Outcome("time limit" if too_slow else str(error), too_slow=too_slow)
 
@@ -250,7 +260,7 @@ def _ended(error: Ended) -> Outcome:
 def _case(test: Any) -> Case:
     case = Case(test["input"], test["output"])
     if not (isinstance(case.input, str) and isinstance(case.output, str)):
-        raise TypeError("a test's input or output is no text")
+        raise TypeError("a test's input or output is not text")
     return case
 
 
@@ -258,7 +268,9 @@ def _question_id(line: bytes, where: str) -> str:
     try:
         return str(json.loads(line)["question_id"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise GradingError(f"{where} is no LiveCodeBench problem with a question_id") from error
+        raise GradingError(
+            f"{where} is not a LiveCodeBench problem: JSON with a question_id"
+        ) from error
 
 
 def _private(packed: str) -> list[Any]:
@@ -266,26 +278,26 @@ def _private(packed: str) -> list[Any]:
     try:
         tests = json.loads(packed)
     except ValueError:
-        tests = json.loads(_unpacked(packed))
+        tests = json.loads(_unpack(packed))
     if not isinstance(tests, list):
         raise ValueError("private tests are not a list")
     return tests
 
 
-def _unpacked(packed: str) -> str:
-    """The text that a pickle of text holds. It is read opcode by opcode, and nothing is built."""
+def _unpack(packed: str) -> str:
+    """The text in a pickle of one text. The pickle is read opcode by opcode, never executed."""
     try:
         inflate = zlib.decompressobj()
         data = inflate.decompress(base64.b64decode(packed, validate=True), _TESTS_BYTES)
     except (binascii.Error, zlib.error) as error:
-        raise ValueError(f"private tests are not packed as expected: {error}") from error
-    found = None
+        raise ValueError(f"private tests are not base64 of zlib data: {error}") from error
+    text = None
     for opcode, argument, _ in pickletools.genops(data):
-        if opcode.name in _OF_TEXT and found is None:
-            found = argument
+        if opcode.name in _OF_TEXT and text is None:
+            text = argument
         elif opcode.name not in _AROUND_TEXT:
             break
     else:
-        if isinstance(found, str):
-            return found
-    raise ValueError("private tests hold no plain text")
+        if isinstance(text, str):
+            return text
+    raise ValueError("private tests are not a pickle of one text")

@@ -1,10 +1,10 @@
 """MATH-500: a formula, compared as text first and by sympy last.
 
 Format: the prompt asks for `\\boxed{...}`. Rules: the graders of MATH (Hendrycks et al.) and
-PRM800K, as the MLPerf DeepSeek-R1 reference uses them; the oddities are part of the figure.
+PRM800K, as the MLPerf DeepSeek-R1 reference uses them; their quirks are part of the figure.
 
-`judge` may run for minutes and eat gigabytes (`9**9**9**9` is a short answer) and lets sympy
-evaluate what the model wrote, so it runs in a confined worker only (see `sandbox`).
+`judge` may run for minutes and use gigabytes (`9**9**9**9` is a short answer), and sympy evaluates
+what the model wrote, so it runs in a confined worker only (see `sandbox`).
 """
 
 import re
@@ -15,7 +15,7 @@ from typing import Any
 from grading.tasks import Verdict
 
 _TEXT = re.compile(r"^\\text\{(.+?)\}$")
-_UNITS = [  # dropped one after the other: which goes first shows in "minuteseconds"
+_UNITS = [  # removed one after the other; the order matters for "minuteseconds"
     re.compile(rf"{unit}(?:es)?s? *(?:\^[0-9]+)?")
     for unit in (
         *("degree", "cm", "centimeter", "meter", "mile", "second", "minute", "hour"),
@@ -28,9 +28,9 @@ _BRACKETS = "()[]"
 
 
 def extract(text: str) -> tuple[str, str] | None:
-    """What the last `\\boxed{` holds up to its own closing brace, and the rule's name.
+    """The content of the last `\\boxed{`, up to its closing brace; and the rule's name.
 
-    None where that brace is never closed.
+    None if there is no box, or the brace is not closed.
     """
     start = text.rfind(r"\boxed{")
     if start < 0:
@@ -44,49 +44,49 @@ def extract(text: str) -> tuple[str, str] | None:
     return None
 
 
-def judge(given: str, truth: str) -> Verdict:
-    """Whether two formulas are the same: as MATH writes them, as PRM800K does, then by sympy."""
-    if _as_math(given) == _as_math(truth):
+def judge(answer: str, truth: str) -> Verdict:
+    """Whether two formulas are equal: in MATH's normal form, in PRM800K's, or by sympy."""
+    if _as_math(answer) == _as_math(truth):
         return Verdict(True, "same text (MATH)")
-    given, truth = _as_prm(given), _as_prm(truth)
-    if given == truth:
+    answer, truth = _as_prm(answer), _as_prm(truth)
+    if answer == truth:
         return Verdict(True, "same text (PRM800K)")
-    if not given:
+    if not answer:
         return Verdict(False, "nothing is left (PRM800K)")
-    given_parts, truth_parts = _elements(given), _elements(truth)
-    if len(given_parts) != len(truth_parts):
+    answer_parts, truth_parts = _elements(answer), _elements(truth)
+    if len(answer_parts) != len(truth_parts):
         return Verdict(False, "number of elements")
-    if len(truth_parts) > 1 and (given[0], given[-1]) != (truth[0], truth[-1]):
+    if len(truth_parts) > 1 and (answer[0], answer[-1]) != (truth[0], truth[-1]):
         return Verdict(False, "brackets")
     verdict = Verdict(False, "")
-    for pair in zip(given_parts, truth_parts, strict=True):
+    for pair in zip(answer_parts, truth_parts, strict=True):
         verdict = _judge_element(*pair)
         if not verdict.right:
             break
     return verdict
 
 
-def _judge_element(given: str, truth: str) -> Verdict:
-    if _FRACTION.search(given) and _FRACTION.search(truth):
-        return Verdict(given == truth, "fractions as written")
-    if _is_integer(given) != _is_integer(truth):
+def _judge_element(answer: str, truth: str) -> Verdict:
+    if _FRACTION.search(answer) and _FRACTION.search(truth):
+        return Verdict(answer == truth, "fractions as written")
+    if _is_integer(answer) != _is_integer(truth):
         return Verdict(False, "one is an integer")
-    difference = f"({truth})-({given})"
+    difference = f"({truth})-({answer})"
     if not _may_evaluate(difference):
         return Verdict(False, "not for sympy")
     return Verdict(_is_zero(difference), "sympy")
 
 
-def _unwrapped(text: str) -> str:
+def _unwrap(text: str) -> str:
     match = _TEXT.search(text)
     return match[1] if match else text
 
 
-# --- as MATH writes a formula
+# --- MATH's normal form
 
 
 def _as_math(text: str) -> str:
-    text = _unwrapped(text.strip()).strip()
+    text = _unwrap(text.strip()).strip()
     try:
         return _canonical_latex(text)
     except (ValueError, IndexError):
@@ -94,7 +94,7 @@ def _as_math(text: str) -> str:
 
 
 def _canonical_latex(text: str) -> str:
-    """One spelling of the usual variants. ValueError, IndexError: the formula is cut or odd."""
+    """One spelling of the common variants. Raises: ValueError, IndexError for malformed LaTeX."""
     for old, new in (
         ("\n", ""), ("\\!", ""), ("\\\\", "\\"), ("tfrac", "frac"), ("dfrac", "frac"),
         ("\\left", ""), ("\\right", ""), ("^{\\circ}", ""), ("^\\circ", ""), ("\\$", ""),
@@ -108,14 +108,14 @@ def _canonical_latex(text: str) -> str:
     if text.count("=") == 1:
         name, value = text.split("=")
         text = value if len(name) <= 2 else text
-    text = _braced_arguments(text, "\\sqrt", 1).replace(" ", "")
-    text = _braced_arguments(text, "\\frac", 2)
+    text = _brace_arguments(text, "\\sqrt", 1).replace(" ", "")
+    text = _brace_arguments(text, "\\frac", 2)
     if text == "0.5":
         return "\\frac{1}{2}"
     return _slash_to_fraction(text)
 
 
-def _braced_arguments(text: str, command: str, count: int) -> str:
+def _brace_arguments(text: str, command: str, count: int) -> str:
     """Put braces around single-character arguments: `\\frac12` becomes `\\frac{1}{2}`."""
     head, *rest = text.split(command)
     done = [head]
@@ -124,7 +124,7 @@ def _braced_arguments(text: str, command: str, count: int) -> str:
             if len(tail) < count:
                 return text
             for position in range(count):
-                # three characters an argument once it has its braces
+                # an argument with its braces has three characters
                 at = 3 * position
                 if tail[at] != "{":
                     tail = f"{tail[:at]}{{{tail[at]}}}{tail[at + 1 :]}"
@@ -144,11 +144,11 @@ def _slash_to_fraction(text: str) -> str:
     return f"\\frac{{{numerator}}}{{{denominator}}}"
 
 
-# --- as PRM800K writes a formula
+# --- PRM800K's normal form
 
 
 def _as_prm(text: str) -> str:
-    text = _unwrapped(text)
+    text = _unwrap(text)
     for old, new in (
         ("\\%", "%"), ("\\$", "$"), ("$", ""), ("%", ""), (" or ", " , "), (" and ", " , "),
         ("million", "*10^6"), ("billion", "*10^9"), ("trillion", "*10^12"),
@@ -171,7 +171,7 @@ def _as_prm(text: str) -> str:
 
 
 def _plain_text(latex: str) -> str:
-    """LaTeX as plain text, in sympy's words. What can't be read is given back as it is."""
+    """LaTeX as plain text, in sympy's syntax. LaTeX that can't be parsed is returned unchanged."""
     from pylatexenc.latex2text import LatexNodes2Text
 
     spaced = re.sub(r"\\[td]frac", r"\\frac", latex).replace("\\frac", " \\frac")
@@ -179,7 +179,7 @@ def _plain_text(latex: str) -> str:
         text = LatexNodes2Text().latex_to_text(spaced)
     except MemoryError:
         raise
-    except Exception:  # noqa: BLE001 - the rule: a formula that can't be read stays as written
+    except Exception:  # noqa: BLE001 - PRM800K's rule: a formula that can't be parsed is kept
         return latex
     for symbol, word in zip("√π∞∪·×", ("sqrt", "pi", "inf", "U", "*", "*"), strict=True):
         text = text.replace(symbol, word)
@@ -235,12 +235,12 @@ def _is_zero(difference: str) -> bool:
         return bool(sympy.simplify(parsed) == 0)
     except MemoryError:
         raise
-    except Exception:  # noqa: BLE001 - the rule: what sympy can't read or simplify is not equal
+    except Exception:  # noqa: BLE001 - PRM800K's rule: not equal if sympy can't simplify it
         return False
 
 
 def _may_evaluate(expression: str) -> bool:
-    """Whether an expression is plain enough: two letters at most, no large or odd powers."""
+    """Whether an expression is simple enough for sympy: two letters at most, small powers."""
     letters = {
         character
         for character in expression.replace("sqrt", "").replace("frac", "")
@@ -251,11 +251,11 @@ def _may_evaluate(expression: str) -> bool:
     return not re.search(r"\^[0-9]+\^|\^[0-9][0-9]+", expression)
 
 
-# --- the worker's side
+# --- the worker
 
-# What these load and keep, most formulas need; so it is there before the clock of a row starts, and
-# before the workers are forked.
-_FIRST = (
+# Judging these loads the modules that most formulas need and fills their caches, before the time of
+# a row starts to count and before processes are forked.
+_WARM_UP = (
     (r"(x+1)(x+2)", r"x^2+3x+2"),
     (r"2\sqrt{3}", r"\sqrt{3}\cdot2"),
     (r"\frac{1}{\sqrt{2}}", r"\frac{\sqrt{2}}{2}"),
@@ -263,16 +263,16 @@ _FIRST = (
 
 
 def handler() -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """What a confined worker answers with: `{"given", "truth"}` by `{"right", "rule"}`.
+    """The handler of a confined worker: replies to `{"answer", "truth"}` with `{"right", "rule"}`.
 
-    And `{"forms": formula}` by its spellings that are compared, as MATH and as PRM800K write it.
+    And to `{"forms": formula}` with the formula's normal forms, `{"MATH", "PRM800K"}`.
     """
-    for given, truth in _FIRST:
-        judge(given, truth)
+    for answer, truth in _WARM_UP:
+        judge(answer, truth)
 
-    def answer(message: dict[str, Any]) -> dict[str, Any]:
+    def reply(message: dict[str, Any]) -> dict[str, Any]:
         if "forms" in message:
             return {"MATH": _as_math(message["forms"]), "PRM800K": _as_prm(message["forms"])}
-        return asdict(judge(message["given"], message["truth"]))
+        return asdict(judge(message["answer"], message["truth"]))
 
-    return answer
+    return reply

@@ -1,9 +1,9 @@
-"""Comparing what a LiveCodeBench program gave with what is expected, inside a confined process.
+"""Compare a LiveCodeBench program's answer with the expected one, inside a confined process.
 
-A program may send whatever it likes: a fraction whose text stands for a billion digits, a
-dictionary whose keys all collide. So nothing of it is parsed, built or compared by the grader
-itself: that is done here, where time and memory have limits, by a process that runs no program.
-The rules are those of LiveCodeBench's own runner.
+A program may send anything: a fraction that has a billion digits when evaluated, a dictionary whose
+keys all collide. So the grader itself neither parses nor compares it. That is done here, under
+limits of time and memory, in a process that runs no program. The rules are those of LiveCodeBench's
+own runner.
 """
 
 import gc
@@ -17,21 +17,22 @@ from typing import Any
 
 from terminal import quoted
 
-INT_DIGITS = 50_000  # of an integer as text, in all of LiveCodeBench's runner
-_SAID = 200  # characters of a program's own words
-_SHOWN = 500  # characters of what it gave
+INT_DIGITS = 50_000  # of an integer as text, as in LiveCodeBench's runner
+_ERROR = 200  # characters of a program's error message
+_SHOWN = 500  # characters of a program's answer
 _WORD = re.compile(r"\S+")
 
 
 def handler() -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """Answers `{"reply", "function", "expected"}` by `{"fault", "given"}`.
+    """The handler of a confined worker: replies to a message with `{"fault", "answer"}`.
 
-    `reply`: the line that `program` sent, as it is; `printed` comes beside it where a program has
-    printed to a file. `fault`: what is wrong with it, null where nothing is; `given`: the answer as
-    it may be shown. Where it is the expected value that can't be read, the answer is `unreadable`.
+    The message has `reply`, the line that `program` sent; `function`, whether a function was
+    called; `expected`, text; and `printed`, the program's standard output, if the reply does not
+    have it. In the reply, `fault` says what is wrong, null if nothing is, and `answer` is the
+    program's answer, quoted. If the expected value can't be read, the reply is `{"unreadable"}`.
     """
     sys.set_int_max_str_digits(INT_DIGITS)
-    gc.disable()  # nothing here refers to itself; millions of brackets would be looked at again
+    gc.disable()  # there are no cycles, and each collection would visit millions of lists
     return compare
 
 
@@ -40,61 +41,61 @@ def compare(message: dict[str, Any]) -> dict[str, Any]:
     try:
         reply = json.loads(message["reply"])
     except (ValueError, RecursionError):
-        return {"fault": "the answer is not JSON", "given": None}
+        return {"fault": "the answer is not JSON", "answer": None}
     if not isinstance(reply, dict) or reply.get("ok") is not True:
-        return {"fault": said(reply), "given": None}
+        return {"fault": error_text(reply), "answer": None}
     if message["function"]:
-        given = reply.get("value")
+        answer = reply.get("value")
         try:
             expected = json.loads(message["expected"])
         except (ValueError, RecursionError):
             return {"unreadable": True}
-        fault = None if same_value(given, expected) else "wrong value"
+        fault = None if same_value(answer, expected) else "wrong value"
     else:
-        given = message.get("printed", reply.get("printed"))
-        right = isinstance(given, str) and same_output(given, message["expected"])
+        answer = message.get("printed", reply.get("printed"))
+        right = isinstance(answer, str) and same_output(answer, message["expected"])
         fault = None if right else "wrong output"
-    return {"fault": fault, "given": quoted(given, _SHOWN) if fault else None}
+    return {"fault": fault, "answer": quoted(answer, _SHOWN) if fault else None}
 
 
-def said(reply: Any) -> str:
-    """A program's own words on what went wrong: one short line, whatever it sent."""
-    told = reply.get("error") if isinstance(reply, dict) else None
-    return " ".join(told.split())[:_SAID] if isinstance(told, str) else "it failed"
+def error_text(reply: Any) -> str:
+    """The error message in a program's reply, as one short line, whatever the reply is."""
+    text = reply.get("error") if isinstance(reply, dict) else None
+    return " ".join(text.split())[:_ERROR] if isinstance(text, str) else "it failed"
 
 
 def same_output(printed: str, expected: str) -> bool:
-    """Line by line without outer blanks: the same text, or the same exact decimal numbers."""
+    """Whether all lines are equal, as stripped text or as exact decimal numbers."""
     printed, expected = printed.strip(), expected.strip()
     return printed.count("\n") == expected.count("\n") and all(
-        given.strip() == true.strip() or _same_numbers(given, true)
-        for given, true in zip(printed.split("\n"), expected.split("\n"), strict=True)
+        line.strip() == true_line.strip() or _same_numbers(line, true_line)
+        for line, true_line in zip(printed.split("\n"), expected.split("\n"), strict=True)
     )
 
 
 def same_value(tagged: Any, expected: Any) -> bool:
     """Whether a returned value, as `program` tags it, equals the expected one.
 
-    A tuple returned is a list; one deeper inside is not.
+    A returned tuple equals a list; a tuple nested inside does not.
     """
     if isinstance(tagged, dict) and isinstance(tagged.get("tuple"), list):
         tagged = tagged["tuple"]
     try:
-        return bool(_untagged(tagged) == expected)
+        return bool(_untag(tagged) == expected)
     except (ValueError, TypeError, ArithmeticError, RecursionError):
         return False
 
 
-def _same_numbers(given: str, true: str) -> bool:
-    try:  # word by word: a line may be as long as a program likes
-        pairs = zip(_WORD.finditer(given), _WORD.finditer(true), strict=True)
+def _same_numbers(line: str, true_line: str) -> bool:
+    try:  # word by word: a line may be very long
+        pairs = zip(_WORD.finditer(line), _WORD.finditer(true_line), strict=True)
         return all(Decimal(word[0]) == Decimal(true_word[0]) for word, true_word in pairs)
-    except (InvalidOperation, ValueError):  # no number, or one line is longer
+    except (InvalidOperation, ValueError):  # not a number, or one line has more words
         return False
 
 
 class _One:
-    """NumPy's scalar or array of one element equals that element in any number of brackets."""
+    """A NumPy scalar or array of one element: equals the element, nested in lists at any depth."""
 
     def __init__(self, item: Any) -> None:
         self._item = item
@@ -107,12 +108,12 @@ class _One:
         return bool(self._item == other)
 
 
-def _untagged(value: Any) -> Any:
-    """The plain value behind the tags. ValueError: it holds what no expected value can equal."""
+def _untag(value: Any) -> Any:
+    """The value without its tags. Raises: ValueError if no expected value can equal it."""
     if isinstance(value, list):
-        return [_untagged(item) for item in value]
+        return [_untag(item) for item in value]
     if isinstance(value, float) and value != value:
-        return float("nan")  # JSON's own NaN is one object, which a list would find equal
+        return float("nan")  # json has one NaN object, and lists compare identical items as equal
     if not isinstance(value, dict):
         return value
     if len(value) != 1:
@@ -122,11 +123,11 @@ def _untagged(value: Any) -> Any:
         case "int", str():
             return int(inside, 16)
         case "one", _:
-            return _One(_untagged(inside))
+            return _One(_untag(inside))
         case "tuple", list():
-            return tuple(_untagged(item) for item in inside)
+            return tuple(_untag(item) for item in inside)
         case "dict", list():
-            return {_untagged(key): _untagged(item) for key, item in inside}
+            return {_untag(key): _untag(item) for key, item in inside}
         case "complex", [real, imaginary]:
             return complex(real, imaginary)
         case "decimal", str():

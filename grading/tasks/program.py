@@ -1,9 +1,9 @@
-"""Running a LiveCodeBench solution, inside a confined process.
+"""Run a LiveCodeBench solution, inside a confined process.
 
-The way a solution is wrapped is LiveCodeBench's: a usual set of names is imported beforehand; a
-program that reads standard input becomes one function, called once a test; a solution with a named
-function is loaded once and called once a test. So state lives on from test to test, as it does
-there. Expected outputs never come here. What its standard input and output are: `stdio`.
+A solution is wrapped as in LiveCodeBench's runner: common names are imported first; a program that
+reads standard input becomes one function, called once per test; a solution with a named function is
+loaded once and called once per test. So its state persists between tests, as in that runner. This
+process never gets the expected outputs. For its standard input and output see `stdio`.
 """
 
 import ast
@@ -32,30 +32,31 @@ PRELUDE = "\n".join(
     + [f"import {name}" for name in _PLAIN_IMPORTS]
     + ["sys.setrecursionlimit(50000)\n"]
 )
-# what stands for it in a program's text: as many lines, and a statement that no future may follow
+# replaces it in a program's text: as many lines, and a statement, after which a `from __future__
+# import` is an error, as it is after the prelude
 _AFTER_PRELUDE = "pass" + "\n" * PRELUDE.count("\n")
-_MODULE = "tmp_sol"  # programs can see their module's name
+_MODULE = "tmp_sol"  # as in LiveCodeBench's runner: programs can see their module's name
 _WRAPPER = "wrapped_function"
 _INT_DIGITS = 50_000  # of an int as text
 
 
 def handler() -> "Program":
-    """A runner of programs. What nearly every one of them imports is loaded by now."""
+    """The handler of a confined process. The modules that most programs import are loaded now."""
     return Program()
 
 
 class Program:
-    """Answers `{"code", "function", "mode"}` by loading a solution, `{"input"}` by running it.
+    """Loads a solution for `{"code", "function", "mode"}`, and runs it for `{"input"}`.
 
-    One solution a process: the names it finds are imported when this is made, before the fork.
-    After it, each import would write to what it names (a reference more), and copy its page.
+    Each process runs one solution. The names of the prelude are imported before the fork: later,
+    each import would increment a reference count, which copies a page of memory.
 
-    The answer has the "value" of a named function, or what was "printed"; null where that stands
-    on the real standard output, as the input then does on the real standard input.
+    The reply to an input has the "value" that a named function returned, or the text "printed". The
+    latter is null if real standard streams are used.
     """
 
     def __init__(self) -> None:
-        # names that hang on how an interpreter was started: as the public runner has them
+        # built-in names that depend on how the interpreter was started, as in the public runner
         site.setcopyright()
         site.setquit()
         vars(builtins).update(quit=None, help=None)
@@ -71,7 +72,7 @@ class Program:
             return {"ok": True, **self._run(message["input"])}
         except MemoryError:
             raise
-        except BaseException as error:  # noqa: BLE001 - also a program's own sys.exit
+        except BaseException as error:  # noqa: BLE001 - including a program's sys.exit
             return {"ok": False, "error": f"{type(error).__name__}: {error}"[:500]}
 
     def _load(self, code: str, function: str | None, mode: str) -> None:
@@ -79,22 +80,23 @@ class Program:
         self._stdio = MODES[mode]()
         text = _as_function(code) if function is None else "\n\n" + code
         self._names = vars(self._module)
-        self._names.update(stdin=sys.stdin, stdout=sys.stdout)  # others than before the fork
+        self._names.update(stdin=sys.stdin, stdout=sys.stdout)  # replaced since the prelude
         exec(_AFTER_PRELUDE + text, self._names)
-        # a text search, as in LiveCodeBench: a program on standard input must not define one
+        # a text search, as in LiveCodeBench: so a program that reads standard input fails if it
+        # defines a class Solution
         owner: Any = self._module.Solution() if "class Solution" in text else self._module
         self._call: Callable[..., Any] = getattr(owner, _WRAPPER if function is None else function)
 
     def _run(self, text: str) -> dict[str, Any]:
         if self._reads_stdin:
             return {"printed": self._stdio.run(self._call, self._names, text)}
-        return {"value": _tagged(self._call(*map(json.loads, text.split("\n"))))}
+        return {"value": _tag(self._call(*map(json.loads, text.split("\n"))))}
 
 
 def _as_function(code: str) -> str:
-    """The program as one function after its imports; the main guard at its end is opened.
+    """The program as one function after its imports, without the main guard at its end.
 
-    Through syntax trees and back to text, as in LiveCodeBench.
+    It is parsed and unparsed, as in LiveCodeBench's runner.
     """
     body = ast.parse(code).body
     last = body[-1] if body else None
@@ -103,16 +105,16 @@ def _as_function(code: str) -> str:
     is_import = [isinstance(node, ast.Import | ast.ImportFrom) for node in body]
     wrapper = ast.parse(f"def {_WRAPPER}(): ...").body[0]
     assert isinstance(wrapper, ast.FunctionDef)
-    # empty: no Python then, and the program fails as it does there
+    # may be empty: the text is then not valid Python and the program fails, as in that runner
     wrapper.body = [*compress(body, map(not_, is_import))]
     module = ast.Module([*compress(body, is_import), wrapper], type_ignores=[])
     return "\n" + ast.unparse(module)
 
 
-def _tagged(value: Any) -> Any:
-    """A returned value as JSON that keeps what `==` would see, such as a tuple or a fraction."""
+def _tag(value: Any) -> Any:
+    """A returned value as JSON, with tags for types that matter to `==`, such as tuples."""
     if type(value).__module__ == "numpy" and getattr(value, "size", None) == 1:
-        return {"one": _tagged(value.item())}
+        return {"one": _tag(value.item())}
     if value is None or isinstance(value, bool | str):
         return value
     if isinstance(value, int):
@@ -124,9 +126,9 @@ def _tagged(value: Any) -> Any:
     if isinstance(value, Decimal | Fraction):
         return {type(value).__name__.lower(): str(value)}
     if isinstance(value, list):
-        return [_tagged(item) for item in value]
+        return [_tag(item) for item in value]
     if isinstance(value, tuple):
-        return {"tuple": [_tagged(item) for item in value]}
+        return {"tuple": [_tag(item) for item in value]}
     if isinstance(value, dict):
-        return {"dict": [[_tagged(key), _tagged(item)] for key, item in value.items()]}
+        return {"dict": [[_tag(key), _tag(item)] for key, item in value.items()]}
     return {"other": type(value).__name__}

@@ -1,12 +1,13 @@
-"""Standard input and output as a LiveCodeBench program finds them, in one of two modes.
+"""Standard input and output of a LiveCodeBench program, in one of two modes.
 
-`reference`: LiveCodeBench's own runner puts a stand-in at `sys.stdin` that fails correct programs.
-It can't be iterated, `read` gives the whole input at any time, `buffer.readline` the first line for
-ever. Whoever took `stdin` before the test began holds the real one, which is empty save for three
-methods that know the input, lines without their ends, StopIteration after the last. `open` finds
-nothing on descriptor 0. The official figure was made that way, so this behaves as it does.
+`reference`: LiveCodeBench's own runner replaces `sys.stdin` by a mock that makes correct programs
+fail. It can't be iterated, `read` always returns the whole input, `buffer.readline` always returns
+the first line. A program that bound `stdin` before the test has the real stream, which is empty
+except for three patched methods: they return lines without line ends, and raise StopIteration after
+the last one. `open` is mocked too, so descriptor 0 is not available. The official figure was made
+with this runner, so this mode behaves exactly like it.
 
-`fixed-stdio`: the real thing, on two files of the other side's.
+`fixed-stdio`: real streams, on two files of the grader.
 """
 
 import builtins
@@ -19,7 +20,7 @@ from typing import Any, TextIO
 
 
 class _Input:
-    """`sys.stdin` as the public runner's programs see it."""
+    """`sys.stdin` as in the public runner."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -48,63 +49,66 @@ class _Buffer:
 
 
 class _Output(io.StringIO):
-    def close(self, _nobody_gives_this: Any) -> None:  # type: ignore[override]
-        """Never closes; called as usual it is a TypeError."""
+    def close(self, _missing: Any) -> None:  # type: ignore[override]
+        """Never closes: a call without arguments, as programs make it, is a TypeError."""
 
 
 class Reference:
-    """The stand-ins of the public runner, new ones a run."""
+    """The mocks of the public runner, new ones for each run."""
 
     def __init__(self) -> None:
         self._real = sys.stdin
 
     def run(self, program: Callable[[], Any], _names: dict[str, Any], text: str) -> str:
-        """What is printed on input `text`. Errors: those of the program, save SystemExit."""
+        """The output for the input `text`. Raises: the program's exceptions, except SystemExit."""
         rest = iter(text.split("\n"))
-        vars(self._real).update(  # of the object: its iteration does not call them
+        vars(self._real).update(  # on the instance: iteration does not use them
             read=lambda *_size: text,
             readline=lambda *_size: next(rest),
             readlines=lambda *_hint: text.split("\n"),
         )
         printed = _Output()
 
-        def open_stand_in(*arguments: Any, **options: Any) -> Any:
-            from unittest import mock  # few programs come here, and all would carry its modules
+        def open_mock(*arguments: Any, **options: Any) -> Any:
+            from unittest import mock  # imported here, as few programs call open
 
             return mock.mock_open(read_data=text)(*arguments, **options)
 
-        stand_ins: tuple[tuple[Any, str, Any], ...] = (
-            (builtins, "open", open_stand_in),
+        mocks: tuple[tuple[Any, str, Any], ...] = (
+            (builtins, "open", open_mock),
             (sys, "stdin", _Input(text)),
             (sys, "stdout", printed),
         )
-        real = [getattr(module, name, None) for module, name, _ in stand_ins]
+        originals = [getattr(module, name, None) for module, name, _ in mocks]
         try:
-            for module, name, stand_in in stand_ins:
-                setattr(module, name, stand_in)
+            for module, name, mock in mocks:
+                setattr(module, name, mock)
             with contextlib.suppress(SystemExit):
                 program()
         finally:
-            for (module, name, _), before in zip(stand_ins, real, strict=True):
-                setattr(module, name, before)
+            for (module, name, _), original in zip(mocks, originals, strict=True):
+                setattr(module, name, original)
         return printed.getvalue()
 
 
 class Fixed:
-    """Streams on the descriptors 0 and 1, new ones a run."""
+    """Streams on the descriptors 0 and 1, new ones for each run."""
 
     def __init__(self) -> None:
-        # a program that says open(0).read() closes the descriptor for those after it
+        # copies, since open(0).read() in a program closes descriptor 0
         self._input, self._output = os.dup(0), os.dup(1)
         self._streams = sys.stdin, sys.stdout = self._open()
 
     def run(self, program: Callable[[], Any], names: dict[str, Any], _text: str) -> None:
-        """`names`: the program's globals. Errors: those of the program, save SystemExit."""
+        """Run a program. `names`: its globals.
+
+        Raises: the program's exceptions, except SystemExit.
+        """
         old, self._streams = self._streams, self._open()
         sys.stdin, sys.stdout = self._streams
         for name, value in list(names.items()):
             for before, now in zip(old, self._streams, strict=True):
-                if value is before:  # the program says "from sys import stdin"
+                if value is before:  # imported with "from sys import stdin"
                     names[name] = now
         try:
             with contextlib.suppress(SystemExit):
@@ -115,8 +119,8 @@ class Fixed:
                     stream.flush()
 
     def _open(self) -> tuple[TextIO, TextIO]:
-        for kept, standard in ((self._input, 0), (self._output, 1)):
-            os.dup2(kept, standard)
+        for copy, standard in ((self._input, 0), (self._output, 1)):
+            os.dup2(copy, standard)
             os.lseek(standard, 0, os.SEEK_SET)
         return (
             open(0, encoding="utf-8", newline="\n", closefd=False),

@@ -1,15 +1,18 @@
-"""A confined process that answers one question after another."""
+"""A confined process for many messages, restarted when it has been killed."""
 
 from typing import Any
 
 from grading.sandbox.inside.limits import Limits
 from grading.sandbox.process import Confined
 from grading.sandbox.sandbox import Sandbox
-from grading.sandbox.types import Ended, SandboxError, TimeLimit
+from grading.sandbox.types import ProcessEnded, SandboxError, TimeLimit
 
 
 class Worker:
-    """A confined process that serves a module's handler; a fresh one after any that was killed."""
+    """Runs a module's handler in a confined process, and replaces the process after it was killed.
+
+    The process is started by the first message.
+    """
 
     def __init__(self, sandbox: Sandbox, module: str, limits: Limits) -> None:
         self._sandbox = sandbox
@@ -18,10 +21,10 @@ class Worker:
         self._process: Confined | None = None
 
     def ask(self, message: dict[str, Any], seconds: float) -> dict[str, Any]:
-        """The handler's reply.
+        """The handler's reply to a message.
 
-        Errors: TimeLimit where it takes longer than that, or too much memory. SandboxError where
-        no process can be started, or two of them die of the message.
+        Raises: TimeLimit if it takes longer than `seconds`, or too much memory; SandboxError if
+        no process can be started, or the message kills two of them.
         """
         for last in (False, True):
             if self._process is None:
@@ -31,10 +34,10 @@ class Worker:
             except TimeLimit:
                 self.close()
                 raise
-            except Ended as error:
+            except ProcessEnded as error:
                 self.close()
                 if last:
-                    raise SandboxError(f"two processes have ended: {error}") from error
+                    raise SandboxError(f"two grading processes have ended: {error}") from error
                 continue
             if "error" in reply:
                 self.close()

@@ -116,15 +116,20 @@ def _combine(
 
 
 def attend(
-    q_NHL: Tensor, blocks_BSL: Tensor, table_NM: Tensor, lengths_N: Tensor, kept: int, scale: float
+    q_NHL: Tensor,
+    blocks_BSL: Tensor,
+    tables_NM: Tensor,
+    lengths_N: Tensor,
+    kept: int,
+    scale: float,
 ) -> Tensor:
     """Softmax(scale · q · keys) · values, [N, H, kept] in q's dtype; values are keys cut to `kept`.
 
     The keys of sequence n are the first `lengths_N[n]` rows, one at least, of the blocks
-    `table_NM[n]`. q and blocks are of one dtype.
+    `tables_NM[n]`. q and blocks are of one dtype.
     """
     assert blocks_BSL.is_contiguous()
-    assert table_NM.is_contiguous()
+    assert tables_NM.is_contiguous()
     q_NHL = q_NHL.to(blocks_BSL.dtype).contiguous()
     count, heads, width = q_NHL.shape
     tall = min(max(16, triton.next_power_of_2(heads)), 64)
@@ -136,8 +141,8 @@ def attend(
     rows, warps, stages = launch(tall, q_NHL.itemsize)
     block_c = triton.next_power_of_2(kept)
     _attend[(count, head_blocks, parts)](
-        *(q_NHL, blocks_BSL, table_NM, lengths_N, part, sums),
-        *(heads, table_NM.shape[1], scale * LOG2_E),
+        *(q_NHL, blocks_BSL, tables_NM, lengths_N, part, sums),
+        *(heads, tables_NM.shape[1], scale * LOG2_E),
         KEPT=kept,
         ROTATED=width - kept,
         SIZE=blocks_BSL.shape[1],

@@ -25,6 +25,7 @@ from errors import (
     UsageError,
 )
 from ref_dsinfer.engine import Engine
+from ref_dsinfer.options import EngineOptions
 
 ROOT = Path(__file__).parents[2]
 WORKER = Path(__file__).with_name("serve_ranks.py")
@@ -75,7 +76,7 @@ def request(number: int, limit: int = 10, **changes: object) -> Request:
 
 def expected(model: Path, requests: list[Request]) -> dict[int, list[int]]:
     """What the bare engine answers, one request after the other."""
-    engine = Engine(model, device="cpu", dtype="float32", threads=1)
+    engine = Engine(model, EngineOptions("cpu", "float32", threads=1))
     answers: dict[int, list[int]] = {}
     for one in requests:
         engine.add(one.id, one.prompt_ids, one.max_new_tokens, one.stop_ids)
@@ -324,7 +325,7 @@ def test_a_rank_that_dies_ends_all(
     assert ranks.returncode != 0
     (said,) = (line for line in stderr.splitlines() if line.startswith("error: "))
     if victim is None:
-        assert said == "error: torchrun is gone, so its ranks end"
+        assert said == "error: torchrun has ended, so its ranks exit"
     else:
         assert "Signal 9" in stderr
         assert said.startswith(f"error: rank {victim} of 2 (process {pids[victim]} on ")

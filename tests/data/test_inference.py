@@ -115,4 +115,4 @@ def test_without_resume_a_run_begins_anew(
 def test_nothing_to_resume_is_said(script: "Script", data_set: Callable[[int], Path]) -> None:
     code, _, err = script.run("run_eval.py", "--input-file", data_set(2), "--resume")
     assert code == 0
-    assert "nothing to resume" in err
+    assert "no journal to resume from" in err

@@ -10,14 +10,14 @@ def test_it_says_how_far_and_how_long() -> None:
         progress.add(100)
         progress.add(300)
         line = progress.line(progress._start + 8)
-        assert line == "2 of 4 samples, 50 tokens/s, 0:00:08 gone, 0:00:08 left"
+        assert line == "2 of 4 samples, 50 tokens/s, 0:00:08 elapsed, 0:00:08 left"
         line = progress.line(progress._start + 7200)
-        assert line.endswith("2:00:00 gone, 2:00:00 left")
+        assert line.endswith("2:00:00 elapsed, 2:00:00 left")
 
 
 def test_nothing_done_and_more_than_foreseen_are_said_too() -> None:
     progress = Progress(1)
-    assert progress.line(progress._start + 5).endswith("0:00:05 gone, ? left")
+    assert progress.line(progress._start + 5).endswith("0:00:05 elapsed, ? left")
     progress.add(1)
     progress.add(1)
     assert progress.line(progress._start + 5).startswith("2 of 2 samples")

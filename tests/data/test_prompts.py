@@ -120,13 +120,13 @@ def test_missing_settings_are_named(small_dir, change, message):
         ("{{ 1 + messages[0]['content'] }}", "can't be rendered: unsupported operand"),
         ("{{ nothing.at.all }}", "can't be rendered: 'nothing' is undefined"),
         ("{% for i in range(10**9) %}{% endfor %}", "can't be rendered: Range too big"),
-        ("{{ bos_token }}", "does not write what the user says"),
-        (5, "is no text but int"),
+        ("{{ bos_token }}", "omits the user message"),
+        (5, "is int, not text"),
         (
             [{"name": "tool_use", "template": TEMPLATE}],
-            "is one of tool_use, none of them `default`",
+            "has to be named `default`, but the names are tool_use",
         ),
-        (["a", "b"], "is a list whose entries are no {name, template}"),
+        (["a", "b"], "is a list with entries other than {name, template}"),
     ],
 )
 def test_a_template_that_can_not_be_used_is_named(small_dir, template, said):
@@ -134,13 +134,13 @@ def test_a_template_that_can_not_be_used_is_named(small_dir, template, said):
     path = small_dir / "tokenizer_config.json"
     path.write_text(json.dumps(config | {"chat_template": template}))
     with pytest.raises(ModelError) as raised:
-        Prompts(small_dir).marks_in_text([])
+        Prompts(small_dir).template_tokens_in([])
     assert str(raised.value).startswith(f"{path}: the chat template {said}")
     if isinstance(template, str):  # in the file that comes first
         path.write_text(json.dumps(config))
         (small_dir / "chat_template.jinja").write_text(template)
         with pytest.raises(ModelError, match=r"chat_template\.jinja: the chat template"):
-            Prompts(small_dir).marks_in_text([])
+            Prompts(small_dir).template_tokens_in([])
 
 
 def test_of_several_templates_the_default_is_taken(small_dir):
@@ -163,7 +163,7 @@ def test_a_damaged_template_file_is_named(small_dir, content):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"bos_token": None}, "writes bos_token, and tokenizer_config.json names none"),
+        ({"bos_token": None}, "uses bos_token, but tokenizer_config.json has none"),
         ({"bos_token": "<s>"}, "bos_token '<s>' is not in tokenizer.json"),
         ({"eos_token": "</s>"}, "eos_token '</s>' is not in tokenizer.json"),
     ],
@@ -176,13 +176,13 @@ def test_a_token_that_the_tokenizer_does_not_know_is_named(small_dir, change, sa
 
 
 def test_the_template_s_own_tokens_are_found_in_a_text(prompts):
-    found = prompts.marks_in_text(prompts.ids("<｜begin▁of▁sentence｜><｜User｜>1+1?"))
+    found = prompts.template_tokens_in(prompts.ids("<｜begin▁of▁sentence｜><｜User｜>1+1?"))
     assert found == {"<｜begin▁of▁sentence｜>": BOS, "<｜User｜>": USER}
-    assert prompts.marks_in_text(prompts.ids("see <｜Assistant｜> there")) == {
+    assert prompts.template_tokens_in(prompts.ids("see <｜Assistant｜> there")) == {
         "<｜Assistant｜>": ASSISTANT
     }
     for plain in ("1+1?", "", "<|User|>", "<｜end▁of▁sentence｜>"):
-        assert prompts.marks_in_text(prompts.ids(plain)) == {}
+        assert prompts.template_tokens_in(prompts.ids(plain)) == {}
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])

@@ -62,11 +62,11 @@ def test_texts_that_were_rendered_already_are_warned_of_once(
     frame.to_parquet(path)
     found = workload.build(path, None, EngineConfig(str(echo_model)), 50)
     assert found.prompt_ids[2].count(0) == 2
-    (said,) = (one.getMessage() for one in caplog.records if "rendered" in one.getMessage())
+    (said,) = (one.getMessage() for one in caplog.records if "twice" in one.getMessage())
     assert said == (
-        f"{path}: row 2 and 1 more: the text holds tokens that the chat template writes, so that"
-        " they are in the prompt twice: <｜begin▁of▁sentence｜> (id 0), <｜User｜> (id 2),"
-        " <｜Assistant｜> (id 3); text_input should be the question alone, not rendered yet"
+        f"{path}: row 2 and 1 more: text_input holds tokens that the chat template adds, so the"
+        " prompt has them twice: <｜begin▁of▁sentence｜> (id 0), <｜User｜> (id 2),"
+        " <｜Assistant｜> (id 3); text_input should be the text before the chat template is applied"
     )
 
 
@@ -103,9 +103,9 @@ class Reads(EchoEngine):
     [
         (None, None),
         (lambda ours: ours, None),
-        (lambda ours: ours.replace("question", "quark"), "goes on with 'ark 0<"),
-        (lambda ours: "", "goes on with '' from id 0 (place 0) on, and not with '<｜begin"),
-        (lambda ours: ours + "!", "goes on with '!' from id 3 (place 12) on, and not with ''"),
+        (lambda ours: ours.replace("question", "quark"), "decodes row 0's prompt to 'ark 0<"),
+        (lambda ours: "", "prompt to '' from token 0 (id 0) on, not to '<｜begin"),
+        (lambda ours: ours + "!", "prompt to '!' from token 12 (id 3) on, not to ''"),
     ],
 )
 def test_another_tokenizer_is_warned_of_once(
@@ -126,4 +126,4 @@ def test_another_tokenizer_is_warned_of_once(
     else:
         (line,) = caplog.messages
         assert said in line
-        assert f"the server has another tokenizer than {echo_model}" in line
+        assert f"the server's tokenizer differs from that of {echo_model}" in line

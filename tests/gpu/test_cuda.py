@@ -8,6 +8,7 @@ import torch
 from data.prompts import Prompts
 from data.samples import read_frame
 from ref_dsinfer.engine import Engine
+from ref_dsinfer.options import EngineOptions
 
 TINY = Path(__file__).parents[2] / "data" / "tiny"
 
@@ -18,7 +19,7 @@ pytestmark = [
 
 
 def answers(device: str, model: str = "model", graphs: bool = True) -> dict[int, list[int]]:
-    engine = Engine(TINY / model, device=device, dtype="float32", max_running=8, graphs=graphs)
+    engine = Engine(TINY / model, EngineOptions(device, "float32", max_running=8, graphs=graphs))
     prompts = Prompts(TINY / "model")
     found: dict[int, list[int]] = {}
     for number, text in enumerate(read_frame(TINY / "final_output.pkl").text_input[::12]):

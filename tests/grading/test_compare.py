@@ -25,7 +25,7 @@ def test_disagreements_are_counted_and_listed():
     second["grading_rule"] = "boxed"
     second.loc[1, "extracted_answer"] = "x" * 80
     assert comparison(first, second).splitlines() == [
-        "rows 6, both right 1, neither 1, the first alone 3, the second alone 1",
+        "rows 6, both right 1, neither 1, only the first 3, only the second 1",
         "exact_match 66.6667 and 33.3333; McNemar's exact test: p = 0.625",
         f"row 1, aime: answer 1 right | {'x' * 39}… wrong (boxed)",
         "row 2, aime: answer 2 wrong | answer 2 right (boxed)",
@@ -38,7 +38,7 @@ def test_rows_are_paired_by_their_sample():
     first = _frame([1, 0], sample_index=[0, 1])
     second = first.iloc[::-1].reset_index(drop=True)
     assert comparison(first, second).splitlines()[0].startswith("rows 2, both right 1, neither 1")
-    with pytest.raises(GradingError, match="not of the same rows: ground_truth of row 0"):
+    with pytest.raises(GradingError, match="different rows: ground_truth of row 0"):
         comparison(first.drop(columns="sample_index"), second)
 
 
@@ -53,12 +53,12 @@ def test_mcnemar(one, two, p):
 
 
 def test_what_can_not_be_compared():
-    with pytest.raises(GradingError, match="3 and 2 to be compared"):
+    with pytest.raises(GradingError, match="\\(3 and 2\\)"):
         comparison(_frame([1, 1, 1]), _frame([1, 1]))
     with pytest.raises(ColumnsError, match="prompt_accuracy"):
         comparison(_frame([1]).drop(columns="prompt_accuracy"), _frame([1]))
     twice = _frame([1, 1], sample_index=[3, 3])
-    with pytest.raises(GradingError, match="not of the same rows"):
+    with pytest.raises(GradingError, match="have different rows"):
         comparison(twice, twice)
     for name, value in (("prompt_accuracy", "x"), ("prompt_accuracy", None), ("sample_index", [1])):
         odd = _frame([1, 1], **{name: pd.Series([1, value], dtype=object)})

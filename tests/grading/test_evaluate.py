@@ -12,9 +12,9 @@ import pandas as pd
 import pytest
 
 from data.samples import read_frame
-from errors import ColumnsError, GradingError, UsageError
+from errors import ColumnsError, GradingError
 from grading import evaluate
-from grading.evaluate import Grading
+from grading.evaluate import GradingOptions
 from grading.metrics import Totals
 from grading.sandbox import levels
 from grading.sandbox.sandbox import Sandbox
@@ -42,7 +42,7 @@ def _frame():
 def _run(tmp_path, frame=None, **options):
     return evaluate.evaluate_and_report(
         *(_frame() if frame is None else frame, tmp_path / "d.pkl", None, tmp_path),
-        Grading(**options),
+        GradingOptions(**options),
     )
 
 
@@ -136,7 +136,7 @@ def test_a_run_is_reported_with_the_hash_of_its_log(tmp_path, capsys):
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == evaluation.result_line
     assert printed[1:-2] == evaluation.table().splitlines()
-    assert printed[-2:] == [str(evaluation.fence), evaluation.verdict]
+    assert printed[-2:] == [str(evaluation.sandbox), evaluation.verdict]
     pickled, parquet = (
         read_frame(tmp_path / f"results_evaluated{suffix}") for suffix in (".pkl", ".parquet")
     )
@@ -146,7 +146,7 @@ def test_a_run_is_reported_with_the_hash_of_its_log(tmp_path, capsys):
     assert told["exact_match"] == 60.0
     assert told["tasks"]["aime"]["right"] == 1
     assert told["input"]["sha256"] == digest
-    assert told["sandbox"]["level"] == evaluation.fence.level
+    assert told["sandbox"]["level"] == evaluation.sandbox.level
     assert told["livecodebench"]["mode"] == "reference"
 
 
@@ -158,25 +158,25 @@ def test_the_whole_data_set_is_not_stamped(tmp_path):
 
 
 def test_what_is_too_slow_is_wrong_and_said(monkeypatch, tmp_path):
-    monkeypatch.setattr("grading.pool.MATH_LIMIT_S", 0.5)
+    monkeypatch.setattr("grading.tasks.table.MATH_LIMIT_S", 0.5)
     frame = _frame().assign(dataset="math500", model_output=r"\boxed{9**9**9**9}", ground_truth="x")
     frame = pd.concat([_frame(), frame[:2]])
     evaluation = _run(tmp_path, frame)
     assert (evaluation.total.timeouts, evaluation.total.right) == (2, 3)
     assert evaluation.frame["grading_status"].tolist()[-2:] == ["timeout"] * 2
-    assert evaluation.frame["grading_detail"].tolist()[-1] == "no answer within 0.5 s"
+    assert evaluation.frame["grading_detail"].tolist()[-1] == "no reply within 0.5 s"
     evaluation.require_all()
 
 
 def test_without_a_sandbox_no_formula_is_judged(monkeypatch, tmp_path, capsys):
     with monkeypatch.context() as elsewhere:
-        elsewhere.setattr(levels, "find", lambda *_: levels.Found(None, "nothing holds here"))
+        elsewhere.setattr(levels, "find", lambda *_: levels.ProbeResult(None, "nothing holds here"))
         evaluation = _run(tmp_path)
     statuses = ["ok", "ok", "not_graded", "no_answer", "wrong"]
     assert evaluation.frame["grading_status"].tolist() == statuses
     assert "NOT A RESULT: 1 of 5 rows" in (tmp_path / "accuracy.txt").read_text()
-    assert "sandbox: none holds: nothing holds here\n" in capsys.readouterr().out
-    with pytest.raises(GradingError, match="there is no sandbox: nothing holds here"):
+    assert "sandbox: no level holds: nothing holds here\n" in capsys.readouterr().out
+    with pytest.raises(GradingError, match="no sandbox level holds: nothing holds here"):
         evaluation.require_all()
     assert _run(tmp_path).frame["grading_status"].tolist()[2] == "ok"  # tried again
 
@@ -230,5 +230,6 @@ def test_the_opinion_of_another_package_changes_nothing(tmp_path):
 
 def test_the_opinion_needs_its_package(monkeypatch):
     monkeypatch.setattr(evaluate, "find_spec", lambda name: None)
-    with pytest.raises(UsageError, match="pip install math-verify"):
-        evaluate.evaluate(_frame(), None, Grading(lenient=True))
+    with pytest.raises(ModuleNotFoundError) as caught:
+        evaluate.evaluate(_frame(), None, GradingOptions(lenient=True))
+    assert caught.value.name == "math_verify"

@@ -7,8 +7,8 @@ import pytest
 
 from errors import ColumnsError, UsageError
 from grading.explain import explain
-from grading.pool import Rules
 from grading.sandbox.sandbox import Sandbox
+from grading.tasks.table import Rules
 
 TESTS = [{"input": f"{n}", "output": f"{2 * n}", "testtype": "stdin"} for n in (0, 2, 3)]
 PROBLEM = {
@@ -23,8 +23,8 @@ ROWS = [
     (
         *("math-500", r"\frac{3}{2}", r"\boxed{1.5\text{ cm}}"),
         [
-            r"as MATH writes them: '1.5' and '\\frac{3}{2}'",
-            "as PRM800K writes them:",
+            r"normal forms by MATH: '1.5' and '\\frac{3}{2}'",
+            "normal forms by PRM800K:",
             "ok by boxed, sympy",
         ],
     ),
@@ -32,8 +32,8 @@ ROWS = [
         *("livecodebench", "double", "```python\nprint(int(input()) ** 2)\n```"),
         [
             "input of the failing test: '3'",
-            "expected of the failing test: '6'",
-            "given of the failing test: '9\\n'",
+            "expected output of the failing test: '6'",
+            "program's output of the failing test: '9\\n'",
             "wrong by first fence, test 3 of 3: wrong output",
         ],
     ),

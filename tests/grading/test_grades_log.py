@@ -28,11 +28,11 @@ def test_verdicts_are_kept_and_the_rest_is_tried_again(tmp_path):
     path = tmp_path / "a_grades.jsonl"
     _write(path)
     with GradesLog(path) as log:
-        assert log.kept == dict(GRADES[:4])
+        assert log.earlier == dict(GRADES[:4])
         log.add(*GRADES[4])
     assert path.read_bytes().count(b"\n") == 7
     with GradesLog(path, fresh=True) as log:
-        assert log.kept == {}
+        assert log.earlier == {}
     assert path.read_bytes() == b""
 
 
@@ -43,10 +43,10 @@ def test_a_torn_last_line_is_cut_off_wherever_it_is_torn(tmp_path):
     for end in range(whole.index(b"\n") + 1, len(whole)):
         path.write_bytes(whole[:end])
         with GradesLog(path) as log:
-            assert log.kept == dict(GRADES[:1])
+            assert log.earlier == dict(GRADES[:1])
             log.add(*GRADES[3])
         with GradesLog(path) as log:
-            assert log.kept == dict([GRADES[0], GRADES[3]])
+            assert log.earlier == dict([GRADES[0], GRADES[3]])
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_what_is_no_grade_is_named(tmp_path, change):
     if row["hash"] is None:
         del row["hash"]
     path.write_text(json.dumps(row) + "\n")
-    with pytest.raises(InputFileError, match=r"line 1 is not a grade \(--fresh"):
+    with pytest.raises(InputFileError, match=r"line 1 is not a grade: use --fresh"):
         GradesLog(path)
     GradesLog(path, fresh=True).__exit__(None, None, None)
 

@@ -22,17 +22,17 @@ def test_whole_or_the_first_rows(indices):
 @pytest.mark.parametrize(
     ("indices", "message"),
     [
-        ([0, 1, 1, 2, 2], "more than once: 1, 2"),
-        ([0, 3, 4], "no answer to samples 1, 2, but to later ones"),
-        ([9], "no answer to samples 0, 1, 2, 3, 4, …, but"),
-        ([0, 10], "sample_index 10 is not one of 10 rows"),
+        ([0, 1, 1, 2, 2], "more than one answer: 1, 2"),
+        ([0, 3, 4], "no answers to samples 1, 2, but answers to later ones"),
+        ([9], "no answers to samples 0, 1, 2, 3, 4, …, but"),
+        ([0, 10], "sample_index 10 is not a row"),
         ([0, -1], "sample_index -1 is not"),
         ([0.5], "sample_index 0.5 is not"),
         ([None], "row 0: sample_index None is not"),
-        (np.array([0, np.int64(-1)], dtype=object), "row 1: sample_index -1 is not one of 10 rows"),
+        (np.array([0, np.int64(-1)], dtype=object), "row 1: sample_index -1 is not a row"),
         (["\x1b[2J\n"], r"sample_index '\\x1b\[2J\\n' is not"),
-        (np.array([0, 1, np.int64(1)], dtype=object), "more than once: 1$"),
-        (list(range(11)), "11 rows, but 10 are expected: --expected-rows"),
+        (np.array([0, 1, np.int64(1)], dtype=object), "more than one answer: 1$"),
+        (list(range(11)), "11 rows, but 10 are expected: add --expected-rows"),
     ],
 )
 def test_rows_that_are_twice_missing_or_too_many_are_named(indices, message):
@@ -77,13 +77,13 @@ def test_rows_without_a_number_are_told_apart_by_their_question(files, tmp_path,
     whole = pd.read_pickle(results())
     copies = pd.concat([whole, whole.iloc[[1]]], ignore_index=True)
     copies.to_pickle(path)
-    twice = "rows 1 and 3 are the same, question and answer, and no sample_index tells them apart"
+    twice = "rows 1 and 3 have the same question and answer, and no sample_index tells them apart"
     with pytest.raises(GradingError, match=twice):
         inputs.read_results(path, None, None)
     copies.assign(model_output=list("abcd")).to_pickle(path)  # of two runs
     inputs.read_results(path, None, None)
     (said,) = caplog.messages
-    assert said.startswith("1 rows have the question of an earlier one (row 3 that of row 1)")
+    assert said.startswith("1 rows have the question of an earlier row (row 3 that of row 1)")
     caplog.clear()
     copies.assign(question=[*"abc", "another"]).to_pickle(path)
     inputs.read_results(path, None, None)
@@ -106,7 +106,7 @@ def test_rows_without_number_and_question_are_warned_of(files, tmp_path, caplog)
     pd.concat([bare, bare]).to_pickle(path)
     inputs.read_results(path, None, None)
     (said,) = caplog.messages
-    told = "3 rows have the answer and truth of an earlier one (row 3 that of row 0)"
+    told = "3 rows have the answer and truth of an earlier row (row 3 that of row 0)"
     assert said.startswith(told)
 
 

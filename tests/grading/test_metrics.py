@@ -4,9 +4,9 @@ import pandas as pd
 import pytest
 
 from errors import GradingError
-from grading.metrics import Evaluation, Fence, Totals
+from grading.metrics import Evaluation, SandboxInfo, Totals
 
-HELD = Fence("full", "", {"fork": "held", "file": "held"})
+HELD = SandboxInfo("full", "", {"fork": "held", "file": "held"})
 
 
 def _totals(rows, right, tokens=3886.0, **counts):
@@ -85,4 +85,4 @@ def test_the_table_has_rates_and_an_opinion_where_one_was_asked():
 
 def test_the_fence_says_what_held():
     assert str(HELD) == "sandbox: full (2 of 2 canaries held)"
-    assert str(Fence(None, "no namespaces", {})) == "sandbox: none holds: no namespaces"
+    assert str(SandboxInfo(None, "no namespaces", {})) == "sandbox: no level holds: no namespaces"

@@ -94,7 +94,7 @@ def test_reasons_are_loadgen_s(tmp_path: Path) -> None:
     )
     assert report.performance_reasons(early) == ["INVALID: Run unsuccessful. Processed 9 queries."]
     unknown = detail(tmp_path, line("result_validity", '"INVALID"'))
-    assert report.performance_reasons(unknown) == ["INVALID: LoadGen's log does not say why"]
+    assert report.performance_reasons(unknown) == ["INVALID: LoadGen's log gives no reason"]
     assert report.performance_reasons(detail(tmp_path, line("a", "1")))  # cut off before its end
 
 
@@ -107,7 +107,7 @@ def test_the_table_says_why_not(tmp_path: Path) -> None:
     assert "and two\n" in text
     assert report.record(outcome)["not_submittable_because"] == ["one", "two"]
     good = report.Outcome("offline", False, tmp_path, figures, [], log, NO_REUSE)
-    assert "nothing in this run speaks against it" in report.table(good)
+    assert "nothing in this run rules it out" in report.table(good)
     assert report.record(good)["submittable"] is True
 
 
@@ -123,8 +123,8 @@ def test_the_record_is_json_whatever_the_figures(tmp_path: Path) -> None:
     ("reuse", "told", "refused"),
     [
         (NO_REUSE, "off", False),
-        (Reuse(None), "not known", False),
-        (Reuse(True), "on, use not known", False),
+        (Reuse(None), "unknown", False),
+        (Reuse(True), "on, use unknown", False),
         (Reuse(False), "off", False),
         (Reuse(True, 0, 0), "on, 0 tokens reused", False),
         (Reuse(True, 300, 3), "on, 300 tokens reused", False),  # what all begin with
@@ -139,7 +139,7 @@ def test_reused_prefixes_keep_a_run_from_being_submitted(
     reuse: Reuse, told: str, refused: bool
 ) -> None:
     """A hundred prompts that share three tokens of the template."""
-    assert report.told_reuse(reuse) == told
+    assert report.describe_reuse(reuse) == told
     reasons = report.reuse_reasons(reuse, 3, 100)
     assert len(reasons) == refused
-    assert all("tokens of 100 prompts came from a cache" in reason for reason in reasons)
+    assert all("tokens of 100 prompts came from the prefix cache" in reason for reason in reasons)

@@ -50,14 +50,14 @@ def in_a_process(code: str, *given: object) -> str:
 @pytest.mark.parametrize("mode", settings.MODES)
 def test_the_benchmark_s_settings_carry_no_stamp(mode: str) -> None:
     args = parse("--mode", mode)
-    assert settings.stamps(args, as_the_benchmark(mode), **FULL) == []
+    assert settings.reasons(args, as_the_benchmark(mode), **FULL) == []
 
 
 @pytest.mark.parametrize("mode", settings.MODES)
 def test_loadgen_s_own_settings_carry_no_stamp(mode: str) -> None:
     code = """
 args = parse('--mode', sys.argv[1])
-print(settings.stamps(args, settings.test_settings(args), **FULL))"""
+print(settings.reasons(args, settings.test_settings(args), **FULL))"""
     assert in_a_process(code, mode) == "[]\n"
 
 
@@ -71,7 +71,7 @@ def test_every_value_of_the_benchmark_s_file_is_held(mode: str) -> None:
         value = getattr(changed, attribute)
         other = not value if isinstance(value, bool) else type(value)(value // 2) or 1
         setattr(changed, attribute, other)
-        (reason,) = settings.stamps(parse("--mode", mode), changed, **FULL)
+        (reason,) = settings.reasons(parse("--mode", mode), changed, **FULL)
         assert reason.startswith(f"{key} ")
 
 
@@ -91,7 +91,7 @@ def test_a_changed_file_of_the_benchmark_s_is_no_fault_of_ours(
 def test_seeds_are_compared_in_all_their_digits() -> None:
     changed = as_the_benchmark("server")
     changed.schedule_rng_seed += 1
-    (reason,) = settings.stamps(parse("--mode", "server"), changed, **FULL)
+    (reason,) = settings.reasons(parse("--mode", "server"), changed, **FULL)
     assert reason == "schedule_rng_seed 16159082839903944937, not 16159082839903944936"
 
 
@@ -99,11 +99,11 @@ def test_longer_runs_than_the_benchmark_s_carry_no_stamp() -> None:
     changed = as_the_benchmark("offline")
     changed.min_duration_ms += 1
     changed.min_query_count *= 2
-    assert settings.stamps(parse(), changed, **FULL) == []
+    assert settings.reasons(parse(), changed, **FULL) == []
 
 
 def test_data_answers_and_rate_are_held_too() -> None:
-    found = settings.stamps(
+    found = settings.reasons(
         parse("--target-qps", 3), as_the_benchmark("offline"), rows=210, shortest_limit=4000
     )
     assert found == [
@@ -162,12 +162,12 @@ RATES = {"offline": "deepseek-r1.Offline.target_qps = 40\n", "all": "*.*.target_
     ("conf", "given", "expected"),
     [
         ("offline", "", "Offline PerformanceOnly 600000 4388 0 40.0"),
-        ("offline", "--mode server", "no rate for --mode server: add the line"),
+        ("offline", "--mode server", "no target rate for --mode server: add the line"),
         ("offline", "--mode interactive", "'deepseek-r1-interactive.Server.target_qps = RATE'"),
-        ("offline", "--mode server --accuracy", "no rate for --mode server"),
+        ("offline", "--mode server --accuracy", "no target rate for --mode server"),
         ("offline", "--mode server --target-qps 2", "Server PerformanceOnly 600000 100 0 2.0"),
         ("all", "--mode interactive", "Server PerformanceOnly 600000 100 0 3.5"),
-        ("none", "", "no rate for --mode offline"),
+        ("none", "", "no target rate for --mode offline"),
         # which asks for all samples at once
         ("none", "--accuracy", "Offline AccuracyOnly 600000 4388 0 1.0"),
     ],
@@ -197,7 +197,7 @@ try: settings.test_settings(args)
 except LoadGenError as error: print(error)"""
     for later in ("*.*.target_qps = 4.5\n", "*.*.target_qps = many\n"):
         path.write_text(RATES["all"])
-        assert f"{path}: LoadGen has read it otherwise: " in in_a_process(code, path, later)
+        assert f"{path}: LoadGen has read other values: " in in_a_process(code, path, later)
 
 
 @pytest.mark.parametrize(
@@ -263,7 +263,7 @@ def test_more_samples_than_memory_has_room_for_are_refused(
     mode: str, changed: dict[str, object]
 ) -> None:
     settings.check_size(made(mode), 4388)
-    with pytest.raises(LoadGenError, match=r"^[\d,]{11,} samples, .* GB of memory are free: lower"):
+    with pytest.raises(LoadGenError, match=r"^[\d,]{11,} samples need .* GB are free: lower"):
         settings.check_size(made(mode, **changed), 4388)
 
 
@@ -311,4 +311,4 @@ def test_settings_in_words(mode: str, given: str, said: str) -> None:
     test = lg.TestMode.AccuracyOnly if args.accuracy else lg.TestMode.PerformanceOnly
     rate = args.target_qps or 1.0
     shown = made(mode, mode=test, server_target_qps=rate, offline_expected_qps=rate)
-    assert settings.in_words(args, shown, 4388) == said.replace("%s", str(settings.USER_CONF))
+    assert settings.describe(args, shown, 4388) == said.replace("%s", str(settings.USER_CONF))

@@ -46,7 +46,7 @@ def test_a_folder_without_a_finished_run_is_named(tmp_path: Path) -> None:
 def test_a_record_that_is_none_is_named(content: bytes, tmp_path: Path) -> None:
     run = finished_run(tmp_path, "server", "performance")
     (run / "run.json").write_bytes(content)
-    with pytest.raises(InputFileError, match=r"server/performance/run.json: not the record of a"):
+    with pytest.raises(InputFileError, match=r"server/performance/run.json: not a run.json"):
         summary(tmp_path)
 
 

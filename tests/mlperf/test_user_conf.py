@@ -140,7 +140,7 @@ def test_no_key_that_is_accepted_is_one_that_loadgen_drops(key: str, tmp_path: P
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_loadgen_knows_too_is_refused_with_its_reason(name: str, tmp_path: Path) -> None:
     said = refusal(f"*.*.{name} = 1\n".encode(), tmp_path)
-    assert said == f"line 1: '*.*.{name}': leave this out: {REFUSED[name]}"
+    assert said == f"line 1: '*.*.{name}': remove this line: {REFUSED[name]}"
 
 
 def test_the_bundled_file_is_accepted() -> None:
@@ -154,8 +154,8 @@ def test_the_bundled_file_is_accepted() -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        (f"{QPS}=40", f"needs blanks around the =: '{QPS} = 40'"),
-        (f"{QPS} =40", f"needs blanks around the =: '{QPS} = 40'"),
+        (f"{QPS}=40", f"needs spaces around the =: '{QPS} = 40'"),
+        (f"{QPS} =40", f"needs spaces around the =: '{QPS} = 40'"),
         (f"{QPS}s = 40", f"did you mean {QPS}?"),
         ("deepseek-r1.offline.target_qps = 40", f"did you mean {QPS}?"),
         ("DeepSeek-R1.Offline.target_qps = 40", f"did you mean {QPS}?"),
@@ -175,10 +175,10 @@ def test_the_bundled_file_is_accepted() -> None:
         (f"{QPS}", "is not 'model.scenario.key = number'"),
         (f"{QPS} =", "is not 'model.scenario.key = number'"),
         (f"{QPS} # = 4", "is not 'model.scenario.key = number'"),
-        (f"{QPS} = 40 # samples/s", "has a comment behind its value"),
+        (f"{QPS} = 40 # samples/s", "has a comment after its value"),
         (f"{QPS} = 40 50", "has more than one value"),
         *(
-            (f"{QPS} = {value}", "has a value that is no decimal number, such as 40 or 6.5")
+            (f"{QPS} = {value}", "has a value that is not a decimal number, such as 40 or 6.5")
             for value in [
                 "4O",
                 "4,5",
@@ -202,7 +202,7 @@ def test_the_bundled_file_is_accepted() -> None:
         *(
             (
                 f"*.*.min_duration = {value}",
-                f"must be a whole number, in digits alone, not '{value}'",
+                f"must be a whole number: digits only, no leading 0, not '{value}'",
             )
             for value in ["1.5", "6e5", "0600000", "600000."]
         ),
@@ -211,14 +211,14 @@ def test_the_bundled_file_is_accepted() -> None:
         ("*.*.min_query_count = 0", "must be 1 to 2147483647, not '0'"),
         ("*.*.sample_concatenate_permutation = 2", "must be 0 to 1, not '2'"),
         ("*.*.use_token_latencies = 0", "must be 1"),
-        ("*.*.target_latency_percentile = 0.99e2e", "no decimal number"),
-        ("*.*.target_latency_percentile = 100", "above 0 and below 100 per cent"),
-        ("#a comment", "put a blank behind the #"),
-        (f"#{QPS} = 40 # before", "put a blank behind the #"),
-        (f"{QPS}\u00a0= 40", f"needs blanks around the =: '{QPS} = 40'"),
+        ("*.*.target_latency_percentile = 0.99e2e", "not a decimal number"),
+        ("*.*.target_latency_percentile = 100", "a percentage above 0 and below 100"),
+        ("#a comment", "put a space after the #"),
+        (f"#{QPS} = 40 # before", "put a space after the #"),
+        (f"{QPS}\u00a0= 40", f"needs spaces around the =: '{QPS} = 40'"),
         ("a\x1b[31m = 4", r"'a\x1b[31m'"),
         ("\x1b[31m=4", r"'\x1b[31m = 4'"),
-        ("# old Mac\r*.*.min_duration = 1", "a carriage return inside it"),
+        ("# old Mac\r*.*.min_duration = 1", "carriage return within a line"),
         ("version https://git-lfs.github.com/spec/v1", "is not 'model.scenario.key = number'"),
         ("<!DOCTYPE html>", "is not 'model.scenario.key = number'"),
     ],
@@ -235,7 +235,7 @@ def test_a_line_that_loadgen_would_drop_or_misread_is_named(
 def test_a_second_value_is_refused_and_the_same_one_is_not(tmp_path: Path) -> None:
     twice = f"{QPS} = 40\n*.Offline.target_qps = 7\n{QPS} = %s\n"
     told = refusal((twice % 50).encode(), tmp_path)
-    assert told == f"line 3: {QPS} has another value in line 1"
+    assert told == f"line 3: {QPS} has another value in line 1: keep one of the two"
     conf = ours((twice % "40.0").encode(), tmp_path)
     assert conf.settings("deepseek-r1", "Offline")["offline_expected_qps"] == 40.0
     assert conf.settings("deepseek-r1-interactive", "Server") == {"offline_expected_qps": 7.0}
@@ -244,13 +244,13 @@ def test_a_second_value_is_refused_and_the_same_one_is_not(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (f"{QPS} = 40\n".encode("utf-8-sig"), "line 1: begins with a byte-order mark"),
-        (f"{QPS} = 40\n".encode("utf-16"), "UTF-16, or no text at all"),
-        (f"{QPS} = 40\n".encode("utf-16-be"), "UTF-16, or no text at all"),
-        (f"{QPS} = 40\n\0".encode(), "UTF-16, or no text at all"),
-        ("# Größe\n".encode("latin-1"), "line 1: byte 0xf6 is no UTF-8"),
-        (b"\x1f\x8b\x08", "line 1: byte 0x8b is no UTF-8"),
-        (b"#" * (LONGEST + 1), f"more than {LONGEST} bytes"),
+        (f"{QPS} = 40\n".encode("utf-8-sig"), "line 1: starts with a byte-order mark"),
+        (f"{QPS} = 40\n".encode("utf-16"), "UTF-16 or binary"),
+        (f"{QPS} = 40\n".encode("utf-16-be"), "UTF-16 or binary"),
+        (f"{QPS} = 40\n\0".encode(), "UTF-16 or binary"),
+        ("# Größe\n".encode("latin-1"), "line 1: byte 0xf6 is not UTF-8"),
+        (b"\x1f\x8b\x08", "line 1: byte 0x8b is not UTF-8"),
+        (b"#" * (LONGEST + 1), f"longer than {LONGEST} bytes"),
     ],
 )
 def test_what_is_no_text_in_utf_8_is_refused(content: bytes, said: str, tmp_path: Path) -> None:
@@ -261,7 +261,7 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     for path, said in (
         (tmp_path, "can't be read: Is a directory"),
         (tmp_path / "none", "can't be read: No such file"),
-        (Path("/dev/zero"), "not a plain file"),
+        (Path("/dev/zero"), "not a regular file"),
     ):
         with pytest.raises(LoadGenError, match=f"^{path}: {said}"):
             read_lines(path)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ref_dsinfer.blocks import BlockPool
 from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.model import Model
-from ref_dsinfer.parallel import Place, Ranks
+from ref_dsinfer.parallel import RankInfo, Ranks
 from ref_dsinfer.runner import Runner
 from ref_dsinfer.scheduler import Scheduler
 from ref_dsinfer.sequence import Sequence
@@ -119,7 +119,7 @@ class Bench:
         blocks: int = 64,
         block_size: int = 16,
     ) -> None:
-        ranks = Ranks(Place(), torch.device("cpu"))
+        ranks = Ranks(RankInfo(), torch.device("cpu"))
         self.config = ModelConfig.read(model_dir)
         model = Model.load(model_dir, self.config, dtype, ranks, self.config.max_positions)
         self.runner = Runner(model, blocks, block_size, dtype, ranks)

@@ -7,10 +7,12 @@ rank_answers.py MODEL OUTPUT ATTENTION DTYPE TEMPERATURE [speculative]
 import json
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import entrypoint
 from ref_dsinfer.engine import Engine
+from ref_dsinfer.options import EngineOptions
 from ref_dsinfer.sequence import Sequence
 
 
@@ -18,8 +20,8 @@ def answers(
     model: Path, attention: str, dtype: str, temperature: float, speculative: bool = False
 ) -> tuple[Engine, list[list[int]]]:
     """Twelve answers of unequal length; some prompts come while others run, one is aborted."""
-    how = {"dtype": dtype, "attention": attention, "speculative": speculative}
-    engine = Engine(model, device="cpu", max_running=5, threads=1, **how)
+    options = EngineOptions("cpu", dtype, attention, speculative=speculative)
+    engine = Engine(model, replace(options, max_running=5, threads=1))
     chance = random.Random(3)
     found: list[list[int]] = [[] for _ in range(12)]
     for number in range(12):
@@ -52,9 +54,9 @@ def main() -> None:
     model, output, attention, dtype, temperature, *speculative = sys.argv[1:]
     drafts = bool(speculative)
     engine, found = answers(Path(model), attention, dtype, float(temperature), drafts)
-    assert bool(engine.checked) == drafts
-    words = engine.ranks.share(["x"] * 1000 if engine.ranks.rank == 0 else None)
-    nothing = engine.ranks.share(None)
+    assert bool(engine.verified) == drafts
+    words = engine.ranks.broadcast(["x"] * 1000 if engine.ranks.rank == 0 else None)
+    nothing = engine.ranks.broadcast(None)
     assert (len(words), nothing) == (1000, None)
     written = json.dumps({"answers": found, "logits": logits(engine)})
     Path(f"{output}.{engine.ranks.rank}").write_text(written)

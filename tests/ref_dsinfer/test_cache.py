@@ -13,7 +13,8 @@ from ref_dsinfer import cache
 from ref_dsinfer.cache import block_count, token_bytes
 from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.engine import Engine
-from ref_dsinfer.parallel import Place, Ranks
+from ref_dsinfer.options import EngineOptions
+from ref_dsinfer.parallel import RankInfo, Ranks
 from tests.effort import cases
 
 LONGEST, BLOCK = 1000, 64  # tokens
@@ -29,7 +30,7 @@ def free(monkeypatch: pytest.MonkeyPatch) -> int:
 
 
 def blocks(config: ModelConfig, sequences: int, longest: int = LONGEST) -> int:
-    ranks = Ranks(Place(), torch.device("cpu"))
+    ranks = Ranks(RankInfo(), torch.device("cpu"))
     return block_count(config, torch.bfloat16, ranks, longest, sequences, BLOCK, None)
 
 
@@ -54,9 +55,15 @@ def test_thousands_of_steps_take_no_more_memory_than_the_first(random_model: Pat
     """Arrivals, ends, aborts and preemptions all the time."""
     chance = random.Random(0)
     engine = Engine(
-        *(random_model,),
-        **{"device": "cpu", "dtype": "float32", "threads": 1},
-        **{"max_running": 4, "max_model_len": 120, "block_size": 8, "cache_tokens": 200},
+        random_model,
+        EngineOptions(
+            *("cpu", "float32"),
+            max_model_len=120,
+            max_running=4,
+            threads=1,
+            block_size=8,
+            cache_tokens=200,
+        ),
     )
     process = psutil.Process()
     used: list[int] = []

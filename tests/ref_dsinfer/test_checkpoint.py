@@ -13,13 +13,13 @@ from ref_dsinfer import checkpoint, fp8, weight_files
 from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.convert import convert
 from ref_dsinfer.model import Model
-from ref_dsinfer.parallel import ATTENTION, Place
+from ref_dsinfer.parallel import ATTENTION, RankInfo
 
 
 def load(path: Path, rank: int = 0, world: int = 1, attention: str = "tp") -> Model:
     """One rank's part; it meets no other rank, since nothing is computed."""
-    ranks = ATTENTION[attention](Place(), torch.device("cpu"))
-    ranks.rank, ranks.world = rank, world
+    ranks = ATTENTION[attention](RankInfo(), torch.device("cpu"))
+    ranks.rank, ranks.world_size = rank, world
     return Model.load(path, ModelConfig.read(path), torch.float32, ranks, 16)
 
 

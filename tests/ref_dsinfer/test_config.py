@@ -96,7 +96,7 @@ def test_rope_parameters_of_transformers_5_mean_the_same(tmp_path: Path) -> None
     assert new == read(tmp_path)
     both = scaling | {"rope_theta": 10000}
     assert read(tmp_path, rope_parameters=both) == new
-    with pytest.raises(ModelError, match="rope_parameters and rope_scaling say different things"):
+    with pytest.raises(ModelError, match="rope_parameters and rope_scaling contradict each other"):
         read(tmp_path, rope_parameters=both | {"factor": 4})
 
 
@@ -111,7 +111,7 @@ def test_v2_routing_has_no_bias(tmp_path: Path) -> None:
     [
         ({"architectures": ["LlamaForCausalLM"]}, "LlamaForCausalLM"),
         ({"architectures": None}, "no architecture"),
-        ({"kv_lora_rank": None}, "lacks 'kv_lora_rank'"),
+        ({"kv_lora_rank": None}, "'kv_lora_rank' is missing"),
         ({"hidden_size": "7168"}, "hidden_size is '7168'"),
         ({"num_hidden_layers": True}, "num_hidden_layers is True"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),

@@ -1,6 +1,7 @@
 import random
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,15 +14,15 @@ from errors import (
     UsageError,
 )
 from ref_dsinfer.engine import Engine
+from ref_dsinfer.options import EngineOptions
 
 VOCABULARY = 96
 
 
 @pytest.fixture(scope="module")
 def engine(random_model: Path) -> Engine:
-    return Engine(
-        random_model, device="cpu", dtype="float32", max_running=3, max_model_len=300, threads=1
-    )
+    options = EngineOptions("cpu", "float32", max_running=3, max_model_len=300, threads=1)
+    return Engine(random_model, options)
 
 
 def prompt(number: int, length: int) -> tuple[int, ...]:
@@ -94,7 +95,7 @@ def test_a_stop_id_ends_an_answer_and_stays_out_of_it(engine: Engine) -> None:
 
 
 def test_the_model_length_ends_an_answer(random_model: Path) -> None:
-    engine = Engine(random_model, device="cpu", dtype="float32", max_model_len=12, threads=1)
+    engine = Engine(random_model, EngineOptions("cpu", "float32", max_model_len=12, threads=1))
     for number, length in enumerate((11, 7)):
         engine.add(number, prompt(0, length), 50)
     ends = finish(engine, [0, 1])
@@ -146,22 +147,26 @@ def test_an_id_is_open_once(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("options", "message"),
     [
         ({"dtype": "float16"}, "dtype 'float16'"),
-        ({"device": "tpu"}, "device 'tpu'"),
+        ({"device": "tpu"}, "device 'tpu' is unknown; auto, cpu, cuda are known"),
+        ({"gemm": "int8"}, "gemm 'int8' is unknown; bf16, fp8 are known"),
         ({"attention": "ep"}, "attention 'ep' is unknown; tp, dp are known"),
         ({"max_running": 0}, "max_running is 0"),
-        ({"max_model_len": 513}, "max_model_len 513"),
-        ({"max_model_len": -1}, "max_model_len -1"),
-        ({"max_model_len": 0}, "max_model_len 0"),
+        ({"max_model_len": -1}, "max_model_len is -1; it must be 1 or more"),
+        ({"max_model_len": 0}, "max_model_len is 0"),
     ],
 )
-def test_arguments_that_cannot_be_used_are_refused(
-    random_model: Path, arguments: dict[str, object], said: str
-) -> None:
-    with pytest.raises(UsageError, match=said):
-        Engine(random_model, **({"device": "cpu"} | arguments))
+def test_options_that_cannot_be_used_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        EngineOptions(**options)
+
+
+def test_a_length_beyond_the_models_is_refused(random_model: Path) -> None:
+    options = EngineOptions("cpu", max_model_len=513)
+    with pytest.raises(UsageError, match="max_model_len is 513; it must be at most"):
+        Engine(random_model, options)
 
 
 def test_what_a_rank_can_find_out_it_says_before_it_meets_the_others(
@@ -170,16 +175,16 @@ def test_what_a_rank_can_find_out_it_says_before_it_meets_the_others(
     """No other rank exists here, so an engine that waited for them would hang."""
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(LaunchError, match="torchrun"):
-        Engine(random_model, device="cpu")
+        Engine(random_model, EngineOptions("cpu"))
     for name in ("RANK", "LOCAL_RANK"):
         monkeypatch.setenv(name, "2")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     with pytest.raises(ParallelError, match="4 attention heads can't be split over 3"):
-        Engine(random_model, device="cpu")
+        Engine(random_model, EngineOptions("cpu"))
     with pytest.raises(ModelError):
-        Engine(tmp_path, device="cpu")
+        Engine(tmp_path, EngineOptions("cpu"))
     monkeypatch.setenv("WORLD_SIZE", "2")
     (tmp_path / "config.json").write_bytes((random_model / "config.json").read_bytes())
     (tmp_path / "model1-mp2.safetensors").touch()
     with pytest.raises(CheckpointError, match="model0-mp2"):
-        Engine(tmp_path, device="cpu")
+        Engine(tmp_path, EngineOptions("cpu"))

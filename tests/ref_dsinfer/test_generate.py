@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from errors import EmptyDataError, InputFileError, ModelError
+from errors import EmptyDataError, InputFileError
 from ref_dsinfer import generate
 
 ROOT = Path(__file__).parents[2]
@@ -87,14 +88,12 @@ def test_a_prompt_that_does_not_fit_ends_in_one_line(talking_model: Path) -> Non
     assert "Traceback" not in done.stderr
 
 
-def test_what_cannot_be_read_is_named(random_model: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputFileError, match="nowhere"):
         generate.file_prompts(tmp_path / "nowhere")
     (tmp_path / "blank").write_text("\n \n")
     with pytest.raises(EmptyDataError, match="blank"):
         generate.file_prompts(tmp_path / "blank")
-    with pytest.raises(ModelError, match="tokenizer"):
-        generate.tokenizer(random_model)
 
 
 @pytest.mark.parametrize(
@@ -122,40 +121,36 @@ def test_prompts_are_lines_whatever_begins_or_ends_them(
     expected = ["w3", " w4\u2028\x85w5 ", "中"]
     assert generate.file_prompts(tmp_path / "prompts.txt") == expected
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content), encoding="ascii"))
-    assert [prompt for (prompt,) in generate.asked_prompts()] == expected
+    assert [prompt for (prompt,) in generate.typed_prompts()] == expected
 
 
 def test_a_closed_input_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", None)
     with pytest.raises(InputFileError, match="--input-file"):
-        next(generate.asked_prompts())
+        next(generate.typed_prompts())
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "said"),
-    [
-        ("tokenizer.json", "version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
-        ("tokenizer.json", '{"model": 3}', "no tokenizer that can be read"),
-        ("tokenizer_config.json", "<!doctype html>", "an HTML page"),
-        ("tokenizer_config.json", "{}", "no chat template"),
-        ("tokenizer_config.json", '{"chat_template": "x"}', "no eos_token"),
-    ],
-)
-def test_a_tokenizer_that_is_none_is_told(
-    talking_model: Path, tmp_path: Path, name: str, content: str, said: str
+def test_further_stop_ids_of_the_generation_config_end_an_answer(
+    talking_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """As in every other run; the token that stops is no part of the answer."""
     folder = Path(shutil.copytree(talking_model, tmp_path / "model"))
-    (folder / "chat_template.jinja").unlink(missing_ok=True)
-    (folder / name).write_text(content)
-    with pytest.raises(ModelError, match=said):
-        generate.tokenizer(folder)
+    (tmp_path / "prompts.txt").write_text("w3 w4 w5")
 
+    def answer() -> list[str]:
+        words = (
+            f"generate --model-path {folder} --input-file {tmp_path}/prompts.txt --dtype float32"
+        )
+        monkeypatch.setattr("sys.argv", [*words.split(), "--device", "cpu"])
+        generate.main()
+        return capsys.readouterr().out.splitlines()[1].split()
 
-@pytest.mark.parametrize(
-    "template", ["{% if %}", "{{ raise_exception('no users') }}", "{{ 1 / 0 }}"]
-)
-def test_a_template_that_cannot_be_rendered_is_told(talking_model: Path, template: str) -> None:
-    words = generate.tokenizer(talking_model)
-    words.chat_template = template
-    with pytest.raises(ModelError, match="the chat template can't be rendered: "):
-        generate.ids_of(words, "w3")
+    whole = answer()
+    stop = whole[5]
+    assert stop not in ("<bos>", "<eos>")
+    stops = json.dumps({"eos_token_id": [1, int(stop.removeprefix("w"))]})
+    (folder / "generation_config.json").write_text(stops)
+    assert answer() == whole[: whole.index(stop)]

@@ -8,12 +8,12 @@ import pytest
 from errors import UsageError
 from ref_dsinfer.engine import Engine
 from ref_dsinfer.graphs import Decoder, padded_sizes
+from ref_dsinfer.options import EngineOptions
 
 
 def answers(model: Path, padded: bool) -> dict[int, list[int]]:
     """Of requests that come and go, over a cache so small that some have to start over."""
-    engine = Engine(
-        model,
+    options = EngineOptions(
         device="cpu",
         dtype="float32",
         max_running=5,
@@ -22,9 +22,10 @@ def answers(model: Path, padded: bool) -> dict[int, list[int]]:
         cache_tokens=200,
         threads=1,
     )
+    engine = Engine(model, options)
     if padded:
         runner = engine.runner
-        runner.decoder = Decoder(runner.model, runner.cache, runner.spare, 5, 100)
+        runner.decoder = Decoder(runner.model, runner.cache, runner.padding_block, 5, 100)
     chance = random.Random(3)
     found: dict[int, list[int]] = {}
     step = 0
@@ -58,6 +59,6 @@ def test_every_batch_has_a_size_that_is_not_much_larger(most: int) -> None:
 
 def test_fp8_arithmetic_needs_fp8_weights(random_model: Path) -> None:
     with pytest.raises(UsageError, match="needs block-fp8 weights"):
-        Engine(random_model, device="cpu", gemm="fp8")
+        Engine(random_model, EngineOptions("cpu", gemm="fp8"))
     with pytest.raises(UsageError, match="gemm 'int8'"):
-        Engine(random_model, device="cpu", gemm="int8")
+        EngineOptions("cpu", gemm="int8")

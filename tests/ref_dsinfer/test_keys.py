@@ -205,7 +205,7 @@ def test_every_key_is_honoured_refused_or_without_effect(
             with pytest.raises(ModelError) as caught:
                 read(tmp_path, **{key: value})
             said = str(caught.value)
-            assert said.startswith(f"{tmp_path}/config.json "), said
+            assert said.startswith(f"{tmp_path}/config.json: "), said
             named = {key, *value} if isinstance(value, dict) else {key}
             assert any(one in said for one in named), said
     for key in keys.FIXED:

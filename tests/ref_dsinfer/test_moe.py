@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.layers import Weight
 from ref_dsinfer.moe import Experts, route
-from ref_dsinfer.parallel import Place, Ranks
+from ref_dsinfer.parallel import RankInfo, Ranks
 
 CPU = torch.device("cpu")
 
@@ -101,7 +101,7 @@ def test_a_bias_near_seven_is_kept_in_fp32_by_a_bf16_model(tmp_path: Path, write
     tensors[name] = 7 + torch.rand(8) * 0.05
     save_file(tensors, path / "model.safetensors", {"format": "pt"})
     config = ModelConfig.read(path)
-    model = Model.load(path, config, torch.bfloat16, Ranks(Place(), CPU), 16)
+    model = Model.load(path, config, torch.bfloat16, Ranks(RankInfo(), CPU), 16)
     gate = model.layers[1].mlp.gate
     torch.manual_seed(0)
     x = torch.randn(200, config.hidden, dtype=torch.bfloat16) * 0.02
@@ -130,8 +130,8 @@ def test_experts_add_up_over_ranks_to_the_plain_loop(config: ModelConfig, world:
             expected[t] += weights[t, a] * (down[e] @ inner)
     total = torch.zeros(tokens, config.hidden)
     for rank in range(world):
-        ranks = Ranks(Place(), CPU)
-        ranks.rank, ranks.world = rank, world
+        ranks = Ranks(RankInfo(), CPU)
+        ranks.rank, ranks.world_size = rank, world
         experts = Experts(config, torch.float32, ranks)
         own = slice(experts.first, experts.first + experts.count)
         fill(experts.gate_up_proj, gate_up[own])
@@ -141,8 +141,8 @@ def test_experts_add_up_over_ranks_to_the_plain_loop(config: ModelConfig, world:
 
 
 def test_a_rank_without_any_chosen_expert_adds_nothing(config: ModelConfig) -> None:
-    ranks = Ranks(Place(), CPU)
-    ranks.rank, ranks.world = 1, 2
+    ranks = Ranks(RankInfo(), CPU)
+    ranks.rank, ranks.world_size = 1, 2
     experts = Experts(config, torch.float32, ranks)
     fill(experts.gate_up_proj, torch.ones(4, 2, config.expert_intermediate, config.hidden))
     fill(experts.down_proj, torch.ones(4, config.hidden, config.expert_intermediate))
@@ -167,7 +167,7 @@ def test_v2_models_load_without_a_bias(tmp_path: Path, write_model) -> None:
     raw |= {"topk_method": "group_limited_greedy", "scoring_func": "softmax"}
     (path / "config.json").write_text(json.dumps(raw))
     config = ModelConfig.read(path)
-    model = Model.load(path, config, torch.float32, Ranks(Place(), CPU), 16)
+    model = Model.load(path, config, torch.float32, Ranks(RankInfo(), CPU), 16)
     assert model.layers[1].mlp.gate.e_score_correction_bias is None
     weights, _ = model.layers[1].mlp.gate(torch.randn(5, config.hidden))
     torch.testing.assert_close(weights.sum(-1), torch.full((5,), config.routed_scale))

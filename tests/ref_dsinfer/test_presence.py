@@ -69,8 +69,8 @@ def test_a_rank_that_is_killed_is_named_once_a_machine(
     ranks[victim].kill()
     found = ended(ranks)
     line = (
-        f"error: rank {victim} of 4 (process of {victim}) is gone without a word: it crashed, or"
-        " was killed, perhaps by the kernel for want of memory (dmesg tells)\n"
+        f"error: rank {victim} of 4 (process of {victim}) died without an error message: it crashed"
+        " or was killed, perhaps by the kernel's out-of-memory killer (see dmesg)\n"
     )
     speakers = {
         next(rank for rank in range(at, at + machine) if rank != victim)
@@ -87,7 +87,7 @@ def test_a_rank_that_ends_in_words_is_named_on_other_machines_only(start: Start)
     assert found[3] == (12, "")
     assert found[0] == (
         12,
-        "error: rank 2 of 4 (process of 2) has ended: what it printed says why\n",
+        "error: rank 2 of 4 (process of 2) failed: see its own error message\n",
     )
     assert found[1] == (12, "")
 
@@ -126,7 +126,7 @@ def test_torchrun_s_end_is_its_ranks_end(tmp_path: Path) -> None:
     while Path(f"/proc/{pid}").exists() and time.monotonic() < until:
         time.sleep(0.1)
     assert not Path(f"/proc/{pid}").exists()
-    assert said.read_text() == "error: torchrun is gone, so its ranks end\n"
+    assert said.read_text() == "error: torchrun has ended, so its ranks exit\n"
 
 
 def test_strangers_are_not_taken_for_ranks(tmp_path: Path) -> None:

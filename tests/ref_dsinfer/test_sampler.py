@@ -3,11 +3,11 @@ from collections import Counter
 import pytest
 import torch
 
-from ref_dsinfer.parallel import Place, Ranks
+from ref_dsinfer.parallel import RankInfo, Ranks
 from ref_dsinfer.sampler import sample
 from ref_dsinfer.sequence import Sequence
 
-ALONE = Ranks(Place(), torch.device("cpu"))
+ALONE = Ranks(RankInfo(), torch.device("cpu"))
 LOGITS = torch.tensor([0.5, 0.1, 0.3, 0.1]).log()
 
 

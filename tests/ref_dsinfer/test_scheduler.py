@@ -11,20 +11,20 @@ LONGEST = 60  # tokens
 
 
 class Traffic(RuleBasedStateMachine):
-    """`memory[share, block, place]` stands for the caches: which token of whose lies there."""
+    """`memory[rank, block, place]` stands for the caches: which token of whose lies there."""
 
     @initialize(
         size=st.integers(1, 9),
         more=st.integers(0, 20),
         running=st.integers(1, 5),
         tokens=st.integers(1, 80),
-        shares=st.integers(1, 3),
+        ranks=st.integers(1, 3),
         drafts=st.sampled_from([0, 0, 1, 3]),
     )
     def start(
-        self, size: int, more: int, running: int, tokens: int, shares: int, drafts: int
+        self, size: int, more: int, running: int, tokens: int, ranks: int, drafts: int
     ) -> None:
-        self.pools = [BlockPool(-(-LONGEST // size) + more, size) for _ in range(shares)]
+        self.pools = [BlockPool(-(-LONGEST // size) + more, size) for _ in range(ranks)]
         self.scheduler = Scheduler(self.pools, running, tokens, drafts)
         self.drafts = drafts
         self.memory: dict[tuple[int, int, int], tuple[int, int]] = {}
@@ -41,32 +41,32 @@ class Traffic(RuleBasedStateMachine):
         """At most so many drafts are right."""
         if not self.scheduler.busy:
             return
-        work = self.scheduler.schedule()
-        assert work
+        scheduled = self.scheduler.schedule()
+        assert scheduled
         for number in range(len(self.pools)):
-            share = [one for one in work if one.sequence.share == number]
-            assert sum(one.count for one in share) <= self.scheduler.step_tokens
-        order = [(one.sequence.share, not one.decodes) for one in work]
+            rank = [one for one in scheduled if one.sequence.dp_rank == number]
+            assert sum(one.count for one in rank) <= self.scheduler.step_tokens
+        order = [(one.sequence.dp_rank, not one.is_decode) for one in scheduled]
         assert order == sorted(order)
-        assert len({one.sequence for one in work}) == len(work)
-        for one in work:
+        assert len({one.sequence for one in scheduled}) == len(scheduled)
+        for one in scheduled:
             assert one.count > 0
             for position in range(one.start, one.stop):
                 self.memory[self.place(one.sequence, position)] = one.sequence.id, position
-        for one in work:
+        for one in scheduled:
             for position in range(one.stop):
                 place = self.place(one.sequence, position)
                 assert self.memory[place] == (one.sequence.id, position)
             sequence = one.sequence
-            assert one.draws == (one.stop >= sequence.length) * (1 + len(sequence.drafts))
-            if one.draws:
+            assert one.samples == (one.stop >= sequence.length) * (1 + len(sequence.drafts))
+            if one.samples:
                 held = min(right, len(sequence.drafts))
                 sequence.answer_ids += [0] * (1 + held)
                 sequence.cached += held
                 sequence.drafts = [0] * min(self.drafts, LONGEST - sequence.length - 1)
                 # the entries that drafts are made from, the first from the last token but one
                 entries = sequence.length - 2 + len(sequence.drafts)
-                room = len(sequence.blocks) * self.pools[0].block_size
+                room = len(sequence.block_table) * self.pools[0].block_size
                 assert sequence.length == LONGEST or entries <= room
                 assert sequence.length <= LONGEST
                 if sequence.length == LONGEST:
@@ -75,7 +75,7 @@ class Traffic(RuleBasedStateMachine):
 
     def place(self, sequence: Sequence, position: int) -> tuple[int, int, int]:
         block, place = divmod(position, self.pools[0].block_size)
-        return sequence.share, sequence.blocks[block], place
+        return sequence.dp_rank, sequence.block_table[block], place
 
     @rule(choice=st.integers(0, 99))
     def remove(self, choice: int) -> None:
@@ -95,14 +95,14 @@ class Traffic(RuleBasedStateMachine):
     @invariant()
     def every_block_has_one_owner_or_is_free(self) -> None:
         running, waiting = self.scheduler.running, self.scheduler.waiting
-        for share, pool in enumerate(self.pools):
-            held = [block for one in running if one.share == share for block in one.blocks]
+        for rank, pool in enumerate(self.pools):
+            held = [block for one in running if one.dp_rank == rank for block in one.block_table]
             assert len(held) == len(set(held))
             assert len(held) + pool.free == pool.blocks
             assert set(held).isdisjoint(pool._free)
             most = -(-self.scheduler.max_running // len(self.pools))
-            assert sum(one.share == share for one in running) <= most
-        assert not any(one.blocks or one.cached or one.drafts for one in waiting)
+            assert sum(one.dp_rank == rank for one in running) <= most
+        assert not any(one.block_table or one.cached or one.drafts for one in waiting)
         assert {*running, *waiting} == set(self.arrived)
         assert len(running) <= self.scheduler.max_running
 
@@ -131,13 +131,13 @@ def test_a_sequence_goes_where_fewest_run_and_then_where_most_blocks_are_free() 
     sequences = [Sequence(i, (0,) * length, 20) for i, length in enumerate((4, 12, 4, 4, 4))]
     for sequence in sequences[:4]:
         scheduler.add(sequence)
-    work = scheduler.schedule()
-    assert [one.sequence.id for one in work] == [0, 2, 1, 3]
-    assert [one.sequence.share for one in work] == [0, 0, 1, 1]
+    scheduled = scheduler.schedule()
+    assert [one.sequence.id for one in scheduled] == [0, 2, 1, 3]
+    assert [one.sequence.dp_rank for one in scheduled] == [0, 0, 1, 1]
     for done in (1, 3):
         scheduler.remove(sequences[done])
     scheduler.add(sequences[4])
-    assert [one.sequence.id for one in scheduler.schedule() if one.sequence.share == 1] == [4]
+    assert [one.sequence.id for one in scheduler.schedule() if one.sequence.dp_rank == 1] == [4]
 
 
 def test_a_share_without_blocks_is_passed_over_and_preempts_its_own_only() -> None:
@@ -147,7 +147,7 @@ def test_a_share_without_blocks_is_passed_over_and_preempts_its_own_only() -> No
         scheduler.add(sequence)
     first, second, third = sequences
     scheduler.schedule()
-    assert [one.share for one in sequences] == [0, 1, 1]
+    assert [one.dp_rank for one in sequences] == [0, 1, 1]
     second.answer_ids += [0] * 9  # as if nine steps had gone by: its fourth block is the third's
     assert [one.sequence for one in scheduler.schedule()] == [first, second]
     assert list(scheduler.waiting) == [third]

@@ -9,6 +9,7 @@ import pytest
 from errors import UsageError
 from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.engine import Engine
+from ref_dsinfer.options import EngineOptions
 from tests.effort import cases
 
 PROMPTS = 12
@@ -19,9 +20,8 @@ Prompt = tuple[int, ...]
 
 def made(model: Path, **arguments: Any) -> Engine:
     length = LONGEST_PROMPT + LONGEST_ANSWER
-    return Engine(
-        model, device="cpu", dtype="float32", max_model_len=length, threads=1, **arguments
-    )
+    options = EngineOptions("cpu", "float32", max_model_len=length, threads=1, **arguments)
+    return Engine(model, options)
 
 
 @pytest.fixture(scope="module", params=SCHEDULES)

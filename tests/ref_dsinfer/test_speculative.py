@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,8 @@ from errors import CheckpointError, ModelError
 from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.convert import convert
 from ref_dsinfer.engine import Engine
-from ref_dsinfer.speculative import SpeculativeRunner, checked
+from ref_dsinfer.options import EngineOptions
+from ref_dsinfer.speculative import accepted
 from tests.effort import cases
 
 LONGEST = 400  # tokens
@@ -23,9 +25,9 @@ TINY = Path(__file__).parents[2] / "data/tiny"
 Answers = dict[int, tuple[list[int], str | None]]
 
 
-def made(model: Path, speculative: bool = True, **arguments: object) -> Engine:
-    given = {"device": "cpu", "dtype": "float32", "threads": 1, "max_model_len": LONGEST}
-    return Engine(model, speculative=speculative, **(given | arguments))
+def made(model: Path, speculative: bool = True, **arguments: Any) -> Engine:
+    defaults = {"device": "cpu", "dtype": "float32", "threads": 1, "max_model_len": LONGEST}
+    return Engine(model, EngineOptions(speculative=speculative, **(defaults | arguments)))
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +56,7 @@ def finish(engine: Engine) -> Answers:
 
 
 @pytest.mark.parametrize(
-    ("drafts", "drawn", "expected"),
+    ("drafts", "sampled", "expected"),
     [
         ([], [5], [5]),
         ([5, 6, 7], [5, 6, 7, 8], [5, 6, 7, 8]),
@@ -63,9 +65,9 @@ def finish(engine: Engine) -> Answers:
     ],
 )
 def test_drafts_hold_up_to_the_first_wrong_one(
-    drafts: list[int], drawn: list[int], expected: list[int]
+    drafts: list[int], sampled: list[int], expected: list[int]
 ) -> None:
-    assert checked(drafts, drawn) == expected
+    assert accepted(drafts, sampled) == expected
 
 
 def written_out(model: Path, ids: tuple[int, ...], depth: int) -> Tensor:
@@ -152,8 +154,8 @@ def test_answers_are_the_same_with_drafts_and_without(
         answers.append(finish(engine))
     assert answers[0] == answers[1]
     assert [len(tokens) for tokens, _ in answers[0].values()] == [1 + 7 * n for n in range(9)]
-    assert engines[1].checked > 100
-    assert 1.05 < engines[1].accepted / engines[1].checked < MTP_STEPS  # right and wrong ones
+    assert engines[1].accepted > 100
+    assert 1.05 < engines[1].accepted / engines[1].accepted < MTP_STEPS  # right and wrong ones
 
 
 def test_a_step_gives_several_tokens_and_never_more_than_asked_for(
@@ -179,9 +181,9 @@ def test_a_stop_id_ends_an_answer_also_among_right_drafts(
     plain, engine = engines
     among = 0
 
-    def told(drafts: list[int], drawn: list[int]) -> list[int]:
+    def counted(drafts: list[int], sampled: list[int]) -> list[int]:
         nonlocal among
-        tokens = checked(drafts, drawn)
+        tokens = accepted(drafts, sampled)
         among += any(stop in tokens[:-1] for stop in stops)
         return tokens
 
@@ -193,7 +195,7 @@ def test_a_stop_id_ends_an_answer_also_among_right_drafts(
             one.add(0, ids, 60, stops)
         expected = finish(plain)
         with monkeypatch.context() as patched:
-            patched.setattr("ref_dsinfer.engine.checked", told)
+            patched.setattr("ref_dsinfer.engine.accepted", counted)
             assert finish(engine) == expected
         assert expected[0][1] == "stop"
     assert among
@@ -229,10 +231,10 @@ def test_an_abort_frees_its_place(engines: tuple[Engine, Engine]) -> None:
 def test_without_drafts_the_layer_costs_nothing(drafting_model: Path) -> None:
     plain, drafting = made(drafting_model, False), made(drafting_model)
     assert plain.runner.model.mtp is None
-    assert not isinstance(plain.runner, SpeculativeRunner)
+    assert (plain.runner.drafts, drafting.runner.drafts) == (0, 3)
     layers = [len(engine.runner.cache._layers) for engine in (plain, drafting)]
     assert layers == [3, 4]
-    assert plain.scheduler.spare == 0
+    assert plain.scheduler.lookahead == 0
 
 
 def test_a_converted_model_keeps_the_layer_and_no_repetition(
@@ -291,7 +293,7 @@ def tiny_answers(folder: str, prompts: list[tuple[int, ...]], dtype: str) -> flo
         answers.append(finish(engine))
     assert answers[0] == answers[1]
     assert sum(end == "stop" for _, end in answers[0].values()) > 0.9 * len(prompts)
-    return engine.accepted / engine.checked
+    return engine.accepted / engine.verified
 
 
 def test_some_tiny_rows_are_answered_as_without_drafts(

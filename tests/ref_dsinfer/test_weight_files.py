@@ -18,7 +18,8 @@ from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.convert import convert
 from ref_dsinfer.engine import Engine
 from ref_dsinfer.model import Model
-from ref_dsinfer.parallel import ATTENTION, Place
+from ref_dsinfer.options import EngineOptions
+from ref_dsinfer.parallel import ATTENTION, RankInfo
 from ref_dsinfer.weight_files import INDEX, check_for_others, locate
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 15614560\n"
@@ -33,7 +34,7 @@ def copied(random_model: Path, tmp_path: Path) -> Path:
 
 def answer(model_dir: Path) -> list[int]:
     """Eight greedy tokens."""
-    engine = Engine(model_dir, device="cpu", dtype="float32", max_model_len=64)
+    engine = Engine(model_dir, EngineOptions("cpu", "float32", max_model_len=64))
     engine.add(0, PROMPT, 8)
     tokens: list[int] = []
     while engine.busy:
@@ -79,7 +80,7 @@ def test_weights_that_are_none_are_told_by_all_that_read_them(
     file = copied / "model.safetensors"
     file.write_bytes(spoilt(file.read_bytes()))
     for reader in (
-        lambda: Engine(copied, device="cpu", dtype="float32"),
+        lambda: Engine(copied, EngineOptions("cpu", "float32")),
         lambda: convert(copied, tmp_path / "out", 1),
         lambda: fp8.write_twin(copied, tmp_path / "out"),
         lambda: check_for_others(copied),
@@ -99,7 +100,7 @@ def test_weights_that_are_none_are_told_by_all_that_read_them(
         (b"Entry not found", "is text that begins 'Entry not found'"),
         (
             b'{"dim": 7168, "n_layers": 61}',
-            "describes a model in the words of DeepSeek's inference",
+            "has the keys of DeepSeek's inference",
         ),
         (b'{"vocab_size": ', "can't be read as JSON"),
         (b"[" * 100_000, "can't be read as JSON"),
@@ -161,7 +162,7 @@ def test_weights_of_another_kind_are_named(copied: Path) -> None:
 @pytest.mark.parametrize(
     "reader",
     [
-        lambda source, target: Engine(source, device="cpu"),
+        lambda source, target: Engine(source, EngineOptions("cpu")),
         lambda source, target: convert(source, target, 1),
         fp8.write_twin,
     ],
@@ -187,7 +188,7 @@ def test_activations_scaled_by_powers_of_two_are_refused_where_they_are_rounded(
     (tiny_fp8 / "config.json").write_text(json.dumps(raw))
     assert answer(tiny_fp8) == expected
     with pytest.raises(UsageError, match="scale_fmt ue8m0"):
-        Engine(tiny_fp8, device="cpu", gemm="fp8")
+        Engine(tiny_fp8, EngineOptions("cpu", gemm="fp8"))
 
 
 def test_a_word_of_fp8_without_fp8_weights_is_told(copied: Path) -> None:
@@ -195,7 +196,7 @@ def test_a_word_of_fp8_without_fp8_weights_is_told(copied: Path) -> None:
     raw["quantization_config"] = fp8.QUANTIZATION_CONFIG
     (copied / "config.json").write_text(json.dumps(raw))
     with pytest.raises(CheckpointError, match="as F32, and config"):
-        Engine(copied, device="cpu")
+        Engine(copied, EngineOptions("cpu"))
 
 
 @pytest.fixture
@@ -278,8 +279,8 @@ def deepseeks(model_dir: Path, target: Path, world: int) -> Path:
 
 def load(path: Path, rank: int, world: int, attention: str) -> dict[str, Tensor]:
     """One rank's weights; it meets no other rank, since nothing is computed."""
-    ranks = ATTENTION[attention](Place(), torch.device("cpu"))
-    ranks.rank, ranks.world = rank, world
+    ranks = ATTENTION[attention](RankInfo(), torch.device("cpu"))
+    ranks.rank, ranks.world_size = rank, world
     model = Model.load(path, ModelConfig.read(path), torch.float32, ranks, 16)
     unfolded = {f"unfold {n}": layer.self_attn.unfold for n, layer in enumerate(model.layers)}
     return dict(model.named_parameters()) | unfolded

@@ -1,8 +1,9 @@
-"""Small attacks on harmless targets, run in a confined process to see whether its level holds.
+"""Small attacks on harmless targets, run in a confined process to test whether its level holds.
 
-Each is a function of the targets that the grader has laid out (see `levels`): true, or no error,
-means that it got through. They prove what matters about a level without naming the layer that does
-it, so a kernel that lacks one, or an outer container that takes one away, shows.
+Each is a function of the targets that the grader has prepared (see `levels`). It got through if it
+returns anything but False and raises no OSError or MemoryError. The canaries test what a level
+must prevent, not the layer that prevents it: a layer that the kernel lacks, or that an outer
+container takes away, shows.
 """
 
 import ctypes
@@ -19,7 +20,7 @@ Target = dict[str, Any]
 
 
 def handler() -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """Answers `{"canary": name, "target": {…}}` by `{"open": bool}`."""
+    """Replies to `{"canary": name, "target": {…}}` with `{"open": bool}`."""
     return lambda message: {"open": _gets_through(CANARIES[message["canary"]], message["target"])}
 
 
@@ -31,7 +32,7 @@ def _gets_through(attack: Callable[[Target], object], target: Target) -> bool:
 
 
 def _call(number: dict[str, int], *arguments: int) -> bool:
-    """Whether the kernel at least looks at the arguments of a system call."""
+    """Whether a system call gets as far as the kernel's check of its arguments."""
     libc = ctypes.CDLL(None, use_errno=True)
     values = map(ctypes.c_long, (number[os.uname().machine], *arguments))
     return libc.syscall(*values) >= 0 or ctypes.get_errno() in (errno.EFAULT, errno.EINVAL)
@@ -72,7 +73,7 @@ def _fork(_target: Target) -> None:
 
 
 def _namespace(_target: Target) -> bool:
-    return ctypes.CDLL(None).unshare(0x10000000) == 0  # the user's
+    return ctypes.CDLL(None).unshare(0x10000000) == 0  # CLONE_NEWUSER
 
 
 def _mount(target: Target) -> bool:
@@ -103,7 +104,7 @@ def _file(target: Target) -> None:
 
 
 def _execute(_target: Target) -> None:
-    os.execv(sys.executable, [sys.executable, "-c", ""])  # where it works, no answer comes
+    os.execv(sys.executable, [sys.executable, "-c", ""])  # if it works, there is no reply
 
 
 CANARIES: dict[str, Callable[[Target], object]] = {

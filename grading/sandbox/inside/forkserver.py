@@ -1,10 +1,10 @@
-"""The inside of a fork server: a module imported once, and a process forked from it at each start.
+"""The fork server: imports a module once and forks a confined process from it on each request.
 
-`sandbox.host.Host` starts it as a fresh interpreter with the standard library alone. Three
-processes stand in a row: the server, which runs nothing foreign and has one thread; a supervisor a
-start, which owns the working directory and ends everything when the grader lets go of the lifeline,
-by its own will or because it was killed; and the confined process, which is `process`. At full
-another stands beside it, the first of its process numbers, and does nothing.
+`sandbox.forkserver.ForkServer` starts it as an isolated interpreter. There are three generations of
+processes: the server, which runs none of the model's code and has one thread; one supervisor per
+confined process, which owns the working directory and kills everything when the grader closes its
+end of the lifeline, or is killed; and the confined process itself, see `process`. At full each
+supervisor has another child, which is init (PID 1) of the PID namespace and does nothing.
 """
 
 import contextlib
@@ -26,19 +26,19 @@ from grading.sandbox.inside import kernel, process, seccomp
 from grading.sandbox.inside.limits import Limits
 
 MESSAGE_BYTES = 1 << 16
-WATCH_MS = 50  # between two looks at what a process uses; it may overshoot for that long
-OWN_NUMBER = 2  # of a confined process at full
+WATCH_MS = 50  # between two checks of what a process uses; it may exceed limits for that long
+OWN_PID = 2  # of a confined process in its own PID namespace
 _ORPHANED_S = 1.0
 
 
 def serve() -> None:
-    """Fork as long as the grader is there. The task is JSON, the last argument."""
+    """Fork processes until the grader ends. The last argument is the task, as JSON."""
     task: dict[str, Any] = json.loads(sys.argv.pop())
     parent = os.getppid()
     control = socket.socket(fileno=task["control"])
     try:
         setting, proc = _prepare(task)
-    except Exception as error:  # noqa: BLE001 - told to the other side, which ends the run
+    except Exception as error:  # noqa: BLE001 - reported to the grader, which ends the run
         control.send(json.dumps({"failed": f"{type(error).__name__}: {error}"}).encode())
         return
     control.send(b"{}")
@@ -63,26 +63,27 @@ def serve() -> None:
 
 
 def _prepare(task: dict[str, Any]) -> tuple[process.Setting, int]:
-    """All that processes share, and a descriptor of /proc, which may be out of sight later.
+    """The setting that all processes share, and a descriptor of /proc, which gets hidden at full.
 
-    What is done here is not done at each start. A page of memory that a process is the first to
-    touch costs it as much as a hundred lines of Python.
+    Work done here need not be repeated for each process. The first write to a page of memory costs
+    a process as much as a hundred lines of Python.
     """
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored, by all that come after
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup all processes would ignore it
     sys.path += task["packages"]
     handle = import_module(task["module"]).handler()
     sys.path.remove(task["root"])
-    Path("/proc/self/oom_score_adj").write_text("1000")  # rather these than the grader
+    # if memory runs out, the kernel is to kill these processes, not the grader
+    Path("/proc/self/oom_score_adj").write_text("1000")
     proc = os.open("/proc", os.O_PATH)
     if task["level"] == "full":
         kernel.enter_namespaces([*task["readable"], *kernel.DEVICES], task["work"])
     if task["level"] != "none":
-        kernel.gain_no_privileges()
-        with contextlib.suppress(OSError):  # each process says so by itself
-            seccomp.program(platform.machine(), OWN_NUMBER)  # is kept
-    places = kernel.places(task["readable"])
-    os.dup2(1, 2)  # to /dev/null, as standard output: so far errors went to the grader
-    sys.stdin = sys.__stdin__ = os.fdopen(  # type: ignore[misc]  # whatever they lead to later
+        kernel.forbid_new_privileges()
+        with contextlib.suppress(OSError):  # each process reports it
+            seccomp.program(platform.machine(), OWN_PID)  # fill the cache
+    rules = kernel.landlock_rules(task["readable"])
+    os.dup2(1, 2)  # to /dev/null, as standard output; until now errors went to the grader
+    sys.stdin = sys.__stdin__ = os.fdopen(  # type: ignore[misc]  # each process redirects them
         0, encoding="utf-8", closefd=False
     )
     sys.stdout = sys.__stdout__ = os.fdopen(  # type: ignore[misc]
@@ -90,24 +91,24 @@ def _prepare(task: dict[str, Any]) -> tuple[process.Setting, int]:
     )
     gc.collect()
     gc.freeze()
-    return process.Setting(task["level"], handle, places, task["work"]), proc
+    return process.Setting(task["level"], handle, rules, task["work"]), proc
 
 
 def _reap() -> None:
-    """Nobody waits for a supervisor."""
+    """Reap supervisors that have ended; nothing else waits for them."""
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
 
 
 def _supervise(setting: process.Setting, limits: Limits, descriptors: list[int], proc: int) -> None:
-    """Fork the confined process and stay until it is to end. Never returns."""
+    """Fork the confined process, and kill it and clean up when its time is over. Never returns."""
     private, lifeline, standard_input, standard_output = descriptors
-    folder = first = None  # what has to be watched and removed; what goes before the process
+    folder = init = None  # the working directory to watch and remove; the PID of init
     try:
         if setting.level == "full":
-            kernel.enter_own_numbers()
-            first = _fork_first()
+            kernel.unshare_pids()
+            init = _fork_init()
         else:
             folder = tempfile.mkdtemp(prefix="grade-", dir=setting.work)
         child = os.fork()
@@ -123,28 +124,28 @@ def _supervise(setting: process.Setting, limits: Limits, descriptors: list[int],
     try:
         _watch(lifeline, child, folder, proc, None if setting.level == "none" else limits)
     finally:
-        for end in (os.killpg, os.kill):  # it may not have made a group of its own yet
+        for kill in (os.killpg, os.kill):  # it may not have made its own process group yet
             with contextlib.suppress(ProcessLookupError):
-                end(child, signal.SIGKILL)
+                kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        if first:
-            os.kill(first, signal.SIGKILL)
-            os.waitpid(first, 0)
+        if init:
+            os.kill(init, signal.SIGKILL)
+            os.waitpid(init, 0)
         if folder:
             remove(folder)
         os._exit(0)
 
 
-def _fork_first() -> int:
-    """Fork the first process of numbers of its own, which stays as long as the caller does.
+def _fork_init() -> int:
+    """Fork init of the new PID namespace, which runs as long as the caller does.
 
-    It takes all others in them with it. The kernel spares it signals that would end any other, its
-    own SIGKILL among them; so a program that kills itself must not be the first.
+    When it ends, the kernel kills the whole namespace. The kernel shields init from signals from
+    within, even its own SIGKILL, so the confined process, which may kill itself, must not be init.
     """
-    reading, _writing = os.pipe()  # which the caller never closes
-    if first := os.fork():
+    reading, _writing = os.pipe()  # the caller never closes the end for writing
+    if init := os.fork():
         os.close(reading)
-        return first
+        return init
     os.dup2(reading, 0)
     os.closerange(1, 4096)
     os.read(0, 1)
@@ -152,7 +153,7 @@ def _fork_first() -> int:
 
 
 def _watch(lifeline: int, child: int, folder: str | None, proc: int, limits: Limits | None) -> None:
-    """Return when the grader lets go, or the process uses more than no other limit holds."""
+    """Return when the grader closes the lifeline, or a limit that only we enforce is exceeded."""
     poll = select.poll()
     poll.register(lifeline, select.POLLIN | select.POLLHUP)
     while not poll.poll(WATCH_MS):
@@ -182,9 +183,9 @@ def is_too_full(work: str) -> bool:
                     else:
                         size += entry.stat(follow_symlinks=False).st_blocks * 512
         except (FileNotFoundError, PermissionError):
-            continue  # gone meanwhile
+            continue  # removed meanwhile
         except OSError:
-            return True  # a path too long to look at
+            return True  # the path has grown too long to open
     return size > kernel.WORK_BYTES
 
 
@@ -193,7 +194,7 @@ def remove(work: str) -> None:
     number = 0
     while folders := _folders(Path(work)):
         for folder in folders:
-            for deeper in _folders(folder):  # up by one, so that no path grows long
+            for deeper in _folders(folder):  # moved up one level, so that paths stay short
                 number += 1
                 deeper.rename(f"{work}/moved-{number}")
             shutil.rmtree(folder)

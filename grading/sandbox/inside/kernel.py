@@ -1,7 +1,7 @@
-"""What the kernel is asked to hold a process to: limits, namespaces, capabilities, Landlock.
+"""The layers of the sandbox that the kernel enforces: limits, namespaces, capabilities, Landlock.
 
-Each function works on the calling process and lasts for its life. They raise OSError naming what
-the kernel refuses; `seccomp` is the last layer and lies in a file of its own.
+Each function restricts the calling process for the rest of its life, and raises OSError naming the
+step that failed. The last layer, `seccomp`, has its own file.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from grading.sandbox.inside.limits import Limits
 
-WORK_BYTES = 64 << 20  # what a working directory may hold in all
+WORK_BYTES = 64 << 20  # total size of a working directory
 WORK_FILES = 4096
 DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
 
@@ -44,12 +44,12 @@ def _prctl(what: str, *arguments: int) -> None:
 
 
 def die_with_parent() -> None:
-    """Have the kernel kill this process when the one that forked it is gone."""
+    """Have the kernel kill this process when its parent ends."""
     _prctl("parent death signal", _SET_DEATH_SIGNAL, signal.SIGKILL)
 
 
 def limit(limits: Limits) -> None:
-    """Set the hard limits. Threads and the working directory are watched from outside."""
+    """Set the resource limits. The supervisor watches threads and the working directory."""
     for which, value in (
         (resource.RLIMIT_AS, limits.memory),
         (resource.RLIMIT_CPU, limits.cpu),
@@ -68,13 +68,13 @@ def limit(limits: Limits) -> None:
 
 
 def enter_namespaces(readable: Iterable[str], work: str) -> None:
-    """A user, network, mount, IPC and UTS namespace, in which only `readable` paths exist.
+    """Enter new user, network, mount, IPC and UTS namespaces that contain only `readable` paths.
 
-    They are there under their own names, read only. `work` is an empty directory and the one that
-    may be mounted on.
+    The paths keep their names and are read-only. `work` is an empty directory, the mount point of
+    working directories.
     """
     user, group = os.geteuid(), os.getegid()
-    _prctl("dumpable", _SET_DUMPABLE, 1)  # after a change of the user /proc/self is root's
+    _prctl("dumpable", _SET_DUMPABLE, 1)  # or /proc/self belongs to root after a change of user
     _check(
         "namespaces",
         _libc.unshare(_NEW_USER | _NEW_NET | _NEW_MOUNTS | _NEW_IPC | _NEW_UTS),
@@ -89,7 +89,7 @@ def enter_namespaces(readable: Iterable[str], work: str) -> None:
 
 
 def _enter_root(readable: Iterable[str], work: str) -> None:
-    root = "/proc"  # covered for this process and its children; nothing readable lies there
+    root = "/proc"  # hidden by the mount, which is fine: nothing readable is below it
     os.chdir(root)
     _mount("tmpfs", root, "tmpfs", _NO_SUID | _NO_DEV, "size=1m,mode=755")
     for path in readable:
@@ -98,54 +98,52 @@ def _enter_root(readable: Iterable[str], work: str) -> None:
         Path(root + folder).mkdir(parents=True, exist_ok=True)
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         Path(root, "dev", name).symlink_to(f"/proc/self/fd/{number}")
-    # processes mount a /proc of their own, which takes that one is in sight already
+    # processes mount their own /proc, which the kernel allows only if another one is visible
     _mount(".", root + "/proc", None, _BIND | _RECURSIVE)
     os.chdir(root)
-    _check("pivot_root", _libc.pivot_root(b".", b"."))  # the old root now lies over the new one
+    _check("pivot_root", _libc.pivot_root(b".", b"."))  # stacks the old root on the new one
     _check("umount", _libc.umount2(b".", 2))  # detached
     os.chdir("/")
     _mount(None, "/", None, _REMOUNT | _BIND | _READ_ONLY | _NO_SUID | _NO_DEV)
 
 
 def _show(path: Path, root: str) -> None:
-    """Bind a path into the new root, with the symbolic links on the way to it."""
+    """Bind a path into the new root, along with the symbolic links that lead to it."""
     for part in (*reversed(path.parents[:-1]), path):
         if part.is_symlink():
-            place = Path(root + str(part))
-            if not place.is_symlink():
-                place.symlink_to(part.readlink())
-            target = os.path.normpath(part.parent / part.readlink() / path.relative_to(part))
-            return _show(Path(target), root)
+            link = Path(root + str(part))
+            if not link.is_symlink():
+                link.symlink_to(part.readlink())
+            real = os.path.normpath(part.parent / part.readlink() / path.relative_to(part))
+            return _show(Path(real), root)
         if part != path:
             Path(root + str(part)).mkdir(exist_ok=True)
-    place = Path(root + str(path))
-    if not path.exists() or (place.exists() and place.samefile(path)):
+    target = Path(root + str(path))
+    if not path.exists() or (target.exists() and target.samefile(path)):
         return None
     if path.is_dir():
-        place.mkdir(exist_ok=True)
+        target.mkdir(exist_ok=True)
     else:
-        place.touch()
-    _mount(str(path), str(place), None, _BIND | _RECURSIVE)
+        target.touch()
+    _mount(str(path), str(target), None, _BIND | _RECURSIVE)
     if str(path) not in DEVICES:
-        kept = os.statvfs(place).f_flag & (_NO_SUID | _NO_DEV | _NO_EXEC)  # locked where inherited
-        _mount(None, str(place), None, _REMOUNT | _BIND | _READ_ONLY | _NO_SUID | kept)
+        # inherited flags are locked: a remount has to repeat them
+        inherited = os.statvfs(target).f_flag & (_NO_SUID | _NO_DEV | _NO_EXEC)
+        _mount(None, str(target), None, _REMOUNT | _BIND | _READ_ONLY | _NO_SUID | inherited)
     return None
 
 
-def enter_own_numbers() -> None:
-    """Make the caller's next child the first of process numbers of its own.
+def unshare_pids() -> None:
+    """Make the caller's next child init (PID 1) of a new PID namespace."""
+    _check("PID namespace", _libc.unshare(_NEW_PIDS))
 
-    It takes all others in them with it when it ends.
+
+def unshare_mounts(work: str) -> None:
+    """Enter new mount and IPC namespaces, from within a new PID namespace.
+
+    `work` becomes a small tmpfs, and /proc shows only the processes of the PID namespace.
     """
-    _check("process numbers", _libc.unshare(_NEW_PIDS))
-
-
-def enter_own_namespaces(work: str) -> None:
-    """Mounts and IPC of its own, by a process of numbers of its own.
-
-    `work` becomes a small disk, /proc shows those numbers.
-    """
-    _check("namespaces", _libc.unshare(_NEW_MOUNTS | _NEW_IPC))
+    _check("mount and IPC namespaces", _libc.unshare(_NEW_MOUNTS | _NEW_IPC))
     options = f"size={WORK_BYTES},nr_inodes={WORK_FILES},mode=700"
     _mount("tmpfs", work, "tmpfs", _NO_SUID | _NO_DEV | _NO_EXEC, options)
     _mount("proc", "/proc", "proc", _NO_SUID | _NO_DEV | _NO_EXEC)
@@ -162,8 +160,8 @@ def _mount(
 # --- privileges
 
 
-def gain_no_privileges() -> None:
-    """No way to gain a capability, for this process and all that come from it."""
+def forbid_new_privileges() -> None:
+    """Prevent this process and its children from gaining capabilities."""
     _prctl("no new privileges", _NO_NEW_PRIVILEGES, 1)
     clear_all = 4
     with contextlib.suppress(OSError):  # before Linux 4.3
@@ -176,7 +174,7 @@ def gain_no_privileges() -> None:
 
 
 def drop_privileges() -> None:
-    """No capabilities, once none can be gained. Root's files are still root's: see `landlock`."""
+    """Drop all capabilities. Root can still open root's files: `landlock` prevents that."""
     version_3 = 0x20080522
     header, nothing = struct.pack("=II", version_3, 0), bytes(24)
     _check("capabilities", _libc.capset(header, nothing))
@@ -190,17 +188,17 @@ _REFER, _TRUNCATE, _DEVICE_CONTROL = 1 << 13, 1 << 14, 1 << 15
 _CREATE, _ADD_RULE, _RESTRICT = 444, 445, 446  # the same on all architectures
 
 
-Place = tuple[int, int]  # a descriptor of a path, and the rights that Landlock leaves beneath it
+Rule = tuple[int, int]  # the descriptor of a path, and the access rights granted below it
 
 
-def places(readable: Iterable[str]) -> list[Place]:
-    """Those of `readable` paths and of the harmless devices that are there."""
-    found = [*((path, _READ | _READ_DIR) for path in readable)]
-    found += [(path, _READ | _WRITE | _TRUNCATE) for path in DEVICES]
-    return [place for path, rights in found if (place := _open(path, rights))]
+def landlock_rules(readable: Iterable[str]) -> list[Rule]:
+    """Rules for those of the `readable` paths and of DEVICES that exist."""
+    rights_of = [*((path, _READ | _READ_DIR) for path in readable)]
+    rights_of += [(path, _READ | _WRITE | _TRUNCATE) for path in DEVICES]
+    return [rule for path, rights in rights_of if (rule := _rule(path, rights))]
 
 
-def _open(path: str, rights: int) -> Place | None:
+def _rule(path: str, rights: int) -> Rule | None:
     try:
         descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except (FileNotFoundError, PermissionError):
@@ -210,25 +208,25 @@ def _open(path: str, rights: int) -> Place | None:
     return descriptor, rights
 
 
-def landlock(places: Iterable[Place], work: str) -> None:
-    """Forbid all files but `places` and those under `work`.
+def landlock(rules: Iterable[Rule], work: str) -> None:
+    """Deny access to all files except those of `rules` and those below `work`.
 
-    What the running kernel can't hold to is left to `seccomp`, which never allows it.
+    Accesses that the running kernel's Landlock can't deny are never allowed by `seccomp`.
     """
     abi = _check("Landlock", _libc.syscall(_CREATE, None, 0, 1))
-    added = {2: _REFER, 3: _TRUNCATE, 5: _DEVICE_CONTROL}  # by version of Landlock
-    handled = (1 << 13) - 1 | sum(bit for version, bit in added.items() if version <= abi)
+    later_rights = {2: _REFER, 3: _TRUNCATE, 5: _DEVICE_CONTROL}  # by version of Landlock
+    handled = (1 << 13) - 1 | sum(bit for version, bit in later_rights.items() if version <= abi)
     network = 3 if abi >= 4 else 0  # TCP bind and connect
     scopes = 3 if abi >= 6 else 0  # abstract unix sockets and signals of others
     size = 24 if abi >= 6 else 16 if abi >= 4 else 8
-    rules = struct.pack("=QQQ", handled, network, scopes)
-    ruleset = _check("Landlock rules", _libc.syscall(_CREATE, rules, size, 0))
-    inside = _READ | _WRITE | _READ_DIR | _REMOVE_DIR | _REMOVE_FILE | _MAKE_DIR | _MAKE_FILE
+    attributes = struct.pack("=QQQ", handled, network, scopes)
+    ruleset = _check("Landlock rules", _libc.syscall(_CREATE, attributes, size, 0))
+    work_rights = _READ | _WRITE | _READ_DIR | _REMOVE_DIR | _REMOVE_FILE | _MAKE_DIR | _MAKE_FILE
     own = os.open(work, os.O_PATH | os.O_CLOEXEC)
     try:
-        for descriptor, rights in (*places, (own, inside | _REFER | _TRUNCATE)):
+        for descriptor, rights in (*rules, (own, work_rights | _REFER | _TRUNCATE)):
             rule = struct.pack("=Qi", rights & handled, descriptor)
-            # a path on a file system without names, e.g. a bind of memory, needs no rule
+            # EBADFD: a path on an internal file system, such as a bound memfd, needs no rule
             if _libc.syscall(_ADD_RULE, ruleset, 1, rule, 0) and ctypes.get_errno() != errno.EBADFD:
                 _check("Landlock rule", -1)
         _check("Landlock restriction", _libc.syscall(_RESTRICT, ruleset, 0))

@@ -1,7 +1,7 @@
-"""The inside of a confined process: layers first, then one JSON line in and one out, for ever.
+"""A confined process: it applies the layers, then replies to each JSON line with another.
 
-`forkserver` forks it. The module it serves is imported already; its `handler()` gives the function
-that answers messages. Descriptors 0 and 1 are files of the grader, 3 is the socket it talks on.
+`forkserver` forks it. The module that it serves has been imported; the module's `handler()` returns
+the function that answers messages. Descriptors 0 and 1 are files of the grader, 3 is the socket.
 """
 
 import json
@@ -14,33 +14,33 @@ from grading.sandbox.inside import kernel, seccomp
 from grading.sandbox.inside.limits import Limits
 
 Handler = Callable[[dict[str, Any]], dict[str, Any]]
-READ_BYTES = 1 << 16  # of a message at once; for more, malloc would map memory anew each time
+READ_BYTES = 1 << 16  # per read; for larger buffers malloc would map new memory each time
 _SOCKET = 3
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What all processes of a server share."""
+    """The settings that all processes of a fork server share."""
 
     level: str
     handle: Handler
-    places: list[kernel.Place]  # open, that may be read
-    work: str  # at full, where each process mounts its own working directory; else their parent
+    rules: list[kernel.Rule]
+    work: str  # at full the mount point of the working directory, else its parent
 
 
 def main(
     setting: Setting, limits: Limits, folder: str | None, descriptors: tuple[int, int, int]
 ) -> None:
-    """Serve until the other side closes the socket. `descriptors`: input, output, socket.
+    """Serve until the grader closes the socket.
 
-    `folder`: the working directory; None at full.
+    `folder`: the working directory; None at full. `descriptors`: input, output, socket.
     """
     os.setsid()
     kernel.die_with_parent()
-    _place(descriptors)
+    _move(descriptors)
     try:
         missing = _confine(setting, limits, folder or setting.work)
-    except Exception as error:  # noqa: BLE001 - told to the other side, which ends the run
+    except Exception as error:  # noqa: BLE001 - reported to the grader, which ends the run
         send(_SOCKET, {"failed": f"{type(error).__name__}: {error}"})
         return
     send(_SOCKET, {"missing": missing})
@@ -52,47 +52,48 @@ def main(
         send(_SOCKET, reply)
 
 
-def _place(descriptors: tuple[int, int, int]) -> None:
-    """Put input, output and the socket where they belong; 2 is the server's own /dev/null."""
-    high = [os.dup2(descriptor, 100 + i) for i, descriptor in enumerate(descriptors)]
-    for descriptor, place in zip(high, (0, 1, _SOCKET), strict=True):
-        os.dup2(descriptor, place)
+def _move(descriptors: tuple[int, int, int]) -> None:
+    """Make input, output and the socket descriptors 0, 1 and 3; 2 is the server's /dev/null."""
+    copies = [os.dup2(descriptor, 100 + i) for i, descriptor in enumerate(descriptors)]
+    for copy, number in zip(copies, (0, 1, _SOCKET), strict=True):
+        os.dup2(copy, number)
 
 
 def _confine(setting: Setting, limits: Limits, work: str) -> list[str]:
-    """Put on all layers that work here. Returns what does not; canaries judge whether it matters.
+    """Apply all layers that work on this machine.
 
-    Only a process in namespaces of its own fails where it can't be put there.
+    Returns an error message for each one that does not; the canaries decide whether that matters.
+    Raises: OSError if the namespaces of level full can't be entered.
     """
     missing: list[str] = []
 
-    def put_on(layer: Callable[[], None]) -> None:
+    def attempt(layer: Callable[[], None]) -> None:
         try:
             layer()
         except OSError as error:
             missing.append(str(error.strerror))
 
     if setting.level == "full":
-        kernel.enter_own_namespaces(work)
+        kernel.unshare_mounts(work)
     os.chdir(work)
     if setting.level != "none":
-        put_on(kernel.drop_privileges)
-        put_on(lambda: kernel.landlock(setting.places, work))
+        attempt(kernel.drop_privileges)
+        attempt(lambda: kernel.landlock(setting.rules, work))
     os.closerange(_SOCKET + 1, 4096)  # the server holds a few dozen
     if setting.level != "none":
         kernel.limit(limits)
-        put_on(seccomp.restrict)
+        attempt(seccomp.restrict)
     return missing
 
 
 def _receive() -> dict[str, Any] | None:
-    received = bytearray()
-    while not received.endswith(b"\n"):
+    line = bytearray()
+    while not line.endswith(b"\n"):
         chunk = os.read(_SOCKET, READ_BYTES)
         if not chunk:
             return None
-        received += chunk
-    message: dict[str, Any] = json.loads(received)
+        line += chunk
+    message: dict[str, Any] = json.loads(line)
     return message
 
 

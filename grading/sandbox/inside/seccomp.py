@@ -1,8 +1,8 @@
-"""Which system calls a confined process may make: a list of what is allowed, in BPF.
+"""The seccomp filter of a confined process: an allow list of system calls, compiled to BPF.
 
-Whatever is not on the list is answered with ENOSYS, as by a kernel that lacks the call, so a
-library falls back where it can. Some calls are allowed with certain arguments only, and answered
-with EPERM otherwise. Paths can't be seen here: which files may be opened is Landlock's matter.
+A call that is not on the list fails with ENOSYS, as on a kernel that lacks it, so libraries fall
+back if they can. Some calls are allowed with certain arguments only, and fail with EPERM otherwise.
+A filter can't see paths: Landlock decides which files may be opened.
 """
 
 import ctypes
@@ -15,7 +15,7 @@ from functools import cache
 
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column, audit number
 
-# name:x86_64:aarch64; a dash where the architecture has no such call
+# name:x86_64:aarch64; a dash if the architecture has no such call
 _ALLOWED = """
 read:0:63 write:1:64 readv:19:65 writev:20:66 pread64:17:67 pwrite64:18:68 preadv:295:69
 pwritev:296:70 lseek:8:62 close:3:57 close_range:436:436 stat:4:- fstat:5:80 lstat:6:-
@@ -46,8 +46,8 @@ _ALL = 0xFFFFFFFF
 
 
 @dataclass(frozen=True)
-class _Is:
-    """An argument, or the bits of it in `mask`, is one of `values` (32 bits, low or high half)."""
+class _Condition:
+    """An argument, masked by `mask`, is one of `values` (its low or high 32 bits)."""
 
     argument: int
     values: tuple[int, ...]
@@ -55,33 +55,34 @@ class _Is:
     high: bool = False
 
 
-def _conditional(pid: int) -> tuple[tuple[str, tuple[_Is, ...]], ...]:
-    """What is allowed with certain arguments. `pid`: the process's own number."""
+def _conditional(pid: int) -> tuple[tuple[str, tuple[_Condition, ...]], ...]:
+    """The calls that are allowed with certain arguments. `pid`: of the confined process."""
     truncate, access = 0o1000, 0o3
-    thread, any_thread_flag = 0x10900, 0x7D0F00  # CLONE_THREAD, _SIGHAND, _VM; what libcs add
+    # CLONE_THREAD | CLONE_SIGHAND | CLONE_VM, and the flags that C libraries add
+    thread, any_thread_flag = 0x10900, 0x7D0F00
     no_block_no_exec = 0o2004000
     return (
-        # truncating through a descriptor that only reads is a write that old Landlocks let pass
+        # O_RDONLY | O_TRUNC writes, which Landlock before version 3 does not prevent
         *(
-            (name, (_Is(flags, (0, 1, 2, 3, *(truncate | way for way in (1, 2, 3))), mask),))
+            (name, (_Condition(flags, (0, 1, 2, 3, *(truncate | way for way in (1, 2, 3))), mask),))
             for name, flags, mask in (
                 ("open:2:-", 1, truncate | access),
                 ("openat:257:56", 2, truncate | access),
             )
         ),
-        # threads, and nothing else that is a new process or a new namespace
-        ("clone:56:220", (_Is(0, (thread,), _ALL & ~(any_thread_flag & ~thread)),)),
-        ("kill:62:129", (_Is(0, (pid,)),)),
-        ("tgkill:234:131", (_Is(0, (pid,)),)),
-        ("prlimit64:302:261", (_Is(0, (0, pid)),)),
-        # a descriptor's flags, locks and copies; not whom it signals
-        ("fcntl:72:25", (_Is(1, (*range(8), 36, 37, 38, 1030, 1032)),)),
-        # a terminal's state and size (asked for only), blocking, close-on-exec, bytes to read
-        ("ioctl:16:29", (_Is(1, (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)),)),
-        ("prctl:157:167", (_Is(0, (15, 16)),)),  # a thread's name
-        # asyncio wakes itself through a pair of sockets: streams, which reach no one else
-        ("socketpair:53:199", (_Is(0, (1,)), _Is(1, (1,), _ALL & ~no_block_no_exec))),
-        ("sendto:44:206", (_Is(4, (0,)), _Is(4, (0,), high=True))),
+        # new threads, but no new processes or namespaces
+        ("clone:56:220", (_Condition(0, (thread,), _ALL & ~(any_thread_flag & ~thread)),)),
+        ("kill:62:129", (_Condition(0, (pid,)),)),
+        ("tgkill:234:131", (_Condition(0, (pid,)),)),
+        ("prlimit64:302:261", (_Condition(0, (0, pid)),)),
+        # a descriptor's flags, locks and copies; not the owner that it signals
+        ("fcntl:72:25", (_Condition(1, (*range(8), 36, 37, 38, 1030, 1032)),)),
+        # reading a terminal's state and size, blocking, close-on-exec, bytes available
+        ("ioctl:16:29", (_Condition(1, (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)),)),
+        ("prctl:157:167", (_Condition(0, (15, 16)),)),  # the name of a thread
+        # asyncio wakes itself through a pair of stream sockets, which reach nobody else
+        ("socketpair:53:199", (_Condition(0, (1,)), _Condition(1, (1,), _ALL & ~no_block_no_exec))),
+        ("sendto:44:206", (_Condition(4, (0,)), _Condition(4, (0,), high=True))),
     )
 
 
@@ -98,18 +99,18 @@ def _number(entry: str, column: int) -> int | None:
     return None if number == "-" else int(number)
 
 
-def _block(conditions: tuple[_Is, ...]) -> list[bytes]:
-    """Allow where all conditions hold, else refuse. The last two instructions are the verdicts."""
+def _block(conditions: tuple[_Condition, ...]) -> list[bytes]:
+    """Allow the call if all conditions hold, else EPERM. The last two instructions return."""
     tests = [(condition, value) for condition in conditions for value in condition.values]
     length = 2 * len(conditions) + len(tests)
     block: list[bytes] = []
     for condition in conditions:
         block.append(_op(_LOAD, 16 + 8 * condition.argument + 4 * condition.high))
         block.append(_op(_AND, condition.mask))
-        for left in reversed(range(len(condition.values))):  # comparisons after this one
-            value = condition.values[-1 - left]
+        for remaining in reversed(range(len(condition.values))):  # comparisons after this one
+            value = condition.values[-1 - remaining]
             refuse = length + 1 - len(block) - 1
-            block.append(_op(_EQUAL, value, left, 0 if left else refuse))
+            block.append(_op(_EQUAL, value, remaining, 0 if remaining else refuse))
     return [*block, _op(_RETURN, _ALLOW), _op(_RETURN, _ERRNO | errno.EPERM)]
 
 
@@ -122,9 +123,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @cache
 def program(machine: str, pid: int) -> bytes:
-    """The filter for a machine, as `platform.machine()` names it, and the process of number `pid`.
+    """The filter for a machine, named as by `platform.machine()`, and the process `pid`.
 
-    Errors: OSError where the machine's calls are not known here.
+    Raises: OSError for a machine whose system calls are not in the list.
     """
     column, _ = _architecture(machine)
     conditional = []
@@ -137,7 +138,7 @@ def program(machine: str, pid: int) -> bytes:
 
 @cache
 def _listed(machine: str) -> bytes:
-    """The part that is the same for all processes: the list of what is always allowed."""
+    """The start of the filter, which is the same for all processes: the calls always allowed."""
     column, audit = _architecture(machine)
     ops = [_op(_LOAD, 4), _op(_EQUAL, audit, 1, 0), _op(_RETURN, _KILL), _op(_LOAD, 0)]
     for entry in _ALLOWED.split():
@@ -148,14 +149,16 @@ def _listed(machine: str) -> bytes:
 
 def _architecture(machine: str) -> tuple[int, int]:
     if machine not in _ARCHITECTURES:
-        raise OSError(errno.ENOSYS, f"system calls of {machine} are not known")
+        raise OSError(
+            errno.ENOSYS, f"no seccomp filter for {machine} (known: {', '.join(_ARCHITECTURES)})"
+        )
     return _ARCHITECTURES[machine]
 
 
 def restrict() -> None:
-    """Put the filter on this process, for ever. It must not be able to gain privileges by now.
+    """Apply the filter to this process, irrevocably. `forbid_new_privileges` must come first.
 
-    Errors: OSError where the kernel has no seccomp or an outer filter forbids it.
+    Raises: OSError if the kernel has no seccomp or an outer filter forbids it.
     """
     code = program(platform.machine(), os.getpid())
     filtered = _Program(len(code) // 8, code)

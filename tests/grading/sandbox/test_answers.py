@@ -104,7 +104,7 @@ def test_one_comparer_serves_after_another_has_failed(sandbox):
             reply = f'{{"ok": true, "value": {value}}}'.encode()
             outcome = comparer.compare(reply, None, problem.tests[0], problem)
             assert (outcome.fault is None) is right
-            late = "its answer can't be compared: no answer within 2 s"
+            late = "its answer can't be compared: no reply within 2 s"
             assert outcome.too_slow is (outcome.fault == late) is ("fraction" in value)
     finally:
         comparer.close()

@@ -95,7 +95,7 @@ def test_standard_input_and_output_are_real_in_every_test(name, leveled):
 
 def test_formulas_are_compared(leveled):
     with leveled.start("grading.tasks.math500", Limits(memory=1 << 30)) as process:
-        assert process.ask({"given": "1+x", "truth": "x+1"}, 20)["right"] is True
+        assert process.ask({"answer": "1+x", "truth": "x+1"}, 20)["right"] is True
 
 
 # programs that a grader in their own interpreter passes: see below

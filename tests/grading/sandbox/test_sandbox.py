@@ -13,7 +13,7 @@ import pytest
 
 from grading.sandbox.inside.limits import Limits
 from grading.sandbox.sandbox import Sandbox
-from grading.sandbox.types import Ended, SandboxError, TimeLimit
+from grading.sandbox.types import ProcessEnded, SandboxError, TimeLimit
 from grading.tasks.livecodebench import Case, Problem, passes
 
 ADD = Problem("add", None, [Case("1 2", "3"), Case("5 6", "11")])
@@ -127,9 +127,9 @@ def _loaded(process, code, function):
 def test_a_program_that_prints_too_much_does_not_fill_the_memory(sandbox):
     with sandbox.start("grading.tasks.program", Limits(file=1 << 20)) as process:
         _loaded(process, "while True: print('y' * 1000)", None)
-        process.give(b"")
+        process.set_input(b"")
         assert process.ask({"input": ""}, 10)["ok"] is False
-        assert len(process.printed()) <= 1 << 20
+        assert len(process.output()) <= 1 << 20
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_a_program_that_prints_too_much_does_not_fill_the_memory(sandbox):
 def test_a_forged_reply_is_no_answer(forged, sandbox):
     with sandbox.start("grading.tasks.program", Limits()) as process:
         _loaded(process, f"import os\ndef f(a):\n    os.write(3, {forged})\n    os._exit(0)\n", "f")
-        with pytest.raises(Ended):
+        with pytest.raises(ProcessEnded):
             process.ask({"input": "1"}, 5)
 
 
@@ -153,14 +153,14 @@ def test_a_reply_without_end_is_no_answer(monkeypatch, sandbox):
     monkeypatch.setattr("grading.sandbox.process.REPLY_BYTES", 1 << 20)
     with sandbox.start("grading.tasks.program", Limits()) as process:
         _loaded(process, "import os\ndef f(a):\n    while True: os.write(3, b'x' * 9999)\n", "f")
-        with pytest.raises(Ended, match="too long"):
+        with pytest.raises(ProcessEnded, match="too long"):
             process.ask({"input": "1"}, 5)
 
 
 def test_end_all_wakes_whoever_waits(sandbox):
     with sandbox.start("grading.tasks.program", Limits()) as process:
         sandbox.end_all()
-        with pytest.raises(Ended):
+        with pytest.raises(ProcessEnded):
             process.ask({"code": "while True: 1", "function": "f", "mode": "reference"}, 5)
 
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from errors import GradingError
-from grading.pool import Rules, grade_all
+from grading.pool import grade_all
 from grading.tasks import Answer
 from grading.tasks.livecodebench import (
     Case,
@@ -23,6 +23,7 @@ from grading.tasks.livecodebench import (
     passes,
 )
 from grading.tasks.outputs import same_output, same_value
+from grading.tasks.table import Context, Rules
 
 CASES = Path(__file__).parents[1] / "cases" / "livecodebench.jsonl"
 # The public runner's stand-in for standard input breaks these two correct programs.
@@ -245,7 +246,7 @@ def test_an_unknown_problem_is_the_error_of_its_row(tmp_path, sandbox):
     path.write_text(json.dumps(_row()) + "\n")
     code = "```python\nprint(input())\n```"
     answers = [Answer(i, "livecodebench", code, truth) for i, truth in enumerate(["q1", "q2"])]
-    grades = grade_all(answers, Problems(path), sandbox, Rules(5))
+    grades = grade_all(answers, Context(Problems(path), sandbox, Rules(5)))
     first, second = sorted(grades, key=lambda grade: grade.sample_index)
     assert (first.status, first.detail) == ("ok", None)
     assert second.status == "not_graded"
@@ -269,7 +270,7 @@ def test_too_slow_is_told_apart(tmp_path, sandbox):
     path = tmp_path / "p.jsonl"
     path.write_text(json.dumps(_row()) + "\n")
     answer = Answer(0, "livecodebench", "```python\nwhile True: pass\n```", "q1")
-    (grade,) = grade_all([answer], Problems(path), sandbox, Rules(0.3))
+    (grade,) = grade_all([answer], Context(Problems(path), sandbox, Rules(0.3)))
     assert (grade.status, grade.rule) == ("timeout", "first fence, test 1 of 1: time limit")
     verdict = passes("while True: pass", _problem(("1", "1"), function="f"), sandbox, 0.3)
     assert (verdict.too_slow, verdict.rule) == (True, "does not load: time limit")

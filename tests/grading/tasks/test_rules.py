@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from data.samples import TASKS, task_of
-from grading.pool import MathWorker, grade_all
+from grading.pool import grade_all
 from grading.sandbox.types import TimeLimit
-from grading.tasks import Answer, livecodebench, math500
+from grading.tasks import Answer, livecodebench, math500, table
+from grading.tasks.table import Context, MathWorker
 
 CASES = Path(__file__).parents[1] / "cases"
 
@@ -21,6 +22,10 @@ def _rows():
     ]
 
 
+def test_every_task_has_a_row() -> None:
+    assert tuple(table.TASKS) == TASKS  # in the order of reports
+
+
 def test_every_labelled_case_agrees(sandbox):
     rows = _rows()
     judged = [row for row in rows if row["dataset"] != "livecodebench"]
@@ -29,8 +34,7 @@ def test_every_labelled_case_agrees(sandbox):
             Answer(i, task_of(row["dataset"]), row["model_output"], row["ground_truth"])
             for i, row in enumerate(judged)
         ],
-        problems=None,
-        sandbox=sandbox,
+        Context(None, sandbox),
         workers=2,
     )
     wanted = [(row["expected_extracted"], row["expected_correct"]) for row in judged]
@@ -85,10 +89,10 @@ def test_units_go_one_after_the_other():
     ids=range(4),
 )
 def test_endless_formulas_are_cut_off_and_said(slow, truth, monkeypatch, sandbox):
-    monkeypatch.setattr("grading.pool.MATH_LIMIT_S", 1.0)
+    monkeypatch.setattr("grading.tasks.table.MATH_LIMIT_S", 1.0)
     worker = MathWorker(sandbox)
     assert worker.judge("x+1", "1+x").right
-    with pytest.raises(TimeLimit, match=r"no answer within 1 s|memory"):
+    with pytest.raises(TimeLimit, match=r"no reply within 1 s|memory"):
         worker.judge(slow, truth)
     assert worker.judge("x+1", "1+x").right  # the next row has a worker again
     worker.close()
@@ -119,7 +123,8 @@ def test_every_task_is_graded_and_missing_truths_are_wrong(sandbox):
     answers = [Answer(i, task, texts[task], truths[task]) for i, task in enumerate(texts)]
     answers += [Answer(4, "aime", r"\boxed{42}", None), Answer(5, "gpqa", "", "B")]
     answers.append(Answer(6, "math500", r"\boxed{0}", 0))
-    grades = sorted(grade_all(answers, None, sandbox), key=lambda grade: grade.sample_index)
+    found = grade_all(answers, Context(None, sandbox))
+    grades = sorted(found, key=lambda grade: grade.sample_index)
     assert [grade.correct for grade in grades] == [True] * 4 + [False] * 3
     assert [grade.extracted for grade in grades] == ["B", "J", "2x", 42, 42, None, "0"]
     assert [grade.status for grade in grades[4:]] == ["wrong", "no_answer", "wrong"]
@@ -129,6 +134,6 @@ def test_every_task_is_graded_and_missing_truths_are_wrong(sandbox):
 
 def test_programs_without_problems_are_not_graded(sandbox):
     answer = Answer(0, "livecodebench", "```python\n1\n```", "q")
-    (grade,) = grade_all([answer], None, sandbox)
+    (grade,) = grade_all([answer], Context(None, sandbox))
     assert (grade.status, grade.extracted) == ("not_graded", "1")
     assert "no problems" in str(grade.detail)

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from grading.sandbox.inside.limits import Limits
-from grading.sandbox.types import Ended, TimeLimit
+from grading.sandbox.types import ProcessEnded, TimeLimit
 
 CASES = Path(__file__).parents[1] / "cases" / "slow_math.jsonl"
 LIMIT_S = 3.0
@@ -29,10 +29,10 @@ def _check(sandbox, given, truth, public, limit):
     with sandbox.start("grading.tasks.math500", Limits(memory=MEMORY)) as process:
         began = time.monotonic()
         try:
-            reply = process.ask({"given": given, "truth": truth}, limit)
+            reply = process.ask({"answer": given, "truth": truth}, limit)
         except TimeLimit:
             reply = {"error": "time limit"}
-        except Ended as error:
+        except ProcessEnded as error:
             reply = {"error": str(error)}
         assert time.monotonic() - began < limit + 1
     if "error" not in reply:
@@ -76,5 +76,5 @@ def test_some_of_them_end_at_once(row, sandbox):
 
 def test_a_process_serves_on_after_what_fills_its_memory(sandbox):
     with sandbox.start("grading.tasks.math500", Limits(memory=MEMORY)) as process:
-        assert "memory" in process.ask({"given": "[0]*(10**10)", "truth": "x"}, LIMIT_S)["error"]
-        assert process.ask({"given": "x+1", "truth": "1+x"}, LIMIT_S)["right"] is True
+        assert "memory" in process.ask({"answer": "[0]*(10**10)", "truth": "x"}, LIMIT_S)["error"]
+        assert process.ask({"answer": "x+1", "truth": "1+x"}, LIMIT_S)["right"] is True

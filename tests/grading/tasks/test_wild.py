@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from grading.sandbox.inside.limits import Limits
-from grading.sandbox.types import Ended, TimeLimit
+from grading.sandbox.types import ProcessEnded, TimeLimit
 from grading.tasks import aime, choice, livecodebench, math500, outputs
 from tests.effort import cases
 
@@ -116,10 +116,10 @@ class _Worker:
             self._process = self._sandbox.start("grading.tasks.math500", Limits(memory=1 << 30))
         began = time.monotonic()
         try:
-            reply = self._process.ask({"given": given_text, "truth": truth}, MATH_LIMIT_S)
+            reply = self._process.ask({"answer": given_text, "truth": truth}, MATH_LIMIT_S)
         except TimeLimit:
             self.close()
-        except Ended as error:
+        except ProcessEnded as error:
             pytest.fail(f"the worker died of {given_text!r} and {truth!r}: {error}")
         else:
             assert "error" in reply or (reply["right"] in (True, False) and reply["rule"])

@@ -1,4 +1,4 @@
-"""The grader's side of a fork server: starts it, asks it for processes, notices when it is gone."""
+"""The grader's side of a fork server: starts it, requests processes, notices when it has ended."""
 
 import contextlib
 import functools
@@ -18,28 +18,29 @@ from typing import IO
 from grading.sandbox.inside.limits import Limits
 from grading.sandbox.types import SandboxError
 
-_ENDS_S = 0.5  # from the end of its sockets to its own
-START_S = 60.0  # an interpreter and its imports, on a machine that is busy
+_EXIT_S = 0.5  # from closed sockets to the end of the server
+START_S = 60.0  # for an interpreter and its imports on a busy machine
 _ROOT = Path(__file__).resolve().parents[2]
-# no -m and no PYTHONPATH: an isolated interpreter that finds this package and nothing else
+# neither -m nor PYTHONPATH: the interpreter is isolated and finds only this package
 _CODE = (
     f"import sys; sys.path.append({str(_ROOT)!r});"
     " from grading.sandbox.inside import forkserver; forkserver.serve()"
 )
 
 
-# Where working directories lie: at full the place is covered, so nothing readable may lie there.
+# The parent of working directories. At full a file system is mounted over it, which hides all that
+# is below.
 WORK = {"full": "/grading", "bwrap": "/tmp"}
 
 
-class HostGone(Exception):
-    """The server has ended; a new one may do."""
+class ForkServerGone(Exception):
+    """The fork server has ended; a new one may work."""
 
 
-class Host:
-    """A fork server of one module. May be asked in any thread.
+class ForkServer:
+    """A fork server that has imported one module. Thread-safe.
 
-    Errors: SandboxError where it can't be started: an import fails, or the level can't be had.
+    Raises: SandboxError if it can't be started: an import fails, or the level is not available.
     """
 
     def __init__(self, module: str, level: str) -> None:
@@ -48,7 +49,7 @@ class Host:
             task = {
                 "module": module,
                 "level": level,
-                "owner": os.getpid(),  # for whoever reads a list of processes
+                "owner": os.getpid(),  # shown in lists of processes
                 "control": theirs.fileno(),
                 "root": str(_ROOT),
                 "packages": _packages(),
@@ -57,23 +58,23 @@ class Host:
             }
             flags = ["-I", "-S", "-B", "-X", "utf8", "-c", _CODE, json.dumps(task)]
             wrapper = _bubblewrap() if level == "bwrap" else []
-            with tempfile.TemporaryFile() as said:
-                self._process = self._run([*wrapper, sys.executable, *flags], theirs, said)
+            with tempfile.TemporaryFile() as errors:
+                self._process = self._run([*wrapper, sys.executable, *flags], theirs, errors)
                 theirs.close()
-                fault = self._fault(said)
-        if fault:
+                failure = self._failure(errors)
+        if failure:
             self.close()
-            raise SandboxError(f"a process to grade in can't be started: {fault}")
+            raise SandboxError(f"the grading processes' fork server can't be started: {failure}")
 
     def _run(
-        self, command: list[str], control: socket.socket, said: IO[bytes]
+        self, command: list[str], control: socket.socket, errors: IO[bytes]
     ) -> subprocess.Popen[bytes]:
         try:
             return subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                stderr=said,
+                stderr=errors,
                 pass_fds=[control.fileno()],
                 cwd="/",
                 env=_environment(),
@@ -81,42 +82,45 @@ class Host:
             )
         except OSError as error:
             self._control.close()
-            raise SandboxError(f"a process to grade in can't be started: {error}") from error
+            raise SandboxError(
+                f"the grading processes' fork server can't be started: {error}"
+            ) from error
 
-    def _fault(self, said: IO[bytes]) -> str | None:
-        """Why the server does not serve, if it does not: its word, or the last it wrote."""
+    def _failure(self, errors: IO[bytes]) -> str | None:
+        """Why the server failed to start: its own message, or the last line of its output."""
         self._control.settimeout(START_S)
         try:
             ready = self._control.recv(1 << 16)
         except OSError as error:
             return str(error)
         if ready:
-            fault: str | None = json.loads(ready).get("failed")
-            return fault
-        said.seek(0)
-        return (said.read().decode(errors="replace").strip() or "it ended at once").split("\n")[-1]
+            failure: str | None = json.loads(ready).get("failed")
+            return failure
+        errors.seek(0)
+        text = errors.read().decode(errors="replace").strip() or "it ended at once"
+        return text.split("\n")[-1]
 
     def fork(self, limits: Limits, descriptors: list[int]) -> None:
-        """Ask for a process. `descriptors`: its socket and lifeline, standard input and output.
+        """Request a process. `descriptors`: its socket, lifeline, standard input and output.
 
-        Errors: HostGone.
+        Raises: ForkServerGone.
         """
         try:
             socket.send_fds(self._control, [json.dumps(asdict(limits)).encode()], descriptors)
         except OSError as error:
-            raise HostGone from error
+            raise ForkServerGone from error
 
     @property
-    def runs(self) -> bool:
-        """Whether the server is still there, and not just about to be gone."""
+    def is_running(self) -> bool:
+        """Whether the server is running, and not about to end."""
         try:
-            self._process.wait(_ENDS_S)
+            self._process.wait(_EXIT_S)
         except subprocess.TimeoutExpired:
             return True
         return False
 
     def close(self) -> None:
-        """End the server; processes it has started live on until they are closed."""
+        """End the server; the processes that it started run until they are closed."""
         self._control.close()
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
@@ -128,35 +132,36 @@ def _packages() -> list[str]:
 
 
 def _environment() -> Mapping[str, str]:
-    kept = {"LD_LIBRARY_PATH": os.environ.get("LD_LIBRARY_PATH", "")}
     one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    return {name: value for name, value in {**kept, **one_thread}.items() if value}
+    if libraries := os.environ.get("LD_LIBRARY_PATH"):
+        return {"LD_LIBRARY_PATH": libraries, **one_thread}
+    return one_thread
 
 
 @functools.cache
 def _readable() -> list[str]:
-    """What an interpreter and its packages may have to open once they run."""
+    """The paths that an interpreter and its packages may have to read."""
     libraries = [
         *(sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), f"{sys.base_prefix}/lib"),
         *("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/etc/ld.so.cache"),
         *os.environ.get("LD_LIBRARY_PATH", "").split(":"),
     ]
-    facts = ["/usr/share/zoneinfo", "/etc/localtime", "/sys/devices/system/cpu"]
-    names = dict.fromkeys([*libraries, *_packages(), *facts])
+    system = ["/usr/share/zoneinfo", "/etc/localtime", "/sys/devices/system/cpu"]
+    names = dict.fromkeys([*libraries, *_packages(), *system])
     return [name for name in names if name.startswith("/") and Path(name).exists()]
 
 
 def _bubblewrap() -> list[str]:
-    """A command line that runs another one with what it reads, and nothing else of the machine.
+    """The start of a command line that runs another one in bubblewrap, with readable paths only.
 
-    Errors: SandboxError where there is no bubblewrap.
+    Raises: SandboxError if bubblewrap is not installed.
     """
-    if not (found := shutil.which("bwrap")):
-        raise SandboxError("bubblewrap is not installed")
-    binary = [str(Path(sys.executable).parent), str(Path(sys.executable).resolve().parent)]
+    if not (executable := shutil.which("bwrap")):
+        raise SandboxError("bubblewrap (the command bwrap) is not installed")
+    python = [str(Path(sys.executable).parent), str(Path(sys.executable).resolve().parent)]
     ours = [str(_ROOT / name) for name in ("grading", "terminal.py")]
-    shown = [word for path in (*_readable(), *binary, *ours) for word in ("--ro-bind", path, path)]
+    binds = [word for path in (*_readable(), *python, *ours) for word in ("--ro-bind", path, path)]
     return [
-        *(found, "--unshare-all", "--hostname", "sandbox", "--cap-drop", "ALL"),
-        *("--tmpfs", "/tmp", "--proc", "/proc", "--dev", "/dev", *shown, "--chdir", "/", "--"),
+        *(executable, "--unshare-all", "--hostname", "sandbox", "--cap-drop", "ALL"),
+        *("--tmpfs", "/tmp", "--proc", "/proc", "--dev", "/dev", *binds, "--chdir", "/", "--"),
     ]

@@ -1,0 +1,38 @@
+"""Files that appear under their name whole, or not at all."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from errors import OutputError
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a hidden file beside `path`, flush it to disk, and rename it to `path`.
+
+    The hidden file's name is always the same: what a killed run leaves, the next one overwrites.
+    Raises: OutputError; `path` is then as it was.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        try:
+            write(partial)
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())  # before the rename, or a power cut could leave it empty
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path}: can't be written: {error.strerror or error}") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text. Raises: OutputError."""
+    write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, value: Any, default: Callable[[Any], Any] | None = None) -> None:
+    """Write indented JSON; `default` converts what JSON has no type for. Raises: OutputError."""
+    write_text(path, json.dumps(value, indent=2, default=default) + "\n")
