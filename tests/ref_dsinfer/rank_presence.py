@@ -45,6 +45,7 @@ def main() -> None:
     sys.stdin.readline()  # once all have
     if sys.argv[6] == "leave":
         presence.leave()
+        print("left", flush=True)
         time.sleep(2)
         return
     if sys.argv[6] == "end":

@@ -94,6 +94,8 @@ def test_a_rank_that_ends_in_words_is_named_on_other_machines_only(start: Start)
 
 def test_ranks_that_leave_may_end_in_any_order(start: Start) -> None:
     ranks = start(3, 3, rank0="leave", rank1="leave", rank2="leave")
+    assert ranks[1].stdout
+    assert ranks[1].stdout.readline() == "left\n"
     ranks[1].kill()  # it has done its part
     assert [code for code, _ in ended(ranks)] in ([0, -9, 0], [0, 0, 0])
 
