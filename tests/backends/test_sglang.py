@@ -357,7 +357,7 @@ class TestStarted:
     def test_an_end_of_the_model_s_own_is_no_silent_one(self, engine: Engine) -> None:
         """SGLang stops at it where a request names other ids."""
         prompts = [request(number, limit=120, stop=frozenset({639})) for number in range(8)]
-        with pytest.raises(EngineError, match=r"request \d: it has stopped at 1, which is no stop"):
+        with pytest.raises(EngineError, match=r"request \d: stopped at 1, which is no stop"):
             engine.answers(prompts)
 
     def test_a_coalesced_answer_is_the_same(self, engine: Engine) -> None:

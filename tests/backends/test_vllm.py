@@ -136,8 +136,8 @@ def test_queries_leave_nothing_to_each_other_unless_asked_to() -> None:
     ("changes", "said"),
     [
         (None, "can't be read"),
-        ({"architectures": ["NoSuchForCausalLM"]}, "does not know NoSuchForCausalLM"),
-        ({"architectures": None}, "names no architectures"),
+        ({"architectures": ["NoSuchForCausalLM"]}, "does not support NoSuchForCausalLM"),
+        ({"architectures": None}, "architectures is missing"),
         ({"num_nextn_predict_layers": 0}, "no MTP layer"),
     ],
 )
