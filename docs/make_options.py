@@ -41,7 +41,7 @@ def _parsers() -> Iterator[tuple[str, argparse.ArgumentParser]]:
 def _section(script: str, parser: argparse.ArgumentParser) -> Iterator[str]:
     yield f"## `{script}`\n"
     if "mpi" in script:
-        yield "Under torchrun, without what starts at *engine with processes of its own*.\n"
+        yield "Under torchrun, without what starts at *engine with its own processes*.\n"
     for group in parser._action_groups:
         if not group._group_actions:
             continue

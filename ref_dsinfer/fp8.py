@@ -81,8 +81,8 @@ def write_twin(source: Path, target: Path) -> None:
     Raises: ModelError, CheckpointError for the source; UsageError if it is fp8 already or is the
     target itself; OutputError if the target can't be written.
     """
-    found = ModelConfig.read(source)
-    if found.fp8:
+    config = ModelConfig.read(source)
+    if config.fp8:
         raise UsageError(f"{source} is block-fp8 already")
     if source.resolve() == target.resolve():
         raise UsageError(f"{target} is the source itself: choose another --output-path")
@@ -92,14 +92,13 @@ def write_twin(source: Path, target: Path) -> None:
     weight_map = {}
     for file in files:
         pieces = checkpoint.whole(file)
-        checkpoint.check_kinds(pieces, found)
+        checkpoint.check_kinds(pieces, config)
         entries, tensors = _quantised(pieces)
         checkpoint.write(target / file.name, entries, tensors)
         weight_map.update(dict.fromkeys((entry.name for entry in entries), file.name))
-    config = read_config(source)
-    config["quantization_config"] = QUANTIZATION_CONFIG
+    twin_config = read_config(source) | {"quantization_config": QUANTIZATION_CONFIG}
     checkpoint.copy_side_files(source, target)
-    write_json(target / CONFIG_FILE, config)
+    write_json(target / CONFIG_FILE, twin_config)
     if len(files) > 1:
         write_json(target / weight_files.INDEX, {"metadata": {}, "weight_map": weight_map})
 

@@ -208,6 +208,6 @@ def test_a_model_without_a_length_is_refused(
 
 
 def test_choices_are_those_of_the_engine_in_this_tree() -> None:
-    """`types` imports nothing of this project, and so says them once more."""
+    """`types` must not import torch, which `gemm` does, and so lists them once more."""
     assert OPTIONS["dtype"].choices == cpu.DTYPES
     assert OPTIONS["gemm"].choices == gemm.ARITHMETICS

@@ -114,7 +114,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
         ({"dtype": "float16"}, "use --dtype"),
         ({"tensor-parallel-size": "2"}, "use --tensor-parallel"),
         ({"tp": "2"}, "no option 'tp'"),
-        ({"port": "80"}, "the server is this run's own"),
+        ({"port": "80"}, "is set by this run"),
         ({"page_size": "many"}, "page-size"),
         ({"disable_radix_cache": "perhaps"}, "must be true or false"),
         ({"load_format": "none"}, "load-format"),
@@ -203,7 +203,7 @@ def test_processes_share_the_cores_of_a_cpu(
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        (None, "can't be read"),
+        (None, "does not exist: --model must name"),
         ("[]", "not a JSON object"),
         ({"num_nextn_predict_layers": 0}, "no MTP layer"),
         ({"num_nextn_predict_layers": 1, "kv_lora_rank": None}, "architecture"),

@@ -135,7 +135,7 @@ def test_queries_leave_nothing_to_each_other_unless_asked_to() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        (None, "can't be read"),
+        (None, "does not exist: --model must name"),
         ({"architectures": ["NoSuchForCausalLM"]}, "does not support NoSuchForCausalLM"),
         ({"architectures": None}, "architectures is missing"),
         ({"num_nextn_predict_layers": 0}, "no MTP layer"),
