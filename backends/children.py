@@ -1,8 +1,8 @@
-"""An engine's own processes: their log is kept, and none of them outlives the run.
+"""An engine's own processes: keeps their log, and lets none of them outlive the run.
 
-An engine may leave processes behind when it fails, or when its starter is killed; some change their
-names and sessions. So a keeper (`backends/keeper.py`) holds one end of a pipe of which only we hold
-the other, and kills what the engine has made once that closes.
+An engine may leave processes behind when it fails, or when the process that started it is killed;
+some change their names and sessions. So a keeper (`backends/keeper.py`) holds one end of a pipe
+whose other end only this process holds, and kills the engine's processes once that closes.
 """
 
 import asyncio
@@ -24,51 +24,50 @@ log = logging.getLogger(__name__)
 HERE = Path(__file__).parent
 TAIL_LINES = 12  # of the log, shown when an engine fails
 TAIL_BYTES = 1 << 16
-MASK = b"-"  # in the place of a secret
-NEWS_S = 30.0  # between two lines that say that an engine is still starting
-# How engines end the story of a failure: "... ValueError: what was wrong"; what stands in brackets
-# they have got over.
+MASK = b"-"  # replaces a secret
+PROGRESS_S = 30.0  # between log lines while an engine is starting
+# How engines report a failure: "... ValueError: what was wrong". Errors in brackets were handled.
 _CAUSE = re.compile(r"(?<!\()\b((?:\w+\.)*(?:\w+Error|\w*Exception): .+)")
 _CRASH = re.compile(r"(Subprocess \S+ \(pid=\d+\) crashed with exit code -?\d+)")
 _EFFECTS = (
     "Engine core initialization failed",
     "WorkerProc initialization failed",
-    "KeyError: '/",  # multiprocessing's resource tracker: a semaphore that it has lost sight of
+    "KeyError: '/",  # multiprocessing's resource tracker: a semaphore that it does not know
 )
 
 
 class Children:
-    """The processes of one engine, from before the first is made until `close`.
+    """The processes of one engine, from before the first is started until `close`.
 
-    `log` is where they write; `folder`, a temporary directory, is theirs and goes with them.
+    They write to `log`; `folder`, a temporary directory, is removed with them.
     """
 
     def __init__(
         self, log: Path | None, shared: Sequence[str] = (), secret: str | None = None
     ) -> None:
-        """`log` None: what they say is kept until `close` only.
+        """`log` None: it is kept until `close` only.
 
-        `shared`: how the names of files begin that they may leave in /dev/shm. `secret`: what they
-        may say and nobody else is to read; nothing that is shown of the log holds it, nor does the
-        log after `close`, and until then the log is its owner's alone.
+        `shared`: name prefixes of files that they may leave in /dev/shm. `secret`: masked wherever
+        the log is quoted, and in the log itself after `close`; until then only its owner can read
+        the log.
         """
         self.folder = Path(tempfile.mkdtemp(prefix="mlperf-engine-"))
         self.log = log or self.folder / "engine.log"
         self._secret = secret
-        self.log.unlink(missing_ok=True)  # else it keeps the rights, and readers, that it has
+        self.log.unlink(missing_ok=True)  # else it keeps its permissions and open readers
         self.log.touch(0o600 if secret else 0o666)
         self._keeper = subprocess.Popen(
-            # isolated: beside it lies a types.py, which is not the standard library's
+            # isolated: the types.py beside it would hide the standard library's
             [sys.executable, "-I", HERE / "keeper.py", str(os.getpid()), self.folder, *shared],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
         )
         assert self._keeper.stdout
-        self._keeper.stdout.readline()  # it watches from now on
+        self._keeper.stdout.readline()  # it is watching from now on
 
-    def settled(self) -> None:
-        """The engine has made its processes."""
+    def started(self) -> None:
+        """Tell the keeper that the engine has started all its processes."""
         assert self._keeper.stdin
         self._keeper.stdin.write(b".")
         self._keeper.stdin.flush()
@@ -81,8 +80,8 @@ class Children:
 
     @contextmanager
     def spawning(self, **environment: str) -> Iterator[None]:
-        """Processes that multiprocessing spawns in here have this environment too, write to the
-        log, and hear no Ctrl-C."""
+        """Processes that multiprocessing spawns in this context get `environment` too, write to
+        the log, and do not receive Ctrl-C."""
         environment["MLPERF_ENGINE_PYTHON"] = sys.executable
         environment["MLPERF_ENGINE_LOG"] = str(self.log.absolute())
         python = multiprocessing.spawn.get_executable()
@@ -100,40 +99,40 @@ class Children:
                     os.environ[name] = value
 
     def failure(self, what: str) -> EngineError:
-        """`what` has happened, the reason that the log gives, and the log's end."""
+        """An error: `what` happened, the cause found in the log, and the log's last lines."""
         lines = self._lines()
-        causes = [found[1] for line in lines if (found := _CAUSE.search(line))]
+        causes = [match[1] for line in lines if (match := _CAUSE.search(line))]
         causes = [cause for cause in causes if not any(effect in cause for effect in _EFFECTS)]
-        causes = causes or [found[1] for line in lines if (found := _CRASH.search(line))]
+        causes = causes or [match[1] for line in lines if (match := _CRASH.search(line))]
         end = "".join(f"\n  | {line}" for line in lines[-TAIL_LINES:])
         reason = f": {causes[-1]}" if causes else ""
         return EngineError(f"{what}{reason}\n{self.log} ends with:{end or ' nothing'}")
 
-    def said(self, words: str) -> bool:
-        """Whether a line at the log's end holds these words."""
+    def log_contains(self, words: str) -> bool:
+        """Whether one of the log's last lines contains `words`."""
         return any(words in line for line in self._lines())
 
     @asynccontextmanager
     async def starting(self, engine: str) -> AsyncIterator[None]:
-        """Say now and then how the start of `engine` goes on."""
+        """Log the progress of `engine`'s start from time to time."""
 
-        async def tell() -> None:
-            spent = 0.0
+        async def report() -> None:
+            seconds = 0.0
             while True:
-                await asyncio.sleep(NEWS_S)
-                spent += NEWS_S
+                await asyncio.sleep(PROGRESS_S)
+                seconds += PROGRESS_S
                 last = self._lines()[-1:] or ["nothing yet"]
-                log.info("%s is starting since %.0f s: %s", engine, spent, last[0])
+                log.info("%s has been starting for %.0f s: %s", engine, seconds, last[0])
 
         log.info("starting %s; its log is %s", engine, self.log)
-        teller = asyncio.create_task(tell())
+        reporter = asyncio.create_task(report())
         try:
             yield
         finally:
-            teller.cancel()
+            reporter.cancel()
 
     def _lines(self) -> list[str]:
-        """The end of the log, without empty lines."""
+        """The log's last lines, without empty ones."""
         with self.log.open("rb") as file:
             file.seek(max(file.seek(0, os.SEEK_END) - TAIL_BYTES, 0))
             data = file.read()

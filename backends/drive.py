@@ -1,4 +1,4 @@
-"""From one engine's streams to whole answers, every one of them checked."""
+"""Collects an engine's streams into whole answers, and checks each of them."""
 
 import asyncio
 import logging
@@ -13,9 +13,9 @@ from ref_dsinfer.files import write_json
 
 log = logging.getLogger(__name__)
 
-CLOSE_S = 20.0  # an engine that takes longer to close is left to the end of the process
-SILENT_S = 30.0  # without a token of any request: said then, and at twice that, and so on
-LOOK_S = 1.0  # between two looks whether tokens come
+CLOSE_S = 20.0  # an engine that takes longer to close is abandoned, and ends with the process
+SILENT_S = 30.0  # without a token of any request: warned of then, and each time it has doubled
+CHECK_S = 1.0  # between two checks for silence
 ANY_ID = 1 << 31  # token ids are 32 bits in LoadGen
 
 
@@ -23,9 +23,8 @@ ANY_ID = 1 << 31  # token ids are 32 bits in LoadGen
 async def running(backend: Backend) -> AsyncIterator[None]:
     """Start an engine, and close it whatever happens.
 
-    Beside the engine's log is then a `.json` of what it runs with.
-
-    Raises: what its `start` raises; OutputError where that file can't be written.
+    The engine's effective settings are written to a `.json` file beside its log.
+    Raises: what its `start` raises, OutputError where that file can't be written.
     """
     try:
         await backend.start()
@@ -36,24 +35,24 @@ async def running(backend: Backend) -> AsyncIterator[None]:
         try:
             await asyncio.wait_for(backend.close(), CLOSE_S)
         except TimeoutError:
-            log.error("the engine has not closed within %g s; going on without it", CLOSE_S)
+            log.error("the engine did not close within %g s; going on without it", CLOSE_S)
 
 
 class Watch:
-    """Whether tokens come at all: an engine may call itself healthy and generate nothing."""
+    """Watches for stalls: an engine may report itself healthy and generate nothing."""
 
     def __init__(self, limit_s: float) -> None:
-        """`limit_s`: without a token of any open request."""
+        """`limit_s`: seconds without a token of any open request."""
         self._limit_s = limit_s
-        self._open: dict[int, tuple[Request, float]] = {}  # with when it was opened
-        # Since a token came, or the first request after none; in steps, since a halted machine's
-        # clock leaps.
+        self._open: dict[int, tuple[Request, float]] = {}  # and the time it was opened
+        # Since the last token, or the first open request. Counted in steps: the clock of a machine
+        # that was suspended jumps.
         self._silent_s = 0.0
         self._warn_s = SILENT_S
 
     @contextmanager
     def over(self, request: Request) -> Iterator[None]:
-        """Watch over a request while it is open."""
+        """Watch a request while it is open."""
         if not self._open:
             self.beat()
         self._open[request.id] = request, time.monotonic()
@@ -63,26 +62,26 @@ class Watch:
             del self._open[request.id]
 
     def beat(self) -> None:
-        """A token has come."""
+        """A token has arrived."""
         self._silent_s = 0.0
         self._warn_s = SILENT_S
 
     async def run(self) -> None:
-        """Warn of silence, for ever. Raises: EngineError once it has lasted too long."""
+        """Warn of silence until cancelled. Raises: EngineError once it has lasted too long."""
         while True:
-            await asyncio.sleep(LOOK_S)
-            self._silent_s += LOOK_S
+            await asyncio.sleep(CHECK_S)
+            self._silent_s += CHECK_S
             silent_s = self._silent_s
             if not self._open or silent_s < min(self._warn_s, self._limit_s):
                 continue
             oldest, since = next(iter(self._open.values()))
-            told = (
+            silence = (
                 f"no token of any of {len(self._open)} open requests for {silent_s:.0f} s; the"
-                f" oldest, {oldest.name}, waits for {time.monotonic() - since:.0f} s"
+                f" oldest, {oldest.name}, has been open for {time.monotonic() - since:.0f} s"
             )
             if silent_s >= self._limit_s:
-                raise EngineError(f"{told}: the engine hangs, or needs a longer --stall-timeout")
-            log.warning("%s; the run ends at %g s (--stall-timeout)", told, self._limit_s)
+                raise EngineError(f"{silence}: the engine hangs, or needs a longer --stall-timeout")
+            log.warning("%s; the run ends at %g s (--stall-timeout)", silence, self._limit_s)
             self._warn_s *= 2
 
 
@@ -92,11 +91,11 @@ async def collect(
     on_first: Callable[[Delta], None] | None = None,
     watch: Watch | None = None,
 ) -> Completion:
-    """Answer one request. `on_first` is called with its first delta, as soon as that is there.
+    """Answer one request. `on_first` is called with its first delta as soon as that arrives.
 
-    Raises: what the engine raises; EngineError where its stream ends before the answer does, or the
-    answer is not what was asked for: ids that the model has, and an end at a stop id or after just
-    as many tokens as were asked for.
+    Raises: what the engine raises; EngineError where its stream ends too early, or the answer is
+    wrong: it has an id that the model does not, or ends neither at a stop id nor after exactly as
+    many tokens as the request allows.
     """
     watch = watch or Watch(backend.config.stall_timeout)
     vocabulary = vocabulary_size(backend.config.model) or ANY_ID
@@ -108,8 +107,8 @@ async def collect(
             async for delta in deltas:
                 watch.beat()
                 ids += delta.token_ids
-                if wrong := _wrong(request, ids, delta, vocabulary):
-                    raise EngineError(f"{backend.place(request)}{request.name}: {wrong}")
+                if fault := _fault(request, ids, delta, vocabulary):
+                    raise EngineError(f"{backend.location(request)}{request.name}: {fault}")
                 if first_ns is None:
                     first_ns = delta.at_ns
                     if on_first:
@@ -120,21 +119,20 @@ async def collect(
     return Completion(request.id, tuple(ids), finish, first_ns, last_ns)
 
 
-def _wrong(request: Request, ids: list[int], delta: Delta, vocabulary: int) -> str | None:
-    """What is wrong with an answer of `ids`, of which `delta` came last."""
+def _fault(request: Request, ids: list[int], delta: Delta, vocabulary: int) -> str | None:
+    """What is wrong with an answer of `ids` so far, of which `delta` came last; None if nothing."""
     count, limit = len(ids), request.max_new_tokens
     for id_ in delta.token_ids:
         if not 0 <= id_ < vocabulary:
-            return f"the engine has sampled id {id_}, and the model has ids 0 to {vocabulary - 1}"
+            return f"the engine sampled id {id_}, but the model has ids 0 to {vocabulary - 1}"
     if count > limit or (delta.finish == "stop" and count == limit):  # the stop id is a token too
-        return f"the engine has given {count + (delta.finish == 'stop')} tokens of {limit}"
+        return f"the engine returned {count + (delta.finish == 'stop')} tokens of {limit} at most"
     if delta.finish and not request.stop_ids.isdisjoint(ids):
-        return "the engine has gone on after a stop id of the request"
+        return "the engine went on after a stop id of the request"
     if delta.finish == "length" and count < limit:
         return (
-            f"the engine has cut the answer after {count} of {limit} tokens, at no stop id: it has"
-            " a limit of its own (a generation config's max_new_tokens, or too short a context),"
-            " which has to be lifted"
+            f"the engine cut the answer after {count} of {limit} tokens, not at a stop id: raise"
+            " its own limit (a generation config's max_new_tokens, or its context length)"
         )
     return None
 
@@ -144,10 +142,10 @@ async def run_all(
     requests: Iterable[Request],
     on_done: Callable[[Completion], None] | None = None,
 ) -> list[Completion]:
-    """Answer every request, all of them in flight at once; completions come in their order.
+    """Answer all requests at once; completions are returned in the requests' order.
 
-    `on_done` is called with each completion when it is there. The first failure, of the engine or
-    of `on_done`, or a silence that is too long, ends all other requests and is raised.
+    `on_done` is called with each completion as it arrives. The first failure, of the engine or of
+    `on_done`, or a stall, cancels all other requests and is raised.
     """
     watch = Watch(backend.config.stall_timeout)
 
@@ -171,7 +169,7 @@ async def run_all(
 
 
 async def cancel(tasks: Iterable[asyncio.Future]) -> None:
-    """Cancel tasks and wait until they have ended; what they raise on the way is not kept."""
+    """Cancel tasks and wait until they have ended; exceptions that they raise are dropped."""
     tasks = list(tasks)
     for task in tasks:
         task.cancel()

@@ -1,10 +1,10 @@
-"""An engine without a model: the answer is the prompt. For tests and for measuring all the rest.
+"""An engine without a model: the answer is the prompt. For tests, and to measure everything else.
 
 Its options (`--engine-arg`), all numbers:
 
 - `first_token_ms`, `token_ms`: time to the first token and between tokens; with neither, an answer
-  comes at once, in two deltas (one where the configuration coalesces).
-- `answer_tokens`: longest answer. `empty_every`: every n-th request is answered by nothing.
+  comes at once, in two deltas (in one if the configuration coalesces).
+- `answer_tokens`: longest answer. `empty_every`: every n-th answer is empty.
 - `fail_start`: not 0: the engine does not start.
 - `fail_at`, `hang_at`: the n-th request, counted from 1, fails or is never answered.
 """
@@ -29,7 +29,7 @@ DEFAULTS: dict[str, float] = {
 
 
 class EchoEngine(Backend):
-    """Answers each prompt by itself, up to the first stop id in it or the request's limit."""
+    """Answers each prompt with itself, up to its first stop id or the request's limit."""
 
     def __init__(self, config: EngineConfig) -> None:
         """Raises: UsageError for an unknown option or one that is not a number."""
@@ -52,7 +52,7 @@ class EchoEngine(Backend):
             await asyncio.Event().wait()
 
         ids = request.prompt_ids
-        if not request.stop_ids.isdisjoint(ids):  # fast where there is none: this engine is timed
+        if not request.stop_ids.isdisjoint(ids):  # the fast path matters: this engine is timed
             ids = tuple(takewhile(lambda id_: id_ not in request.stop_ids, ids))
         every = self._options["empty_every"]
         if every and number % every == 0:
@@ -63,7 +63,7 @@ class EchoEngine(Backend):
         deltas = self._split(ids[:limit])
         for position, new in enumerate(deltas, 1):
             wait_ms = self._options["first_token_ms" if position == 1 else "token_ms"]
-            await asyncio.sleep(wait_ms / 1e3)  # at 0 too it gives way: requests interleave
+            await asyncio.sleep(wait_ms / 1e3)  # even 0 yields to other requests
             last = position == len(deltas)
             yield Delta(new, finish if last else None, time.monotonic_ns())
 
@@ -74,7 +74,7 @@ class EchoEngine(Backend):
         pass
 
     def _split(self, ids: tuple[int, ...]) -> list[tuple[int, ...]]:
-        """One delta where nobody reads tokens, one a token where these take time, else two."""
+        """One delta if the configuration coalesces, one a token if these take time, else two."""
         if self.config.coalesce or len(ids) < 2:
             return [ids]
         if self._options["token_ms"]:

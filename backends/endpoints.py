@@ -1,8 +1,8 @@
-"""Servers that answer over HTTP, as one engine: what they share, whoever started them.
+"""HTTP servers as one engine, whoever started them.
 
-How a kind of server is asked and what it says is its `Dialect` (`dialect.py`). A request goes to
-the server with the fewest open ones. Nothing is tried twice, and whatever fails ends the run: a
-figure is only good if every request counted.
+The API of each kind of server is its `Dialect` (`dialect.py`). A request goes to the server with
+the fewest open ones. Nothing is retried, and any failure ends the run: a result counts only if
+every request did.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from backends.dialect import KEY, Dialect, Events, Part, Prefixes, Served, content, refusal
+from backends.dialect import KEY, Dialect, Events, Part, PrefixCache, Served, content, refusal
 from backends.drive import SILENT_S, cancel
 from backends.http_client import Client, Connection, ExchangeError
 from backends.options import model_length
@@ -26,15 +26,15 @@ from errors import EngineError, LengthError, UsageError
 
 log = logging.getLogger(__name__)
 
-CHECK_S = 30.0  # a server that runs tells of itself at once, unless it is at work for others
+CHECK_S = 30.0  # for checks that a server answers at once, unless it is busy with others' requests
 PROBE_S = 300.0  # a server's first request may compile kernels
-WATCH_S = 10.0  # between looks at a server's health, which cost it next to nothing
-HUNG_S = 60.0  # without health; a server at work may be deaf for as long as it reads 4,388 prompts
-PROBE = Request(-1, (0, 1, 2), 4, frozenset())  # ids that every vocabulary has
+WATCH_S = 10.0  # between health checks, which cost a server next to nothing
+HUNG_S = 60.0  # without a passed health check; receiving 4,388 prompts may block a server long
+PROBE = Request(-1, (0, 1, 2), 4, frozenset())  # of ids in every vocabulary
 
 
 class _Text(msgspec.Struct):
-    """What /detokenize answers."""
+    """A response of /detokenize."""
 
     text: str | None = None  # SGLang's name for it
     prompt: str | None = None  # vLLM's
@@ -49,7 +49,7 @@ class Endpoint:
     def __init__(self, client: Client) -> None:
         self.client = client
         self.outstanding = 0  # requests
-        self.sent = 0  # requests, all told
+        self.sent = 0  # requests in total
         self.served: Served | None = None
 
     async def get(self, path: str) -> bytes:
@@ -63,29 +63,30 @@ class Endpoint:
         return response.body
 
     async def detokenize(self, ids: Sequence[int]) -> str | None:
-        """The text of ids by the server's tokenizer; None where it doesn't tell, whyever."""
+        """The text of ids by the server's tokenizer; None where that can't be had."""
         assert self.served
-        asked = {"model": self.served.name, "tokens": ids, "skip_special_tokens": False}
+        body = {"model": self.served.name, "tokens": ids, "skip_special_tokens": False}
         try:
             async with asyncio.timeout(CHECK_S):
-                response = await self.client.fetch("/detokenize", msgspec.json.encode(asked))
-            told = _decode_text(response.body) if response.status == 200 else _Text()
+                response = await self.client.fetch("/detokenize", msgspec.json.encode(body))
+            decoded = _decode_text(response.body) if response.status == 200 else _Text()
         except (ExchangeError, ValueError, TimeoutError):
             return None
-        return told.prompt if told.text is None else told.text
+        return decoded.prompt if decoded.text is None else decoded.text
 
-    def error(self, said: str, request: Request | None = None) -> EngineError:
-        """What a failure of this server, or of one request to it, is told by."""
+    def error(self, message: str, request: Request | None = None) -> EngineError:
+        """The error for a failure of this server, or of one request to it."""
         which = f"{request.name}: " if request and request is not PROBE else ""
-        return EngineError(f"endpoint {self.client.url}: {which}{said}")
+        return EngineError(f"endpoint {self.client.url}: {which}{message}")
 
 
 class Endpoints(Backend):
-    """Servers that run already.
+    """Running servers.
 
-    Raises: UsageError for URLs. From `start`: EngineError naming the server that can't be reached,
-    is not well, refuses the key, serves another model, or gives no token ids; LengthError for one
-    of too short a length; ModelError. From `stream`: EngineError naming server and request.
+    Raises: UsageError for URLs. From `start`: EngineError naming a server that can't be reached,
+    fails its health check, refuses the key, serves another model or returns no token ids;
+    LengthError for one whose context is too short; ModelError. From `stream`: EngineError naming
+    server and request.
     """
 
     def __init__(
@@ -95,22 +96,22 @@ class Endpoints(Backend):
         urls: Sequence[str] | None = None,
         key: str | None = None,
     ) -> None:
-        """`urls` and `key`: where they are not the configuration's and the environment's."""
+        """`urls` and `key` replace those of configuration and environment."""
         super().__init__(config)
         self._dialect = dialect
         key = key or os.environ.get(KEY)
         clients = [Client(url, key) for url in (config.endpoints if urls is None else urls)]
         if not clients:
-            raise UsageError("no endpoint is given")
+            raise UsageError("--endpoint: no endpoint is given")
         if len({client.address for client in clients}) < len(clients):
-            raise UsageError(f"an endpoint is given twice: {', '.join(c.url for c in clients)}")
+            raise UsageError(f"--endpoint names one twice: {', '.join(c.url for c in clients)}")
         self._endpoints = [Endpoint(client) for client in clients]
         limit = config.max_running
-        self._places = asyncio.Semaphore(limit * len(clients)) if limit else None
+        self._slots = asyncio.Semaphore(limit * len(clients)) if limit else None
         self._watches: list[asyncio.Task] = []
-        self._before: list[Prefixes] = []  # of each server, before the run
-        self._cached: list[int | None] = []  # tokens of each prompt answered, where they are told
-        self._asked: dict[int, Endpoint] = {}  # which one answers, by the id of an open request
+        self._before: list[PrefixCache] = []  # of each server, before the run
+        self._cached: list[int | None] = []  # of each answered prompt: `Part.cached`
+        self._answering: dict[int, Endpoint] = {}  # by the id of an open request
         self._failure: EngineError | None = None
 
     async def start(self) -> None:
@@ -125,14 +126,14 @@ class Endpoints(Backend):
             await asyncio.gather(*checks)
         finally:
             await cancel(checks)
-        self._before = await self._prefixes()
-        for endpoint, prefixes in zip(self._endpoints, self._before, strict=True):
-            if prefixes.enabled:
+        self._before = await self._prefix_caches()
+        for endpoint, prefix_cache in zip(self._endpoints, self._before, strict=True):
+            if prefix_cache.enabled:
                 log.warning(
-                    "%s keeps a cache of prefixes: a run that takes prompts from it can't be"
+                    "%s has prefix caching enabled: a run whose prompts hit the cache can't be"
                     " submitted. Start the server with %s",
                     endpoint.client.url,
-                    prefixes.advice,
+                    prefix_cache.advice,
                 )
         self._cached.clear()  # of the probes
         self._watches = [asyncio.create_task(self._watch(endpoint)) for endpoint in self._endpoints]
@@ -149,19 +150,19 @@ class Endpoints(Backend):
             if endpoint.served
         }
 
-    def place(self, request: Request) -> str:
-        endpoint = self._asked.get(request.id)
+    def location(self, request: Request) -> str:
+        endpoint = self._answering.get(request.id)
         return f"endpoint {endpoint.client.url}: " if endpoint else ""
 
     async def reuse(self) -> Reuse:
-        """As each answer told it; else as the servers have counted since the start, the requests
-        of others among them."""
-        before, after = self._before, await self._prefixes()
-        states = {prefixes.enabled for prefixes in (*before, *after)}
+        """From the answers if each reported it; else from the servers' counters since the start,
+        which include other clients' requests."""
+        before, after = self._before, await self._prefix_caches()
+        states = {prefix_cache.enabled for prefix_cache in (*before, *after)}
         enabled = True if True in states else None if None in states else False
-        told = [cached for cached in self._cached if cached is not None]
-        if told and len(told) == len(self._cached):
-            return Reuse(enabled, sum(told), max(told))
+        reported = [cached for cached in self._cached if cached is not None]
+        if reported and len(reported) == len(self._cached):
+            return Reuse(enabled, sum(reported), max(reported))
         hits = [
             new.hits - old.hits
             for old, new in zip(before, after, strict=True)
@@ -171,31 +172,31 @@ class Endpoints(Backend):
             return Reuse(enabled)
         return Reuse(enabled, sum(hits), block_size=min(p.block_size for p in after))
 
-    async def _prefixes(self) -> list[Prefixes]:
-        """Of each server; one that can't be asked, or does not answer in time, tells nothing."""
-        found = []
+    async def _prefix_caches(self) -> list[PrefixCache]:
+        """Of each server; of one that fails or does not respond in time, nothing is known."""
+        prefix_caches = []
         for endpoint in self._endpoints:
             try:
                 async with asyncio.timeout(CHECK_S):
-                    found.append(await self._dialect.prefixes(endpoint.get))
+                    prefix_caches.append(await self._dialect.prefix_cache(endpoint.get))
             except (EngineError, ValueError, TimeoutError):
-                found.append(Prefixes())
-        return found
+                prefix_caches.append(PrefixCache())
+        return prefix_caches
 
     async def detokenize(self, ids: Sequence[int]) -> str | None:
-        """As the first server that tells."""
+        """By the first server that can."""
         for endpoint in self._endpoints:
             if (text := await endpoint.detokenize(ids)) is not None:
                 return text
         return None
 
     async def stream(self, request: Request) -> AsyncIterator[Delta]:
-        async with AsyncExitStack() as held:
-            if self._places:
-                await held.enter_async_context(self._places)
-            # the second key shares requests out that come one at a time
+        async with AsyncExitStack() as stack:
+            if self._slots:
+                await stack.enter_async_context(self._slots)
+            # the second key balances requests that come one at a time
             endpoint = min(self._endpoints, key=lambda each: (each.outstanding, each.sent))
-            deltas = await held.enter_async_context(aclosing(self._ask(endpoint, request)))
+            deltas = await stack.enter_async_context(aclosing(self._ask(endpoint, request)))
             async for delta in deltas:
                 yield delta
 
@@ -204,15 +205,15 @@ class Endpoints(Backend):
         self._fail(EngineError("the connections to the servers were closed"))
 
     async def _ask(self, endpoint: Endpoint, request: Request) -> AsyncGenerator[Delta, None]:
-        """One server's answer. Closed early, its connection is, and the server stops."""
+        """One server's answer. Closing it early closes the connection, and the server aborts."""
         if self._failure:
             raise self._failure
         if not endpoint.served:
-            raise EngineError("the servers have not been checked: start comes first")
+            raise EngineError("the servers have not been started")
         whole = self.config.coalesce
         endpoint.outstanding += 1
         endpoint.sent += 1
-        self._asked[request.id] = endpoint
+        self._answering[request.id] = endpoint
         connection = None
         finish = None
         try:
@@ -228,14 +229,14 @@ class Endpoints(Backend):
                 if finish == "stop":
                     if not ids or ids[-1] not in request.stop_ids:
                         last = f"at id {ids[-1]}" if ids else "without an id"
-                        raise ValueError(f"it has stopped {last}, at no stop id of the request")
+                        raise ValueError(f"stopped {last}, which is no stop id of the request")
                     ids = ids[:-1]
                 yield Delta(tuple(ids), finish, connection.at_ns)
         except (ExchangeError, ValueError) as error:
             raise endpoint.error(str(error), request) from error
         finally:
             endpoint.outstanding -= 1
-            self._asked.pop(request.id, None)  # a probe's is every server's
+            self._answering.pop(request.id, None)  # probes of several servers have one id
             if connection and finish:
                 connection.release()
             elif connection:
@@ -244,19 +245,19 @@ class Endpoints(Backend):
     async def _parts(
         self, connection: Connection, request: Request, whole: bool
     ) -> AsyncIterator[Part]:
-        """An answer in as many parts as the reader is woken times; the last one has the finish."""
+        """An answer in parts, one for each wake-up of the reader; the last one has `finish`."""
         reader = self._dialect.reader(request)
 
-        def read(data: bytes, said: str) -> Part:
+        def read(data: bytes, what: str) -> Part:
             try:
                 return reader(data)
             except msgspec.DecodeError as error:
-                raise ValueError(f"{self._dialect.generate} {said} {content(data)}") from error
+                raise ValueError(f"{self._dialect.generate}: {what} is {content(data)}") from error
 
         if whole:
-            part = read(await connection.read_all(), "answers")
+            part = read(await connection.read_all(), "the response")
             if not part.finish:
-                raise ValueError("its answer has no finish reason")
+                raise ValueError("the answer has no finish reason")
             yield part
             return
         events = Events()
@@ -264,11 +265,11 @@ class Endpoints(Backend):
         while not finish:
             data = await connection.read()
             if not data:
-                raise ValueError("its stream ended before the answer")
+                raise ValueError("the stream ended before the answer did")
             ids: list[int] = []
             cached = None
             for event in events.feed(data):
-                part = read(event, "sends an event of")
+                part = read(event, "an event")
                 ids += part.token_ids
                 finish, cached = part.finish, part.cached
                 if finish:
@@ -277,25 +278,25 @@ class Endpoints(Backend):
                 yield Part(ids, finish, cached)
 
     async def _check(self, endpoint: Endpoint, names: set[str], length: int) -> None:
-        """Whether a server can do the run."""
+        """Check that a server can do this run, and let it generate a few tokens."""
         try:
             async with asyncio.timeout(CHECK_S):
                 await endpoint.get(self._dialect.health)
                 offered = await self._dialect.describe(endpoint.get)
         except TimeoutError:
             raise endpoint.error(
-                f"it did not answer {self._dialect.health} and tell its model within {CHECK_S:g} s"
+                f"did not answer {self._dialect.health} and name its model within {CHECK_S:g} s"
             ) from None
         except ValueError as error:
             raise endpoint.error(str(error)) from error
         endpoint.served = served = self._choose(endpoint, offered, names)
         if served.max_model_len is not None and served.max_model_len < length:
             raise LengthError(
-                f"endpoint {endpoint.client.url}: its length is {served.max_model_len} tokens and "
-                f"the run may need {length}: start it for that, or give --max-model-len "
-                f"{served.max_model_len}"
+                f"endpoint {endpoint.client.url}: the server's length is {served.max_model_len} "
+                f"tokens and the run may need {length}: start it with more, or give --max-model-len"
+                f" {served.max_model_len}"
             )
-        silent = asyncio.get_running_loop().call_later(
+        warning = asyncio.get_running_loop().call_later(
             SILENT_S,
             log.warning,
             "%s has generated nothing for %g s",
@@ -308,43 +309,43 @@ class Endpoints(Backend):
                 async for delta in self._ask(endpoint, PROBE):
                     ids += delta.token_ids
         except TimeoutError:
-            raise endpoint.error(f"healthy, but nothing generated within {PROBE_S:g} s") from None
+            raise endpoint.error(f"healthy, but generated nothing within {PROBE_S:g} s") from None
         finally:
-            silent.cancel()
+            warning.cancel()
         if len(ids) != PROBE.max_new_tokens:
             raise endpoint.error(
-                f"asked for {PROBE.max_new_tokens} tokens it has given {len(ids)} token ids"
+                f"returned {len(ids)} token ids for a request of {PROBE.max_new_tokens} tokens"
             )
         endpoint.sent = 0
         log.info("%s: %s, %s", endpoint.client.url, served.name, served.version)
 
     def _choose(self, endpoint: Endpoint, offered: list[Served], names: set[str]) -> Served:
-        """The model to ask for."""
-        asked = self.config.served_model
+        """The model to request."""
+        requested = self.config.served_model
         for served in offered:
             theirs = {served.name, served.root}
-            if asked == served.name or (asked is None and _same(names, theirs)):
+            if requested == served.name or (requested is None and _same(names, theirs)):
                 return served
         offers = ", ".join(served.name for served in offered) or "no model"
-        wanted = asked or " or ".join(sorted(names))
+        expected = requested or " or ".join(sorted(names))
         raise endpoint.error(
-            f"it serves {offers}, not {wanted}; if that is the same model: --served-model"
+            f"serves {offers}, not {expected}; if that is the same model, give --served-model"
             f" {offered[0].name if offered else 'NAME'}"
         )
 
     async def _watch(self, endpoint: Endpoint) -> None:
-        """Look after a server's health, and end the run when it has been gone for long."""
-        well = time.monotonic()
-        while time.monotonic() - well < HUNG_S:
+        """Check a server's health, and end the run when it has failed for HUNG_S."""
+        healthy_at = time.monotonic()
+        while time.monotonic() - healthy_at < HUNG_S:
             await asyncio.sleep(WATCH_S)
             try:
                 async with asyncio.timeout(WATCH_S):
                     await endpoint.get(self._dialect.health)
             except (EngineError, TimeoutError) as error:
-                log.warning("%s", str(error) or endpoint.error("its health check hangs"))
+                log.warning("%s", str(error) or endpoint.error("the health check timed out"))
             else:
-                well = time.monotonic()
-        self._fail(endpoint.error(f"it has not been well for {HUNG_S:g} s"))
+                healthy_at = time.monotonic()
+        self._fail(endpoint.error(f"failed its health checks for {HUNG_S:g} s"))
 
     def _fail(self, error: EngineError) -> None:
         """Raise `error` in every open stream and every later one."""
@@ -354,7 +355,8 @@ class Endpoints(Backend):
 
 
 def _names(model: str) -> set[str]:
-    """What a server may call a model directory; in a Hugging Face cache also by the model's id."""
+    """Names that a server may use for a model directory: its path, and the id of a model in the
+    Hugging Face cache."""
     path = Path(model).resolve()
     names = {str(path)}
     if path.parent.name == "snapshots" and path.parents[1].name.startswith("models--"):
@@ -363,13 +365,13 @@ def _names(model: str) -> set[str]:
 
 
 def _same(ours: set[str], theirs: set[str]) -> bool:
-    """Whether any two are equal, or end in the same name."""
+    """Whether two of them are equal, or paths that end in the same name."""
     return not {PurePath(name).name for name in ours}.isdisjoint(
         PurePath(name).name for name in theirs
     )
 
 
 def _raise_descriptor_limit() -> None:
-    """Every open request is a connection, and every connection a descriptor."""
+    """Every open request has a connection, and every connection a file descriptor."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,7 +1,7 @@
-"""HTTP/1.1 for a load generator: many long streams of small events, at little cost for each.
+"""An HTTP/1.1 client for a load generator: many long streams of small events, at low cost.
 
-A connection carries one exchange at a time and is kept for the next. Nothing is ever sent twice:
-what fails, fails the caller.
+A connection carries one exchange at a time and is kept for the next. Nothing is ever sent twice: a
+failure is the caller's.
 """
 
 import asyncio
@@ -16,10 +16,10 @@ import httptools
 
 from errors import EngineError, UsageError
 
-CONNECTING = 64  # at a time, so that a server's queue of new connections does not overflow
-CONNECT_S = 60.0  # a busy server may accept none for seconds, and TCP then tries after 1, 3, 7 s
-KEEP_S = 2.0  # servers drop a connection that was idle for 5 s: one close to that is not used again
-KEEPALIVE = (  # a host that is gone shows within a minute, also while a long answer is awaited
+CONNECTING = 64  # at a time, or a server's accept queue could overflow
+CONNECT_S = 60.0  # a busy server may accept nothing for seconds; TCP retries after 1, 3, 7 s
+KEEP_S = 2.0  # servers close connections that are idle for 5 s: older ones are not reused
+KEEPALIVE = (  # notices within a minute that a host is gone, even amid a long answer
     (socket.SO_KEEPALIVE, socket.SOL_SOCKET, 1),
     (socket.TCP_KEEPIDLE, socket.IPPROTO_TCP, 30),  # seconds
     (socket.TCP_KEEPINTVL, socket.IPPROTO_TCP, 10),  # seconds
@@ -28,7 +28,7 @@ KEEPALIVE = (  # a host that is gone shows within a minute, also while a long an
 
 
 class Response(NamedTuple):
-    """What a server has answered."""
+    """A server's response."""
 
     status: int
     body: bytes
@@ -40,7 +40,7 @@ class ExchangeError(Exception):
 
 
 class Connection(asyncio.Protocol):
-    """One connection to a server; `at_ns` is time.monotonic_ns() when its last data came."""
+    """One connection to a server; `at_ns` is time.monotonic_ns() when its last data arrived."""
 
     def __init__(self, client: "Client") -> None:
         self.at_ns = 0
@@ -57,11 +57,11 @@ class Connection(asyncio.Protocol):
 
     @property
     def usable(self) -> bool:
-        """Whether another exchange may begin on it."""
+        """Whether it can be used for another exchange."""
         return self._error is None and time.monotonic() - self.idle_since < KEEP_S
 
     def send(self, message: bytes) -> None:
-        """Begin an exchange by a whole request."""
+        """Start an exchange: send a whole request."""
         self._status = 0
         self.headers.clear()
         self._complete = False
@@ -69,15 +69,15 @@ class Connection(asyncio.Protocol):
         self._transport.write(message)
 
     async def status(self) -> int:
-        """The status of the response. Raises: ExchangeError, or what `fail` was given."""
+        """The response's status. Raises: ExchangeError, or what `fail` was called with."""
         while not self._status:
             await self._news()
         return self._status
 
     async def read(self) -> bytes:
-        """What has come of the body since the last call, at least a byte; nothing at its end.
+        """The part of the body that arrived since the last call, at least a byte; b"" at its end.
 
-        Raises: as `status`, once all that came before is read.
+        Raises: as `status`, once all that arrived before is read.
         """
         while not self._body:
             if self._complete:
@@ -100,18 +100,18 @@ class Connection(asyncio.Protocol):
         return Response(status, body, dict(self.headers))
 
     def release(self) -> None:
-        """The caller needs no more of this exchange; what may still come of it is dropped."""
+        """Finish this exchange; what may still arrive of it is dropped."""
         self._wanted = False
         self._body.clear()
         if self._complete:
             self._client.keep(self)
 
     def abort(self) -> None:
-        """Close at once: the server sees that nobody waits."""
+        """Close at once, which makes the server abort the request."""
         self._transport.abort()
 
     def fail(self, error: Exception) -> None:
-        """Close, and raise `error` to whoever waits."""
+        """Close, and raise `error` from the pending call."""
         self._error = self._error or error
         self._transport.abort()
         self._wake()
@@ -126,7 +126,7 @@ class Connection(asyncio.Protocol):
         if self._waiter and not self._waiter.done():
             self._waiter.set_result(None)
 
-    # what asyncio calls
+    # called by asyncio
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -138,21 +138,21 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self.at_ns = time.monotonic_ns()
         if self._complete:
-            self.fail(ExchangeError("the server answers what nobody asked"))
+            self.fail(ExchangeError("the server sent data without a request"))
             return
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
-            self.fail(ExchangeError(f"this is not HTTP: {error}"))
+            self.fail(ExchangeError(f"the response is not HTTP: {error}"))
         self._wake()
 
     def connection_lost(self, error: Exception | None) -> None:
         self._client.connections.discard(self)
-        said = f" ({error})" if error else ""
-        self._error = self._error or ExchangeError(f"the server has closed the connection{said}")
+        cause = f" ({error})" if error else ""
+        self._error = self._error or ExchangeError(f"the server closed the connection{cause}")
         self._wake()
 
-    # what the parser calls
+    # called by the parser
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self.headers[name.lower()] = value
@@ -167,7 +167,7 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         self._complete = True
         if not self._parser.should_keep_alive():
-            self._error = self._error or ExchangeError("the server ends connections")
+            self._error = self._error or ExchangeError("the server does not keep connections")
             self._transport.close()
         elif not self._wanted:
             self._client.keep(self)
@@ -177,15 +177,17 @@ class Client:
     """Exchanges with one server."""
 
     def __init__(self, url: str, key: str | None = None) -> None:
-        """`key` is sent with every request and kept out of all that is said.
+        """`key` is sent with every request and appears in no message.
 
         Raises: UsageError for a URL or a key that can't be used.
         """
         if "@" in url:
-            raise UsageError("an endpoint's URL holds a name or key; keys come by their variable")
+            raise UsageError(
+                "--endpoint: the URL holds a user name or key; set $MLPERF_ENDPOINT_KEY"
+            )
         parts, port = _split(url)
         if key and not (key.isascii() and key.isprintable()):
-            raise UsageError("the endpoint's key holds characters that HTTP can't carry")
+            raise UsageError("$MLPERF_ENDPOINT_KEY holds characters that an HTTP header can't")
         tls = parts.scheme == "https"
         self._path = parts.path.rstrip("/")
         self.url = f"{parts.scheme}://{parts.netloc.lower()}{self._path}"
@@ -201,9 +203,9 @@ class Client:
         self._connecting = asyncio.Semaphore(CONNECTING)
 
     async def open(self, path: str, body: bytes | None = None) -> Connection:
-        """A connection on which a request has been sent: POST where there is a body, else GET.
+        """Send a request, POST if it has a body and else GET, and return its connection.
 
-        Raises: ExchangeError; EngineError where this process has no descriptors left.
+        Raises: ExchangeError; EngineError where this process has no file descriptors left.
         """
         while self._kept:
             connection = self._kept.pop()
@@ -218,15 +220,15 @@ class Client:
         return connection
 
     async def fetch(self, path: str, body: bytes | None = None) -> Response:
-        """The whole answer to a request. Raises: as `open`."""
+        """Send a request and return the whole response. Raises: as `open`."""
         connection = await self.open(path, body)
         try:
-            answer = await connection.whole()
+            response = await connection.whole()
         except BaseException:
             connection.abort()
             raise
         connection.release()
-        return answer
+        return response
 
     def keep(self, connection: Connection) -> None:
         """Take a connection back for a later exchange."""
@@ -242,25 +244,25 @@ class Client:
                     lambda: Connection(self), host, port, ssl=self._tls
                 )
         except TimeoutError:
-            raise ExchangeError(f"no connection within {CONNECT_S:g} s") from None
+            raise ExchangeError(f"could not connect within {CONNECT_S:g} s") from None
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE):
                 raise EngineError(
-                    "no file descriptor is left for another connection: raise the limit"
+                    "no file descriptors are left for another connection: raise their limit"
                     " (ulimit -Hn), or lower --max-running"
                 ) from error
-            raise ExchangeError(f"it can't be reached: {error.strerror or error}") from error
+            raise ExchangeError(f"can't be reached: {error.strerror or error}") from error
         return connection
 
     def close(self, error: Exception) -> None:
-        """Close every connection; `error` is raised to whoever waits on one."""
+        """Close every connection; `error` is raised from pending calls."""
         for connection in list(self.connections):
             connection.fail(error)
         self._kept.clear()
 
 
 def _split(url: str) -> tuple[SplitResult, int | None]:
-    """A server's URL, and the port in it. Raises: UsageError."""
+    """A server's URL, parsed, and its port. Raises: UsageError."""
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -273,5 +275,5 @@ def _split(url: str) -> tuple[SplitResult, int | None]:
         or (parts.query or parts.fragment)
         or not (url.isascii() and url.isprintable() and " " not in url)
     ):
-        raise UsageError(f"endpoint {url!r}: it must look like http://HOST:PORT")
+        raise UsageError(f"--endpoint {url!r}: it must look like http://HOST:PORT")
     return parts, port

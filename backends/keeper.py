@@ -1,10 +1,10 @@
-"""Ends an engine's processes when their run is over, however it ends.
+"""Kills an engine's processes when their run is over, however it ends.
 
     python -I keeper.py PID FOLDER [SHARED...]
 
-Started by `backends.children`, in a session of its own. It notes which processes PID makes from now
-on. When its standard input closes, since PID has closed it or is no more, it kills all of them and
-removes FOLDER. A byte on standard input says that PID has made the processes that it needs.
+Started by `backends.children`, in a session of its own. It records which processes PID starts from
+now on. When its standard input closes, because PID closed it or died, it kills all of them and
+removes FOLDER. A byte on standard input means that PID has started all processes it needs.
 """
 
 import os
@@ -18,50 +18,50 @@ from pathlib import Path
 
 import psutil
 
-WATCH_S = (0.2, 20.0)  # between two looks, while processes are being made and afterwards
+WATCH_S = (0.2, 20.0)  # between checks, while processes are being started and afterwards
 SHARED_MEMORY = Path("/dev/shm")
-END_S = 5.0  # for the kernel to end what was killed
+END_S = 5.0  # for killed processes to be gone
 
 
 def made_by(process: psutil.Process) -> set[psutil.Process]:
-    """Children of children included. A resource tracker is left alone: it has to clean up after the
-    others, and ends by itself."""
-    made: set[psutil.Process] = set()
+    """A process's descendants, without resource trackers: they clean up after the others, and end
+    by themselves."""
+    descendants: set[psutil.Process] = set()
     try:
         children = process.children(recursive=True)
     except psutil.Error:  # it has ended
-        return made
+        return descendants
     for child in children:
-        with suppress(psutil.Error):  # one may end while we look
+        with suppress(psutil.Error):  # one may end meanwhile
             if not any("resource_tracker" in word for word in child.cmdline()):
-                made.add(child)
-    return made
+                descendants.add(child)
+    return descendants
 
 
-def named(beginnings: list[str]) -> set[Path]:
-    """Files in shared memory whose names begin so."""
-    return {path for path in SHARED_MEMORY.iterdir() if path.name.startswith(tuple(beginnings))}
+def named(prefixes: list[str]) -> set[Path]:
+    """Files in shared memory whose names have one of these prefixes."""
+    return {path for path in SHARED_MEMORY.iterdir() if path.name.startswith(tuple(prefixes))}
 
 
 def mapped_by(processes: Iterable[psutil.Process], files: set[Path]) -> set[Path]:
-    """Those of the files that one of these processes has mapped; a semaphore is, under the name
-    that it had first, so their inodes are compared."""
+    """Those of the files that one of these processes has mapped. Compared by inode, since a
+    semaphore is mapped under the name it had at first."""
     by_inode = {}
     for path in files:
         with suppress(FileNotFoundError):
             by_inode[str(path.stat().st_ino)] = path
-    found = set()
+    mapped = set()
     for process in processes if by_inode else ():
         with suppress(OSError):  # it may have ended
             maps = Path(f"/proc/{process.pid}/maps").read_text()
             inodes = re.findall(rf" (\d+) +{SHARED_MEMORY}/", maps)
-            found |= {by_inode[inode] for inode in inodes if inode in by_inode}
-    return found
+            mapped |= {by_inode[inode] for inode in inodes if inode in by_inode}
+    return mapped
 
 
 def main() -> None:
     starter = psutil.Process(int(sys.argv[1]))
-    others = made_by(starter)  # ours too
+    others = made_by(starter)  # this process among them
     engine: set[psutil.Process] = set()
     print("watching", flush=True)
     of_others = named(sys.argv[3:])

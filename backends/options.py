@@ -14,12 +14,12 @@ from benchmark import MAX_NEW_TOKENS, MODEL, REVISION
 from errors import LaunchError, LengthError, ModelError, UsageError
 from ref_dsinfer.config import CONFIG_FILE, read_config
 
-MANY_OPTIONS = 20  # of an engine: too many to name them all
+MANY_OPTIONS = 20  # of an engine: too many to list in a message
 
 TITLES: dict[Group, str] = {
     "engine": "engine",
-    "processes": "engine with processes of its own (vllm, sglang)",
-    "servers": "servers that run already",
+    "processes": "engine with its own processes (vllm, sglang)",
+    "servers": "running servers",
 }
 
 
@@ -34,8 +34,8 @@ def positive_int(text: str) -> int:
 def add_engine_options(
     parser: argparse.ArgumentParser, torchrun: bool = False, loadgen: bool = False
 ) -> None:
-    """Add the options of an engine. Under torchrun the backend has a default, and the processes
-    are torchrun's. `loadgen`: for a script that measures."""
+    """Add the options of an engine. `torchrun`: for a script under torchrun, whose backend has a
+    default and whose processes are torchrun's. `loadgen`: for a LoadGen run."""
     group = parser.add_argument_group(TITLES["engine"])
     chosen = os.environ.get("MLPERF_BACKEND") or ("pytorch" if torchrun else None)
     group.add_argument(
@@ -57,14 +57,14 @@ def add_engine_options(
     group.add_argument(
         "--revision",
         metavar="HASH",
-        help=f"revision of a model named by ID (default for {MODEL}: {REVISION})",
+        help=f"revision of a model given by ID (default for {MODEL}: {REVISION})",
     )
     group.add_argument(
         "--max-new-tokens",
         type=positive_int,
         default=MAX_NEW_TOKENS,
         metavar="TOKENS",
-        help=f"longest answer (default: {MAX_NEW_TOKENS}, the benchmark's)",
+        help=f"tokens of an answer at most (default: {MAX_NEW_TOKENS}, the benchmark's)",
     )
     group.add_argument(
         "--engine-arg",
@@ -72,7 +72,7 @@ def add_engine_options(
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="an option of the engine's own, by its own name; may be repeated",
+        help="an option of the engine's own, by its name there; may be repeated",
     )
     groups: dict[Group, argparse._ArgumentGroup] = {"engine": group}
     exclusive: dict[str, argparse._MutuallyExclusiveGroup] = {}
@@ -81,18 +81,18 @@ def add_engine_options(
             continue
         if option.group not in groups:
             groups[option.group] = parser.add_argument_group(TITLES[option.group])
-        place = groups[option.group]
+        target = groups[option.group]
         if (word := option.exclusive) and word not in exclusive:
-            exclusive[word] = place.add_mutually_exclusive_group()
-        place = exclusive[word] if word else place
-        place.add_argument(option.flag, *option.aliases, dest=name, **_argument(name, option))
+            exclusive[word] = target.add_mutually_exclusive_group()
+        target = exclusive[word] if word else target
+        target.add_argument(option.flag, *option.aliases, dest=name, **_argument(name, option))
 
 
 def _argument(name: str, option: Option) -> dict[str, Any]:
-    """What argparse is told of an option."""
+    """argparse's keyword arguments for an option."""
     default = getattr(EngineConfig, name)
     about = option.help
-    # a group's title tells which engines take all of it
+    # a group's title names the engines that support all of it
     if not option.common and (option.group == "engine" or len(option.engines) == 1):
         about = f"{', '.join(option.engines)}: {about}"
     if option.kind == "switch":
@@ -100,20 +100,20 @@ def _argument(name: str, option: Option) -> dict[str, Any]:
     if option.kind != "urls":
         shown = option.unset if default is None else default
         about += f" (default: {shown:g})" if isinstance(shown, float) else f" (default: {shown})"
-    types = {"number": int, "count": positive_int, "share": _share, "urls": _urls}
-    told = {"type": types.get(option.kind, str), "default": default, "help": about}
+    types = {"number": int, "count": positive_int, "fraction": _fraction, "urls": _urls}
+    arguments = {"type": types.get(option.kind, str), "default": default, "help": about}
     if option.choices:
-        return told | {"choices": option.choices}
-    return told | {"metavar": option.metavar or "N"}
+        return arguments | {"choices": option.choices}
+    return arguments | {"metavar": option.metavar or "N"}
 
 
 def own_names(engine: str) -> dict[str, str]:
-    """An engine's own names of what our flags say, and the flags."""
+    """An engine's own names of the options that have a flag here, and the flags."""
     return {own: option.flag for option in OPTIONS.values() if (own := option.engines.get(engine))}
 
 
 def own_arguments(engine: str, config: EngineConfig) -> dict[str, Any]:
-    """What our flags say by an engine's own names; what is left to the engine is left out."""
+    """The flags' values by an engine's own names, without those that are left to the engine."""
     return {
         own: value
         for name, option in OPTIONS.items()
@@ -122,40 +122,38 @@ def own_arguments(engine: str, config: EngineConfig) -> dict[str, Any]:
 
 
 def engine_config(
-    args: argparse.Namespace, spec: BackendSpec, world: int = 1, **fixed: Any
+    args: argparse.Namespace, spec: BackendSpec, world_size: int = 1, **fixed: Any
 ) -> EngineConfig:
-    """The engine's configuration from the options; `world` is the number of processes torchrun has
-    started, `fixed` fields are the script's own.
+    """The engine's configuration from the command line; `fixed` fields are set by the script.
 
-    Raises: UsageError for an option that this engine does not know; ModelError where the model
+    Raises: UsageError for an option that this engine does not support, ModelError where the model
     can't be found.
     """
-    asked = {
-        name: getattr(args, name) for name in OPTIONS if hasattr(args, name)
-    }  # no flag: torchrun
-    changed = {name for name, value in asked.items() if value != getattr(EngineConfig, name)}
+    # scripts under torchrun have fewer flags
+    values = {name: getattr(args, name) for name in OPTIONS if hasattr(args, name)}
+    changed = {name for name, value in values.items() if value != getattr(EngineConfig, name)}
     special = {name for name in changed if not OPTIONS[name].common}
     if "endpoints" in special and spec.attached:
         if args.engine_arg or special - {"endpoints", "served_model"}:
-            given = [OPTIONS[name].flag for name in special - {"endpoints", "served_model"}]
-            given += ["--engine-arg"] * bool(args.engine_arg)
-            raise UsageError(f"{', '.join(sorted(given))}: with --endpoint the server decides this")
-    elif foreign := sorted(
+            flags = [OPTIONS[name].flag for name in special - {"endpoints", "served_model"}]
+            flags += ["--engine-arg"] * bool(args.engine_arg)
+            raise UsageError(f"{', '.join(sorted(flags))}: with --endpoint the server decides this")
+    elif unsupported := sorted(
         OPTIONS[name].flag for name in special if spec.name not in OPTIONS[name].engines
     ):
-        raise UsageError(f"backend {spec.name} does not know {', '.join(foreign)}")
-    if world > 1:
-        asked["tensor_parallel"] = world
+        raise UsageError(f"backend {spec.name} does not support {', '.join(unsupported)}")
+    if world_size > 1:
+        values["tensor_parallel"] = world_size
     return EngineConfig(
         model=find_model(args.model, args.revision),
         options=dict(args.engine_arg),
-        **(asked | fixed),
+        **(values | fixed),
     )
 
 
 def refuse_unknown(backend: str, options: Iterable[str], known: Iterable[str]) -> None:
-    """Raises: UsageError for the first of `options` that an engine does not know, naming the
-    nearest that it does."""
+    """Raises: UsageError for the first of `options` that an engine lacks, with the nearest one that
+    it has."""
     known = sorted(known)
     for name in options:
         if name not in known:
@@ -167,10 +165,10 @@ def refuse_unknown(backend: str, options: Iterable[str], known: Iterable[str]) -
 
 
 def find_model(name: str, revision: str | None = None) -> str:
-    """The local directory of a model. A model that is not on this machine is never downloaded:
-    it may be 700 GB, and every rank of a run would fetch it.
+    """The local directory of a model. A model that is not here is never downloaded: it may have
+    700 GB, and every rank of a run would fetch it.
 
-    Raises: ModelError saying how to get it.
+    Raises: ModelError with the command that downloads it.
     """
     if Path(name).is_dir():
         return name
@@ -192,15 +190,15 @@ def find_model(name: str, revision: str | None = None) -> str:
 
 
 def model_length(config: EngineConfig) -> int:
-    """Tokens of prompt and answer together: what the model's config.json says, or less if asked.
+    """Tokens of prompt and answer together: --max-model-len, or the limit in config.json.
 
-    Raises: ModelError where config.json is missing or says nothing; LengthError where more is asked
-    for than the model has.
+    Raises: ModelError where config.json is missing or has no limit, LengthError where
+    --max-model-len is above it.
     """
     path = Path(config.model) / CONFIG_FILE
     length = read_config(config.model).get("max_position_embeddings")
     if length is None:
-        raise ModelError(f"{path}: names no max_position_embeddings")
+        raise ModelError(f"{path}: max_position_embeddings is missing")
     if not isinstance(length, int) or length < 1:
         raise ModelError(f"{path}: max_position_embeddings is {length!r}, not a length")
     if config.max_model_len is None:
@@ -214,10 +212,10 @@ def model_length(config: EngineConfig) -> int:
 
 @lru_cache
 def vocabulary_size(model: str) -> int | None:
-    """How many token ids a model has, where its config.json says so."""
+    """The model's number of token ids, if its config.json states it."""
     try:
         size = read_config(model).get("vocab_size")
-    except ModelError:  # who loads it says why; servers need only its tokenizer
+    except ModelError:  # the engine reports it when loading; servers need only the tokenizer
         return None
     return size if isinstance(size, int) else None
 
@@ -232,28 +230,30 @@ def require_mtp(model: str) -> None:
 
 
 def choose_backend(args: argparse.Namespace, torchrun: bool) -> tuple[BackendSpec, int]:
-    """The chosen engine, and the number of processes torchrun has started (1 without it).
+    """The chosen engine, and torchrun's world size (1 without it).
 
-    `torchrun` says whether the script is one of the `_mpi` twins.
-
-    Raises: UsageError; LaunchError for a script started in the other twin's way.
+    `torchrun`: whether the script is one of the `_mpi` twins.
+    Raises: UsageError; LaunchError for a script that is started like its twin.
     """
     spec = registry.lookup(args.backend)
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if not torchrun:
-        if world > 1:
+        if world_size > 1:
             raise LaunchError(
-                f"this script is one process, but torchrun has started {world}: use its _mpi twin"
+                f"torchrun has started {world_size} processes of a script that must run in one: use"
+                " its _mpi twin"
             )
         return spec, 1
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         raise LaunchError("start this script by torchrun: torchrun --nproc_per_node=N SCRIPT ...")
     if not spec.torchrun:
-        raise UsageError(f"backend {spec.name} is not started by torchrun: use the script's twin")
-    return spec, world
+        raise UsageError(
+            f"backend {spec.name} is not started by torchrun: use the script without _mpi"
+        )
+    return spec, world_size
 
 
-def _share(text: str) -> float:
+def _fraction(text: str) -> float:
     value = float(text)
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f"must be above 0 and at most 1, not {text}")

@@ -1,8 +1,8 @@
 """`ref_dsinfer` behind the backend interface.
 
-The engine is synchronous and runs in a thread of its own; the event loop hands it requests through
-an inbox and gets deltas back once a step. Under torchrun rank 0 leads: before each step it tells
-the followers what came in (requests, aborts, the end), and all ranks take the same step.
+The engine is synchronous and runs in a thread of its own. The event loop puts requests into its
+inbox and gets deltas back once a step. Under torchrun rank 0 leads: before each step it broadcasts
+the commands that have arrived (requests, aborts, stop), and all ranks run the same step.
 """
 
 import asyncio
@@ -32,14 +32,14 @@ COUNTS = ("threads", "cache_tokens", "step_tokens")  # what --engine-arg takes, 
 
 @dataclass(frozen=True)
 class Abort:
-    """Nobody waits for this request any more."""
+    """The request's stream was closed."""
 
     id: int
 
 
 @dataclass(frozen=True)
 class Stop:
-    """The run is over; open requests are dropped."""
+    """The run is over; open requests are aborted."""
 
 
 Command = Request | Abort | Stop
@@ -77,8 +77,8 @@ def engine_options(config: EngineConfig) -> EngineOptions:
 class PyTorchBackend(Backend):
     """The project's own engine, over as many processes as torchrun started.
 
-    Raises: UsageError for options; LaunchError if the world size is not `tensor_parallel`; those of
-    `Engine` from `start`.
+    Raises: UsageError for options, LaunchError if the world size is not `tensor_parallel`; from
+    `start` and `follow` as `Engine`.
     """
 
     def __init__(self, config: EngineConfig) -> None:
@@ -88,7 +88,7 @@ class PyTorchBackend(Backend):
         if config.tensor_parallel != self._info.world_size:
             raise LaunchError(
                 f"tensor_parallel {config.tensor_parallel} needs as many processes, not "
-                f"{self._info.world_size}: start with torchrun "
+                f"{self._info.world_size}: start the _mpi script with torchrun "
                 f"--nproc_per_node={config.tensor_parallel}"
             )
         self._inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
@@ -103,17 +103,19 @@ class PyTorchBackend(Backend):
         return self._info.rank == 0
 
     def follow(self) -> None:
-        """Load, and take the steps rank 0 takes until it stops. Raises: those of `Engine`."""
+        """Load the model, and run the same steps as rank 0 until it stops."""
         engine = self._load()
         _serve(engine, commands=engine.ranks.broadcast, deliver=lambda outputs: None)
         engine.close()
 
     async def start(self) -> None:
-        """Load the model on this rank while the others do. Raises: those of `Engine`."""
+        """Load the model on this rank while the others do the same."""
         loop = asyncio.get_running_loop()
         ready: asyncio.Future[Engine] = loop.create_future()
         self._thread = threading.Thread(target=self._lead, args=(loop, ready), name="engine")
-        self._thread.daemon = True  # a collective that never returns must not keep a failed run
+        self._thread.daemon = (
+            True  # a collective that never returns must not keep the process alive
+        )
         self._thread.start()
         self._engine = await ready
 
@@ -130,10 +132,10 @@ class PyTorchBackend(Backend):
         }
 
     async def stream(self, request: Request) -> AsyncIterator[Delta]:
-        """Raises: LengthError, ModelError, UsageError for this request alone; EngineError before
-        `start`; else whatever stopped the engine."""
+        """Raises: LengthError, ModelError, UsageError for this request alone, EngineError before
+        `start`, otherwise whatever stopped the engine."""
         if self._failure:
-            raise _reported(self._failure)
+            raise _for_thread(self._failure)
         if self._engine is None:
             raise EngineError("the pytorch engine has not been started")
         sampling = request.sampling
@@ -150,7 +152,7 @@ class PyTorchBackend(Backend):
                 delta = await deltas.get()
                 if isinstance(delta, BaseException):
                     finished = True
-                    raise _reported(delta)
+                    raise _for_thread(delta)
                 finished = delta.finish is not None
                 yield delta
         finally:
@@ -169,7 +171,7 @@ class PyTorchBackend(Backend):
         thread, self._thread = self._thread, None
         await asyncio.to_thread(thread.join)
         self._fail(self._failure or EngineError("the pytorch engine was closed"))
-        self._engine = None  # what comes next, grading, may take long and needs the memory
+        self._engine = None  # grading comes next, may take long, and needs the memory
         gc.collect()
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
@@ -205,36 +207,36 @@ class PyTorchBackend(Backend):
         return commands
 
     def _deliver(self, loop: asyncio.AbstractEventLoop, outputs: list[Output]) -> None:
-        """Wake the event loop once for all deltas of a step."""
+        """Pass a step's deltas to the event loop, waking it once."""
         now = time.monotonic_ns()
         if self.config.coalesce:
             outputs = [whole for output in outputs if (whole := self._coalesced(output))]
         if outputs:
             deltas = [(out.id, Delta(out.token_ids, out.finish, now)) for out in outputs]
-            loop.call_soon_threadsafe(self._hand_out, deltas)
+            loop.call_soon_threadsafe(self._dispatch, deltas)
 
     def _coalesced(self, output: Output) -> Output | None:
-        """The whole answer once it is complete."""
-        held = self._held.setdefault(output.id, [])
-        held += output.token_ids
+        """The whole answer, once it is complete."""
+        tokens = self._held.setdefault(output.id, [])
+        tokens += output.token_ids
         if output.finish is None:
             return None
         return Output(output.id, tuple(self._held.pop(output.id)), output.finish)
 
-    def _hand_out(self, deltas: list[tuple[int, Delta]]) -> None:
+    def _dispatch(self, deltas: list[tuple[int, Delta]]) -> None:
         for request_id, delta in deltas:
             if request_id in self._open:  # else its stream was closed during the step
                 self._open[request_id].put_nowait(delta)
 
     def _started(self, ready: "asyncio.Future[Engine]", engine: Engine) -> None:
-        if not ready.done():  # it is where `start` was cancelled
+        if not ready.done():  # else `start` was cancelled
             ready.set_result(engine)
 
     def _failed(self, ready: "asyncio.Future[Engine]", error: BaseException) -> None:
         if ready.done():
             self._fail(error)
         else:
-            ready.set_exception(_reported(error))
+            ready.set_exception(_for_thread(error))
 
     def _fail(self, error: BaseException) -> None:
         self._failure = error
@@ -247,7 +249,7 @@ def _serve(
     commands: Callable[[], list[Command] | None],
     deliver: Callable[[list[Output]], None],
 ) -> None:
-    """Take commands and steps, the same on every rank, until a Stop."""
+    """Execute commands and run steps, the same on every rank, until a Stop."""
     while True:
         for command in commands() or []:
             if isinstance(command, Stop):
@@ -268,8 +270,8 @@ def _serve(
             deliver(engine.step())
 
 
-def _reported(error: BaseException) -> BaseException:
-    """An error to raise in another thread: a user's as it is, a fault of ours with its origin."""
+def _for_thread(error: BaseException) -> BaseException:
+    """An error to raise in another thread: a user's error as it is, a bug with its traceback."""
     if isinstance(error, UserError):
         return error
     wrapped = RuntimeError("the engine stopped")

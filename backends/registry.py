@@ -1,4 +1,4 @@
-"""The table of engines. One not built yet is absent, not stubbed."""
+"""The table of engines."""
 
 from importlib import import_module
 
@@ -40,7 +40,7 @@ _TABLE = (
 
 
 def names() -> list[str]:
-    """The engines a user may choose."""
+    """The engines that a user may choose."""
     return [spec.name for spec in _TABLE if not spec.hidden]
 
 
@@ -53,10 +53,10 @@ def lookup(name: str) -> BackendSpec:
 
 
 def load(spec: BackendSpec, config: EngineConfig) -> Backend:
-    """An engine, not started, or the client of servers that run already.
+    """An engine, not yet started, or the client of running servers.
 
-    Raises: ModuleNotFoundError where a package it needs is not installed (see `entrypoint`);
-    LaunchError where this process has no place for temporary files; what its class raises.
+    Raises: ModuleNotFoundError where a package it needs is not installed (see `entrypoint`),
+    LaunchError where no directory for temporary files is writable, what its class raises.
     """
     if not config.endpoints:
         make_writable()

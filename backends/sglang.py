@@ -1,7 +1,7 @@
-"""An SGLang server of our own: started here, spoken to over HTTP on a loopback port, ended here.
+"""An SGLang server that is started here, used over HTTP on a loopback port, and ended here.
 
-Whoever else is on this machine can't use it, for it asks for a key that is made anew for each run.
-Tried on SGLang 0.5.23.
+Other users of this machine can't use it: it requires an API key, which is new in each run. Tested
+with SGLang 0.5.23.
 """
 
 import asyncio
@@ -26,20 +26,20 @@ from backends.types import Backend, Delta, EngineConfig, Request, Reuse
 from errors import EngineError
 from ref_dsinfer.network import check_interfaces
 
-LOOK_S = 0.3  # between two looks at a server that starts
-DEATH_S = 5.0  # for a server whose connections have broken to be seen to end
+POLL_S = 0.3  # between checks of a starting server
+DEATH_S = 5.0  # for a server to end after its connections broke
 TERM_S = 4.0  # for it to end by itself; what is left then is killed
-# How the names of its files in shared memory begin: where it crashes it leaves Python's too.
+# Name prefixes of its files in shared memory, and of Python's, which it leaves when it crashes.
 SHARED = ("sglang_loads_", "sgl_shm_", "sem.mp-", "psm_")
-PORT_TAKEN = "address already in use"  # SGLang then goes on for ever, answering nobody
+PORT_TAKEN = "address already in use"  # SGLang then keeps running without a port
 
 
 class SglangBackend(Backend):
-    """SGLang, started here and ended here.
+    """SGLang as a child process.
 
-    Raises: UsageError for options, ModelError for a model that can't be read, LaunchError for a
-    network interface that is not here; EngineError from `start` and `stream`, with the end of
-    SGLang's own log where it has died.
+    Raises: UsageError for options, ModelError for a model that can't be read, LaunchError for an
+    unknown network interface; EngineError from `start` and `stream`, with the last lines of
+    SGLang's log if it died.
     """
 
     def __init__(self, config: EngineConfig) -> None:
@@ -52,14 +52,14 @@ class SglangBackend(Backend):
         self._children: Children | None = None
         self._process: subprocess.Popen | None = None
         self._server: Endpoints | None = None
-        self._told: Mapping[str, Any] = {}
+        self._server_info: Mapping[str, Any] = {}
 
     async def start(self) -> None:
         key = secrets.token_hex()
         self._children = children = Children(self.config.log, SHARED, secret=key)
         url = f"http://127.0.0.1:{_free_port()}"
         self._process = self._launch(children, url, key)
-        # the server's own queue holds what waits
+        # waiting requests are queued in the server
         config = replace(self.config, max_running=None, served_model=None)
         self._server = Endpoints(config, SglangDialect(config.model), [url], key)
         ready = asyncio.create_task(self._ready(self._server, url, key))
@@ -81,7 +81,7 @@ class SglangBackend(Backend):
             raise await self._cause(error) from error
         finally:
             await cancel([ready, failing])
-        children.settled()
+        children.started()
 
     async def stream(self, request: Request) -> AsyncIterator[Delta]:
         if self._server is None:
@@ -94,13 +94,13 @@ class SglangBackend(Backend):
             raise await self._cause(error) from error
 
     def effective(self) -> Mapping[str, Any]:
-        return {"arguments": self._arguments, "server": self._told}
+        return {"arguments": self._arguments, "server": self._server_info}
 
     async def reuse(self) -> Reuse:
         return await self._server.reuse() if self._server else Reuse(enabled=None)
 
     async def close(self) -> None:
-        """End the server: first as it would, then by force."""
+        """End the server: ask it to terminate, then kill what is left."""
         if self._server:
             await self._server.close()
         if self._process:
@@ -109,10 +109,10 @@ class SglangBackend(Backend):
         if self._children:
             await asyncio.to_thread(self._children.close)
         if self._process:
-            self._process.poll()  # else it stays in the list of processes
+            self._process.poll()  # reaps it
 
     def _launch(self, children: Children, url: str, key: str) -> subprocess.Popen:
-        # In a file, since others can read a command line. SGLang repeats the key in its log.
+        # In a file, since others can read command lines. SGLang repeats the key in its log.
         secret = children.folder / "server.yaml"
         secret.touch(0o600)
         secret.write_text(json.dumps({"api-key": key}))
@@ -127,37 +127,37 @@ class SglangBackend(Backend):
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # it hears no Ctrl-C
+                start_new_session=True,  # it does not receive Ctrl-C
                 env=environment(self.config, self._device, children.folder),
             )
 
     async def _ready(self, server: Endpoints, url: str, key: str) -> None:
-        """Wait until the server answers, and see that it is ours and generates."""
+        """Wait until the server is healthy, and check that it is ours and generates."""
         endpoint = Endpoint(Client(url, key))
         while True:
             try:
                 if (await endpoint.client.fetch("/health")).status == 200:
                     break
             except ExchangeError:
-                pass  # it does not listen yet
-            await asyncio.sleep(LOOK_S)
-        told = await endpoint.get("/server_info")
-        if key.encode() not in told:
-            raise endpoint.error("another server answers here; SGLang's own port was taken")
-        self._told = json.loads(told.replace(key.encode(), b"-"))
+                pass  # it is not listening yet
+            await asyncio.sleep(POLL_S)
+        info = await endpoint.get("/server_info")
+        if key.encode() not in info:
+            raise endpoint.error("another server has this port, which SGLang was to use: try again")
+        self._server_info = json.loads(info.replace(key.encode(), b"-"))
         await server.start()
 
     async def _failing(self, children: Children, process: subprocess.Popen) -> NoReturn:
-        """Raises: EngineError as soon as a server that starts can't come to an end."""
+        """Raises: EngineError as soon as a starting server can no longer succeed."""
         while process.poll() is None:
-            if children.said(PORT_TAKEN):
-                raise children.failure("SGLang found its port taken: start again")
-            await asyncio.sleep(LOOK_S)
+            if children.log_contains(PORT_TAKEN):
+                raise children.failure("SGLang found its port taken: try again")
+            await asyncio.sleep(POLL_S)
         raise children.failure("SGLang did not start")
 
     async def _cause(self, error: EngineError) -> EngineError:
-        """What lies behind a failed request: where the connection has broken, perhaps the server's
-        death."""
+        """The cause of a failed request: the server's death, if its connection broke because of
+        that."""
         if isinstance(error.__cause__, ExchangeError) and await self._ended(DEATH_S):
             assert self._process
             assert self._children
@@ -165,7 +165,7 @@ class SglangBackend(Backend):
         return error
 
     async def _ended(self, seconds: float) -> bool:
-        """Whether the server ends in that time."""
+        """Whether the server ends within `seconds`."""
         assert self._process
         until = asyncio.get_running_loop().time() + seconds
         while self._process.poll() is None:

@@ -1,6 +1,6 @@
-"""What SGLang is started with: our configuration in its words.
+"""SGLang's command line and environment, from our configuration.
 
-Tried on SGLang 0.5.23.
+Tested with SGLang 0.5.23.
 """
 
 import argparse
@@ -22,9 +22,9 @@ from ref_dsinfer.config import CONFIG_FILE, read_config
 from ref_dsinfer.cpu import dtype_for
 from ref_dsinfer.weight_files import check_for_others
 
-RESERVED = 6  # tokens of its context that SGLang gives to neither prompt nor answer
-CPU_CACHE_BYTES = 4 << 30  # at most, where nobody asks for more: SGLang would take most memory
-# SGLang's names of what our own flags say.
+RESERVED = 6  # tokens of its context length that SGLang uses for neither prompt nor answer
+CPU_CACHE_BYTES = 4 << 30  # default limit of the KV cache: SGLang's is most of the memory
+# SGLang's names of options that have a flag of their own here.
 OWN_FLAGS = own_names("sglang") | {
     "model_path": "--model",
     "tokenizer_path": "--model",
@@ -33,13 +33,16 @@ OWN_FLAGS = own_names("sglang") | {
     "cuda_graph_backend_prefill": "--eager",
     "disable_cuda_graph": "--eager",
 }
-# What the backend says by itself: where the server is, and who may use it.
+# Set by the backend itself.
 OURS = {"host", "port", "config", "api_key", "admin_api_key", "ssl_keyfile", "ssl_certfile"}
 
 
 def arguments(config: EngineConfig, device: str) -> list[str]:
-    """SGLang's command line, read by its own parser. Raises: UsageError; ModelError and
-    CheckpointError for what it would find out after a while, in other words."""
+    """SGLang's command line, checked by its own parser.
+
+    Raises: UsageError; ModelError and CheckpointError for what SGLang would refuse only minutes
+    later.
+    """
     parser = _Parser(add_help=False, allow_abbrev=False)
     ServerArgs.add_cli_args(parser)
     flags = {
@@ -49,65 +52,67 @@ def arguments(config: EngineConfig, device: str) -> list[str]:
     }
     options = {key.replace("-", "_"): value for key, value in config.options.items()}
     refuse_unknown("sglang", options, flags)
-    if "load_format" not in options:  # else they may be of any kind, or none
+    if "load_format" not in options:  # which may be for other formats, or no weights
         check_for_others(Path(config.model))
     for key in options:
         if own := OWN_FLAGS.get(flags[key].dest):
             raise UsageError(f"engine option {key}: use {own}")
         if flags[key].dest in OURS:
-            raise UsageError(f"engine option {key}: the server is this run's own (--endpoint?)")
+            raise UsageError(
+                f"engine option {key} is set by this run (running servers: --endpoint)"
+            )
     if options.get("node_rank", "0") != "0":
-        raise UsageError("engine option node_rank: this is the first node, number 0")
-    given = _defaults(config, device) | options | _asked(config, device)
-    words = [word for key, value in given.items() for word in _words(flags[key], key, value)]
+        raise UsageError("engine option node_rank must be 0: this is the first node")
+    values = _defaults(config, device) | options | _flag_values(config, device)
+    words = [word for key, value in values.items() for word in _words(flags[key], key, value)]
     parser.parse_args(words)
     return words
 
 
 def environment(config: EngineConfig, device: str, folder: Path) -> dict[str, str]:
-    """The environment of SGLang's processes; what is set already mostly stays."""
-    told = {
-        # its temporary files go with its processes, but for what it has compiled
+    """The environment of SGLang's processes; variables that are set already win over defaults."""
+    defaults = {
+        # outside TMPDIR, which is removed with the processes: compiled code is worth keeping
         "TORCHINDUCTOR_CACHE_DIR": f"{tempfile.gettempdir()}/torchinductor_{getuser()}",
         "HF_HUB_OFFLINE": "1",  # the model is here
     }
     forced = {
         "TMPDIR": str(folder),
-        "SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN": "1",  # by what it reserves
-        # a crash is to end at once
+        "SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN": "1",  # by RESERVED
+        # a crash must end at once
         "SGLANG_PYSPY_DUMP_BEFORE_CRASH": "0",
         "SGLANG_CUDA_COREDUMP_BEFORE_CRASH": "0",
     }
     if device == "cpu" and not config.compile:
-        forced["TORCH_COMPILE_DISABLE"] = "1"  # parts of it are compiled unasked, by a C compiler
+        forced["TORCH_COMPILE_DISABLE"] = "1"  # else parts are compiled, which needs a C compiler
     if device == "cpu" and (count := processes(config)) > 1:
-        shares = _cores(count)
-        told["SGLANG_CPU_OMP_THREADS_BIND"] = "|".join(
-            ",".join(map(str, cores)) for cores in shares
+        cores_by_process = _cores(count)
+        defaults["SGLANG_CPU_OMP_THREADS_BIND"] = "|".join(
+            ",".join(map(str, cores)) for cores in cores_by_process
         )
-        told["OMP_NUM_THREADS"] = str(len(shares[0]))
-    return told | os.environ | forced
+        defaults["OMP_NUM_THREADS"] = str(len(cores_by_process[0]))
+    return defaults | os.environ | forced
 
 
 def _defaults(config: EngineConfig, device: str) -> dict[str, str]:
-    """What we say where the user says nothing."""
-    found = {
+    """Options that --engine-arg may override."""
+    defaults = {
         "skip_tokenizer_init": "true",  # ids in, ids out
         "incremental_streaming_output": "true",
-        "disable_radix_cache": "true",  # the rules: no query may use what another has left
+        "disable_radix_cache": "true",  # the rules: no query may reuse another's prefix
         "sleep_on_idle": "true",
         "log_level_http": "warning",
     }
     if device == "cpu":
-        found |= {"disable_overlap_schedule": "true"}
+        defaults |= {"disable_overlap_schedule": "true"}
         if config.memory_share is None:
-            found |= {"max_total_tokens": str(_cpu_tokens(config))}
-    return found
+            defaults |= {"max_total_tokens": str(_cpu_tokens(config))}
+    return defaults
 
 
-def _asked(config: EngineConfig, device: str) -> dict[str, str]:
-    """What our own flags say, in SGLang's words."""
-    asked: dict[str, object] = {
+def _flag_values(config: EngineConfig, device: str) -> dict[str, str]:
+    """The values of our own flags, by SGLang's names."""
+    values: dict[str, object] = {
         "attention_backend": "torch_native" if device == "cpu" else None,
         **own_arguments("sglang", config),
         "model_path": config.model,
@@ -119,28 +124,28 @@ def _asked(config: EngineConfig, device: str) -> dict[str, str]:
         "cuda_graph_backend_prefill": "disabled" if config.eager else None,
         "speculative_algorithm": "EAGLE" if config.speculative else None,
     }
-    if config.speculative:  # what the benchmark's rules allow
-        asked |= {
+    if config.speculative:  # within the benchmark's rules
+        values |= {
             "speculative_num_steps": MTP_STEPS,
             "speculative_eagle_topk": 1,
             "speculative_num_draft_tokens": MTP_STEPS + 1,
         }
     return {
         key: "true" if value is True else str(value)
-        for key, value in asked.items()
+        for key, value in values.items()
         if value is not None and value is not False
     }
 
 
 class _Parser(argparse.ArgumentParser):
-    """Raises where argparse would end the process."""
+    """Raises UsageError where argparse would exit."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"SGLang: {message} (--engine-arg)")
 
 
 def _words(action: argparse.Action, key: str, value: str) -> list[str]:
-    """An option as the command line has it."""
+    """An option as words of a command line."""
     flag = action.option_strings[0]
     if action.nargs != 0:
         return [flag, *(value.split() if action.nargs in ("+", "*") else [value])]
@@ -151,21 +156,21 @@ def _words(action: argparse.Action, key: str, value: str) -> list[str]:
     return ["--no-" + flag[2:]] if "--no-" + flag[2:] in action.option_strings else []
 
 
-def device_of(asked: str) -> str:
-    """The device that SGLang is told to use. Raises: UsageError where there is none."""
-    if asked == "cuda" and not torch.cuda.is_available():
+def device_of(name: str) -> str:
+    """SGLang's device for --device. Raises: UsageError where there is none."""
+    if name == "cuda" and not torch.cuda.is_available():
         raise UsageError(
-            "--device cuda: torch, as installed, finds no GPU here"
+            "--device cuda: the installed torch finds no GPU"
             " (./setup.sh --backend sglang --device cuda)"
         )
-    return "cuda" if asked == "cuda" or (asked == "auto" and torch.cuda.is_available()) else "cpu"
+    return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 def _cpu_tokens(config: EngineConfig) -> int:
-    """Tokens of cache on a CPU, where SGLang's own choice would be most of the memory.
+    """Tokens of the KV cache on a CPU, where SGLang's own choice would be most of the memory.
 
-    A token's is the compressed latent and the rotary key of every layer. At least one sequence of
-    full length has a place.
+    A token has a compressed latent and a rotary key in every layer. At least one sequence of full
+    length fits.
     """
     model = read_config(config.model)
     try:
@@ -180,12 +185,12 @@ def _cpu_tokens(config: EngineConfig) -> int:
 
 
 def processes(config: EngineConfig) -> int:
-    """Processes that SGLang computes in."""
+    """SGLang's number of worker processes."""
     return config.tensor_parallel * config.pipeline_parallel * config.data_parallel
 
 
 def _cores(processes: int) -> list[list[int]]:
-    """This machine's cores, a share for each process; shared out again where there are too few."""
+    """This machine's cores, divided among processes; used more than once if they are too few."""
     cores = sorted(os.sched_getaffinity(0))
     each = max(len(cores) // processes, 1)
     return [

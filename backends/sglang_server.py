@@ -1,16 +1,16 @@
-"""SGLang's own HTTP interface: `/generate` takes token ids and gives those that it sampled.
+"""SGLang's native HTTP API: `/generate` takes token ids and returns those that it sampled.
 
-Read here from servers that others have started, and from the one of `backends/sglang.py`. The stop
-id is the last of an answer's ids. A server streams either what is new or the whole answer so far,
-as it was started (`--incremental-streaming-output`), and counts the ids in either case: the count
-tells which, and that none is missing. Tried on SGLang 0.5.23.
+For running servers, and for the one that `backends/sglang.py` starts. The stop id is the last of an
+answer's ids. A server streams either new ids or the whole answer so far, depending on how it was
+started (`--incremental-streaming-output`). Both come with a count of all ids, which tells the two
+apart and shows that none is missing. Tested with SGLang 0.5.23.
 """
 
 from typing import Any, ClassVar
 
 import msgspec
 
-from backends.dialect import Dialect, Get, Part, Prefixes, Read, Served, answer, one_line
+from backends.dialect import Dialect, Get, Part, PrefixCache, Read, Served, answer, one_line
 from backends.endpoints import Endpoints
 from backends.options import vocabulary_size
 from backends.types import FINISHES, EngineConfig, Finish, Request
@@ -48,7 +48,7 @@ _decode_answer = msgspec.json.Decoder(_Answer).decode
 
 
 class SglangDialect(Dialect):
-    """SGLang's native interface, for the model that `model`, a directory, describes."""
+    """SGLang's native API, for the model of the directory `model`."""
 
     generate: ClassVar[str] = "/generate"
 
@@ -56,25 +56,25 @@ class SglangDialect(Dialect):
         self._vocabulary = vocabulary_size(model)
 
     async def describe(self, get: Get) -> list[Served]:
-        """The longest prompt that SGLang takes is shorter than its context, and than its cache; so
-        much of prompt and answer together always fits."""
+        """The length is SGLang's limit for prompts, which is below its context length and its KV
+        cache's size: that many tokens of prompt and answer together always fit."""
         try:
             info = await answer(get, "/server_info", _decode_info)
-        except EngineError:  # SGLang's router asks one of its servers
+        except EngineError:  # SGLang's router forwards this one
             info = await answer(get, "/get_model_info", _decode_info)
         name = info.served_model_name or info.model_path
         return [Served(name, info.model_path, info.max_req_input_len, info.version)]
 
-    async def prefixes(self, get: Get) -> Prefixes:
-        """Each answer tells how much of its prompt was in the cache."""
+    async def prefix_cache(self, get: Get) -> PrefixCache:
+        """Hits are not counted here: each answer reports those of its prompt."""
         info = await answer(get, "/server_info", _decode_info)
         off = info.disable_radix_cache
-        return Prefixes(None if off is None else not off, advice="--disable-radix-cache")
+        return PrefixCache(None if off is None else not off, advice="--disable-radix-cache")
 
     def body(self, request: Request, model: str, whole: bool) -> bytes:
-        """What is not said here is left to the model's generation_config.json, so all is said.
+        """Sets every parameter, since generation_config.json decides those that are missing.
 
-        Raises: ValueError for ids that the model does not have: SGLang would die of them.
+        Raises: ValueError for ids that the model does not have: they would crash SGLang.
         """
         if self._vocabulary and request.prompt_ids:
             for id_ in (min(request.prompt_ids), max(request.prompt_ids)):
@@ -88,7 +88,7 @@ class SglangDialect(Dialect):
                 "sampling_params": {
                     "max_new_tokens": request.max_new_tokens,
                     "stop_token_ids": sorted(request.stop_ids),
-                    # SGLang then ignores the ids above too, so only where there are none
+                    # this ignores the ids above too, so only where there are none
                     "ignore_eos": not request.stop_ids,
                     "temperature": request.sampling.temperature,
                     "top_p": request.sampling.top_p,
@@ -112,44 +112,42 @@ class SglangDialect(Dialect):
                 raise ValueError(_message(event.error))
             ids, meta = event.output_ids, event.meta_info
             if ids is None or meta is None:
-                raise ValueError("it gives no output_ids with their count, as SGLang does")
-            told = meta.completion_tokens
-            if count + len(ids) == told:
+                raise ValueError("the response has no output_ids with their count: is this SGLang?")
+            total = meta.completion_tokens
+            if count + len(ids) == total:
                 new = ids
-            elif len(ids) >= max(count, told):  # the whole answer; it may be ahead of its count
+            elif len(ids) >= max(count, total):  # the whole answer; it may be ahead of its count
                 new = ids[count:]
             else:
-                raise ValueError(f"of {told} tokens it has given {count} and then {len(ids)} ids")
+                raise ValueError(f"of {total} tokens it sent {count} and then {len(ids)} ids")
             count += len(new)
             if meta.finish_reason is None:
                 return Part(new, None)
-            if count != told:
-                raise ValueError(f"its answer has {count} ids, but it counts {told}")
+            if count != total:
+                raise ValueError(f"the answer has {count} ids, but a count of {total}")
             return Part(new, _finish(meta.finish_reason, request), meta.cached_tokens)
 
         return read
 
 
 class SglangServer(Endpoints):
-    """SGLang servers that run already; SGLang need not be installed here."""
+    """Running SGLang servers; SGLang need not be installed here."""
 
     def __init__(self, config: EngineConfig) -> None:
         super().__init__(config, SglangDialect(config.model))
 
 
 def _finish(reason: _Finish, request: Request) -> Finish:
-    """How an answer has ended. Raises: ValueError where that is not as the request wants it.
+    """How an answer ended. Raises: ValueError where the request does not allow that.
 
-    SGLang also stops at the end-of-sequence ids of the model's own configuration, and says that it
-    has stopped where its numbers have become NaN.
+    SGLang also stops at the EOS ids of the model's own configuration, and reports a stop where its
+    logits became NaN.
     """
     if reason.type == "stop" and reason.matched not in request.stop_ids:
-        raise ValueError(
-            f"it has stopped at {reason.matched!r}, which is no stop id of the request"
-        )
+        raise ValueError(f"stopped at {reason.matched!r}, which is no stop id of the request")
     if reason.type not in FINISHES:
-        said = f": {one_line(reason.message)}" if reason.message else ""
-        raise ValueError(f"it has ended the answer by {reason.type!r}{said}")
+        message = f": {one_line(reason.message)}" if reason.message else ""
+        raise ValueError(f"ended the answer with finish reason {reason.type!r}{message}")
     return reason.type
 
 

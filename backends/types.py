@@ -14,14 +14,14 @@ from ref_dsinfer.sequence import Finish as Finish
 
 FINISHES: tuple[Finish, ...] = get_args(Finish)
 Scenario = Literal["offline", "server", "interactive"]
-# What an option's value is: a number is whole, a count above 0, a share above 0 and at most 1.
-Kind = Literal["text", "number", "count", "share", "switch", "urls"]
+# Of an option's value: a number is whole, a count above 0, a fraction above 0 and at most 1.
+Kind = Literal["text", "number", "count", "fraction", "switch", "urls"]
 Group = Literal["engine", "processes", "servers"]
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen. Temperature 0 is greedy: the lowest id wins a tie."""
+    """How the next token is sampled. Temperature 0 is greedy: the lowest id wins a tie."""
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -32,7 +32,7 @@ class Request:
     """One prompt to answer."""
 
     id: int  # LoadGen's query id, or the row of the data set; unique within a run
-    prompt_ids: tuple[int, ...]  # template applied, BOS included
+    prompt_ids: tuple[int, ...]  # with the chat template applied, BOS included
     max_new_tokens: int  # tokens
     stop_ids: frozenset[int]  # any of these ends the answer
     sampling: Sampling = Sampling()
@@ -40,7 +40,7 @@ class Request:
 
     @property
     def name(self) -> str:
-        """What messages call it: people know rows, not LoadGen's query ids."""
+        """Its name in messages, by row if it has one: people don't know LoadGen's query ids."""
         if self.row is None:
             return f"request {self.id}"
         return f"row {self.row}" if self.row == self.id else f"row {self.row} (request {self.id})"
@@ -48,11 +48,11 @@ class Request:
 
 @dataclass(frozen=True)
 class Delta:
-    """What an engine has sampled for one request since the last delta."""
+    """The tokens that an engine has sampled for one request since the last delta."""
 
     token_ids: tuple[int, ...]  # new ids only, stop id excluded; may be empty with `finish`
     finish: Finish | None  # set on the last delta of a request, and only there
-    at_ns: int  # time.monotonic_ns() when the engine had them
+    at_ns: int  # time.monotonic_ns() when they were there
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,12 @@ class Completion:
 
 @dataclass(frozen=True)
 class Reuse:
-    """What prompts have taken from a cache of the prefixes of earlier ones; None: not known."""
+    """Prompt tokens that came from a prefix cache instead of being computed; None: unknown."""
 
-    enabled: bool | None  # whether the engine keeps prefixes
-    cached_tokens: int | None = None  # of all prompts that were answered
-    largest: int | None = None  # tokens of one prompt, at most
-    block_size: int = 1  # tokens that are reused together
+    enabled: bool | None  # whether the engine has a prefix cache
+    cached_tokens: int | None = None  # of all answered prompts together
+    largest: int | None = None  # tokens of a single prompt
+    block_size: int = 1  # tokens that are cached together
 
 
 NO_REUSE = Reuse(enabled=False, cached_tokens=0, largest=0)
@@ -81,28 +81,29 @@ NO_REUSE = Reuse(enabled=False, cached_tokens=0, largest=0)
 
 @dataclass(frozen=True)
 class Option:
-    """How a field of EngineConfig is asked for on the command line.
+    """The command line's option for a field of EngineConfig.
 
-    The parser, the check that an engine takes it, the engine's own argument and the options page
-    are made from this.
+    From this the parser is made, the check that an engine supports the option, the engine's own
+    argument, and the options page.
     """
 
     flag: str
-    help: str  # the default is added to it
+    help: str  # without the default, which is added
     kind: Kind = "text"
-    unset: str = "the engine's own"  # what None means
+    unset: str = "the engine's own"  # the meaning of None
     metavar: str | None = None
     choices: tuple[str, ...] = ()
-    aliases: tuple[str, ...] = ()  # as users of vLLM and SGLang know it
-    common: bool = False  # every engine takes it
-    engines: Mapping[str, str] = field(default_factory=dict)  # that take it: their own name or ""
+    aliases: tuple[str, ...] = ()  # names that users of vLLM and SGLang know
+    common: bool = False  # every engine supports it
+    # That support it, with their own name of it or ""
+    engines: Mapping[str, str] = field(default_factory=dict)
     group: Group = "engine"
-    loadgen: bool = False  # of the scripts that measure only
-    exclusive: str | None = None  # of options with the same word here, only one may be given
+    loadgen: bool = False  # of LoadGen's scripts only
+    exclusive: str | None = None  # options with the same word exclude each other
 
 
 def option(default: Any, flag: str, help: str, **more: Any) -> Any:
-    """A field of EngineConfig that an option of the command line sets."""
+    """A field of EngineConfig that a command-line option sets."""
     return field(default=default, metadata={"option": Option(flag, help, **more)})
 
 
@@ -112,13 +113,13 @@ def _own(vllm: str, sglang: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """What an engine needs to start, in words all engines share; None leaves it to the engine."""
+    """What an engine is started with, in terms that all engines share; None: the engine's own."""
 
     model: str  # local directory; of a server that runs already, its tokenizer's
     device: str = option(
         "auto",
         "--device",
-        "where it runs",
+        "device to run on",
         choices=("auto", "cpu", "cuda"),
         common=True,
         engines={"sglang": "device"},
@@ -126,7 +127,7 @@ class EngineConfig:
     dtype: str = option(
         "auto",
         "--dtype",
-        "of activations; auto: bfloat16, but float32 on CPUs that can't multiply it",
+        "data type of activations; auto: bfloat16, but float32 on CPUs that can't multiply it",
         choices=("auto", "bfloat16", "float32"),
         common=True,
         engines=_own("dtype", "dtype"),
@@ -134,7 +135,7 @@ class EngineConfig:
     max_model_len: int | None = option(
         None,
         "--max-model-len",
-        "longest prompt and answer together, in tokens",
+        "tokens of prompt and answer together, at most",
         kind="count",
         unset="what the model allows",
         metavar="TOKENS",
@@ -145,7 +146,7 @@ class EngineConfig:
     max_running: int | None = option(
         None,
         "--max-running",
-        "sequences decoded at once, by each server",
+        "sequences that run at once, on each server",
         kind="count",
         aliases=("--max-num-seqs", "--max-running-requests"),
         common=True,
@@ -154,16 +155,16 @@ class EngineConfig:
     attention: str = option(
         "tp",
         "--attention",
-        "each process has a part of the attention heads (tp), or all heads for requests of its own,"
-        " and a KV cache for these (dp)",
+        "tensor-parallel attention (tp: each process has a part of the heads) or data-parallel"
+        " attention (dp: each has all heads for its own requests, and a KV cache for these)",
         choices=("tp", "dp"),
         engines={"pytorch": ""},
     )
     gemm: Literal["bf16", "fp8"] | None = option(
         None,
         "--gemm",
-        "what block-fp8 weights are multiplied with: bf16 activations (W8A16), or activations"
-        " rounded to fp8 as well (W8A8)",
+        "activations that block-fp8 weights are multiplied with: bf16 (W8A16), or rounded to fp8"
+        " as well (W8A8)",
         choices=("bf16", "fp8"),
         unset="bf16",
         engines={"pytorch": ""},
@@ -171,7 +172,7 @@ class EngineConfig:
     seed: int = option(
         0,
         "--seed",
-        "of sampling",
+        "seed of sampling",
         kind="number",
         common=True,
         engines=_own("seed", "random_seed"),
@@ -179,8 +180,8 @@ class EngineConfig:
     stall_timeout: float = option(
         1800.0,
         "--stall-timeout",
-        "end the run when no token of any request has come for so long; offline, where answers come"
-        " whole, no answer. A warning comes after 30",
+        "end the run when no request has produced a token for this long (in offline mode, where"
+        " answers come whole: when none has finished). Warns after 30 s",
         kind="count",
         metavar="SECONDS",
         common=True,
@@ -188,8 +189,8 @@ class EngineConfig:
     speculative: bool = option(
         False,
         "--speculative",
-        "decode with the model's own MTP head, three steps; the rules allow it in --mode"
-        " interactive only",
+        "speculative decoding with the model's own MTP layer, three tokens a step; the rules allow"
+        " it in --mode interactive only",
         kind="switch",
         engines={"pytorch": ""} | _own("", "speculative_algorithm"),
         loadgen=True,
@@ -197,7 +198,7 @@ class EngineConfig:
     tensor_parallel: int = option(
         1,
         "--tensor-parallel",
-        "processes that share each layer",
+        "processes that each layer is split over",
         kind="count",
         aliases=("--tensor-parallel-size", "--tp-size", "-tp"),
         engines=_own("tensor_parallel_size", "tp_size"),
@@ -206,7 +207,7 @@ class EngineConfig:
     pipeline_parallel: int = option(
         1,
         "--pipeline-parallel",
-        "processes that share the layers among them",
+        "processes that the layers are distributed over",
         kind="count",
         aliases=("--pipeline-parallel-size", "--pp-size", "-pp"),
         engines=_own("pipeline_parallel_size", "pp_size"),
@@ -215,7 +216,7 @@ class EngineConfig:
     data_parallel: int = option(
         1,
         "--data-parallel",
-        "replicas of the model, or of its attention",
+        "data-parallel size: replicas of the model, or of its attention",
         kind="count",
         aliases=("--data-parallel-size", "--dp-size", "-dp"),
         engines=_own("data_parallel_size", "dp_size"),
@@ -224,7 +225,7 @@ class EngineConfig:
     attention_dp: int = option(
         1,
         "--attention-dp",
-        "data-parallel groups of the --tensor-parallel processes, each with whole attention",
+        "data-parallel attention: groups of the --tensor-parallel processes, each with all heads",
         kind="count",
         engines={"sglang": "attn_dp_size"},
         group="processes",
@@ -232,7 +233,7 @@ class EngineConfig:
     expert_parallel: bool = option(
         False,
         "--expert-parallel",
-        "give each process whole experts, not a slice of each",
+        "expert parallelism: each process has whole experts instead of a slice of each",
         kind="switch",
         aliases=("--enable-expert-parallel",),
         engines=_own("enable_expert_parallel", "ep_size"),
@@ -242,7 +243,7 @@ class EngineConfig:
         None,
         "--memory-share",
         "fraction of device memory for weights and KV cache",
-        kind="share",
+        kind="fraction",
         metavar="FRACTION",
         aliases=("--gpu-memory-utilization", "--mem-fraction-static"),
         engines=_own("gpu_memory_utilization", "mem_fraction_static"),
@@ -251,7 +252,7 @@ class EngineConfig:
     kv_dtype: str | None = option(
         None,
         "--kv-dtype",
-        "type of the KV cache by the engine's own name, e.g. fp8",
+        "data type of the KV cache, by the engine's own name, e.g. fp8",
         metavar="TYPE",
         aliases=("--kv-cache-dtype",),
         engines=_own("kv_cache_dtype", "kv_cache_dtype"),
@@ -260,7 +261,7 @@ class EngineConfig:
     quantization: str | None = option(
         None,
         "--quantization",
-        "of the weights by the engine's own name, e.g. fp8",
+        "quantization of the weights, by the engine's own name, e.g. fp8",
         unset="what the model's config.json says",
         metavar="NAME",
         engines=_own("quantization", "quantization"),
@@ -269,7 +270,7 @@ class EngineConfig:
     attention_backend: str | None = option(
         None,
         "--attention-backend",
-        "attention kernels by the engine's own name",
+        "attention kernels, by the engine's own name",
         metavar="NAME",
         engines={"sglang": "attention_backend"},
         group="processes",
@@ -277,7 +278,7 @@ class EngineConfig:
     deterministic: bool = option(
         False,
         "--deterministic",
-        "the same answer whatever else is in the batch, at some cost",
+        "batch-invariant: the same answer whatever else is in the batch, at some cost",
         kind="switch",
         aliases=("--enable-deterministic-inference",),
         engines={"sglang": "enable_deterministic_inference"},
@@ -286,7 +287,7 @@ class EngineConfig:
     eager: bool = option(
         False,
         "--eager",
-        "no compilation and no CUDA graphs: starts sooner",
+        "no compilation and no CUDA graphs: starts faster",
         kind="switch",
         aliases=("--enforce-eager",),
         engines=_own("enforce_eager", "cuda_graph_backend_decode"),
@@ -296,7 +297,7 @@ class EngineConfig:
     compile: bool = option(
         False,
         "--compile",
-        "torch.compile, also where it is not the default",
+        "use torch.compile where it is not the default",
         kind="switch",
         aliases=("--enable-torch-compile",),
         engines=_own("", "enable_torch_compile"),
@@ -306,7 +307,7 @@ class EngineConfig:
     start_timeout: float = option(
         3600.0,
         "--start-timeout",
-        "for loading and warming up",
+        "limit for loading and warming up",
         kind="count",
         metavar="SECONDS",
         engines=_own("", ""),
@@ -315,8 +316,8 @@ class EngineConfig:
     endpoints: tuple[str, ...] = option(
         (),
         "--endpoint",
-        "use these servers, all of them as one system, instead of starting an engine; a key goes"
-        " into $MLPERF_ENDPOINT_KEY. --model then names the tokenizer's directory",
+        "use these running servers, all of them as one system, instead of starting an engine; the"
+        " API key goes into $MLPERF_ENDPOINT_KEY. --model then names the tokenizer's directory",
         kind="urls",
         metavar="URL[,URL...]",
         engines=_own("", ""),
@@ -325,15 +326,15 @@ class EngineConfig:
     served_model: str | None = option(
         None,
         "--served-model",
-        "what the servers call the model",
+        "name under which the servers serve the model",
         unset="the name of --model",
         metavar="NAME",
         aliases=("--served-model-name",),
-        group="servers",  # no engine takes it by itself, but --endpoint
+        group="servers",  # no engine supports it but with --endpoint
     )
-    coalesce: bool = False  # True where nobody reads single-token times: deltas may be long
+    coalesce: bool = False  # single-token times are not needed: deltas may hold many tokens
     options: Mapping[str, str] = field(default_factory=dict)  # the engine's own, by its own names
-    log: Path | None = None  # file for what the engine's own processes say; None: not kept
+    log: Path | None = None  # of the engine's own processes; None: not kept
 
 
 OPTIONS: Mapping[str, Option] = {
@@ -344,7 +345,7 @@ OPTIONS: Mapping[str, Option] = {
 class Backend(ABC):
     """One engine. `start`, `stream` and `close` run on one event loop.
 
-    Raises: whatever stops an engine is raised from `start` or from every open `stream`.
+    Whatever stops an engine is raised from `start`, or from every open `stream`.
     """
 
     def __init__(self, config: EngineConfig) -> None:
@@ -356,38 +357,38 @@ class Backend(ABC):
         return True
 
     def follow(self) -> None:
-        """Serve the leader's requests until it closes. Only where `leads` is False."""
+        """Run rank 0's requests until it closes. Only where `leads` is False."""
         raise NotImplementedError(f"{type(self).__name__} runs in one process")
 
     @abstractmethod
     async def start(self) -> None:
-        """Load the model; return once requests can be answered."""
+        """Load the model; returns once requests can be answered."""
 
     def effective(self) -> Mapping[str, Any]:
-        """What the started engine runs with, in its own words, as JSON has it."""
+        """The started engine's settings by its own names, as JSON values."""
         return {}
 
     async def reuse(self) -> Reuse:
-        """What the requests answered so far have taken from earlier ones' prefixes."""
+        """What the requests answered so far took from the prefix cache."""
         return Reuse(enabled=None)
 
     async def detokenize(self, ids: Sequence[int]) -> str | None:
-        """The text of ids by a tokenizer of the engine's own, special tokens included; None where
-        it has none, or does not tell."""
+        """The text of ids by the engine's own tokenizer, special tokens included; None where it
+        has none, or can't be asked."""
         return None
 
     @abstractmethod
     def stream(self, request: Request) -> AsyncIterator[Delta]:
-        """Answer one request. Closing the iterator early aborts it and frees its place."""
+        """Answer one request. Closing the iterator early aborts the request."""
 
-    def place(self, request: Request) -> str:
-        """Where an open request is answered, as messages about it begin; empty where there is but
-        one place."""
+    def location(self, request: Request) -> str:
+        """The server that answers an open request, as a prefix for messages; empty where there is
+        only one."""
         return ""
 
     @abstractmethod
     async def close(self) -> None:
-        """End every process and free every resource of the engine. Safe to call twice."""
+        """End the engine's processes and free its resources. Safe to call twice."""
 
 
 @dataclass(frozen=True)
@@ -398,5 +399,5 @@ class BackendSpec:
     target: str  # "module:Class", imported only when the backend is used
     scenarios: tuple[Scenario, ...]
     torchrun: bool  # started by the _mpi scripts, one process a rank
-    attached: str | None = None  # the class that uses servers which run already
-    hidden: bool = False  # a test aid, not offered in --help
+    attached: str | None = None  # the class for servers that are already running
+    hidden: bool = False  # for tests: not listed in --help

@@ -1,6 +1,6 @@
-"""vLLM's asynchronous engine: token ids in, a stream of the ids that vLLM sampled out.
+"""vLLM's asynchronous engine: token ids in, a stream of sampled ids out.
 
-The engine runs in processes that vLLM makes; this one keeps its client, on our event loop.
+The engine runs in processes that vLLM starts; its client runs in this one, on our event loop.
 """
 
 import argparse
@@ -41,9 +41,9 @@ from ref_dsinfer.weight_files import check_for_others
 
 LOG_LINE = "%(asctime)s %(levelname)s %(processName)s %(filename)s:%(lineno)d] %(message)s"
 SPECULATIVE = {"method": "mtp", "num_speculative_tokens": MTP_STEPS}
-SHUTDOWN_S = 10.0  # for it to end its processes by itself; what is left then is killed
-CPU_CACHE_BYTES = 4 << 30  # at most, where nobody asks for more: vLLM would take nearly all memory
-# vLLM's names of what our own flags say.
+SHUTDOWN_S = 10.0  # for vLLM to end its processes by itself; what is left then is killed
+CPU_CACHE_BYTES = 4 << 30  # default limit of the KV cache: vLLM's is nearly all memory
+# vLLM's names of options that have a flag of their own here.
 OWN_FLAGS = own_names("vllm") | {
     "model": "--model",
     "tokenizer": "--model",
@@ -52,11 +52,11 @@ OWN_FLAGS = own_names("vllm") | {
 
 
 class VllmBackend(Backend):
-    """vLLM, started here and ended here.
+    """vLLM, in child processes.
 
-    Raises: UsageError for options, ModelError for a model that vLLM does not know, LaunchError for
-    a network interface that is not here; EngineError from `start` and `stream`, with the end of
-    vLLM's own log.
+    Raises: UsageError for options, ModelError for a model that vLLM does not support, LaunchError
+    for an unknown network interface; EngineError from `start` and `stream`, with the last lines of
+    vLLM's log.
     """
 
     def __init__(self, config: EngineConfig) -> None:
@@ -75,7 +75,9 @@ class VllmBackend(Backend):
         self._args = engine_args(config)
         self._children: Children | None = None
         self._engine: AsyncLLM | None = None
-        self._cached: list[int] = []  # tokens of each prompt answered
+        self._cached: list[
+            int
+        ] = []  # prompt tokens from the prefix cache, of each answered request
 
     async def start(self) -> None:
         self._children = children = Children(self.config.log)
@@ -88,7 +90,7 @@ class VllmBackend(Backend):
         if error := loading.exception():
             raise children.failure("vLLM did not start") from error
         self._engine = loading.result()
-        children.settled()
+        children.started()
 
     async def stream(self, request: Request) -> AsyncIterator[Delta]:
         if self._engine is None:
@@ -109,8 +111,8 @@ class VllmBackend(Backend):
         assert self._engine
         config = self._engine.vllm_config
         parts = ("model", "cache", "parallel", "scheduler", "compilation", "speculative")
-        told = {part: _plain(getattr(config, f"{part}_config")) for part in parts}
-        return {"version": vllm.__version__, "arguments": _plain(self._args), **told}
+        settings = {part: _plain(getattr(config, f"{part}_config")) for part in parts}
+        return {"version": vllm.__version__, "arguments": _plain(self._args), **settings}
 
     async def reuse(self) -> Reuse:
         if not self._args.enable_prefix_caching:
@@ -118,7 +120,7 @@ class VllmBackend(Backend):
         return Reuse(True, sum(self._cached), max(self._cached, default=0))
 
     async def close(self) -> None:
-        """End vLLM's processes: first as it would, then by force."""
+        """End vLLM's processes: shut them down, then kill what is left."""
         engine, self._engine = self._engine, None
         if engine:
             await asyncio.to_thread(engine.shutdown, SHUTDOWN_S)
@@ -126,10 +128,10 @@ class VllmBackend(Backend):
             await asyncio.to_thread(self._children.close)
 
     def _launch(self, children: Children) -> AsyncLLM:
-        """In a thread: start vLLM, which blocks until it is ready or has failed."""
+        """Start vLLM; blocks until it is ready or has failed, so it runs in a thread."""
         self._args.logging_config = _logging(children.log, children.folder)
         configure_logging(self._args.logging_config)
-        sockets = str(children.folder)  # where they go with the processes
+        sockets = str(children.folder)  # removed with the processes
         try:
             with children.spawning(VLLM_RPC_BASE_PATH=sockets, VLLM_NO_USAGE_STATS="1"):
                 return AsyncLLM.from_engine_args(self._args)
@@ -144,7 +146,7 @@ class VllmBackend(Backend):
             top_p=request.sampling.top_p,
             max_tokens=request.max_new_tokens,
             stop_token_ids=sorted(request.stop_ids),
-            ignore_eos=True,  # the request names all that stop it
+            ignore_eos=True,  # the request names all its stop ids
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY if whole else RequestOutputKind.DELTA,
         )
@@ -156,15 +158,17 @@ class VllmBackend(Backend):
 
 
 def engine_args(config: EngineConfig) -> AsyncEngineArgs:
-    """vLLM's own arguments, read by its own parser. Raises: UsageError; CheckpointError for files
-    that it would find out about after a while, in other words."""
+    """vLLM's arguments, checked by its own parser.
+
+    Raises: UsageError; CheckpointError for weight files that vLLM would refuse only minutes later.
+    """
     known = {field.name for field in fields(AsyncEngineArgs)}
     options = {key.replace("-", "_"): value for key, value in config.options.items()}
     for key in options:
         if key in OWN_FLAGS:
             raise UsageError(f"engine option {key}: use {OWN_FLAGS[key]}")
     refuse_unknown("vllm", options, known)
-    if "load_format" not in options:  # else they may be of any kind, or none
+    if "load_format" not in options:  # which may be for other formats, or no weights
         check_for_others(Path(config.model))
 
     parser = _Parser(add_help=False)
@@ -182,7 +186,7 @@ def engine_args(config: EngineConfig) -> AsyncEngineArgs:
         args.compilation_config.mode = 3
     if config.speculative:
         args.speculative_config = dict(SPECULATIVE)
-    # the benchmark's rules: no query may use what another has left
+    # the benchmark's rules: no query may reuse another's prefix
     if "enable_prefix_caching" not in options:
         args.enable_prefix_caching = False
     if "disable_log_stats" not in options:
@@ -191,20 +195,20 @@ def engine_args(config: EngineConfig) -> AsyncEngineArgs:
 
 
 class _Parser(FlexibleArgumentParser):
-    """Raises where argparse would end the process."""
+    """Raises UsageError where argparse would exit."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"vLLM: {message} (--engine-arg)")
 
 
 def _words(parser: argparse.ArgumentParser, options: Mapping[str, str]) -> list[str]:
-    """Options as a command line."""
+    """Options as words of a command line."""
     words = []
     for key, value in options.items():
         flag = "--" + key.replace("_", "-")
         action = parser._option_string_actions.get(flag)
         if action is None:
-            raise UsageError(f"vLLM can't be given {key} as a text")
+            raise UsageError(f"engine option {key}: vLLM has no command-line flag for it")
         if not isinstance(action, argparse.BooleanOptionalAction):
             words.append(f"{flag}={value}")
         elif value.lower() in ("true", "false"):
@@ -219,16 +223,16 @@ def _check_architecture(model: str) -> None:
     path = Path(model) / CONFIG_FILE
     names = read_config(model).get("architectures")
     if not isinstance(names, list):
-        raise ModelError(f"{path}: names no architectures")
+        raise ModelError(f"{path}: architectures is missing")
     if not any(name in vllm.ModelRegistry.get_supported_archs() for name in names):
         raise ModelError(
-            f"{path}: vLLM {vllm.__version__} does not know {', '.join(map(str, names))}"
+            f"{path}: vLLM {vllm.__version__} does not support {', '.join(map(str, names))}"
         )
 
 
 def _delta(output: RequestOutput, request: Request) -> Delta | None:
-    """What is new in an output; None if nothing is. Raises: EngineError if vLLM gave the request
-    up."""
+    """The new part of an output; None if nothing is new. Raises: EngineError if vLLM dropped the
+    request."""
     now = time.monotonic_ns()
     (answer,) = output.outputs
     ids = tuple(answer.token_ids)
@@ -236,18 +240,18 @@ def _delta(output: RequestOutput, request: Request) -> Delta | None:
     if answer.finish_reason == "stop":
         finish = "stop"
         if not ids or ids[-1] not in request.stop_ids:
-            raise EngineError(f"{request.name}: vLLM has stopped at no stop id of the request")
+            raise EngineError(f"{request.name}: vLLM stopped, but not at a stop id of the request")
         ids = ids[:-1]
     elif answer.finish_reason == "length":
         finish = "length"
     elif answer.finish_reason:
-        raise EngineError(f"{request.name}: vLLM gave it up ({answer.finish_reason})")
+        raise EngineError(f"{request.name}: vLLM dropped it ({answer.finish_reason})")
     return Delta(ids, finish, now) if ids or finish else None
 
 
 def _logging(log_file: Path, folder: Path) -> LoggingConfig:
-    """All of vLLM's processes log into `log_file`; a file in `folder` tells them so."""
-    described = {
+    """Logging of all vLLM's processes to `log_file`, configured by a file in `folder`."""
+    settings = {
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {"line": {"format": LOG_LINE}},
@@ -257,12 +261,12 @@ def _logging(log_file: Path, folder: Path) -> LoggingConfig:
         "loggers": {"vllm": {"handlers": ["file"], "level": "INFO", "propagate": False}},
     }
     path = folder / "logging.json"
-    path.write_text(json.dumps(described))
+    path.write_text(json.dumps(settings))
     return LoggingConfig(pylogging_config_file=str(path))
 
 
 def _plain(value: Any) -> Any:
-    """A configuration as JSON has it: what JSON has no word for, in Python's."""
+    """A configuration as JSON values; what JSON has no type for, as text."""
     if value is None or isinstance(value, str | int | float):
         return value
     if isinstance(value, Mapping):

@@ -1,9 +1,9 @@
-"""`vllm serve`, started by others.
+"""Running `vllm serve` servers.
 
-`/v1/completions` takes token ids and, asked by `return_token_ids`, gives those it sampled, the stop
-id among them. (`/inference/v1/generate` saves the server the text, but answers only where it was
-started with --enable-scale-out.) An event may hold several ids; a failure after the headers comes
-as an event. Tried on vLLM 0.32.
+`/v1/completions` takes token ids and with `return_token_ids` returns those that were sampled, the
+stop id among them. (`/inference/v1/generate` would save the server detokenization, but needs one
+that was started with --enable-scale-out.) An event may hold several ids; a failure after the
+headers arrives as an event. Tested with vLLM 0.32.
 """
 
 import re
@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from backends.dialect import Dialect, Get, Part, Prefixes, Read, Served, answer, one_line
+from backends.dialect import Dialect, Get, Part, PrefixCache, Read, Served, answer, one_line
 from backends.endpoints import Endpoints
 from backends.types import FINISHES, EngineConfig, Request
 
@@ -72,12 +72,11 @@ class VllmDialect(Dialect):
             for model in models
         ]
 
-    async def prefixes(self, get: Get) -> Prefixes:
-        """Only its /metrics tell, in tokens of all requests; with several engines behind one
-        address, of all of them."""
+    async def prefix_cache(self, get: Get) -> PrefixCache:
+        """From /metrics: tokens of all requests, and of all engines behind one address."""
         lines = (await get("/metrics")).decode(errors="replace").splitlines()
         hits, enabled, block = None, None, 1
-        for name, labels, value in (found.groups() for found in map(_METRIC.match, lines) if found):
+        for name, labels, value in (match.groups() for match in map(_METRIC.match, lines) if match):
             if name in _HITS:
                 hits = (hits or 0) + int(float(value))
             elif name == "vllm:cache_config_info":
@@ -85,10 +84,10 @@ class VllmDialect(Dialect):
                 enabled = {"True": True, "False": False}.get(known.get("enable_prefix_caching", ""))
                 if known.get("block_size", "").isdecimal():
                     block = int(known["block_size"])
-        return Prefixes(enabled, hits, block, "--no-enable-prefix-caching")
+        return PrefixCache(enabled, hits, block, "--no-enable-prefix-caching")
 
     def body(self, request: Request, model: str, whole: bool) -> bytes:
-        """What is not said here is left to the server's generation_config.json, so all is said."""
+        """Sets every parameter, since generation_config.json decides those that are missing."""
         return msgspec.json.encode(
             {
                 "model": model,
@@ -113,7 +112,7 @@ class VllmDialect(Dialect):
 
 
 def read(data: bytes) -> Part:
-    """An event, or a whole answer. Raises: ValueError."""
+    """Parse an event, or a whole answer. Raises: ValueError."""
     event = _decode_answer(data)
     if event.error is not None:
         message = event.error.get("message") if isinstance(event.error, dict) else None
@@ -123,18 +122,18 @@ def read(data: bytes) -> Part:
     choice = event.choices[0]
     if choice.token_ids is None:
         raise ValueError(
-            "it gives text but no token ids; MLPerf counts the tokens that were sampled, and text"
-            " encoded again has other counts (a newer vLLM gives them)"
+            "the response has text but no token ids; MLPerf counts the tokens that were sampled,"
+            " and encoding the text again gives other counts (use a newer vLLM)"
         )
     if choice.finish_reason not in (None, *FINISHES):
-        raise ValueError(f"it has ended the answer by {choice.finish_reason!r}")
+        raise ValueError(f"ended the answer with finish reason {choice.finish_reason!r}")
     details = event.usage and event.usage.prompt_tokens_details
     cached = details.cached_tokens if details else None
     return Part(choice.token_ids, choice.finish_reason, cached)
 
 
 class VllmServer(Endpoints):
-    """vLLM servers that run already; vLLM need not be installed here."""
+    """Running vLLM servers; vLLM need not be installed here."""
 
     def __init__(self, config: EngineConfig) -> None:
         super().__init__(config, VllmDialect())

@@ -1,8 +1,8 @@
-"""Folders that engines write to, though nobody has asked for a file.
+"""Cache directories of engines and their libraries, made writable.
 
-They keep caches and compile kernels where variables say or in the home, and some fail at their
-import where they can't: in an image that is mounted read-only, in the home of another user. What
-can't be written to is replaced before an engine is imported.
+Engines keep caches and compiled kernels where environment variables say, or in the home directory.
+Some fail at import where they can't write there: in a read-only image, or another user's home. Such
+directories are replaced before an engine is imported.
 """
 
 import getpass
@@ -16,7 +16,7 @@ from errors import LaunchError
 
 log = logging.getLogger(__name__)
 
-# What these name is written to: by torch, Triton, vLLM, SGLang, FlashInfer, DeepGEMM, TileLang,
+# Directories that are written to by torch, Triton, vLLM, SGLang, FlashInfer, DeepGEMM, TileLang,
 # TVM, CUDA's driver, Numba, matplotlib and Hugging Face's libraries.
 VARIABLES = (
     "XDG_CACHE_HOME",
@@ -38,7 +38,7 @@ VARIABLES = (
     "MPLCONFIGDIR",
     "HF_MODULES_CACHE",
 )
-# Where they write in the home, if no variable says otherwise.
+# Where they write in the home directory, if no variable says otherwise.
 CACHES = ("flashinfer", "ref_dsinfer", "sglang", "torch_extensions", "tvm-ffi", "vllm")
 IN_HOME = (
     *(f".cache/{name}" for name in CACHES),
@@ -47,56 +47,54 @@ IN_HOME = (
 
 
 def make_writable(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Let variables name folders that can be written to; each that did not is told in a warning.
+    """Point environment variables to writable directories, and warn of those that were not.
 
-    What is compiled there is found again by the next run. Raises: LaunchError where there is no
-    place for temporary files.
+    The next run finds what was compiled there. Raises: LaunchError where no directory for temporary
+    files is writable.
     """
-    lost = []
-    asked = environment.get("TMPDIR")
-    if asked and not _usable(Path(asked)):
+    unwritable = []
+    tmpdir = environment.get("TMPDIR")
+    if tmpdir and not _usable(Path(tmpdir)):
         del environment["TMPDIR"]
-        tempfile.tempdir = None  # it is looked for again
-        lost.append(f"{asked} (TMPDIR)")
+        tempfile.tempdir = None  # tempfile then determines it again
+        unwritable.append(f"{tmpdir} (TMPDIR)")
     try:
         temporary = Path(tempfile.gettempdir())
     except FileNotFoundError as error:
-        raise LaunchError(
-            f"{error.strerror}: let TMPDIR name one that can be written to"
-        ) from error
-    if lost:
+        raise LaunchError(f"{error.strerror}: set TMPDIR to a writable directory") from error
+    if unwritable:
         environment["TMPDIR"] = str(temporary)
 
     home = Path(environment.get("HOME") or Path.home())
     cache = Path(environment.get("XDG_CACHE_HOME") or home / ".cache")
     in_place = {name: environment[name] for name in VARIABLES if environment.get(name)}
     replaced = [name for name, path in in_place.items() if not _usable(Path(path).expanduser())]
-    lost += [f"{in_place[name]} ({name})" for name in replaced]
+    unwritable += [f"{in_place[name]} ({name})" for name in replaced]
     unusable = next((home / part for part in IN_HOME if not _usable(home / part)), None)
     if unusable:
-        lost.append(f"{unusable} (HOME)")
+        unwritable.append(f"{unusable} (HOME)")
         replaced.append("HOME")
     if replaced:
         folder = _folder(temporary)
-        # what was downloaded is read where it is
+        # downloaded models are still read from where they are
         environment.setdefault("HF_HOME", str(cache / "huggingface"))
         for name in replaced:
             (folder / name).mkdir(exist_ok=True)
             environment[name] = str(folder / name)
-    if lost:
+    if unwritable:
         log.warning(
             "can't write to %s; engines keep their caches and what they compile in %s instead",
-            ", ".join(lost),
+            ", ".join(unwritable),
             _folder(temporary) if replaced else temporary,
         )
     try:
         getpass.getuser()
-    except (KeyError, OSError):  # a number without a name, as containers have them
+    except (KeyError, OSError):  # a uid without a name, as in containers
         environment["USER"] = str(os.getuid())
 
 
 def _usable(folder: Path) -> bool:
-    """Whether files can be made in a folder, or it can be made."""
+    """Whether files can be created in a folder, or the folder itself can be."""
     while not os.path.lexists(folder):
         folder = folder.parent
     try:
@@ -107,7 +105,7 @@ def _usable(folder: Path) -> bool:
 
 
 def _folder(temporary: Path) -> Path:
-    """This user's, and nobody else's."""
+    """A folder of this user's own."""
     folder = temporary / f"mlperf-caches-{os.getuid()}"
     folder.mkdir(0o700, exist_ok=True)
     if folder.is_symlink() or folder.stat().st_uid != os.getuid():

@@ -82,11 +82,11 @@ def run(args: argparse.Namespace, torchrun: bool = False) -> None:
     from data.paths import keep_inputs
     from data.results import check_writable, result_paths, results_frame, write_frame
 
-    spec, world = choose_backend(args, torchrun)
+    spec, world_size = choose_backend(args, torchrun)
     output = args.output_dir / (args.output_file or f"{spec.name}_output.pkl")
     check_writable(output)
     keep_inputs(result_paths(output), [args.input_file])
-    config = engine_config(args, spec, world, coalesce=True, log=_beside(output, ENGINE_LOG))
+    config = engine_config(args, spec, world_size, coalesce=True, log=_beside(output, ENGINE_LOG))
     workload = build(args.input_file, args.num_samples, config, args.max_new_tokens)
     backend = registry.load(spec, config)
     if not backend.leads:

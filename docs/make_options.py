@@ -1,6 +1,7 @@
 """Generate docs/options.md from the scripts' parsers: python docs/make_options.py"""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +17,9 @@ the same. Some options also accept their names in vLLM and SGLang.
 
 
 def page() -> str:
-    """The content of the page."""
+    """The content of the page; defaults from this shell's environment are not in it."""
+    for name in ("MLPERF_BACKEND", "MLPERF_MODEL"):
+        os.environ.pop(name, None)
     return HEAD + "\n".join(
         line for script, parser in _parsers() for line in _section(script, parser)
     )
@@ -41,7 +44,7 @@ def _parsers() -> Iterator[tuple[str, argparse.ArgumentParser]]:
 def _section(script: str, parser: argparse.ArgumentParser) -> Iterator[str]:
     yield f"## `{script}`\n"
     if "mpi" in script:
-        yield "The `_mpi` script has the options above *engine with processes of its own*.\n"
+        yield "The `_mpi` script has the options up to *engine with its own processes*.\n"
     for group in parser._action_groups:
         if not group._group_actions:
             continue

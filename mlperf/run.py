@@ -71,7 +71,7 @@ def run(args: argparse.Namespace, torchrun: bool = False) -> None:
     from data.results import check_writable, read_journal, results_frame, write_frame
     from data.workload import build
 
-    spec, world = choose_backend(args, torchrun)
+    spec, world_size = choose_backend(args, torchrun)
     if args.mode not in spec.scenarios:
         raise UsageError(
             f"backend {spec.name} can't run --mode {args.mode} (it can run:"
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace, torchrun: bool = False) -> None:
     mode = settings.MODES[args.mode]
     test_settings = settings.test_settings(args)
     config = engine_config(
-        args, spec, world, coalesce=not mode.reads_tokens, log=folder / ENGINE_LOG
+        args, spec, world_size, coalesce=not mode.reads_tokens, log=folder / ENGINE_LOG
     )
     workload = build(args.input_file, args.num_samples, config, args.max_new_tokens)
     settings.check_size(test_settings, len(workload))

@@ -1,11 +1,11 @@
 """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434).
 
-The cache keeps a token's normalised latent and one rotated key for all heads. A prompt is attended
-to with keys and values unfolded from the latents; a decoded token instead folds the unfolding
-matrix into its query and its output ("absorbed"), and attends to the latents themselves.
+The KV cache holds a token's normalised latent and one rotated key for all heads. Prefill projects
+keys and values up from the latents. Decode instead absorbs the up-projection into query and output,
+and attends to the latents themselves.
 
-Shape letters: T tokens, N sequences, L context, H this rank's heads, C latent, K a head's
-unrotated key, R rotated key, W a head's value; in the cache B blocks of S places, L a latent and
+Shape letters: T tokens, N decoded tokens, L context, H this rank's heads, C latent, K a head's
+unrotated key, R rotated key, W a head's value; in the KV cache B blocks of S slots, L a latent and
 its rotated key, M blocks of the longest sequence.
 """
 
@@ -23,7 +23,7 @@ from ref_dsinfer.layers import Linear, RMSNorm
 from ref_dsinfer.parallel import Ranks
 from ref_dsinfer.rope import rotate
 
-LATENT_EPS = 1e-6  # of the latents' norms, whatever `rms_norm_eps` says: so are models trained
+LATENT_EPS = 1e-6  # of the latents' norms, whatever `rms_norm_eps` says, as in training
 
 
 class Attention(nn.Module):
@@ -50,15 +50,16 @@ class Attention(nn.Module):
         self.o_proj = linear(config.hidden, self.heads * config.v_dim)
 
     def prepare(self) -> None:
-        """Call once after loading: unfolds kv_b, dequantised, into its key and value halves."""
+        """Call once after loading: dequantizes kv_b and splits it into key and value halves."""
         self.unfold = self.kv_b_proj.matrix()
         del self.kv_b_proj
         split = [self.config.nope_dim, self.config.v_dim]
         self.w_HKC, self.w_HWC = self.unfold.unflatten(0, (self.heads, -1)).split(split, dim=1)
 
     def forward(self, x_TD: Tensor, rotations: Tensor, batch: Batch, cache: PagedCache) -> Tensor:
-        """Attend; writes the tokens' latents into the cache. `rotations` [T, R/2] are theirs."""
-        if not len(x_TD):  # other ranks have tokens in this step
+        """Attention output [T, D]; writes the tokens' latents into `cache`. `rotations`:
+        [T, R/2]."""
+        if not len(x_TD):  # only other ranks have tokens in this step
             return x_TD
         config = self.config
         if config.q_lora is None:
@@ -99,7 +100,7 @@ class Attention(nn.Module):
         cache: PagedCache,
         prefills: tuple[Prefill, ...],
     ) -> Tensor:
-        """Causal attention of runs to their own tokens and those before; returns [T, H, W]."""
+        """Causal attention of prefilled tokens to those before and themselves: [T, H, W]."""
         config = self.config
         counts = [prefill.count for prefill in prefills]
         contexts = [
@@ -112,13 +113,13 @@ class Attention(nn.Module):
         k_nope, v = unfolded.split([config.nope_dim, config.v_dim], dim=-1)
         k = torch.cat([k_nope, k_rope[:, None].expand(-1, self.heads, -1)], dim=-1)
         q = torch.cat([q_THK, q_THR], dim=-1)
-        # Fused kernels want values as wide as keys; the zeros are cut off again.
+        # Fused kernels need values as wide as keys; the zeros are cut off again.
         v = F.pad(v, (0, max(q.shape[-1] - config.v_dim, 0)))
         runs = zip(q.split(counts), k.split(lengths), v.split(lengths), strict=True)
         return torch.cat([self._causal(*run) for run in runs])[..., : config.v_dim]
 
     def _causal(self, q_TH: Tensor, k_LH: Tensor, v_LH: Tensor) -> Tensor:
-        """Causal attention of a sequence's last T tokens to all L."""
+        """Causal attention of a sequence's last T tokens to its L tokens."""
         q, k, v = (part.transpose(0, 1)[None] for part in (q_TH, k_LH, v_LH))
         count, length = len(q_TH), len(k_LH)
         mask = None
@@ -133,9 +134,9 @@ class Attention(nn.Module):
     def absorbed(
         self, q_NHK: Tensor, q_NHR: Tensor, blocks_BSL: Tensor, decodes: Decodes
     ) -> Tensor:
-        """Attention of one token a sequence over latents in blocks; returns [N, H, W].
+        """Attention of decoded tokens to latents in blocks: [N, H, W].
 
-        Seen from the cache this is one key head that all queries share, whose values are the keys
+        This is multi-query attention: all heads share one key head, whose values are the keys
         without their rotated part.
         """
         q_NHC = torch.bmm(q_NHK.transpose(0, 1), self.w_HKC).transpose(0, 1)
@@ -149,9 +150,9 @@ class Attention(nn.Module):
 
 
 def kernel(device: torch.device) -> Callable[[Tensor, Tensor, Tensor, Tensor, int, float], Tensor]:
-    """What computes `plain` fastest on a device."""
+    """The fastest implementation of `plain` on a device."""
     if device.type == "cuda":
-        from ref_dsinfer.kernels import mla  # Triton is there where GPUs are
+        from ref_dsinfer.kernels import mla  # Triton is installed only where GPUs are used
 
         return mla.attend
     return cpu_kernels.attend if cpu_kernels.library() else plain
@@ -165,7 +166,7 @@ def plain(
     kept: int,
     scale: float,
 ) -> Tensor:
-    """What `cpu_kernels.attend` computes, by torch's own attention over a copy of the blocks."""
+    """The definition of `cpu_kernels.attend`: torch's attention over a copy of the blocks."""
     keys = blocks_BSL[tables_NM].flatten(1, 2)[:, None]
     places = torch.arange(keys.shape[2], device=keys.device)
     mask = (places < lengths_N[:, None])[:, None, None]

@@ -1,11 +1,11 @@
-"""Weights on disk: which tensors a rank needs, how it reads them, and how such files are written.
+"""Weights on disk: which tensors a rank needs, how it reads them, and how weight files are written.
 
 A model directory holds either a Hugging Face checkpoint or `model{rank}-mp{world_size}.safetensors`
-made from one by `ref_dsinfer.convert`. Both keep Hugging Face's names, and `rank_pieces` is the one
-place that says what a rank's part is, so that a converted model and one sliced while loading are
-the same, bit for bit. DeepSeek's own `convert.py` writes the same parts under names of its own.
-Routed experts go whole to ranks in contiguous ranges. With data-parallel attention each rank has
-its weights whole; those of a converted model lie in the files of all ranks.
+made from one by `ref_dsinfer.convert`. Both keep Hugging Face's names, and `part_of` alone decides
+what a rank's part is, so that a converted model and one that is sliced while loading are the same
+bit for bit. DeepSeek's own `convert.py` writes the same parts under names of its own. A rank has a
+contiguous range of the routed experts, each of them whole. With data-parallel attention a rank
+needs whole attention weights, which in a converted model are spread over the files of all ranks.
 """
 
 import contextlib
@@ -28,14 +28,14 @@ from ref_dsinfer.keys import QUANTIZATION_CONFIG
 from ref_dsinfer.weight_files import RANK_FILE, locate, opened
 
 LAYER = re.compile(r"model\.layers\.(\d+)\.")
-INV_FREQ = ".rotary_emb.inv_freq"  # of older checkpoints: the configuration says the same
+INV_FREQ = ".rotary_emb.inv_freq"  # in older checkpoints; follows from the configuration
 EXPERT = re.compile(r"\.mlp\.experts\.(\d+)\.")
-# An MTP layer's embedding and head: the model's own, once more.
+# An MTP layer's embedding and head: copies of the model's.
 REPEATED = (".embed_tokens.weight", ".shared_head.head.weight")
 FP8 = "F8_E4M3"
 ITEM_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, FP8: 1}
 
-# The dimension along which ranks share a weight; modules not named here are on every rank whole.
+# The dimension along which a weight is split over ranks; modules not named here are replicated.
 SPLIT_DIM = {
     "embed_tokens": 0,
     "lm_head": 0,
@@ -47,13 +47,13 @@ SPLIT_DIM = {
     "o_proj": 1,
     "down_proj": 1,
 }
-SPLIT_BY_HEADS = {"q_proj", "q_b_proj", "kv_b_proj", "o_proj"}  # of those, the attention's heads'
+SPLIT_BY_HEADS = {"q_proj", "q_b_proj", "kv_b_proj", "o_proj"}  # those of them in attention
 LINEAR = SPLIT_DIM.keys() - {"embed_tokens", "lm_head"} | {"q_a_proj", "kv_a_proj_with_mqa"}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor of a safetensors file, in the file's own words."""
+    """A tensor of a safetensors file, as its header describes it."""
 
     name: str
     dtype: str  # safetensors' name: F32, BF16, F8_E4M3, …
@@ -62,16 +62,16 @@ class Entry:
 
 @dataclass(frozen=True)
 class Piece(Entry):
-    """A tensor, or the part of it that one rank holds; `shape` is the part's."""
+    """A tensor, or the part of it that one rank loads; `shape` is the part's."""
 
     stored: str  # its name in the files
-    files: tuple[Path, ...]  # where several, each has a part of it, in order along `dim`
-    dim: int | None = None  # along which it is cut, or put together; None: whole
-    start: int = 0  # first index along `dim`, where it is cut
+    files: tuple[Path, ...]  # several: each has a part of it, in order along `dim`
+    dim: int | None = None  # along which it is sliced or concatenated; None: neither
+    start: int = 0  # first index of a slice
 
 
 def is_linear(name: str) -> bool:
-    """Whether a tensor is the weight of a linear layer, which fp8 checkpoints quantise."""
+    """Whether a tensor is a linear layer's weight, which fp8 checkpoints quantize."""
     return name.endswith(".weight") and module_of(name) in LINEAR
 
 
@@ -90,37 +90,38 @@ def whole(file: Path) -> list[Piece]:
         ]
     for piece in pieces:
         if piece.dtype not in ITEM_BYTES:
-            raise CheckpointError(f"{file} holds {piece.name} as {piece.dtype}, an unknown type")
+            raise CheckpointError(
+                f"{file} holds {piece.name} as {piece.dtype}, a type that is not supported"
+            )
     return pieces
 
 
 def check(model_dir: Path, config: ModelConfig, world_size: int) -> None:
-    """Refuse what no rank can load, before the ranks meet.
+    """Refuse what no rank can load, before the rendezvous.
 
-    Raises: CheckpointError for a file that is missing or not whole, or not as the configuration
-    says.
+    Raises: CheckpointError for a file that is missing, incomplete, or not what config.json says.
     """
     for file in locate(model_dir, world_size):
         check_kinds(whole(file), config)
 
 
 def check_kinds(pieces: Iterable[Piece], config: ModelConfig) -> None:
-    """Refuse weights that are fp8 where the configuration has nothing of it, and the reverse.
+    """Refuse fp8 weights where the configuration has none, and the reverse.
 
     Raises: CheckpointError.
     """
     for piece in pieces:
         if piece.dtype == FP8 and not config.fp8:
             raise CheckpointError(
-                f"{piece.files[0]} holds {piece.name} in fp8, and config.json has no "
-                "quantization_config: copy it from the model's own config.json; in DeepSeek's it is"
+                f"{piece.files[0]} holds {piece.name} in fp8, but config.json has no "
+                "quantization_config: copy it from the model's original config.json; DeepSeek's is"
                 f" {json.dumps(QUANTIZATION_CONFIG)}"
             )
-        wanted = config.fp8 and is_linear(piece.name) and is_used(piece.name, config)
-        if wanted and piece.dtype != FP8:
+        expected = config.fp8 and is_linear(piece.name) and is_used(piece.name, config)
+        if expected and piece.dtype != FP8:
             raise CheckpointError(
-                f"{piece.files[0]} holds {piece.name} as {piece.dtype}, and config.json's "
-                "quantization_config says fp8: remove it if the weights have been converted"
+                f"{piece.files[0]} holds {piece.name} as {piece.dtype}, but config.json's "
+                "quantization_config says fp8: remove it if the weights were dequantized"
             )
 
 
@@ -146,7 +147,7 @@ def rank_pieces(
 
 
 def joined_of(piece: Piece, files: list[Path]) -> Piece:
-    """The whole tensor of which each rank's file has such a piece."""
+    """The whole tensor, of which each rank's file has a part like `piece`."""
     dim = SPLIT_DIM[module_of(piece.name)]
     shape = list(piece.shape)
     shape[dim] *= len(files)
@@ -154,7 +155,7 @@ def joined_of(piece: Piece, files: list[Path]) -> Piece:
 
 
 def is_used(name: str, config: ModelConfig) -> bool:
-    """Whether a tensor belongs to the model: not if it is of an MTP layer that nobody wants."""
+    """Whether the model loads a tensor; not those of an MTP layer that does not draft."""
     if name.endswith(INV_FREQ):
         return False
     layer = LAYER.match(name)
@@ -166,9 +167,9 @@ def is_used(name: str, config: ModelConfig) -> bool:
 def part_of(
     piece: Piece, config: ModelConfig, rank: int, world_size: int, attn_tp_size: int
 ) -> Piece | None:
-    """A rank's part of a Hugging Face tensor; None if it has none.
+    """A rank's part of a Hugging Face tensor; None if it has none. Scales are sliced like weights.
 
-    Scales are cut like their weights.
+    Raises: CheckpointError if the tensor can't be split.
     """
     if not is_used(piece.name, config):
         return None
@@ -186,7 +187,7 @@ def part_of(
 
 
 def read(pieces: Iterable[Piece]) -> Iterator[tuple[str, Tensor]]:
-    """Read pieces one by one, with only their own files open (and mapped) at a time.
+    """Read pieces one by one, with no more than their own files open (and mapped) at a time.
 
     Raises: CheckpointError.
     """
@@ -212,7 +213,7 @@ def read(pieces: Iterable[Piece]) -> Iterator[tuple[str, Tensor]]:
 def write(path: Path, entries: Iterable[Entry], tensors: Iterable[tuple[str, Tensor]]) -> None:
     """Write a safetensors file from tensors that come one by one, in any order.
 
-    The library's own writer wants all of them in memory at once. Raises: OutputError.
+    The library's own writer needs all of them in memory at once. Raises: OutputError.
     """
     header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -250,7 +251,7 @@ def _product(shape: tuple[int, ...]) -> int:
 
 
 def copy_side_files(source: Path, target: Path) -> None:
-    """Copy what belongs to a model beside its weights: configuration, tokenizer, template.
+    """Copy the files beside a model's weights: configuration, tokenizer, chat template.
 
     Raises: OutputError.
     """

@@ -1,4 +1,4 @@
-"""What the processor here can do. Needs no torch, so that a parent of engines may ask."""
+"""What this machine's processor can do. Needs no torch, so every backend may ask."""
 
 import platform
 from functools import cache
@@ -8,10 +8,10 @@ DTYPES = ("auto", "bfloat16", "float32")  # of activations
 
 
 def dtype_for(dtype: str, device: str) -> str:
-    """What "auto" means on a device, cpu or cuda: bfloat16, except where a CPU can't multiply it.
+    """Resolve "auto" for a device, cpu or cuda: bfloat16, except on CPUs that can't multiply it.
 
-    Without such instructions torch computes a product of bfloat16 one number at a time: on an AVX2
-    machine, 1,024 x 1,024 matrices took 70 times as long as in float32 (torch 2.13).
+    Without such instructions torch multiplies bfloat16 one number at a time: on an AVX2 machine,
+    1,024 x 1,024 matrices took 70 times as long as in float32 (torch 2.13).
     """
     if dtype != "auto":
         return dtype
@@ -19,7 +19,7 @@ def dtype_for(dtype: str, device: str) -> str:
 
 
 def about() -> str:
-    """What code compiled for just this processor depends on."""
+    """Model and flags of the processor, which natively compiled code depends on."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -29,7 +29,7 @@ def about() -> str:
 
 @cache
 def _multiplies_bfloat16() -> bool:
-    """Whether oneDNN, which torch multiplies with, has its own way: from AVX-512 on, or Arm's."""
+    """Whether oneDNN, torch's library for products, supports it: with AVX-512, or on Arm."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,7 +1,6 @@
-"""Kernels for CPUs, compiled on the machine that runs them, once, in a few seconds.
+"""Kernels for CPUs, compiled once on the machine that runs them, in a few seconds.
 
-Where there is no C++ compiler the engine does without: what a kernel computes is also there in
-plain torch.
+Without a C++ compiler the engine falls back to plain torch, which computes the same.
 """
 
 import ctypes
@@ -25,32 +24,32 @@ log = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("kernels") / "attend.cpp"
 COMPILERS = ("c++", "g++", "clang++")
-# Sums may be reordered, so that they can be vectorised. Not -ffast-math: there are infinities.
+# Lets sums be reordered, and so vectorised. Not -ffast-math: there are infinities.
 FLAGS: tuple[str, ...] = (
     *("-std=c++17", "-O3", "-march=native", "-fPIC", "-fopenmp", "-fno-math-errno"),
     *("-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math"),
 )
 if platform.machine() == "x86_64":
     FLAGS += ("-mprefer-vector-width=512",)  # where there are such vectors
-HEADS = 2  # of a query at a time, as in the source
+HEADS = 2  # of a query that the C++ code handles together
 NAMES = {torch.float32: "attend_float32", torch.bfloat16: "attend_bfloat16"}
 
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The compiled kernels; None where they can't be had, which is said once."""
+    """The compiled kernels; None with a warning, once, where they can't be compiled."""
     compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
     if compiler is None:
-        log.warning("no C++ compiler was found: decoding on this CPU will be slower")
+        log.warning("no C++ compiler was found: decoding on this CPU will be slower (install g++)")
         return None
     try:
         return ctypes.CDLL(str(_built(compiler)))
     except subprocess.CalledProcessError as error:
-        said = error.stderr.decode(errors="replace").strip().splitlines()
-        reason = said[-1] if said else f"{compiler} failed"
+        lines = error.stderr.decode(errors="replace").strip().splitlines()
+        reason = lines[-1] if lines else f"{compiler} failed"
     except OSError as error:
         reason = str(error)
-    log.warning("the CPU kernels can't be used, decoding will be slower: %s", reason)
+    log.warning("the CPU kernels can't be compiled, decoding will be slower: %s", reason)
     return None
 
 
@@ -64,14 +63,14 @@ def attend(
 ) -> Tensor:
     """Softmax(scale · q · keys) · values, fp32 [N, H, kept]; values are keys cut to `kept`.
 
-    The keys of sequence n are the first `lengths_N[n]` rows of the blocks `tables_NM[n]`.
-    `library` must not be None.
+    The keys of token n are the first `lengths_N[n]` slots of the blocks `tables_NM[n]`. `library`
+    must not return None.
     """
     kernels = library()
     assert kernels
     assert blocks_BSL.is_contiguous()
-    asked = q_NHL.shape[1]
-    q_NHL = F.pad(q_NHL.float(), (0, 0, 0, -asked % HEADS)).contiguous()
+    unpadded = q_NHL.shape[1]
+    q_NHL = F.pad(q_NHL.float(), (0, 0, 0, -unpadded % HEADS)).contiguous()
     count, heads, width = q_NHL.shape
     output = q_NHL.new_empty(count, heads, kept)
     sizes = (count, heads, width, kept, tables_NM.shape[1], blocks_BSL.shape[1])
@@ -80,11 +79,11 @@ def attend(
         *map(ctypes.c_int64, sizes),
         ctypes.c_float(scale),
     )
-    return output[:, :asked]
+    return output[:, :unpadded]
 
 
 def _built(compiler: str) -> Path:
-    """The library for this source, these flags and this processor; compiled where it is missing."""
+    """The library for this source, these flags and this processor; compiled if it is missing."""
     about = "\n".join((SOURCE.read_text(), *FLAGS, compiler, cpu.about()))
     name = f"attend-{hashlib.sha256(about.encode()).hexdigest()[:16]}.so"
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ref_dsinfer"
@@ -93,7 +92,7 @@ def _built(compiler: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as making:
             unit, whole = Path(making, "attend.o"), Path(making, "attend.so")
-            # Linked without OpenMP's library: torch has loaded its own, and two would fight.
+            # Linked without OpenMP: torch has loaded its own library, and two would conflict.
             for words in (
                 (*FLAGS, "-c", str(SOURCE), "-o", str(unit)),
                 ("-shared", str(unit), "-o", str(whole)),

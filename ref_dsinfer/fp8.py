@@ -1,8 +1,8 @@
-"""Block-fp8 weights: what the format means, in plain torch, and a command that writes it.
+"""Block-fp8 weights: the format's definition in plain torch, and a command that writes it.
 
-A weight W [..., rows, columns] is held as e4m3 values Q and one fp32 scale S for each block of
-128 × 128, rows and columns cut short at the edges: W ≈ Q · S. The checkpoint calls S
-`weight_scale_inv`, yet it multiplies (DeepSeek-V3 technical report, section 3.3).
+A weight W [..., rows, columns] is stored as e4m3 values Q and one fp32 scale S for each block of
+128 × 128 (smaller at the edges): W ≈ Q · S. Checkpoints call S `weight_scale_inv`, although it is
+multiplied with (DeepSeek-V3 technical report, section 3.3).
 
     python -m ref_dsinfer.fp8 --model-path IN --output-path OUT
 """
@@ -42,13 +42,13 @@ def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def dequantise(values: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """Multiply e4m3 values by their blocks' scales in fp32, then round once to `dtype`."""
+    """Multiply e4m3 values by their blocks' scales in fp32, and round once to `dtype`."""
     weight = _blocks(values.float()) * scale[..., :, None, :, None]
     return _unblocked(weight, values.shape).to(dtype)
 
 
 def quantise_rows(x_TI: Tensor) -> tuple[Tensor, Tensor]:
-    """Round activations to e4m3 with one scale for each 128 values of a row, the last cut short.
+    """Round activations to e4m3, with one scale for each 128 values of a row or its shorter rest.
 
     Returns (values [T, I], scales [T, I / 128] fp32).
     """
@@ -59,12 +59,12 @@ def quantise_rows(x_TI: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def dequantise_rows(values: Tensor, scale: Tensor) -> Tensor:
-    """What rows of e4m3 values stand for, fp32 [T, I]."""
+    """The reverse of `quantise_rows`, in fp32 [T, I]."""
     return values.float() * scale.repeat_interleave(FP8_BLOCK, dim=1)[:, : values.shape[1]]
 
 
 def _blocks(weight: Tensor) -> Tensor:
-    """View [..., R, C] as [..., R/128, 128, C/128, 128], padded with zeros where it must be."""
+    """View [..., R, C] as [..., R/128, 128, C/128, 128], padded with zeros if need be."""
     rows, columns = weight.shape[-2:]
     if rows % FP8_BLOCK or columns % FP8_BLOCK:
         weight = F.pad(weight, (0, -columns % FP8_BLOCK, 0, -rows % FP8_BLOCK))
@@ -81,25 +81,24 @@ def write_twin(source: Path, target: Path) -> None:
     Raises: ModelError, CheckpointError for the source; UsageError if it is fp8 already or is the
     target itself; OutputError if the target can't be written.
     """
-    found = ModelConfig.read(source)
-    if found.fp8:
+    config = ModelConfig.read(source)
+    if config.fp8:
         raise UsageError(f"{source} is block-fp8 already")
     if source.resolve() == target.resolve():
-        raise UsageError(f"{target} is the source itself: name another --output-path")
+        raise UsageError(f"{target} is the source itself: choose another --output-path")
     files = weight_files.hugging_face_files(source)
     if not files:
         raise weight_files.no_weights(source)
     weight_map = {}
     for file in files:
         pieces = checkpoint.whole(file)
-        checkpoint.check_kinds(pieces, found)
+        checkpoint.check_kinds(pieces, config)
         entries, tensors = _quantised(pieces)
         checkpoint.write(target / file.name, entries, tensors)
         weight_map.update(dict.fromkeys((entry.name for entry in entries), file.name))
-    config = read_config(source)
-    config["quantization_config"] = QUANTIZATION_CONFIG
+    twin_config = read_config(source) | {"quantization_config": QUANTIZATION_CONFIG}
     checkpoint.copy_side_files(source, target)
-    write_json(target / CONFIG_FILE, config)
+    write_json(target / CONFIG_FILE, twin_config)
     if len(files) > 1:
         write_json(target / weight_files.INDEX, {"metadata": {}, "weight_map": weight_map})
 
@@ -107,7 +106,7 @@ def write_twin(source: Path, target: Path) -> None:
 def _quantised(
     pieces: list[checkpoint.Piece],
 ) -> tuple[list[checkpoint.Entry], Iterator[tuple[str, Tensor]]]:
-    """What the twin of one file's pieces holds, and its tensors in that order."""
+    """The entries and the tensors of one file's twin, in the same order."""
     entries = []
     for piece in pieces:
         if checkpoint.is_linear(piece.name):
@@ -130,7 +129,7 @@ def _quantised(
 
 
 def scale_name(weight_name: str) -> str:
-    """The checkpoint's name for a weight's scales."""
+    """The checkpoint's name of a weight's scales."""
     return f"{weight_name}_scale_inv"
 
 

@@ -1,12 +1,12 @@
-"""Products with weights, dense and grouped: what they compute, and who computes it.
+"""Matrix products with weights, dense and grouped.
 
-Plain torch below is the definition, and what CPUs run; GPUs run `kernels/block_fp8.py`. Block-fp8
+Plain torch below is the definition, which CPUs run; GPUs run `kernels/block_fp8.py`. Block-fp8
 weights can be multiplied in two arithmetics:
 
 - `bf16` (W8A16), the reference's: the weight times its scale is rounded to the activations' dtype.
-  The kernel leaves this rounding out: it multiplies the e4m3 values, which any dtype holds exactly,
-  and scales fp32 sums. A product then differs from the definition by at most
-  2^-9 · |x| · |W| and the rounding of the result, and is the more exact of the two.
+  The kernel omits this rounding: it multiplies the e4m3 values, which any dtype holds exactly, and
+  scales fp32 sums. Its product differs from the definition's by at most 2^-9 · |x| · |W| and the
+  rounding of the result, and is the more exact of the two.
 - `fp8` (W8A8): activations are rounded to e4m3 as well, with one scale for each 128 values of a
   row; the products of e4m3 values are exact and are summed in fp32, where both scales apply.
 
@@ -48,8 +48,8 @@ def grouped(
 ) -> Tensor:
     """Each run of rows times its own matrices of a stack [E, ..., out, in]; returns [P, outs].
 
-    `ends_E`, int32, tells where the runs end; rows behind the last are undefined. `tokens_P` says
-    which row of x each row of the answer comes from; without it they are the same.
+    `ends_E`, int32, holds where the runs end; rows behind the last are undefined. `tokens_P` holds
+    the row of x for each row of the result; without it they are the same.
     """
     if x_TI.is_cuda:
         return _on_gpu(x_TI, weight, scale, ends_E, tokens_P, arithmetic)
@@ -64,7 +64,7 @@ def _on_gpu(
     tokens_P: Tensor | None,
     arithmetic: Arithmetic,
 ) -> Tensor:
-    from ref_dsinfer.kernels import block_fp8  # Triton is there where GPUs are
+    from ref_dsinfer.kernels import block_fp8  # Triton is installed only where GPUs are used
 
     x_scale, dtype = None, x_TI.dtype
     if arithmetic == "fp8" and scale is not None:
@@ -93,11 +93,11 @@ def plain_grouped(
     tokens_P: Tensor | None = None,
     arithmetic: Arithmetic = "bf16",
 ) -> Tensor:
-    """The definition of `grouped`, on any device; waits for the ends where weights are fp8."""
+    """The definition of `grouped`, on any device; synchronises with it where weights are fp8."""
     x_PI = x_TI if tokens_P is None else x_TI[tokens_P]
     if scale is None:
         return torch._grouped_mm(x_PI, weight.flatten(1, -2).transpose(1, 2), offs=ends_E)
-    # Dequantised one by one, since all of them together may not fit.
+    # Dequantized one by one, since all of them together may not fit in memory.
     ends = ends_E.tolist()
     runs = [
         plain(x_PI[start:end], weight[number], scale[number], arithmetic)

@@ -23,7 +23,7 @@ from ref_dsinfer.lookalike import HEAD, what_it_is
 if TYPE_CHECKING:
     from ref_dsinfer.engine import Engine
 
-ESCAPE = "surrogateescape"  # Python's name for keeping bytes that are no text, to be found later
+ESCAPE = "surrogateescape"  # keeps bytes that are not UTF-8, for `checked` to report
 
 
 def arguments() -> argparse.Namespace:
@@ -44,7 +44,7 @@ def arguments() -> argparse.Namespace:
 
 
 def file_prompts(path: Path) -> list[str]:
-    """The lines of a file that are not blank. Raises: InputFileError, EmptyDataError."""
+    """A file's lines that are not blank. Raises: InputFileError, EmptyDataError."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -71,7 +71,7 @@ def typed_prompts() -> Iterator[list[str]]:
     if sys.stdin is None:
         raise InputFileError("standard input is closed: name a file of prompts by --input-file")
     if isinstance(sys.stdin, io.TextIOWrapper):
-        # what is piped in is UTF-8, as a file of prompts is, wherever one is
+        # piped input is UTF-8, as files of prompts are, whatever the locale says
         sys.stdin.reconfigure(encoding=None if sys.stdin.isatty() else "utf-8-sig", errors=ESCAPE)
     for number in count(1):
         try:
@@ -89,13 +89,15 @@ def typed_prompts() -> Iterator[list[str]]:
             yield [prompt]
 
 
-def checked(line: str, place: str) -> str:
-    """A line without its end, if it is text. Raises: InputFileError naming the first byte that is
-    not, which `line` holds as `ESCAPE` has it."""
+def checked(line: str, source: str) -> str:
+    """A line without its line ending. Raises: InputFileError naming the first byte that is not
+    UTF-8."""
     for character in line:
         if "\udc80" <= character <= "\udcff":
             byte = ord(character) - 0xDC00
-            raise InputFileError(f"{place} is not UTF-8: it has byte {byte:#04x}; save it as UTF-8")
+            raise InputFileError(
+                f"{source} is not UTF-8: it has byte {byte:#04x}; save it as UTF-8"
+            )
     return line.removesuffix("\r")
 
 

@@ -1,5 +1,5 @@
-"""Building blocks. Row-parallel products return a rank's partial sum: whoever adds up several of
-them has `Ranks` sum them once.
+"""Building blocks. Row-parallel products return a rank's partial sum; the caller adds several of
+them up before one all-reduce.
 
 Shape letters: T tokens, G tokens of all ranks, N sequences, D hidden, H this rank's heads,
 I intermediate, V vocabulary.
@@ -17,7 +17,7 @@ from ref_dsinfer.parallel import Ranks
 class Weight(nn.Module):
     """A matrix [out, in], or a stack of them, in the model's dtype or in block-fp8.
 
-    Sizes are this rank's. fp8 stays fp8 in memory; `arithmetic` says how it is multiplied.
+    Sizes are this rank's. fp8 stays fp8 in memory; `arithmetic` is how it is multiplied.
     """
 
     weight_scale_inv: nn.Parameter | None
@@ -42,7 +42,7 @@ class Weight(nn.Module):
 
 
 def parameter(shape: tuple[int, ...], dtype: torch.dtype) -> nn.Parameter:
-    """An empty parameter, to be loaded; it takes no gradient."""
+    """An uninitialised parameter without a gradient."""
     return nn.Parameter(torch.empty(shape, dtype=dtype), requires_grad=False)
 
 
@@ -66,14 +66,14 @@ class RMSNorm(nn.Module):
 
 
 class MLP(nn.Module):
-    """down(silu(gate x) · up x), this rank's share of `intermediate`; returns a partial sum."""
+    """down(silu(gate x) · up x), this rank's part of `intermediate`; a partial sum."""
 
     def __init__(
         self, config: ModelConfig, intermediate: int, dtype: torch.dtype, ranks: Ranks
     ) -> None:
         super().__init__()
         inner = intermediate // ranks.world_size
-        # Gate and up are one product, yet two matrices: fp8 blocks must not run across both.
+        # One product but two matrices, so that no fp8 block contains parts of both.
         self.gate_up_proj = Weight(2, inner, config.hidden, dtype=dtype, quantised=config.fp8)
         self.down_proj = Linear(config.hidden, inner, dtype=dtype, quantised=config.fp8)
 
@@ -82,13 +82,13 @@ class MLP(nn.Module):
 
 
 def gated(gate_up: Tensor) -> Tensor:
-    """silu(gate) · up in fp32, of a product whose first half is the gate; back in its dtype."""
+    """silu(gate) · up, computed in fp32; `gate_up` holds the two side by side."""
     gate, up = gate_up.float().chunk(2, dim=-1)
     return (F.silu(gate) * up).to(gate_up.dtype)
 
 
 class Embedding(nn.Module):
-    """Vocabulary-parallel: a rank knows its own contiguous range of ids."""
+    """Vocabulary-parallel: each rank has a contiguous range of the ids."""
 
     def __init__(self, config: ModelConfig, dtype: torch.dtype, ranks: Ranks) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class Embedding(nn.Module):
         self.weight = parameter((self.size, config.hidden), dtype)
 
     def forward(self, tokens_T: Tensor, width: int) -> Tensor:
-        """Hidden states [T, D]; `width` is that of the batch."""
+        """Hidden states [T, D]; `width`: see `Batch`."""
         if self.ranks.world_size == 1:
             return F.embedding(tokens_T, self.weight)
         local_G = self.ranks.gather_tokens(tokens_T, width) - self.ranks.rank * self.size

@@ -15,7 +15,7 @@ from ref_dsinfer.parallel import Ranks
 
 
 class Gate(nn.Module):
-    """Chooses each token's experts. All in fp32: rounding the bias alone changes the choice."""
+    """Chooses each token's experts. In fp32: rounding the bias alone would change the choice."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Gate(nn.Module):
 
 
 def route(logits_TE: Tensor, bias_E: Tensor | None, config: ModelConfig) -> tuple[Tensor, Tensor]:
-    """The bias takes part in the choice only; weights come from the plain scores."""
+    """Top experts by group. The bias affects only the choice; weights are the plain scores."""
     scores_TE = logits_TE.sigmoid() if config.scoring == "sigmoid" else logits_TE.softmax(dim=-1)
     choice_TE = scores_TE if bias_E is None else scores_TE + bias_E
     if config.groups > 1:
@@ -65,7 +65,7 @@ class Experts(nn.Module):
         """Weighted sum of the chosen experts of this rank, fp32 [T, D]."""
         local_P = experts_TA.flatten() - self.first
         elsewhere_P = (local_P < 0) | (local_P >= self.count)
-        # Pairs sorted by expert: each expert then has one run of rows; those of other ranks' last.
+        # Sorted by expert, so that each has one run of rows; pairs of other ranks' experts last.
         sorted_P, order_P = local_P.masked_fill(elsewhere_P, self.count).sort(stable=True)
         numbers_E = torch.arange(self.count, device=x_TD.device)
         ends_E = torch.searchsorted(sorted_P, numbers_E, right=True).int()
@@ -73,20 +73,20 @@ class Experts(nn.Module):
         inner_PI = gated(grouped(x_TD, self.gate_up_proj, ends_E, tokens_P))
         y_PD = grouped(inner_PI, self.down_proj, ends_E)[order_P.argsort()].float()
         if self.count < self.total:
-            y_PD.masked_fill_(elsewhere_P[:, None], 0)  # those rows were never computed
-        # in place: this is the largest of a step's tensors
+            y_PD.masked_fill_(elsewhere_P[:, None], 0)  # those rows are uninitialised
+        # in place: this is a step's largest tensor
         return y_PD.view(*experts_TA.shape, -1).mul_(weights_TA[..., None]).sum(dim=1)
 
 
 def grouped(x_TI: Tensor, weight: Weight, ends_E: Tensor, tokens_P: Tensor | None = None) -> Tensor:
-    """Each run of rows times its own matrices of the stack: see `gemm.grouped`."""
+    """`gemm.grouped` of a stack of weights."""
     return gemm.grouped(
         *(x_TI, weight.weight, weight.weight_scale_inv, ends_E, tokens_P, weight.arithmetic)
     )
 
 
 class MoE(nn.Module):
-    """Routed and shared experts; returns one fp32 partial sum of both, to be reduced once."""
+    """Routed and shared experts; returns one fp32 partial sum of both."""
 
     def __init__(self, config: ModelConfig, dtype: torch.dtype, ranks: Ranks) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The files of a model directory that hold weights: which there are, and whether they are whole."""
+"""A model directory's weight files: which there are, and whether they are complete."""
 
 import contextlib
 import json
@@ -19,40 +19,40 @@ OTHER_KINDS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*.incomplet
 
 
 def rank_file(rank: int, world_size: int) -> str:
-    """Name of the file that holds one rank's weights."""
+    """Name of the file with one rank's weights."""
     return f"model{rank}-mp{world_size}.safetensors"
 
 
 def hugging_face_files(model_dir: Path) -> list[Path]:
     """The files of a Hugging Face checkpoint; empty if there is none.
 
-    Raises: CheckpointError if one that the index names is missing, or without an index one of those
-    that their names tell of.
+    Raises: CheckpointError if a file is missing that the index names or, without an index, that the
+    other files' names imply.
     """
     index = model_dir / INDEX
     if not index.is_file():
         return [path] if (path := model_dir / "model.safetensors").is_file() else _shards(model_dir)
     names = read_object(index, CheckpointError).get("weight_map")
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
-        raise CheckpointError(f"{index} is no safetensors index: it has no map of weights to files")
+        raise CheckpointError(f"{index} is no safetensors index: it has no weight_map of files")
     files = sorted(model_dir / name for name in set(names.values()))
     if missing := [file for file in files if not file.is_file()]:
         more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
-        link = " (its link leads nowhere)" if missing[0].is_symlink() else ""
+        link = " (a dangling symbolic link)" if missing[0].is_symlink() else ""
         raise CheckpointError(f"{missing[0]}{more} is missing{link}: {INDEX} names it: {AGAIN}")
     return files
 
 
 def _shards(model_dir: Path) -> list[Path]:
-    """The shards of a checkpoint whose index is not there, if their names say that they are all."""
-    found = {path: m for path in model_dir.iterdir() if (m := SHARD.fullmatch(path.name))}
-    totals = {match[2] for match in found.values()}
+    """The shards of a checkpoint without an index, if their names say that none is missing."""
+    matches = {path: m for path in model_dir.iterdir() if (m := SHARD.fullmatch(path.name))}
+    totals = {match[2] for match in matches.values()}
     if len(totals) > 1:
         raise CheckpointError(
-            f"{model_dir} holds shards of {' and of '.join(sorted(totals))}, and no {INDEX} that "
-            "says which belong together: remove the others"
+            f"{model_dir} holds shards of {' and of '.join(sorted(totals))}, and no {INDEX} to "
+            "tell which belong together: remove the others"
         )
-    numbers = {int(match[1]) for path, match in found.items() if path.is_file()}
+    numbers = {int(match[1]) for path, match in matches.items() if path.is_file()}
     for total in totals:
         first = next(number for number in count(1) if number not in numbers)
         if first <= int(total):
@@ -61,14 +61,14 @@ def _shards(model_dir: Path) -> list[Path]:
                 f"{model_dir / name} is missing: of {int(total)} shards {len(numbers)} are there, "
                 f"and no {INDEX}: {AGAIN}"
             )
-    return sorted(found)
+    return sorted(matches)
 
 
 def locate(model_dir: Path, world_size: int) -> list[Path]:
-    """The files a run of `world_size` ranks reads: one a rank, or all of a Hugging Face checkpoint.
+    """The files that `world_size` ranks read: one a rank, or a whole Hugging Face checkpoint.
 
-    Looks for the files of all ranks, so that every rank comes to the same answer.
-    Raises: CheckpointError naming the missing file, the world size, and the way to make it.
+    Looks for the files of all ranks, so that every rank comes to the same result.
+    Raises: CheckpointError naming the missing file, the world size, and the command to make it.
     """
     ranks = [model_dir / rank_file(rank, world_size) for rank in range(world_size)]
     missing = [path for path in ranks if not path.is_file()]
@@ -84,27 +84,27 @@ def locate(model_dir: Path, world_size: int) -> list[Path]:
         )
     if files := hugging_face_files(model_dir):
         return files
-    if made := _worlds(model_dir):
+    if sizes := _world_sizes(model_dir):
         raise CheckpointError(
-            f"{missing[0]} is missing: the weights were made for a world size of {made}, "
+            f"{missing[0]} is missing: the weights were made for a world size of {sizes}, "
             f"this run has {world_size}; start as many processes, name the Hugging Face directory, "
             f"or run {convert}"
         )
     raise no_weights(model_dir)
 
 
-def _worlds(model_dir: Path) -> str:
-    """The world sizes that a directory has files of ranks for."""
+def _world_sizes(model_dir: Path) -> str:
+    """The world sizes that a directory has weight files for."""
     matches = (RANK_FILE.fullmatch(path.name) for path in model_dir.iterdir())
     return ", ".join(map(str, sorted({int(match[1]) for match in matches if match})))
 
 
 def no_weights(model_dir: Path) -> CheckpointError:
-    """What to raise where a directory holds no Hugging Face weights."""
-    if made := _worlds(model_dir):
+    """The error for a directory without Hugging Face weights."""
+    if sizes := _world_sizes(model_dir):
         return CheckpointError(
-            f"{model_dir} holds no Hugging Face weights (*.safetensors), but those of the ranks of "
-            f"a world size of {made}"
+            f"{model_dir} holds no Hugging Face weights (*.safetensors), but weights split for a "
+            f"world size of {sizes}"
         )
     others = sorted(path.name for kind in OTHER_KINDS for path in model_dir.glob(kind))
     if not others:
@@ -116,23 +116,23 @@ def no_weights(model_dir: Path) -> CheckpointError:
 
 
 def check_for_others(model_dir: Path) -> None:
-    """Refuse what an engine of others would find out after a while, in other words.
+    """Refuse weights that vLLM or SGLang would fail on only after minutes.
 
-    What holds no safetensors at all is left to the engine, which may have other ways.
-    Raises: CheckpointError for a file that is missing or not whole, or weights split for our own.
+    A directory without any safetensors is left to the engine, which may read other formats.
+    Raises: CheckpointError for a file that is missing or incomplete, or split for `ref_dsinfer`.
     """
     for file in hugging_face_files(model_dir) or sorted(model_dir.glob("*.safetensors")):
         with opened(file) as handle:
             split = RANK_FILE.fullmatch(file.name)
             if split and (int(split[1]) > 1 or any(map(is_deepseeks, handle.keys()))):
                 raise CheckpointError(
-                    f"{file} holds a rank's weights, which the pytorch backend reads alone: name "
+                    f"{file} holds one rank's weights, which only the pytorch backend reads: name "
                     "the Hugging Face directory that it was made from"
                 )
 
 
 def opened(file: Path) -> safe_open:
-    """A safetensors file, to be used as a context. Raises: CheckpointError saying what is wrong."""
+    """Open a safetensors file, as a context manager. Raises: CheckpointError."""
     try:
         return safe_open(file, "pt")
     except (OSError, SafetensorError) as error:
@@ -140,7 +140,7 @@ def opened(file: Path) -> safe_open:
 
 
 def unreadable(file: Path, error: Exception) -> CheckpointError:
-    """What to raise for a file that the library can't read: what it is, where that can be told."""
+    """The error for a file that the library can't read, with what it is if that can be told."""
     try:
         with file.open("rb") as start:
             phrase = what_it_is(start.read(HEAD))
@@ -154,7 +154,7 @@ def unreadable(file: Path, error: Exception) -> CheckpointError:
 
 
 def _torn(file: Path) -> str | None:
-    """What is wrong with the file's length, which its header tells."""
+    """What is wrong with the file's length, which follows from its header; None if nothing."""
     size = file.stat().st_size
     with file.open("rb") as start:
         header_size = int.from_bytes(start.read(8), "little")
@@ -165,7 +165,7 @@ def _torn(file: Path) -> str | None:
     with contextlib.suppress(
         ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError
     ):
-        entries = json.loads(header)  # where it is cut short itself, its own length is all we know
+        entries = json.loads(header)  # if that is cut short itself, only its length is known
         entries.pop("__metadata__", None)
         whole += max(entry["data_offsets"][1] for entry in entries.values())
     if size < whole:

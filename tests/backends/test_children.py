@@ -89,4 +89,4 @@ def test_the_reason_for_a_failure_is_the_log_s_last(
     first = str(children.failure("it has died")).splitlines()[0]
     children.close()
     assert first == (f"it has died: {reason}" if reason else "it has died")
-    assert children.said("note") == ("note" in lines)
+    assert children.log_contains("note") == ("note" in lines)

@@ -72,12 +72,12 @@ def model(tmp_path: Path) -> Path:
     [
         ([5, 6], "length", "cut the answer after 2 of 4 tokens"),
         ([], "length", "cut the answer after 0 of 4 tokens"),
-        ([5] * 5, "length", "given 5 tokens of 4"),
-        ([5] * 4, "stop", "given 5 tokens of 4"),
-        ([5, 50], "stop", "sampled id 50, and the model has ids 0 to 49"),
-        ([-1, 5], "stop", "sampled id -1, and"),
-        ([5, 3, 6], "stop", "gone on after a stop id"),
-        ([5, 1, 6, 7], "length", "gone on after a stop id"),
+        ([5] * 5, "length", "returned 5 tokens of 4"),
+        ([5] * 4, "stop", "returned 5 tokens of 4"),
+        ([5, 50], "stop", "sampled id 50, but the model has ids 0 to 49"),
+        ([-1, 5], "stop", "sampled id -1, but"),
+        ([5, 3, 6], "stop", "went on after a stop id"),
+        ([5, 1, 6, 7], "length", "went on after a stop id"),
         ([5, 49, 6, 7], "length", None),
         ([5, 49, 6], "stop", None),
         ([], "stop", None),
@@ -116,7 +116,7 @@ def test_a_request_is_called_by_its_row(row: int | None, name: str) -> None:
 
 def _silence(monkeypatch: pytest.MonkeyPatch, warn_s: float) -> None:
     monkeypatch.setattr(drive, "SILENT_S", warn_s)
-    monkeypatch.setattr(drive, "LOOK_S", 0.02)
+    monkeypatch.setattr(drive, "CHECK_S", 0.02)
 
 
 def test_silence_is_warned_of_and_then_ends_the_run(
@@ -131,7 +131,7 @@ def test_silence_is_warned_of_and_then_ends_the_run(
     assert time.monotonic() - start < 5
     warned = [record.getMessage() for record in caplog.records]
     assert 2 <= len(warned) <= 3  # after 0.1, 0.2 and 0.4 s
-    assert all("oldest, row 0 (request 900), waits for" in line for line in warned)
+    assert all("oldest, row 0 (request 900), has been open for" in line for line in warned)
     assert all("--stall-timeout" in line for line in warned)
 
 
@@ -234,4 +234,4 @@ def test_an_engine_that_does_not_close_does_not_hide_the_failure(
 
     with pytest.raises(EngineError, match="request 1"):
         asyncio.run(run())
-    assert "not closed" in caplog.text
+    assert "did not close" in caplog.text

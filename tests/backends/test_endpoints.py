@@ -198,7 +198,7 @@ ABORTED = b'data: {"choices":[{"finish_reason":"abort","token_ids":[]}]}\n\n'
         ({"says": ERROR}, "out of memory"),
         ({"says": ABORTED}, "'abort'"),
         ({"status": 500}, "HTTP 500: told to fail"),
-        ({"status": 404}, "completions: HTTP 404.*a gateway must pass this on"),
+        ({"status": 404}, "completions: HTTP 404.*is this a gateway"),
     ],
 )
 def test_a_failed_request_names_server_and_request(
@@ -215,11 +215,11 @@ def test_a_failed_request_names_server_and_request(
     ("ids", "finish", "said"),
     [
         ([3] * 8, "length", "cut the answer after 8 of 20 tokens"),
-        ([3] * 25, "length", "given 2. tokens of 20"),
-        ([3, 4, 2], "stop", "it has stopped at id 2, at no stop id"),
-        ([3, 10**6, STOP], "stop", "sampled id 1000000, and the model"),
-        ([3, STOP, 4, STOP], "stop", "gone on after a stop id"),
-        ([3, STOP], "content_filter", "ended the answer by 'content_filter'"),
+        ([3] * 25, "length", "returned 2. tokens of 20"),
+        ([3, 4, 2], "stop", "stopped at id 2, which is no stop id"),
+        ([3, 10**6, STOP], "stop", "sampled id 1000000, but the model"),
+        ([3, STOP, 4, STOP], "stop", "went on after a stop id"),
+        ([3, STOP], "content_filter", "finish reason 'content_filter'"),
     ],
 )
 def test_an_answer_that_was_not_asked_for_is_a_failure(
@@ -237,7 +237,7 @@ def test_what_is_no_json_is_told(model: Path, coalesce: bool) -> None:
         server.pages = {"/v1/completions": (200, b"\x1f\x8b\x08\x00 packed")}
 
     said = failed(model, change, coalesce=coalesce)
-    assert "ended before" in said if not coalesce else "gzip, which was not asked for" in said
+    assert "ended before" in said if not coalesce else "gzip, which was not requested" in said
 
 
 def _metrics(hits: int, enabled: str = "True") -> bytes:
@@ -266,7 +266,7 @@ def test_reused_prefixes_are_read_from_metrics(
     assert before == Reuse(True, 0, block_size=16)
     assert after == Reuse(True, 2 * 48, block_size=16)
     assert unknown == Reuse(True)  # it was on at the start
-    assert "keeps a cache of prefixes" in caplog.text
+    assert "has prefix caching enabled" in caplog.text
     assert "--no-enable-prefix-caching" in caplog.text
 
 
@@ -352,7 +352,7 @@ def test_a_server_that_hangs_ends_the_run(model: Path, monkeypatch: pytest.Monke
         return str(said[0]), str(said[1])
 
     for said in with_servers(model, test, count=2):
-        assert "not been well for 1 s" in said
+        assert "failed its health checks for 1 s" in said
 
 
 def test_one_missed_health_check_is_nothing(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -411,7 +411,7 @@ def test_running_out_of_descriptors_says_what_to_raise(model: Path) -> None:
 
     code, err = asyncio.run(run())
     assert code == 1
-    assert "EngineError: no file descriptor is left" in err
+    assert "EngineError: no file descriptors are left" in err
     assert "ulimit -Hn" in err
 
 
@@ -444,15 +444,15 @@ def test_whatever_a_server_says_becomes_one_short_line(data: bytes) -> None:
 @pytest.mark.parametrize(
     ("response", "url", "said"),
     [
-        (Response(404, b'{"detail":"x"}', {}), "http://h", "HTTP 404: x (a gateway must pass"),
-        (Response(404, b"", {}), "http://h/v1", "(the URL is the server's root, without /v1)"),
+        (Response(404, b'{"detail":"x"}', {}), "http://h", "HTTP 404: x (is this a gateway"),
+        (Response(404, b"", {}), "http://h/v1", "(give the server's root URL, without /v1)"),
         (
             Response(307, b"", {b"location": b"https://other.example/health"}),
             "http://h",
-            "HTTP 307: it redirects to https://other.example/health: name that server",
+            "HTTP 307: redirected to https://other.example/health: use that server",
         ),
         (Response(429, b'{"error":{"message":"rate limit"}}', {}), "http://h", "429: rate limit"),
-        (Response(401, b"", {}), "http://h", "it refuses the key (HTTP 401)"),
+        (Response(401, b"", {}), "http://h", "the server refuses the key (HTTP 401)"),
     ],
 )
 def test_a_refusal_says_what_to_do(response: Response, url: str, said: str) -> None:

@@ -118,17 +118,20 @@ def test_a_model_directory_must_tell_its_length(tmp_path: Path) -> None:
         ({"health_status": 404}, "/health: HTTP 404"),
         (
             {"health_status": 307, "head": b"location: https://other.example/health\r\n"},
-            "/health: HTTP 307: it redirects to https://other.example/health",
+            "/health: HTTP 307: redirected to https://other.example/health",
         ),
         (
             {"pages": {"/v1/models": (200, b"<html>login")}},
-            "/v1/models answers no JSON but",
+            "/v1/models: the response is not JSON but",
         ),
-        ({"pages": {"/version": (200, b"\x1f\x8b")}}, "/version answers JSON compressed by gzip"),
-        ({"pages": {"/version": (200, b"{'no'}")}}, "/version answers what is no JSON: {'no'}"),
+        (
+            {"pages": {"/version": (200, b"\x1f\x8b")}},
+            "/version: the response is JSON compressed by gzip",
+        ),
+        ({"pages": {"/version": (200, b"{'no'}")}}, "/version: the response is not JSON: {'no'}"),
         (
             {"pages": {"/version": (200, b'{"version": 3}')}},
-            "/version answers JSON in another",
+            "/version: unexpected JSON",
         ),
         ({"status": 500}, "told to fail"),
         ({"says": b'data: {"choices": [{"text": "a"}]}\n\n'}, "no token ids"),
@@ -155,7 +158,7 @@ def test_a_healthy_server_that_generates_nothing_is_refused(
 ) -> None:
     monkeypatch.setattr(endpoints, "PROBE_S", 0.1)
     fault = {"stops_after": 0, "end_streams": False}
-    assert "nothing generated" in refused(model, lambda server: vars(server).update(fault))
+    assert "generated nothing" in refused(model, lambda server: vars(server).update(fault))
 
 
 def test_the_key_goes_to_the_server_and_nowhere_else(

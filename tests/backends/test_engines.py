@@ -63,7 +63,7 @@ each_engine = pytest.mark.parametrize("name", NAMES)
             ("sglang", {"dtype": "float16"}, "use --dtype"),
             ("sglang", {"tensor-parallel-size": "2"}, "use --tensor-parallel"),
             ("sglang", {"tp": "2"}, "no option 'tp'"),
-            ("sglang", {"port": "80"}, "the server is this run's own"),
+            ("sglang", {"port": "80"}, "is set by this run"),
             ("sglang", {"page_size": "many"}, "page-size"),
             ("sglang", {"disable_radix_cache": "perhaps"}, "must be true or false"),
             ("sglang", {"load_format": "none"}, "load-format"),
@@ -81,11 +81,15 @@ def test_a_wrong_engine_option_is_named(name: str, options: dict[str, str], mess
     [
         pytest.param(name, changes, message, marks=getattr(pytest.mark, name))
         for name, changes, message in (
-            ("vllm", None, "can't be read"),
-            ("vllm", {"architectures": ["NoSuchForCausalLM"]}, "does not know NoSuchForCausalLM"),
-            ("vllm", {"architectures": None}, "names no architectures"),
+            ("vllm", None, "does not exist: --model must name"),
+            (
+                "vllm",
+                {"architectures": ["NoSuchForCausalLM"]},
+                "does not support NoSuchForCausalLM",
+            ),
+            ("vllm", {"architectures": None}, "architectures is missing"),
             ("vllm", {"num_nextn_predict_layers": 0}, "no MTP layer"),
-            ("sglang", None, "can't be read"),
+            ("sglang", None, "does not exist: --model must name"),
             ("sglang", [], "not a JSON object"),
             ("sglang", {"num_nextn_predict_layers": 0}, "no MTP layer"),
             ("sglang", {"kv_lora_rank": None}, "architecture"),
@@ -307,7 +311,7 @@ class TestStarted:
     def test_an_end_of_the_model_s_own_is_no_silent_one(self, engine: Started) -> None:
         """SGLang stops at it where a request names other ids."""
         prompts = [request(number, limit=120, stop=frozenset({639})) for number in range(8)]
-        with pytest.raises(EngineError, match=r"request \d: it has stopped at 1, which is no stop"):
+        with pytest.raises(EngineError, match=r"request \d: stopped at 1, which is no stop"):
             engine.answers(prompts)
 
     @only_sglang

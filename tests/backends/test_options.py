@@ -131,11 +131,11 @@ def test_each_script_is_held_to_its_way_of_starting(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("engine", "given", "said"),
     [
-        ("pytorch", ("--tensor-parallel", 2), "pytorch does not know --tensor-parallel"),
-        ("pytorch", ("--eager", "--kv-dtype", "fp8"), "does not know --eager, --kv-dtype"),
-        ("pytorch", ("--endpoint", "http://localhost:1"), "does not know --endpoint"),
-        ("vllm", ("--attention", "dp"), "vllm does not know --attention"),
-        ("vllm", ("--served-model", "r1"), "does not know --served-model"),
+        ("pytorch", ("--tensor-parallel", 2), "pytorch does not support --tensor-parallel"),
+        ("pytorch", ("--eager", "--kv-dtype", "fp8"), "does not support --eager, --kv-dtype"),
+        ("pytorch", ("--endpoint", "http://localhost:1"), "does not support --endpoint"),
+        ("vllm", ("--attention", "dp"), "vllm does not support --attention"),
+        ("vllm", ("--served-model", "r1"), "does not support --served-model"),
         (
             "vllm",
             ("--endpoint", "http://localhost:1", "--eager", "--engine-arg", "a=1"),
@@ -208,6 +208,6 @@ def test_a_model_without_a_length_is_refused(
 
 
 def test_choices_are_those_of_the_engine_in_this_tree() -> None:
-    """`types` imports nothing of this project, and so says them once more."""
+    """`types` must not import torch, which `gemm` does, and so lists them once more."""
     assert OPTIONS["dtype"].choices == cpu.DTYPES
     assert OPTIONS["gemm"].choices == gemm.ARITHMETICS

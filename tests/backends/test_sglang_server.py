@@ -76,13 +76,16 @@ def test_an_answer_at_its_limit() -> None:
 @pytest.mark.parametrize(
     ("events", "said"),
     [
-        ([event([3], 1), event([4], 3)], "of 3 tokens it has given 1 and then 1 ids"),
-        ([event([3], 2)], "of 2 tokens it has given 0 and then 1 ids"),
-        ([event([3, STOP], 1, stop())], "2 ids, but it counts 1"),
+        ([event([3], 1), event([4], 3)], "of 3 tokens it sent 1 and then 1 ids"),
+        ([event([3], 2)], "of 2 tokens it sent 0 and then 1 ids"),
+        ([event([3, STOP], 1, stop())], "2 ids, but a count of 1"),
         ([event([3, 1], 2, stop(1))], "stopped at 1, which is no stop id"),
         ([event([3, STOP], 2, stop("NaN happened"))], "stopped at 'NaN happened'"),
-        ([event([], 0, {"type": "abort", "message": "no\nroom"})], "by 'abort': no room"),
-        ([event([], 0, {"type": "abort"})], "by 'abort'$"),
+        (
+            [event([], 0, {"type": "abort", "message": "no\nroom"})],
+            "with finish reason 'abort': no room",
+        ),
+        ([event([], 0, {"type": "abort"})], "with finish reason 'abort'$"),
         ([event(None, 0)], "no output_ids"),
         ([b'{"text": "abc"}'], "no output_ids"),
         ([b'{"error": {"message": "too\\nlong", "code": 400}}'], "too long"),

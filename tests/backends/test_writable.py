@@ -97,7 +97,7 @@ def test_where_there_is_none_it_is_said(
         raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
 
     monkeypatch.setattr(tempfile, "gettempdir", none)
-    with pytest.raises(LaunchError, match=r"\['/tmp'\]: let TMPDIR name one"):
+    with pytest.raises(LaunchError, match=r"\['/tmp'\]: set TMPDIR to"):
         make_writable(environment)
 
 

@@ -180,8 +180,8 @@ def test_an_index_that_names_a_missing_file_is_refused(copied: Path) -> None:
     [
         ({"model.norm.weight": None}, "lacks 1 tensors, the first of them model.norm.weight"),
         ({"model.layers.1.mlp.experts.5.up_proj.weight": None}, "experts.5.up_proj"),
-        ({"model.norm.weight": torch.ones(63)}, r"model.norm.weight is \[63\]"),
-        ({"model.norm.bias": torch.ones(64)}, "model.norm.bias, for which"),
+        ({"model.norm.weight": torch.ones(63)}, r"model.norm.weight has shape \[63\]"),
+        ({"model.norm.bias": torch.ones(64)}, "model.norm.bias, which is no tensor of this model"),
         (
             {"model.layers.0.mlp.down_proj.weight": torch.ones(64, 96).to(torch.float8_e4m3fn)},
             "quantization_config",
