@@ -1,4 +1,4 @@
-"""The nouns every engine speaks. Of this project it imports the engine's finish reasons alone.
+"""The interface of all engines. Imports nothing of this project but the finish reasons.
 
 An engine sees token ids only. Each token it samples leaves it in a `Delta`; a `Delta` carries the
 new ids alone, and never a stop id: `finish="stop"` stands for the stop id that ended the answer.

@@ -75,9 +75,7 @@ class VllmBackend(Backend):
         self._args = engine_args(config)
         self._children: Children | None = None
         self._engine: AsyncLLM | None = None
-        self._cached: list[
-            int
-        ] = []  # prompt tokens from the prefix cache, of each answered request
+        self._cached: list[int] = []  # of each prompt: tokens from the prefix cache
 
     async def start(self) -> None:
         self._children = children = Children(self.config.log)

@@ -63,7 +63,7 @@ class Engine:
     """A model, ready to answer."""
 
     def __init__(self, model_dir: Path | str, options: EngineOptions) -> None:
-        """Load this rank's part of the model; all ranks come here together.
+        """Load this rank's part of the model; every rank must call this.
 
         What every rank can find out from options and files is checked before the rendezvous, so
         that no rank waits for one that has failed.

@@ -1,7 +1,7 @@
 """Matrix products on NVIDIA GPUs, dense and grouped, over weights that stay block-fp8 in memory.
 
-What they compute is `gemm.py`'s plain definition. Decoding reads every weight once for few rows, so
-memory sets the pace: a program owns 128 rows of a weight, streams 128 columns at a time through
+`gemm.py` has their definition in plain torch. Decoding reads every weight once for few rows, so it
+is memory-bound: a program owns 128 rows of a weight, streams 128 columns at a time through
 registers, and multiplies them by its rows of x. The weight is the left operand (y is computed
 transposed), since tensor cores want 64 rows there and few on the right.
 
@@ -20,7 +20,7 @@ from ref_dsinfer.fp8 import E4M3, LARGEST, SMALLEST_AMAX
 from ref_dsinfer.keys import FP8_BLOCK
 
 BLOCK = tl.constexpr(FP8_BLOCK)
-PROGRAMS = 264  # wanted at least: two for each of an H100's 132 processors
+PROGRAMS = 264  # to launch at least: two for each of an H100's 132 processors
 SPLIT_BLOCKS = 4  # columns / 128 that one part of a split sum has at least
 SPLIT_ROWS = 256  # rows of x up to which sums are split: beyond, there are programs enough
 STAGE_BYTES = 192 * 1024  # of shared memory, for what is loaded ahead; an H100 has 227 KiB
@@ -165,8 +165,8 @@ def product(
     a stack [E, ..., out, in]. Returns [rows, all outs side by side] in `dtype`, or x's.
 
     `scale` is a block-fp8 weight's. With `x_scale`, x and it are what `quantise_rows` returns.
-    `ends_E`, int32, tells where the runs end; rows behind the last are left as they are in memory.
-    `tokens_P` says which row of x each row of the answer comes from; without it they are the same.
+    `ends_E`, int32, holds where the runs end; rows behind the last are left uninitialised.
+    `tokens_P` holds the row of x for each row of the result; without it they are the same.
     """
     assert weight.is_contiguous()
     x_TI = x_TI.contiguous()
@@ -222,7 +222,7 @@ def _tile_rows(rows: int, x_TI: Tensor) -> int:
 
 
 def _splits(tiles: int, blocks: int) -> int:
-    """Into how many parts the sum over `blocks` of 128 columns is split, none of them empty."""
-    wanted = max(1, min(-(-PROGRAMS // tiles), blocks // SPLIT_BLOCKS))
-    each = -(-blocks // wanted)
+    """Number of parts, none empty, that the sum over `blocks` of 128 columns is split into."""
+    parts = max(1, min(-(-PROGRAMS // tiles), blocks // SPLIT_BLOCKS))
+    each = -(-blocks // parts)
     return -(-blocks // each)

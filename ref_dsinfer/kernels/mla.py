@@ -1,10 +1,10 @@
 """Attention of decoded tokens over latents in blocks, on NVIDIA GPUs: FlashDecoding for MLA.
 
-What it computes is `plain` of attention.py. All query heads share the cached rows, and a row's
-values are its first columns, so a tile of rows is loaded once and used twice. A sequence's context
-is cut into parts, each a program's own; a second kernel combines them by their softmax sums. How
-many parts there are depends on the batch's size alone, never on lengths, which stay on the device:
-a CUDA graph may hold the call.
+`plain` of attention.py is its definition. All query heads share the cached rows, and a row's values
+are its first columns, so a tile of rows is loaded once and used twice. A sequence's context is
+split into parts, one for each program; a second kernel combines them by their softmax sums. The
+number of parts depends on the batch size alone, never on lengths, which stay on the device: a CUDA
+graph can capture the call.
 """
 
 import torch
@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-PROGRAMS = 512  # wanted at least: about two rounds of what 132 processors run at once
+PROGRAMS = 512  # to launch at least: about two rounds of what 132 processors run at once
 MOST_PARTS = 64
 LOG2_E = 1.4426950408889634
 
@@ -159,12 +159,12 @@ def attend(
 
 
 def launch(tall: int, item_bytes: int) -> tuple[int, int, int]:
-    """Rows of a tile, warps and stages of a program of `tall` heads. Of the stages some go by
-    before a tile is on its way: its table is loaded first."""
+    """Rows of a tile, warps and stages of a program of `tall` heads. Some stages pass before a tile
+    is being loaded, since its block table comes first."""
     wide = item_bytes > 2
     return 16 if wide else 32, 8 if tall > 16 else 4, 3 if wide else 5
 
 
 def parts_of(programs: int) -> int:
-    """Into how many parts a context is cut where so many programs run already: a power of 2."""
+    """Parts that a context is split into, where `programs` run already: a power of 2."""
     return min(triton.next_power_of_2(max(1, PROGRAMS // programs)), MOST_PARTS)
