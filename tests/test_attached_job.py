@@ -42,6 +42,7 @@ def start(script: str, model: Path, data: Path, servers: Servers, *options: obje
     )
 
 
+@pytest.mark.slow
 def test_servers_answer_as_one(
     servers: Servers, echo_model: Path, data_set: Callable[[int], Path]
 ) -> None:
@@ -55,6 +56,7 @@ def test_servers_answer_as_one(
     assert set(frame.model_backend) == {"vllm"}
 
 
+@pytest.mark.slow
 def test_a_server_that_is_killed_ends_the_run_and_is_named(
     servers: Servers, echo_model: Path, data_set: Callable[[int], Path]
 ) -> None:

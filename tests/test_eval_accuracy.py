@@ -154,6 +154,7 @@ CALL = PROBLEM | {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("problem", "code"),
     [("double", "import time\nwhile True: time.sleep(1)"), ("call", FORGED)],
@@ -284,6 +285,7 @@ def test_one_row_is_explained_and_nothing_written(a_run):
     assert sorted(a_run.iterdir()) == before
 
 
+@pytest.mark.slow
 def test_two_gradings_are_compared(a_run):
     given = ("--input-file", a_run / "results.pkl", "--output-file")
     assert run(*given, a_run / "one.pkl").returncode == 0
@@ -303,6 +305,7 @@ def test_two_gradings_are_compared(a_run):
     assert done.returncode == 4
 
 
+@pytest.mark.slow
 def test_how_programs_read_is_chosen_and_kept_apart(a_run):
     given = ("--input-file", a_run / "results.pkl")
     assert run(*given).returncode == 0
@@ -350,6 +353,7 @@ entrypoint.run(eval_accuracy.main)
     assert json.loads((a_run / "results_report.json").read_text())["sandbox"]["level"] is None
 
 
+@pytest.mark.slow
 def test_programs_over_their_limit_are_timeouts_and_a_hostile_answer_is_one(a_run):
     (a_run / "livecodebench.jsonl").write_text(f"{json.dumps(PROBLEM)}\n{json.dumps(CALL)}\n")
     rows = [("double", "while True: pass"), ("call", FORGED), ("call", "f = lambda a: a + a")]
@@ -432,6 +436,7 @@ def hostile(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
 def test_what_files_hold_steers_no_terminal_and_fits_its_encoding(hostile, encoding):
     def said(*arguments, code=0):

@@ -62,6 +62,7 @@ def test_no_layout_beats_the_bound() -> None:
             assert sum(roofline.run_s(plan, batch)) > sum(roofline.run_s(BOUND, batch))
 
 
+@pytest.mark.slow
 def test_without_a_gpu_the_kernels_are_not_measured() -> None:
     ended = subprocess.run(
         [sys.executable, "benchmarks/kernels.py"],

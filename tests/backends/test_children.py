@@ -28,6 +28,7 @@ def child_sharing(path: Path) -> subprocess.Popen:
     return child
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dies", [False, True])
 def test_files_in_shared_memory_go_with_the_processes(dies: bool, tmp_path: Path) -> None:
     """Its own ones only, also where it has died before and nobody has collected it."""

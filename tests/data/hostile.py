@@ -29,7 +29,7 @@ FRAME = pd.DataFrame(
         "tok_model_output_len": [1, 2],
     }
 )
-MANY = cases(800_000, 3_000_000)  # opcodes
+MANY = cases(400_000, 3_000_000)  # opcodes
 COLUMNS = ("dataset", "question", "text_input", "ground_truth", "model_output")
 
 

@@ -81,6 +81,7 @@ def test_bytes_that_are_no_text_end_in_one_line(talking_model: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_prompt_that_does_not_fit_ends_in_one_line(talking_model: Path) -> None:
     done = run(talking_model, said="w3 " * 600)
     assert done.returncode == 8

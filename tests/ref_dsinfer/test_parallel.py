@@ -195,6 +195,7 @@ def test_a_mistake_on_one_machine_ends_the_others(random_model: Path, tmp_path: 
         assert f"{model}/config.json does not exist" in err
 
 
+@pytest.mark.slow
 def test_ranks_that_do_not_come_are_named(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -61,6 +61,7 @@ def ended(ranks: list[subprocess.Popen]) -> list[tuple[int, str]]:
     return [(one.returncode, text) for one, text in zip(ranks, said, strict=True)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("machine", "victim"), [(4, 2), (2, 0)])
 def test_a_rank_that_is_killed_is_named_once_a_machine(
     machine: int, victim: int, start: Start
@@ -81,6 +82,7 @@ def test_a_rank_that_is_killed_is_named_once_a_machine(
         assert said == (line if rank in speakers else "")
 
 
+@pytest.mark.slow
 def test_a_rank_that_ends_in_words_is_named_on_other_machines_only(start: Start) -> None:
     found = ended(start(4, 2, rank2="end"))
     assert found[2] == (7, "error: a file is missing\n")
@@ -92,6 +94,7 @@ def test_a_rank_that_ends_in_words_is_named_on_other_machines_only(start: Start)
     assert found[1] == (12, "")
 
 
+@pytest.mark.slow
 def test_ranks_that_leave_may_end_in_any_order(start: Start) -> None:
     ranks = start(3, 3, rank0="leave", rank1="leave", rank2="leave")
     assert ranks[1].stdout
@@ -100,6 +103,7 @@ def test_ranks_that_leave_may_end_in_any_order(start: Start) -> None:
     assert [code for code, _ in ended(ranks)] in ([0, -9, 0], [0, 0, 0])
 
 
+@pytest.mark.slow
 def test_torchrun_s_end_is_its_ranks_end(tmp_path: Path) -> None:
     """As torchrun does, the parent starts a rank by this Python, and is then killed."""
     rank = "import time; import entrypoint; entrypoint.run(lambda: time.sleep(60))"

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[3]
 HERE = Path(__file__).parent / "attacks"
 NOBODY = 65534
 IS_ROOT = os.geteuid() == 0
-USERS = ("this user", pytest.param("nobody", marks=pytest.mark.slow))
+USERS = ("this user", "nobody")
 
 
 def _as(user):
