@@ -78,8 +78,9 @@ def _held(level, user):
     return result["outcomes"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("user", USERS)
-@pytest.mark.parametrize("level", ["full", "kernel", pytest.param("bwrap", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("level", ["full", "kernel", "bwrap"])
 class TestWhereALevelHolds:
     def test_no_attack_gets_through_and_the_run_goes_on(self, level, user):
         if level == "bwrap" and not shutil.which("bwrap"):
