@@ -142,7 +142,7 @@ def test_a_second_run_finds_all_done_by_the_first(engine: str, modules: str, tre
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", ["making", "installing"])
+@pytest.mark.parametrize("moment", ["creating", "installing"])
 def test_an_interruption_is_made_good_by_the_next_run(moment: str, tree: Tree) -> None:
     process = subprocess.Popen(
         tree.command("--backend", "pytorch"),
