@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -161,6 +162,27 @@ def test_an_interruption_is_made_good_by_the_next_run(moment: str, tree: Tree) -
     again = tree.setup("--backend", "pytorch")
     assert again.returncode == 0, again.stderr
     assert tree.has(".venv-pytorch-cpu", "base", "pytorch")
+
+
+@pytest.mark.slow
+def test_an_interrupt_ends_the_installations_side_by_side(tree: Tree) -> None:
+    (tree.root / "requirements" / "test.txt").write_text("base==1\n")
+    process = subprocess.Popen(
+        tree.command("--test"),
+        env=tree.variables,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stderr
+    for _ in ENGINES:  # all of them are being made before any is there
+        assert "creating" in process.stderr.readline()
+    installing = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate(timeout=20)
+    assert process.returncode != 0
+    _, alive = psutil.wait_procs(installing, timeout=10)
+    assert not alive
 
 
 @pytest.mark.slow
