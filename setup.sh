@@ -238,7 +238,7 @@ _mlperf_demo() { # BACKEND DEVICE
 }
 
 _mlperf_test() { # BACKEND
-  local tests=(python -m pytest --numprocesses 2 --dist loadfile)
+  local tests=(python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder)
   if [ "$1" = pytorch ]; then
     ruff check .
     ruff format --check .

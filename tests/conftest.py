@@ -24,6 +24,12 @@ BOS, EOS, USER, ASSISTANT = (
 )
 EOS_ID = 1
 MODEL_LENGTH = 163_840  # R1's
+LONGEST = {
+    name: place
+    for place, name in enumerate(
+        ("test_readme.py", "test_parallel.py", "test_engine_jobs.py", "test_vllm_server.py")
+    )
+}
 TASKS = ("AIME1983", "math500", "gpqa", "mmlu_pro")
 
 
@@ -36,6 +42,14 @@ def pytest_configure() -> None:
         count = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, cores[int(worker.removeprefix("gw")) :: count] or cores)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take minutes, so that no worker waits for one at the end.
+
+    pytest-xdist hands files out in this order with --no-loadscope-reorder.
+    """
+    items.sort(key=lambda item: LONGEST.get(item.path.name, len(LONGEST)))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
