@@ -287,13 +287,13 @@ _mlperf_main() (
     # All before any test, so that a missing package shows early, and side by side. Each is a process
     # group of its own, which an interrupt of this one ends too.
     local jobs=() job failed=''
+    trap 'kill -- "${jobs[@]/#/-}" 2>/dev/null; exit 130' INT TERM
     set -m
     for backend in "${all[@]}"; do
       _mlperf_environment "${venv:-.venv-$backend-$device}" "$backend" &
       jobs+=($!)
     done
     set +m
-    trap 'kill -- "${jobs[@]/#/-}" 2>/dev/null; exit 130' INT TERM
     for job in "${jobs[@]}"; do
       wait "$job" || failed=$?
     done

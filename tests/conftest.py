@@ -24,12 +24,8 @@ BOS, EOS, USER, ASSISTANT = (
 )
 EOS_ID = 1
 MODEL_LENGTH = 163_840  # R1's
-LONGEST = {
-    name: place
-    for place, name in enumerate(
-        ("test_readme.py", "test_parallel.py", "test_engine_jobs.py", "test_vllm_server.py")
-    )
-}
+# Files that take minutes, the longest first.
+LONGEST = ("test_readme.py", "test_parallel.py", "test_engine_jobs.py", "test_vllm_server.py")
 TASKS = ("AIME1983", "math500", "gpqa", "mmlu_pro")
 
 
@@ -49,7 +45,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     pytest-xdist hands files out in this order with --no-loadscope-reorder.
     """
-    items.sort(key=lambda item: LONGEST.get(item.path.name, len(LONGEST)))
+    items.sort(key=lambda item: (*LONGEST, item.path.name).index(item.path.name))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

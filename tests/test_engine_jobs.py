@@ -92,7 +92,9 @@ def test_an_engine_that_is_killed_ends_the_run_in_words(
     ("options", "code", "message"),
     [
         (["--engine-arg", "{option}x=3"], 2, "did you mean {option}"),
+        (["--device", "cuda"], 2, "./setup.sh --backend {engine} --device cuda"),
         (["--endpoint", "http://127.0.0.1:9"], 12, "http://127.0.0.1:9"),
+        (["--endpoint", "somewhere"], 2, "somewhere"),
     ],
 )
 def test_a_mistake_is_one_line(
@@ -106,5 +108,5 @@ def test_a_mistake_is_one_line(
     assert ended.returncode == code, ended.stderr
     last = ended.stderr.splitlines()[-1]
     assert last.startswith("error: ")
-    assert message.format(option=OPTION[engine]) in last
+    assert message.format(option=OPTION[engine], engine=engine) in last
     assert "Traceback" not in ended.stderr

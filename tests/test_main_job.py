@@ -71,7 +71,8 @@ def test_processes_that_do_not_divide_the_heads(tmp_path: Path) -> None:
     ended = call(*words, "--output-dir", str(tmp_path))
     assert ended.returncode != 0
     assert ended.stderr.count("error: ") == 1
-    assert "error: 4 attention heads can't be split over 3 processes" in ended.stderr
+    assert "error: 4 attention heads can't be split over 3 processes\n" in ended.stderr
+    assert "Error: " not in ended.stderr.split("error:")[0]
     assert re.search(r"exitcode\s*: 9", ended.stderr)
 
 

@@ -112,11 +112,11 @@ class Lease:
             self._idle.put(worker)
 
 
-def _judge_number(extracted: int, answer: Answer, _context: Context, _turn: Lease) -> Verdict:
+def _judge_number(extracted: int, answer: Answer, _context: Context, _lease: Lease) -> Verdict:
     return aime.judge(extracted, answer.ground_truth)
 
 
-def _judge_letter(extracted: str, answer: Answer, _context: Context, _turn: Lease) -> Verdict:
+def _judge_letter(extracted: str, answer: Answer, _context: Context, _lease: Lease) -> Verdict:
     return choice.judge(extracted, answer.ground_truth)
 
 

@@ -20,6 +20,7 @@ import pytest
 
 from backends import drive
 from backends.dialect import KEY
+from backends.keeper import mapped_by, named
 from backends.sglang_server import SglangServer
 from backends.types import Backend, Completion, Delta, Request
 from data import workload
@@ -43,6 +44,7 @@ pytestmark = pytest.mark.timeout(600)
 NAMES = [pytest.param(name, marks=getattr(pytest.mark, name)) for name in ("vllm", "sglang")]
 VICTIM = {"vllm": vllm_core, "sglang": sglang_scheduler}
 DEATH = {"vllm": "vLLM's engine has died", "sglang": "SGLang has died"}
+CRASH = {"vllm": "", "sglang": "crashed with exit code -9"}  # vLLM tells no more
 TITLE = {"vllm": "vLLM", "sglang": "SGLang"}
 
 each_engine = pytest.mark.parametrize("name", NAMES)
@@ -197,12 +199,16 @@ def engine(
     before = orphans()
     log = tmp_path_factory.mktemp(request.param) / "engine.log"
     options = {"enable_metrics": "true"} if request.param == "sglang" else {}
-    backend = load(request.param, replace(CONFIG, log=log, max_running=8, options=options))
+    backend: Any = load(request.param, replace(CONFIG, log=log, max_running=8, options=options))
     with asyncio.Runner() as runner:
         runner.run(backend.start())
+        folder = backend._children.folder
+        if request.param == "sglang":  # else the check for its files at the end would check nothing
+            assert mapped_by(engine_processes(), named(["sgl"]))
         yield Started(request.param, backend, runner)
         runner.run(backend.close())
     assert_ended(request.param, before)
+    assert not folder.exists()
 
 
 only_sglang = pytest.mark.parametrize("engine", NAMES[1:], indirect=True, scope="module")
@@ -383,10 +389,11 @@ class TestStarted:
             for ended in await asyncio.gather(*streams, return_exceptions=True):
                 assert isinstance(ended, EngineError), ended
                 assert DEATH[engine.name] in str(ended)
+                assert CRASH[engine.name] in str(ended).splitlines()[0]
                 assert str(engine.backend.config.log) in str(ended)
 
         engine.run(die())
-        with pytest.raises(EngineError):
+        with pytest.raises(EngineError, match=DEATH[engine.name]):
             engine.answers([request(1)])
 
 
