@@ -14,11 +14,12 @@ from backends import registry
 from backends.options import add_engine_options, choose_backend, engine_config, positive_int
 from backends.types import Backend, Completion
 from data.journal import Answer, Journal, resumable
+from data.lock import locked
 from data.workload import Workload, build, compare_tokenizers
 
 log = logging.getLogger(__name__)
 
-JOURNAL, ENGINE_LOG = ".journal", ".engine.log"
+JOURNAL, LOCK, ENGINE_LOG = ".journal", ".lock", ".engine.log"
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
@@ -92,12 +93,13 @@ def run(args: argparse.Namespace, torchrun: bool = False) -> None:
 
     path = _beside(output, JOURNAL)
     inputs = workload.inputs(spec.name, config)
-    earlier = resumable(path, inputs) if args.resume else []
-    with Journal(path, inputs, earlier) as journal:
-        answers = earlier + asyncio.run(_answer(backend, workload, journal, earlier))
-    results = results_frame(workload.frame, answers, workload.prompts, spec.name)
-    for path in write_frame(results, output):
-        log.info("wrote %s", path)
+    with locked(_beside(output, LOCK)):
+        earlier = resumable(path, inputs) if args.resume else []
+        with Journal(path, inputs, earlier) as journal:
+            answers = earlier + asyncio.run(_answer(backend, workload, journal, earlier))
+        results = results_frame(workload.frame, answers, workload.prompts, spec.name)
+        for path in write_frame(results, output):
+            log.info("wrote %s", path)
 
 
 async def _answer(

@@ -69,6 +69,7 @@ class Journal:
             raise self._failure(error) from error
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
         self._thread.start()
+        entrypoint.before_failing.append(self._finish)
 
     def add(self, sample_index: int, completion: Completion) -> None:
         """Append one answer. `sample_index` is its row in the data set."""
@@ -80,10 +81,8 @@ class Journal:
 
     def close(self) -> None:
         """Write and flush everything."""
-        with self._changed:
-            self._closing = True
-            self._changed.notify()
-        self._thread.join(FLUSH_S)
+        entrypoint.before_failing.remove(self._finish)
+        self._finish()
         if self._thread.is_alive():
             raise OutputError(f"{self.path}: can't be written: the disk takes over {FLUSH_S:g} s")
         if self._error:
@@ -99,6 +98,12 @@ class Journal:
             if error is None:
                 raise
             log.error("%s", failure)  # what ended the run came first
+
+    def _finish(self, reason: str = "") -> None:
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join(FLUSH_S)
 
     def _run(self) -> None:
         """Write what arrives, and flush it before it is too old."""

@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from backends import registry
 from backends.options import add_engine_options, choose_backend, engine_config
-from backends.types import Backend, Reuse
+from backends.types import Backend, BackendSpec, Completion, Reuse
 from data.inference import add_data_options
 from data.journal import Answer, Journal, read_journal, resumable
+from data.lock import locked
 from errors import GradingError, LoadGenError, UsageError
 from grading.cli import add_grading_options, grading_options
-from grading.evaluate import LOG_ENDING, REPORT_ENDING, evaluate_and_report
+from grading.evaluate import LOG_ENDING, REPORT_ENDING, GradingOptions, evaluate_and_report
 from grading.inputs import PROBLEMS, find_problems
 from mlperf import report, settings
+from mlperf.state import RunState
 from ref_dsinfer.files import write_json
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ log = logging.getLogger(__name__)
 
 JOURNAL = "completions.journal"
 RECORD = "run.json"
+LOCK = ".lock"
 ACCURACY = "accuracy"  # folder of an accuracy run
 ENGINE_LOG = "engine.log"
 RESULTS = "results"
@@ -73,9 +76,10 @@ def run(args: argparse.Namespace, torchrun: bool = False) -> None:
     """Run LoadGen on an engine, save the results, then grade or report. Every rank calls this.
 
     Raises: any UserError. Errors in the inputs are raised on every rank, before the engine starts;
-    LoadGenError if a run that could have been submitted is invalid.
+    LoadGenError if a run that could have been submitted is invalid. OutputError if another run
+    writes to the same folder.
     """
-    from data.results import check_writable, results_frame, write_frame
+    from data.results import check_writable
     from data.workload import build
 
     spec, world_size = choose_backend(args, torchrun)
@@ -108,7 +112,25 @@ def run(args: argparse.Namespace, torchrun: bool = False) -> None:
     if not backend.leads:
         backend.follow()
         return
+    with locked(folder / LOCK) as lock, RunState(folder, lock) as state:
+        _lead(args, spec, backend, workload, test_settings, folder, problems, options, state)
 
+
+def _lead(
+    args: argparse.Namespace,
+    spec: BackendSpec,
+    backend: Backend,
+    workload: "Workload",
+    test_settings: Any,
+    folder: Path,
+    problems: Path | None,
+    options: GradingOptions,
+    state: RunState,
+) -> None:
+    """The part of `run` that one process does."""
+    from data.results import results_frame, write_frame
+
+    mode, config = settings.MODES[args.mode], backend.config
     known_reasons = settings.reasons(args, test_settings, len(workload), workload.shortest_limit)
     for reason in known_reasons:
         log.warning("this run can't be submitted: %s", reason)
@@ -122,9 +144,11 @@ def run(args: argparse.Namespace, torchrun: bool = False) -> None:
     with Journal(path, inputs, earlier) as journal:
         # closes the engine, as grading may take long
         seconds, reuse = asyncio.run(
-            _measure(backend, workload, test_settings, mode, journal, earlier)
+            _measure(backend, workload, test_settings, mode, journal, earlier, state)
         )
 
+    if args.accuracy:
+        state.enter("grading")
     answers = read_journal(path)
     fresh = answers[len(earlier) :]
     results = results_frame(workload.frame, answers, workload.prompts, spec.name)
@@ -205,6 +229,7 @@ async def _measure(
     mode: settings.Mode,
     journal: Journal,
     earlier: list[Answer],
+    state: RunState,
 ) -> tuple[float, Reuse]:
     """Start the engine, run LoadGen's test on it, and close it.
 
@@ -225,13 +250,19 @@ async def _measure(
     with query_sample_library(len(workload)) as library:
         async with running(backend):
             await compare_tokenizers(backend, workload)
+            state.enter("running", total)
             with Progress(total) as progress:
+
+                def on_done(completion: Completion) -> None:
+                    progress.add(len(completion.token_ids))
+                    state.count()
+
                 sut = Sut(
                     backend,
                     workload,
                     journal,
                     mode.reads_tokens,
-                    lambda completion: progress.add(len(completion.token_ids)),
+                    on_done,
                     dict(earlier),
                 )
                 start = time.monotonic()

@@ -1,5 +1,6 @@
 """Places where results can't be written, or not all of them: nothing lost, and one line."""
 
+import json
 import os
 import subprocess
 import sys
@@ -44,7 +45,7 @@ def can_mount() -> bool:
 @pytest.mark.parametrize(
     ("script", "rows", "size", "named"),
     [
-        ("run_eval.py", 60, "4k", "answers.journal"),
+        ("run_eval.py", 60, "4k", "answers.engine.json"),
         # more answers than the disk has room for, whatever LoadGen logs beside them
         ("run_eval.py", 600, "40k", "answers.journal"),
         ("run_mlperf.py", 600, "40k", "completions.journal"),
@@ -83,7 +84,10 @@ def test_a_disk_that_fills_up_leaves_what_it_holds(
     assert "can't be written: " in last
     [journal] = (tmp_path / "kept").rglob("*.journal")
     answered = read_journal(journal)
-    if "journal" not in named:
+    for state in (tmp_path / "kept").rglob("state.json"):
+        content = json.loads(state.read_text())
+        assert (content["state"], f"error: {content['error']}") == ("failed", last)
+    if "journal" not in named and "engine" not in named:
         assert len(answered) == rows
 
 

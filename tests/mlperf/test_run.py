@@ -79,6 +79,14 @@ def interrupt(process: subprocess.Popen[str]) -> tuple[int, str]:
     return process.returncode, err
 
 
+def assert_state(
+    results: Path, state: str, finished: int, of: int, error: str | None = None
+) -> None:
+    content = json.loads((results / "state.json").read_text())
+    wanted = {"state": state, "finished": finished, "of": of, "error": error}
+    assert {key: content[key] for key in wanted} == wanted
+
+
 def folder(script: "Script", mode: str, test: str = "performance") -> Path:
     return script.folder / "mlperf_results" / mode / test
 
@@ -170,6 +178,7 @@ def test_a_short_run_succeeds_and_is_stamped(
     frame = pd.read_parquet(results / "results.parquet")
     assert list(frame["sample_index"]) == list(range(8))
     assert frame["query_id"].is_unique
+    assert_state(results, "done", 8, 8)
 
 
 def test_an_accuracy_run_is_graded_and_its_log_holds_the_answers(
@@ -323,6 +332,7 @@ def test_a_failing_request_ends_the_run_and_leaves_the_others(
     assert time.monotonic() - start < 20
     assert code == 12
     assert err.splitlines()[-1] == "error: echo: told to fail at request 7"
+    assert_state(folder(script, "server"), "failed", 6, 200, "echo: told to fail at request 7")
     assert "Traceback" not in err
     assert len(read_journal(folder(script, "server") / JOURNAL)) == 6
 
@@ -345,8 +355,16 @@ def test_an_interrupt_ends_a_run_that_waits_and_leaves_what_is_finished(
     )
     journal = folder(script, "offline") / JOURNAL
     until(lambda: journal.exists() and len(read_journal(journal)) == 7, process)
+    state = journal.with_name("state.json")
+    until(lambda: json.loads(state.read_text())["finished"] == 7, process)
+    assert_state(folder(script, "offline"), "running", 7, 8)
+    assert json.loads(state.read_text())["pid"] == process.pid
+    second, _, said = script.run("run_mlperf.py", "--input-file", script.folder / "rows20.parquet")
+    assert second == 11
+    assert f"offline/performance: process {process.pid} on " in said.splitlines()[-1]
     code, err = interrupt(process)
     assert code == 130
+    assert_state(folder(script, "offline"), "failed", 7, 8, "interrupted")
     assert "Traceback" not in err
     assert len(read_journal(journal)) == 7
 
