@@ -23,7 +23,7 @@ from ref_dsinfer.cpu import dtype_for
 from ref_dsinfer.weight_files import check_for_others
 
 RESERVED = 6  # tokens of its context length that SGLang uses for neither prompt nor answer
-CPU_CACHE_BYTES = 4 << 30  # default limit of the KV cache: SGLang's is most of the memory
+CPU_CACHE_BYTES = 1 << 30  # default limit of the KV cache, which SGLang writes to at its start
 # SGLang's names of options that have a flag of their own here.
 OWN_FLAGS = own_names("sglang") | {
     "model_path": "--model",

@@ -42,7 +42,7 @@ from ref_dsinfer.weight_files import check_for_others
 LOG_LINE = "%(asctime)s %(levelname)s %(processName)s %(filename)s:%(lineno)d] %(message)s"
 SPECULATIVE = {"method": "mtp", "num_speculative_tokens": MTP_STEPS}
 SHUTDOWN_S = 10.0  # for vLLM to end its processes by itself; what is left then is killed
-CPU_CACHE_BYTES = 4 << 30  # default limit of the KV cache: vLLM's is nearly all memory
+CPU_CACHE_BYTES = 1 << 30  # default limit of the KV cache, which vLLM writes to at its start
 # vLLM's names of options that have a flag of their own here.
 OWN_FLAGS = own_names("vllm") | {
     "model": "--model",
