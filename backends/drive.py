@@ -4,8 +4,8 @@ import asyncio
 import logging
 import time
 from array import array
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
 
 from backends.options import vocabulary_size
 from backends.types import TOKEN, Backend, Completion, Delta, Request
@@ -51,16 +51,15 @@ class Watch:
         self._silent_s = 0.0
         self._warn_s = SILENT_S
 
-    @contextmanager
-    def over(self, request: Request) -> Iterator[None]:
-        """Watch a request while it is open."""
+    def open(self, request: Request) -> None:
+        """Watch a request from now on."""
         if not self._open:
             self.beat()
         self._open[request.id] = request, time.monotonic()
-        try:
-            yield
-        finally:
-            del self._open[request.id]
+
+    def close(self, request: Request) -> None:
+        """The request is over."""
+        del self._open[request.id]
 
     def beat(self) -> None:
         """A token has arrived."""
@@ -103,18 +102,22 @@ async def collect(
     ids = array(TOKEN)
     first_ns = None
     finish = None
-    async with aclosing(backend.stream(request)) as deltas:  # type: ignore[type-var]
-        with watch.over(request):
-            async for delta in deltas:
-                watch.beat()
-                if fault := _fault(request, len(ids), delta, vocabulary):
-                    raise EngineError(f"{backend.location(request)}{request.name}: {fault}")
-                ids.extend(delta.token_ids)
-                if first_ns is None:
-                    first_ns = delta.at_ns
-                    if on_first:
-                        on_first(delta)
-                finish, last_ns = delta.finish, delta.at_ns
+    deltas = backend.stream(request)
+    watch.open(request)
+    try:
+        async for delta in deltas:
+            watch.beat()
+            if fault := _fault(request, len(ids), delta, vocabulary):
+                raise EngineError(f"{backend.location(request)}{request.name}: {fault}")
+            ids.extend(delta.token_ids)
+            if first_ns is None:
+                first_ns = delta.at_ns
+                if on_first:
+                    on_first(delta)
+            finish, last_ns = delta.finish, delta.at_ns
+    finally:
+        watch.close(request)
+        await deltas.aclose()  # type: ignore[attr-defined]
     if first_ns is None or finish is None:
         raise EngineError(f"{request.name}: the engine's stream ended before the answer")
     return Completion(request.id, ids, finish, first_ns, last_ns)

@@ -1,18 +1,23 @@
 """What the SUT adds to an engine: our SUT on the echo engine, which answers at once, beside answers
 given inside LoadGen's `issue` callback, the least that its Python binding allows. Both in one run.
 
-Offline: microseconds a sample, all of them issued at once. Server: latency of the first token and
-of the whole answer, of samples that come at random times.
+Offline: microseconds a sample, all of them issued at once, with and without the journal. Server:
+latency of the first token and of the whole answer, of samples that come at random times; then
+tokens a second of many streams at once, one token after another. With --memory: the peak memory of
+an accuracy run and of its results files, above what the process had before.
 
     python benchmarks/sut.py --samples 4388 --tokens 3886
 """
 
 import argparse
 import asyncio
+import random
+import resource
 import sys
 import tempfile
+import time
 from array import array
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,15 +27,19 @@ if __name__ == "__main__":  # the packages of this tree, and none of the files b
 
 from backends.drive import running
 from backends.echo import EchoEngine
-from backends.types import EngineConfig, Request
+from backends.types import TOKEN, Completion, Delta, EngineConfig, Request
 from benchmark import ROWS, TOKENS_PER_SAMPLE
-from data.journal import Journal
+from data.journal import Journal, read_journal
 from mlperf.qsl import query_sample_library
 from mlperf.report import read_detail
 from mlperf.settings import loadgen
-from mlperf.sut import TOKEN, Sut
+from mlperf.sut import Sut
 
 EOS_ID = 1
+RUNNING = 256  # requests
+TINY = Path(__file__).parents[1] / "data" / "tiny" / "model"
+
+Way = Callable[["Rows", Path, bool, Callable[[int], None]], None]
 
 
 class Rows:
@@ -39,23 +48,57 @@ class Rows:
     prompts = SimpleNamespace(eos_id=EOS_ID)
 
     def __init__(self, tokens: int) -> None:
-        self.ids = tuple(range(1000, 1000 + tokens))
+        # ids of printable characters in the bundled tokenizer
+        self.ids = tuple(random.Random(0).choices(range(10, 100), k=tokens))
 
     def request(self, request_id: int, index: int) -> Request:
         return Request(request_id, self.ids, len(self.ids), frozenset({EOS_ID}))
 
 
-def through_sut(rows: Rows, folder: Path, server: bool, start: Callable[[int], None]) -> None:
-    """The test on our SUT, journal included."""
+class Streaming(EchoEngine):
+    """Answers as engines do: each iteration of the event loop brings a token to every stream."""
 
-    async def run() -> None:
-        backend = EchoEngine(EngineConfig("none", coalesce=not server))
-        with Journal(folder / "journal", {}) as journal:
-            async with running(backend):
-                sut = Sut(backend, rows, journal, server, lambda completion: None)  # type: ignore[arg-type]
-                await sut.serve(start)
+    async def stream(self, request: Request) -> AsyncIterator[Delta]:
+        last = len(request.prompt_ids) - 1
+        for position, id_ in enumerate(request.prompt_ids):
+            await asyncio.sleep(0)
+            yield Delta((id_,), "length" if position == last else None, time.monotonic_ns())
 
-    asyncio.run(run())
+
+class Limited(EchoEngine):
+    """Answers `RUNNING` requests at a time, as engines do."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        super().__init__(config)
+        self._slots = asyncio.Semaphore(RUNNING)
+
+    async def stream(self, request: Request) -> AsyncIterator[Delta]:
+        async with self._slots:
+            async for delta in super().stream(request):
+                yield delta
+
+
+class NoJournal(Journal):
+    """Takes the journal's place and keeps nothing."""
+
+    def add(self, sample_index: int, completion: Completion) -> None:
+        pass
+
+
+def through_sut(engine: type[EchoEngine] = EchoEngine, journal: type[Journal] = Journal) -> Way:
+    """The test on our SUT."""
+
+    def way(rows: Rows, folder: Path, server: bool, start: Callable[[int], None]) -> None:
+        async def run() -> None:
+            backend = engine(EngineConfig("none", coalesce=not server))
+            with journal(folder / "journal", {}) as kept:
+                async with running(backend):
+                    sut = Sut(backend, rows, kept, server, lambda completion: None)  # type: ignore[arg-type]
+                    await sut.serve(start)
+
+        asyncio.run(run())
+
+    return way
 
 
 def inside_issue(rows: Rows, folder: Path, server: bool, start: Callable[[int], None]) -> None:
@@ -81,17 +124,27 @@ def inside_issue(rows: Rows, folder: Path, server: bool, start: Callable[[int], 
     lg.DestroyFastSUT(handle)
 
 
-def measure(way: Callable[..., None], args: argparse.Namespace, server: bool) -> dict[str, Any]:
-    """One LoadGen test; returns what its detail log says."""
+def measure(
+    way: Way,
+    samples: int,
+    tokens: int,
+    qps: float | None = None,
+    accuracy: bool = False,
+    then: Callable[[Path], None] = lambda folder: None,
+) -> dict[str, Any]:
+    """One LoadGen test, Offline or Server at `qps`; returns what its detail log says.
+
+    `then` is called with the folder of the journal.
+    """
     lg = loadgen()
     settings = lg.TestSettings()
-    settings.scenario = lg.TestScenario.Server if server else lg.TestScenario.Offline
-    settings.mode = lg.TestMode.PerformanceOnly
+    settings.scenario = lg.TestScenario.Server if qps else lg.TestScenario.Offline
+    settings.mode = lg.TestMode.AccuracyOnly if accuracy else lg.TestMode.PerformanceOnly
     settings.use_token_latencies = True
     settings.min_duration_ms = 0
-    settings.min_query_count = args.samples
-    settings.server_target_qps = args.qps
-    with tempfile.TemporaryDirectory() as name, query_sample_library(args.samples) as library:
+    settings.min_query_count = samples
+    settings.server_target_qps = qps or 1
+    with tempfile.TemporaryDirectory() as name, query_sample_library(samples) as library:
         logs = lg.LogSettings()
         logs.log_output.outdir = name
         logs.enable_trace = False
@@ -99,8 +152,87 @@ def measure(way: Callable[..., None], args: argparse.Namespace, server: bool) ->
         def start(handle: int) -> None:
             lg.StartTestWithLogSettings(handle, library, settings, logs, "")
 
-        way(Rows(args.tokens), Path(name), server, start)
+        way(Rows(tokens), Path(name), bool(qps), start)
+        then(Path(name))
         return read_detail(Path(name) / "mlperf_log_detail.txt").values
+
+
+def print_offline(args: argparse.Namespace) -> None:
+    """Microseconds a sample."""
+    ways = {
+        "inside issue": inside_issue,
+        "our SUT": through_sut(),
+        "no journal": through_sut(journal=NoJournal),
+    }
+    # in turns: other work on the machine then slows all ways down
+    turns = [
+        {
+            name: 1e6 / measure(way, args.samples, args.tokens)["result_samples_per_second"]
+            for name, way in ways.items()
+        }
+        for _ in range(args.repeat)
+    ]
+    least = {name: min(turn[name] for turn in turns) for name in ways}
+    print(f"\noffline, {args.samples} samples of {args.tokens} tokens")
+    for name, cost in least.items():
+        share = least["inside issue"] / cost
+        print(f"{name:<14}{cost:>10.1f} us/sample  {share:>7.1%} of the rate inside issue")
+    print(f"{'the journal':<14}{1 - least['no journal'] / least['our SUT']:>10.1%} of the time")
+
+
+def print_server(args: argparse.Namespace) -> None:
+    """Latencies, in microseconds."""
+    print(f"\nserver, {args.samples} samples of {args.tokens} tokens, {args.qps:g} samples/s")
+    heads = ("ttft p50", "ttft p99", "answer p50", "answer p99 us")
+    print(f"{'':<14}" + "".join(f"{head:>14}" for head in heads))
+    for name, way in {"inside issue": inside_issue, "our SUT": through_sut()}.items():
+        logs = [measure(way, args.samples, args.tokens, args.qps) for _ in range(args.repeat)]
+        best = min(logs, key=lambda log: log["result_99.00_percentile_latency_ns"])
+        figures = [
+            *(best[f"result_first_token_{p}.00_percentile_latency_ns"] / 1e3 for p in (50, 99)),
+            *(best[f"result_{p}.00_percentile_latency_ns"] / 1e3 for p in (50, 99)),
+        ]
+        print(f"{name:<14}" + "".join(f"{figure:>14.1f}" for figure in figures))
+
+
+def print_streaming(args: argparse.Namespace) -> None:
+    """Tokens a second of streams that are all open at once."""
+    print(f"\nserver, {args.streams} streams of {args.tokens} tokens at once")
+    rates = {}
+    for name, journal in {"our SUT": Journal, "no journal": NoJournal}.items():
+        way = through_sut(Streaming, journal)
+        rates[name] = max(
+            measure(way, args.streams, args.tokens, qps=1e6)["result_completed_tokens_per_second"]
+            for _ in range(args.repeat)
+        )
+        print(f"{name:<14}{rates[name]:>10.0f} tokens/s")
+    print(f"{'the journal':<14}{1 - rates['our SUT'] / rates['no journal']:>10.1%} of the rate")
+
+
+def print_memory(args: argparse.Namespace) -> None:
+    """Peak memory of an accuracy run and its results, and of its parts."""
+    import pandas as pd
+
+    from data.prompts import Prompts
+    from data.results import results_frame, write_frame
+
+    prompts = Prompts(str(TINY))
+
+    def write_results(folder: Path) -> None:
+        print(f"{'LoadGen, SUT':<14}{peak() - before:>10.0f} MB")
+        frame = pd.DataFrame({"dataset": ["gpqa"] * args.samples})
+        answers = read_journal(folder / "journal")
+        write_frame(results_frame(frame, answers, prompts, "echo"), folder / "results")
+        print(f"{'with results':<14}{peak() - before:>10.0f} MB")
+
+    print(f"\npeak memory, {args.samples} samples of {args.tokens} tokens")
+    before = peak()
+    measure(through_sut(Limited), args.samples, args.tokens, accuracy=True, then=write_results)
+
+
+def peak() -> float:
+    """Of this process, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
 def main() -> None:
@@ -111,23 +243,16 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=ROWS, help=f"default: {ROWS}")
     parser.add_argument("--tokens", type=int, default=mean, help=f"an answer; default: {mean}")
     parser.add_argument("--qps", type=float, default=500, help="server's; default: 500")
+    parser.add_argument("--streams", type=int, default=500, help="at once; default: 500")
     parser.add_argument("--repeat", type=int, default=3, help="the best is shown; default: 3")
+    parser.add_argument("--memory", action="store_true", help="measure peak memory only")
     args = parser.parse_args()
-
-    ways = {"inside issue": inside_issue, "our SUT": through_sut}
-    print(f"{args.samples} samples of {args.tokens} tokens, server at {args.qps:g} samples/s")
-    heads = ("us/sample", "ttft p50", "ttft p99", "answer p50", "answer p99 us")
-    print(f"{'':<14}" + "".join(f"{head:>14}" for head in heads))
-    for name, way in ways.items():
-        offline = [measure(way, args, server=False) for _ in range(args.repeat)]
-        server = [measure(way, args, server=True) for _ in range(args.repeat)]
-        best = min(server, key=lambda log: log["result_99.00_percentile_latency_ns"])
-        figures = [
-            1e6 / max(log["result_samples_per_second"] for log in offline),
-            *(best[f"result_first_token_{p}.00_percentile_latency_ns"] / 1e3 for p in (50, 99)),
-            *(best[f"result_{p}.00_percentile_latency_ns"] / 1e3 for p in (50, 99)),
-        ]
-        print(f"{name:<14}" + "".join(f"{figure:>14.1f}" for figure in figures))
+    if args.memory:
+        print_memory(args)
+        return
+    print_offline(args)
+    print_server(args)
+    print_streaming(args)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import struct
 import threading
 import time
 import zlib
+from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -248,15 +249,15 @@ def _header(inputs: Mapping[str, Any]) -> bytes:
     return _HEADER.pack(MAGIC, len(content), zlib.crc32(content)) + content
 
 
-def _record(index: int, completion: Completion) -> tuple[bytes, bytes, bytes]:
-    ids = completion.token_ids.tobytes()
+def _record(index: int, completion: Completion) -> tuple[bytes, bytes, array | memoryview]:
+    ids = completion.token_ids
     fields = _FIELDS.pack(
         index,
         completion.request_id,
         completion.first_ns,
         completion.last_ns,
         FINISHES.index(completion.finish),
-        len(completion.token_ids),
+        len(ids),
     )
     return _START.pack(_MARK, zlib.crc32(ids, zlib.crc32(fields))), fields, ids
 

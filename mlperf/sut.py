@@ -6,10 +6,11 @@ the loop are reported to LoadGen together; it copies them during the call.
 """
 
 import asyncio
-import contextlib
+import gc
 import threading
 from array import array
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from types import MappingProxyType
 
 from backends.drive import Watch, cancel, collect
@@ -18,6 +19,7 @@ from data.journal import Journal
 from data.workload import Workload
 from mlperf.settings import loadgen
 
+COLLECTION = (200_000, 100, 100)  # new objects, and younger collections, before one
 Report = tuple[int, array]  # query id, token ids
 
 
@@ -67,7 +69,8 @@ class Sut:
         thread.start()
         self._spawn(self._watch.run())
         try:
-            await self._over
+            with _rare_collections():
+                await self._over
         finally:
             await cancel(self._tasks)
         thread.join()
@@ -88,7 +91,7 @@ class Sut:
 
     def _call(self, function: Callable[..., None], *args: object) -> None:
         # a closed loop means that the run has failed and the process is about to exit
-        with contextlib.suppress(RuntimeError):
+        with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(function, *args)
 
     def _begin(self, query_ids: list[int], indices: list[int]) -> None:
@@ -164,6 +167,20 @@ class Sut:
                 self._lg.QuerySampleResponse(query_id, address, count * ids.itemsize, count)
             )
         return responses
+
+
+@contextmanager
+def _rare_collections() -> Iterator[None]:
+    """Collect cyclic garbage rarely: each collection visits what all open requests are made of,
+    which takes as long as the requests themselves, and hardly any of it is ever garbage."""
+    thresholds = gc.get_threshold()
+    gc.freeze()
+    gc.set_threshold(*COLLECTION)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.unfreeze()
 
 
 def _nothing_to_flush() -> None:

@@ -66,7 +66,8 @@ def test_engine_tells_its_multiple() -> None:
         (
             "sut",
             ("--samples", "20", "--tokens", "5", "--repeat", "1"),
-            r"inside issue( +\d+\.\d){5}\nour SUT( +\d+\.\d){5}\n",
+            r"inside issue +\d+\.\d us/sample +100\.0% .*\nour SUT +\d+\.\d us/sample (.*\n){6}"
+            r"inside issue( +\d+\.\d){4}\nour SUT( +\d+\.\d){4}\n(.*\n)+our SUT +\d+ tokens/s\n",
         ),
         ("roofline", (), r"sequences that fit: \d+\n(.*\n)+ +1024 +256 +684( .*){4} 10202 "),
     ],

@@ -154,8 +154,8 @@ def test_a_wait_for_the_next_request_is_no_silence(monkeypatch: pytest.MonkeyPat
         for number in range(2):
             await drive.collect(engine(), request(number), watch=watch)
             await asyncio.sleep(0.5)
-        with watch.over(request(3)):
-            await asyncio.sleep(0.15)
+        watch.open(request(3))
+        await asyncio.sleep(0.15)
         assert not watching.done()
         await drive.cancel([watching])
 
