@@ -107,7 +107,10 @@ async def collect(
     try:
         async for delta in deltas:
             watch.beat()
-            if fault := _fault(request, len(ids), delta, vocabulary):
+            fault = _fault(request, len(ids), delta, vocabulary)
+            if finish:
+                fault = "the engine went on after the end of the answer"
+            if fault:
                 raise EngineError(f"{backend.location(request)}{request.name}: {fault}")
             ids.extend(delta.token_ids)
             if first_ns is None:

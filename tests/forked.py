@@ -14,7 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ["jinja2", "mlperf_loadgen", "pandas", "pyarrow.parquet", "tokenizers"]
+PACKAGES = [
+    *("jinja2", "mlperf_loadgen", "pandas", "pyarrow.parquet", "tokenizers"),
+    "transformers.tokenization_utils_tokenizers",  # what the prompts need of it
+]
 
 _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload(PACKAGES)

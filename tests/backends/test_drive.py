@@ -97,6 +97,15 @@ def test_only_an_answer_that_was_asked_for_is_one(
         asyncio.run(drive.collect(Answers(model, deltas), one))
 
 
+def test_an_answer_ends_once(model: Path) -> None:
+    end = Delta((5,), "stop", 1)
+    for more in (end, Delta((), "stop", 2), Delta((6,), None, 2)):
+        with pytest.raises(EngineError, match="went on after the end of the answer"):
+            asyncio.run(
+                drive.collect(Answers(model, [end, more]), Request(0, (9,), 4, frozenset()))
+            )
+
+
 def test_a_wrong_first_token_is_told_to_nobody(model: Path) -> None:
     firsts: list[Delta] = []
     with pytest.raises(EngineError, match="sampled id 4294967296"):
