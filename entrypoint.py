@@ -18,17 +18,25 @@ import terminal
 from errors import LaunchError, UserError
 
 OURS = ("backends", "data", "grading", "mlperf", "ref_dsinfer")
-INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+INTERRUPTED, TERMINATED = 130, 143  # 128 + SIGINT or SIGTERM, as shells report it
 IMPORT_S = 0.05  # between two checks whether an import has finished
 LOOK_S = 1.0  # between two checks whether torchrun is running
 FOLLOWER_GRACE_S = 10  # torchrun ends a machine's ranks well within this time after one has failed
 ORPHANS_S = 4  # for local rank 0 to report that torchrun has ended
-before_failing: list[Callable[[], None]] = []  # called before a failed process exits
+before_failing: list[Callable[[str], None]] = []  # called with the reason before a failure's exit
+_signals: list[int] = []  # SIGINT and SIGTERM that have arrived
 _exit_lock = threading.Lock()  # taken by the one thread that reports why the process exits
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM has arrived: from a scheduler, a container's engine or torchrun."""
 
 
 def run(main: Callable[[], None]) -> None:
     """Run an entry script's `main`, and exit with the exit code of the exception that it raises.
+
+    SIGINT and SIGTERM end it as exceptions do. Ranks other than 0 end at once by SIGTERM: their
+    main thread may be in native code.
 
     All local ranks but 0 wait before they report a user's error. If rank 0 has the same error, it
     is reported once and torchrun ends the others; otherwise it is reported after the wait.
@@ -47,52 +55,72 @@ def run(main: Callable[[], None]) -> None:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # unless it is ignored
         for name in (signal.SIGINT, signal.SIGALRM):
             signal.signal(name, _interrupt)
+    if rank == 0 and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        for name in (signal.SIGTERM, signal.SIGALRM):
+            signal.signal(name, _interrupt)
     try:
         _with_packages(main)
     except UserError as error:
         if os.environ.get("LOCAL_RANK", "0") != "0":
             time.sleep(FOLLOWER_GRACE_S)
         fail(error)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         _exit_lock.acquire()
-        print("interrupted: finished samples are on disk", file=sys.stderr)
-        _end(INTERRUPTED)
+        _stop(by_sigterm=isinstance(interrupt, Terminated))
     except Exception:
         _exit_lock.acquire()
         logging.exception("internal error, please report it with this traceback")
-        _end(1)
+        _end(1, "internal error")
 
 
-def fail(error: UserError) -> NoReturn:
-    """Print the error and exit with its code, from any thread."""
+def fail(error: UserError, quiet: bool = False) -> NoReturn:
+    """Print the error, unless `quiet`, and exit with its code, from any thread.
+
+    After SIGTERM, it is the signal that is reported: other processes have got it too.
+    """
     _exit_lock.acquire()
-    print(f"error: {error}", file=sys.stderr)
-    _end(error.exit_code)
+    if signal.SIGTERM in _signals:
+        _stop(by_sigterm=True)
+    if not quiet:
+        print(f"error: {error}", file=sys.stderr)
+    _end(error.exit_code, str(error))
 
 
-def _end(code: int) -> NoReturn:
+def _stop(by_sigterm: bool) -> NoReturn:
+    """Report a signal and exit."""
+    reason = "terminated" if by_sigterm else "interrupted"
+    print(f"{reason}: finished samples are on disk", file=sys.stderr)
+    _end(TERMINATED if by_sigterm else INTERRUPTED, reason)
+
+
+def _end(code: int, reason: str) -> NoReturn:
     """Exit by os._exit: after a failure, LoadGen or a collective may be waiting in native code
     forever, and no other way of exiting is certain to end its thread."""
     for stream in filter(None, (sys.stdout, sys.stderr)):  # None if it is closed
         stream.flush()
-    for callback in before_failing:
-        callback()
-    os._exit(code)
+    try:
+        for callback in [*before_failing]:  # another thread may remove some meanwhile
+            callback(reason)
+    finally:
+        os._exit(code)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Raise KeyboardInterrupt as soon as no import is running: for SIGINT, and SIGALRM to retry.
+    """Raise KeyboardInterrupt as soon as no import is running: for SIGINT, SIGTERM (as Terminated),
+    and SIGALRM to retry.
 
     During an import it might be lost, or turn into an ImportError, since native modules (pyarrow's
     and numpy's among them) catch all exceptions when they are imported. Several signals during an
     import raise it once.
     """
+    if number != signal.SIGALRM:
+        _signals.append(number)
     caller = frame
     while caller and not caller.f_code.co_filename.startswith("<frozen importlib"):
         caller = caller.f_back
     signal.setitimer(signal.ITIMER_REAL, IMPORT_S if caller else 0)
     if not caller:
-        signal.default_int_handler(number, frame)
+        raise Terminated("terminated") if signal.SIGTERM in _signals else KeyboardInterrupt
 
 
 def _with_packages(main: Callable[[], None]) -> None:
@@ -139,7 +167,7 @@ def _is_launcher(process: int) -> bool:
 
 def _without_torchrun() -> NoReturn:
     """Exit, as nothing else would end this rank. Local rank 0 reports it."""
-    if os.environ.get("LOCAL_RANK", "0") != "0":
+    follows = os.environ.get("LOCAL_RANK", "0") != "0"
+    if follows:
         time.sleep(ORPHANS_S)
-        _end(LaunchError.exit_code)
-    fail(LaunchError("torchrun has ended, so its ranks exit"))
+    fail(LaunchError("torchrun has ended, so its ranks exit"), quiet=follows)

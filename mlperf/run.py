@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from backends import registry
 from backends.options import add_engine_options, choose_backend, engine_config
-from backends.types import Backend, Reuse
+from backends.types import Backend, BackendSpec, Completion, Reuse
 from data.inference import add_data_options
+from data.journal import Answer, Journal, read_journal, resumable
+from data.lock import locked
 from errors import GradingError, LoadGenError, UsageError
 from grading.cli import add_grading_options, grading_options
-from grading.evaluate import LOG_ENDING, REPORT_ENDING, evaluate_and_report
+from grading.evaluate import LOG_ENDING, REPORT_ENDING, GradingOptions, evaluate_and_report
 from grading.inputs import PROBLEMS, find_problems
 from mlperf import report, settings
+from mlperf.state import RunState
 from ref_dsinfer.files import write_json
 
 if TYPE_CHECKING:
@@ -24,12 +27,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-JOURNAL = "completions.journal.jsonl"
+JOURNAL = "completions.journal"
 RECORD = "run.json"
+LOCK = ".lock"
+ACCURACY = "accuracy"  # folder of an accuracy run
 ENGINE_LOG = "engine.log"
 RESULTS = "results"
-# The files of a run. Those of an earlier run are removed first, so that a directory never holds
-# files of two runs.
+# The files of a run but the journal. Those of an earlier run are removed first, so that a directory
+# never holds files of two runs.
 RUN_FILES = (
     *(
         f"mlperf_log_{name}"
@@ -37,7 +42,6 @@ RUN_FILES = (
     ),
     *(f"{RESULTS}{end}" for end in (".pkl", ".parquet", "_evaluated.pkl", "_evaluated.parquet")),
     *(f"{RESULTS}{end}" for end in (LOG_ENDING, REPORT_ENDING)),
-    JOURNAL,
     RECORD,
     ENGINE_LOG,
     "engine.json",
@@ -58,6 +62,12 @@ def add_options(parser: argparse.ArgumentParser, torchrun: bool = False) -> None
         " earlier run: LoadGen's logs, results.pkl and .parquet, the journal of finished answers"
         " and run.json (default: mlperf_results)",
     )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="with --accuracy: keep the finished answers of an interrupted run with the same"
+        " inputs, and answer the rest; the result can't be submitted",
+    )
     add_grading_options(parser)
     add_engine_options(parser, torchrun, loadgen=True)
 
@@ -66,9 +76,10 @@ def run(args: argparse.Namespace, torchrun: bool = False) -> None:
     """Run LoadGen on an engine, save the results, then grade or report. Every rank calls this.
 
     Raises: any UserError. Errors in the inputs are raised on every rank, before the engine starts;
-    LoadGenError if a run that could have been submitted is invalid.
+    LoadGenError if a run that could have been submitted is invalid. OutputError if another run
+    writes to the same folder.
     """
-    from data.results import check_writable, read_journal, results_frame, write_frame
+    from data.results import check_writable
     from data.workload import build
 
     spec, world_size = choose_backend(args, torchrun)
@@ -79,7 +90,12 @@ def run(args: argparse.Namespace, torchrun: bool = False) -> None:
         )
     if args.speculative and args.mode != "interactive":
         raise UsageError("--speculative is allowed in --mode interactive only")
-    folder = args.output_dir / args.mode / ("accuracy" if args.accuracy else "performance")
+    if args.resume and not args.accuracy:
+        raise UsageError(
+            "--resume needs --accuracy: LoadGen would time answers of the earlier run as if the"
+            " engine had just made them"
+        )
+    folder = args.output_dir / args.mode / (ACCURACY if args.accuracy else "performance")
     check_writable(folder)
     settings.refuse_audit()
     options = grading_options(args)
@@ -96,16 +112,45 @@ def run(args: argparse.Namespace, torchrun: bool = False) -> None:
     if not backend.leads:
         backend.follow()
         return
+    with locked(folder / LOCK) as lock, RunState(folder, lock) as state:
+        _lead(args, spec, backend, workload, test_settings, folder, problems, options, state)
 
+
+def _lead(
+    args: argparse.Namespace,
+    spec: BackendSpec,
+    backend: Backend,
+    workload: "Workload",
+    test_settings: Any,
+    folder: Path,
+    problems: Path | None,
+    options: GradingOptions,
+    state: RunState,
+) -> None:
+    """The part of `run` that one process does."""
+    from data.results import results_frame, write_frame
+
+    mode, config = settings.MODES[args.mode], backend.config
     known_reasons = settings.reasons(args, test_settings, len(workload), workload.shortest_limit)
     for reason in known_reasons:
         log.warning("this run can't be submitted: %s", reason)
+    path = folder / JOURNAL
+    inputs = workload.inputs(spec.name, config) | {"--mode": args.mode, "--accuracy": args.accuracy}
+    earlier = resumable(path, inputs) if args.resume else []
+    if not args.resume:
+        _set_aside(path)
     for name in RUN_FILES:
         (folder / name).unlink(missing_ok=True)
-    # closes the engine, as grading may take long
-    seconds, reuse = asyncio.run(_measure(backend, workload, test_settings, mode, folder))
+    with Journal(path, inputs, earlier) as journal:
+        # closes the engine, as grading may take long
+        seconds, reuse = asyncio.run(
+            _measure(backend, workload, test_settings, mode, journal, earlier, state)
+        )
 
-    answers = read_journal(folder / JOURNAL)
+    if args.accuracy:
+        state.enter("grading")
+    answers = read_journal(path)
+    fresh = answers[len(earlier) :]
     results = results_frame(workload.frame, answers, workload.prompts, spec.name)
     write_frame(results, folder / RESULTS)
     detail = report.read_detail(folder / report.DETAIL_LOG)
@@ -113,25 +158,43 @@ def run(args: argparse.Namespace, torchrun: bool = False) -> None:
         evaluation = evaluate_and_report(
             results, args.input_file, problems, folder, options, len(workload)
         )
-        figures = report.accuracy_figures(evaluation, seconds)
+        tokens = sum(len(completion.token_ids) for _, completion in fresh)
+        figures = report.accuracy_figures(evaluation, len(fresh), tokens, seconds)
         reasons = report.accuracy_reasons(evaluation)
     else:
         figures = report.performance_figures(detail)
         reasons = report.performance_reasons(detail)
     reasons = [
         *known_reasons,
-        *report.reuse_reasons(reuse, workload.prompts.shared_prefix, len(answers)),
+        *report.resume_reasons(len(earlier)),
+        *report.reuse_reasons(reuse, workload.prompts.shared_prefix, len(fresh)),
         *reasons,
         *(f"LoadGen logged an error: {error}" for error in detail.errors),
     ]
     outcome = report.Outcome(args.mode, args.accuracy, folder, figures, reasons, detail, reuse)
-    record = report.record(outcome) | {"backend": spec.name, "engine": asdict(config)}
+    record = report.record(outcome) | {
+        "backend": spec.name,
+        "engine": asdict(config),
+        "resumed": {"samples": len(earlier), "of": len(answers)} if args.resume else None,
+    }
     write_json(folder / RECORD, record, default=str)  # paths as text
     print(report.table(outcome))
     if args.accuracy:
         evaluation.require_all()
     if not args.accuracy and outcome.validity != "VALID" and not known_reasons:
         raise LoadGenError("; ".join(report.performance_reasons(detail)))
+
+
+def _set_aside(journal: Path) -> None:
+    """Keep the answers of an accuracy run that did not end, in case it was to be resumed."""
+    if journal.parent.name != ACCURACY or (journal.parent / RECORD).exists():
+        return
+    if journal.exists() and journal.stat().st_size:
+        old = journal.replace(journal.with_name(f"{journal.name}.old"))
+        log.warning(
+            "an earlier run was not finished: its answers are now in %s; --resume continues a run",
+            old,
+        )
 
 
 def _problems(args: argparse.Namespace, workload: "Workload") -> Path | None:
@@ -160,7 +223,13 @@ def _problems(args: argparse.Namespace, workload: "Workload") -> Path | None:
 
 
 async def _measure(
-    backend: Backend, workload: "Workload", test_settings: Any, mode: settings.Mode, folder: Path
+    backend: Backend,
+    workload: "Workload",
+    test_settings: Any,
+    mode: settings.Mode,
+    journal: Journal,
+    earlier: list[Answer],
+    state: RunState,
 ) -> tuple[float, Reuse]:
     """Start the engine, run LoadGen's test on it, and close it.
 
@@ -168,26 +237,33 @@ async def _measure(
     """
     from backends.drive import running
     from data.progress import Progress
-    from data.results import Journal
     from data.workload import compare_tokenizers
     from mlperf.qsl import query_sample_library
     from mlperf.sut import Sut
 
     lg = settings.loadgen()
+    folder = journal.path.parent
     log_settings = lg.LogSettings()
     log_settings.log_output.outdir = str(folder)
     log_settings.enable_trace = False
     total = settings.expected_samples(test_settings, len(workload))
-    with Journal(folder / JOURNAL) as journal, query_sample_library(len(workload)) as library:
+    with query_sample_library(len(workload)) as library:
         async with running(backend):
             await compare_tokenizers(backend, workload)
+            state.enter("running", total)
             with Progress(total) as progress:
+
+                def on_done(completion: Completion) -> None:
+                    progress.add(len(completion.token_ids))
+                    state.count()
+
                 sut = Sut(
                     backend,
                     workload,
                     journal,
                     mode.reads_tokens,
-                    lambda completion: progress.add(len(completion.token_ids)),
+                    on_done,
+                    dict(earlier),
                 )
                 start = time.monotonic()
                 # "" disables audit.config, even if one has appeared since `refuse_audit`

@@ -83,7 +83,7 @@ class Presence:
         entrypoint.before_failing.remove(self._fail)
         self._send(self._rank, DONE)
 
-    def _fail(self) -> None:
+    def _fail(self, reason: str) -> None:
         """This rank has printed an error, and is about to end."""
         self._send(self._rank, FAILED)
 
@@ -147,7 +147,7 @@ class Presence:
         if self._rank == first and not (event == FAILED and rank in self._machine):
             entrypoint.fail(self._error)
         time.sleep(QUIET_S)
-        os._exit(EngineError.exit_code)
+        entrypoint.fail(self._error, quiet=True)
 
     def _send(self, rank: int, event: int) -> None:
         for link in self._ranks:

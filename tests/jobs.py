@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 
 from backends.keeper import mapped_by, named
+from data.journal import read_journal
 from grading import accuracy_log
 from mlperf import report
 
@@ -53,7 +54,7 @@ def without_mtp(folder: Path) -> Path:
 
 
 def journal(folder: Path) -> Path:
-    return folder / "offline" / "accuracy" / "completions.journal.jsonl"
+    return folder / "offline" / "accuracy" / "completions.journal"
 
 
 def start_answering(
@@ -130,9 +131,9 @@ def check_logs(folder: Path, stop_ids: Sequence[int]) -> int:
         assert entry["token_count"] == len(ids)
         assert not set(ids[-2:]) <= set(stop_ids) or len(ids) == 1
         logged.append((entry["qsl_idx"], ids))
-    told = [json.loads(line) for line in (folder / "completions.journal.jsonl").open()]
-    answers = [(one["sample_index"], tuple(one["token_ids"]) or stop_ids[:1]) for one in told]
-    assert sorted(logged) == sorted((index, tuple(ids)) for index, ids in answers)
+    told = read_journal(folder / "completions.journal")
+    answers = [(index, tuple(one.token_ids) or tuple(stop_ids[:1])) for index, one in told]
+    assert sorted(logged) == sorted(answers)
     values = report.read_detail(folder / report.DETAIL_LOG).values
     rate, tokens = (
         values[f"result_completed_{name}"] for name in ("samples_per_sec", "tokens_per_second")

@@ -61,6 +61,32 @@ def test_an_interrupt_waits_for_an_import_that_would_swallow_it(tmp_path: Path) 
     assert process.stderr.startswith("interrupted")
 
 
+@pytest.mark.parametrize(
+    ("rank", "code", "stderr"),
+    [("0", entrypoint.TERMINATED, "terminated: finished samples are on disk\n"), ("1", -15, "")],
+)
+def test_sigterm_ends_rank_0_as_an_interrupt_does(rank: str, code: int, stderr: str) -> None:
+    process = ended(
+        "import os, signal, time\n    try: os.kill(os.getpid(), signal.SIGTERM); time.sleep(20)\n"
+        "    finally: print('cleaned up')",
+        RANK=rank,
+    )
+    assert (process.returncode, process.stderr) == (code, stderr)
+    assert process.stdout == ("cleaned up\n" if rank == "0" else "")
+
+
+def test_a_failure_elsewhere_that_comes_of_sigterm_is_sigterm() -> None:
+    process = ended(
+        "import os, signal, time\n"
+        "    entrypoint.before_failing.append(lambda reason: print(reason, flush=True))\n"
+        "    try: os.kill(os.getpid(), signal.SIGTERM); time.sleep(20)\n"
+        "    except BaseException: entrypoint.fail(errors.EngineError('rank 1 has died'))"
+    )
+    assert process.returncode == entrypoint.TERMINATED
+    assert process.stdout == "terminated\n"
+    assert process.stderr == "terminated: finished samples are on disk\n"
+
+
 def test_interrupts_amid_an_import_are_one(tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text(
         "import os, signal, time\n"
