@@ -6,7 +6,9 @@ LoadGen's settings (seeds, latencies, minimum durations and counts) are in mlper
 ROUND = "v6.1"
 MODEL = "deepseek-ai/DeepSeek-R1"
 REVISION = "56d4cbbb4d29f4355bab4b9a39ccb717a14ad5ad"  # not R1-0528, which has other scores
-ROWS = 4388  # of the data set
+TASK_ROWS = {"aime": 932, "gpqa": 198, "livecodebench": 349, "math500": 499, "mmlu_pro": 2410}
+ROWS = sum(TASK_ROWS.values())  # 4388, of the data set
+PROMPT_TOKENS = 803.8  # of a prompt on average
 MAX_NEW_TOKENS = 20_000  # of an answer
 MTP_STEPS = 3  # the maximum number of draft tokens per step
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from backends import registry
 from backends.options import add_engine_options, choose_backend, engine_config
-from backends.types import Backend, BackendSpec, Completion, Reuse
+from backends.types import Backend, Completion, Reuse
 from data.inference import add_data_options
 from data.journal import Answer, Journal, read_journal, resumable
 from data.lock import locked
@@ -18,7 +18,7 @@ from errors import GradingError, LoadGenError, UsageError
 from grading.cli import add_grading_options, grading_options
 from grading.evaluate import LOG_ENDING, REPORT_ENDING, GradingOptions, evaluate_and_report
 from grading.inputs import PROBLEMS, find_problems
-from mlperf import report, settings
+from mlperf import preflight, report, settings
 from mlperf.state import RunState
 from ref_dsinfer.files import write_json
 
@@ -68,6 +68,12 @@ def add_options(parser: argparse.ArgumentParser, torchrun: bool = False) -> None
         help="with --accuracy: keep the finished answers of an interrupted run with the same"
         " inputs, and answer the rest; the result can't be submitted",
     )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check everything that can be checked before the engine starts, print the effective"
+        " configuration, and stop",
+    )
     add_grading_options(parser)
     add_engine_options(parser, torchrun, loadgen=True)
 
@@ -108,21 +114,27 @@ def run(args: argparse.Namespace, torchrun: bool = False) -> None:
     settings.check_size(test_settings, len(workload))
     log.info("%s", settings.describe(args, test_settings, len(workload)))
     problems = _problems(args, workload) if args.accuracy else None
+    plan = preflight.Plan(args, spec, config, workload, test_settings, folder)
+    reasons = [
+        *settings.reasons(args, test_settings, len(workload), workload.shortest_limit),
+        *preflight.check(plan),
+    ]
     backend = registry.load(spec, config)
+    if args.dry_run:
+        if backend.leads:
+            print(preflight.describe(plan, reasons))
+        return
     if not backend.leads:
         backend.follow()
         return
     with locked(folder / LOCK) as lock, RunState(folder, lock) as state:
-        _lead(args, spec, backend, workload, test_settings, folder, problems, options, state)
+        _lead(plan, backend, reasons, problems, options, state)
 
 
 def _lead(
-    args: argparse.Namespace,
-    spec: BackendSpec,
+    plan: preflight.Plan,
     backend: Backend,
-    workload: "Workload",
-    test_settings: Any,
-    folder: Path,
+    known_reasons: list[str],
     problems: Path | None,
     options: GradingOptions,
     state: RunState,
@@ -130,8 +142,9 @@ def _lead(
     """The part of `run` that one process does."""
     from data.results import results_frame, write_frame
 
-    mode, config = settings.MODES[args.mode], backend.config
-    known_reasons = settings.reasons(args, test_settings, len(workload), workload.shortest_limit)
+    args, spec, config, folder = plan.args, plan.spec, plan.config, plan.folder
+    workload, test_settings = plan.workload, plan.test_settings
+    mode = settings.MODES[args.mode]
     for reason in known_reasons:
         log.warning("this run can't be submitted: %s", reason)
     path = folder / JOURNAL

@@ -220,6 +220,17 @@ def expected_samples(settings: Any, rows: int) -> int:
     return -(-least // rows) * rows  # whole passes over the data set
 
 
+def expected_seconds(settings: Any, samples: int, accuracy: bool) -> float | None:
+    """How long a test of so many samples takes at the target rate; None if it has none."""
+    if settings.scenario == loadgen().TestScenario.Server:
+        rate = settings.server_target_qps
+    else:
+        rate = None if accuracy else settings.offline_expected_qps
+    if rate is None:
+        return None
+    return max(samples / rate, 0 if accuracy else settings.min_duration_ms / 1e3)
+
+
 def check_size(settings: Any, rows: int) -> None:
     """Check that the samples that LoadGen will issue fit in memory, and take less than 31 years.
 

@@ -57,11 +57,6 @@ def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> T
     return torch.from_numpy(np.zeros(size, np.uint8)).view(dtype).view(shape)
 
 
-def token_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
-    """Bytes of one token's latents in all layers."""
-    return config.cached_layers * config.latent_dim * dtype.itemsize
-
-
 def block_count(
     config: ModelConfig,
     dtype: torch.dtype,
@@ -79,7 +74,7 @@ def block_count(
     """
     if tokens is None:
         free = int(free_memory(ranks) * MEMORY_FRACTION)
-        tokens = ranks.minimum(free // token_bytes(config, dtype))
+        tokens = ranks.minimum(free // config.token_bytes(dtype.itemsize))
     blocks, sequence_blocks = tokens // block_size, -(-max_model_len // block_size)
     if blocks < sequence_blocks:
         raise UsageError(

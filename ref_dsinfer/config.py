@@ -90,6 +90,10 @@ class ModelConfig:
         """Layers that keep latents."""
         return self.layers + self.mtp
 
+    def token_bytes(self, item_bytes: int) -> int:
+        """Bytes of a token in the KV cache, with `item_bytes` for each value."""
+        return self.cached_layers * self.latent_dim * item_bytes
+
     @property
     def softmax_scale(self) -> float:
         """Factor of attention scores, YaRN's temperature included."""

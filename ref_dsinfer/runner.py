@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ref_dsinfer.batch import Batch, Decodes, Prefill
-from ref_dsinfer.cache import PagedCache, token_bytes
+from ref_dsinfer.cache import PagedCache
 from ref_dsinfer.graphs import Decoder
 from ref_dsinfer.model import Model
 from ref_dsinfer.parallel import Ranks
@@ -32,7 +32,7 @@ class Runner:
         size = blocks * block_size
         log.info(
             "the KV cache holds %d tokens in %d blocks, %.2f GiB",
-            *(size, blocks, size * token_bytes(model.config, dtype) / 2**30),
+            *(size, blocks, size * model.config.token_bytes(dtype.itemsize) / 2**30),
         )
 
     def capture_graphs(self, max_batch: int, max_model_len: int) -> None:

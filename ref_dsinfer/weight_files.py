@@ -14,6 +14,8 @@ from ref_dsinfer.lookalike import AGAIN, HEAD, SAFETENSORS, read_object, what_it
 
 INDEX = "model.safetensors.index.json"
 RANK_FILE = re.compile(r"model\d+-mp(\d+)\.safetensors")
+SIZE_TOLERANCE = 0.01  # of the index's total size, which may count the files' headers or not
+HEADER_BYTES = 1 << 20  # of all files of a small model
 SHARD = re.compile(r"model-(\d+)-of-(\d+)\.safetensors")
 OTHER_KINDS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*.incomplete")
 
@@ -41,6 +43,35 @@ def hugging_face_files(model_dir: Path) -> list[Path]:
         link = " (a dangling symbolic link)" if missing[0].is_symlink() else ""
         raise CheckpointError(f"{missing[0]}{more} is missing{link}: {INDEX} names it: {AGAIN}")
     return files
+
+
+def check_index(model_dir: Path) -> None:
+    """Check that the files together hold what the index says, tensor by tensor and in bytes.
+
+    Raises: CheckpointError; nothing without an index.
+    """
+    path = model_dir / INDEX
+    if not path.is_file():
+        return
+    files, index = hugging_face_files(model_dir), read_object(path, CheckpointError)
+    names: dict[str, set[str]] = {file.name: set() for file in files}
+    for tensor, name in index["weight_map"].items():
+        names[name].add(tensor)
+    for file in files:
+        with opened(file) as handle:
+            missing = sorted(names[file.name] - set(handle.keys()))
+        if missing:
+            raise CheckpointError(
+                f"{file} has no {missing[0]}, which {INDEX} says it holds: it is another model's or"
+                f" revision's: {AGAIN}"
+            )
+    metadata = index.get("metadata")
+    total = metadata.get("total_size") if isinstance(metadata, dict) else None
+    size = sum(file.stat().st_size for file in files)
+    if isinstance(total, int) and abs(size - total) > max(SIZE_TOLERANCE * total, HEADER_BYTES):
+        raise CheckpointError(
+            f"{model_dir}: the weight files have {size} bytes, and {INDEX} says {total}: {AGAIN}"
+        )
 
 
 def _shards(model_dir: Path) -> list[Path]:

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from benchmark import PROMPT_TOKENS, ROWS, TASK_ROWS
 from tests import forked
 
 ROOT = Path(__file__).parent.parent
@@ -96,6 +97,18 @@ def data_set(tmp_path: Path) -> Callable[[int], Path]:
         return path
 
     return make
+
+
+@pytest.fixture(scope="session")
+def benchmark_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set with the benchmark's rows of each task and, for `echo_model`, mean length."""
+    names = [task for task, rows in TASK_ROWS.items() for _ in range(rows)]
+    length = PROMPT_TOKENS - 3  # the chat template's tokens
+    texts = [f"{row:04}{'?' * round(length - 4)}" for row in range(ROWS)]
+    frame = {"dataset": names, "question": texts, "text_input": texts, "ground_truth": "A"}
+    path = tmp_path_factory.mktemp("benchmark_set") / "rows.parquet"
+    pd.DataFrame(frame).to_parquet(path)
+    return path
 
 
 class Script:

@@ -68,7 +68,7 @@ def start_answering(
         stderr=subprocess.PIPE,
         text=True,
     )
-    until = time.monotonic() + 240
+    until = time.monotonic() + 600
     while not (journal(folder).exists() and journal(folder).stat().st_size):
         assert run.poll() is None, run.communicate()[1]
         assert time.monotonic() < until

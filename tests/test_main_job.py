@@ -20,7 +20,7 @@ DATA = ["--input-file", str(TINY / "final_output.pkl")]
 MODEL = ["--model", str(TINY / "model"), "--device", "cpu"]
 TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node=2"]
 
-pytestmark = [pytest.mark.slow, pytest.mark.engine, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.engine, pytest.mark.timeout(1200)]
 
 
 def test_fp8_weights_keep_the_score(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ from tests.backends.engines import (
 from tests.effort import cases
 from tests.jobs import check_server_run, orphans, sglang_scheduler, vllm_core
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1200)
 
 NAMES = [pytest.param(name, marks=getattr(pytest.mark, name)) for name in ("vllm", "sglang")]
 VICTIM = {"vllm": vllm_core, "sglang": sglang_scheduler}

@@ -9,7 +9,7 @@ import pytest
 from backends.types import EngineConfig
 from tests.backends.engines import CONFIG, failed_start
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1200)]
 
 
 def test_our_options_become_vllm_s_own(tmp_path: Path) -> None:

@@ -97,10 +97,10 @@ def settings_of(run_folder: Path, mode: str) -> dict[str, Any]:
 
 
 def test_a_full_offline_run_has_the_rules_settings_and_fails_as_invalid(
-    script: "Script", data_set: Callable[[int], Path]
+    script: "Script", benchmark_set: Path
 ) -> None:
     # the echo engine is done long before the 600 s that a valid run takes
-    code, out, err = script.run("run_mlperf.py", "--input-file", data_set(ROWS))
+    code, out, err = script.run("run_mlperf.py", "--input-file", benchmark_set)
     assert code == 14, err
     assert "error: INVALID: Increase expected QPS" in err
     assert "no, because INVALID" in out
@@ -113,9 +113,9 @@ def test_a_full_offline_run_has_the_rules_settings_and_fails_as_invalid(
 
 @pytest.mark.parametrize("mode", ["server", "interactive"])
 def test_a_full_run_has_the_rules_settings_and_ends_by_an_interrupt(
-    script: "Script", data_set: Callable[[int], Path], mode: str
+    script: "Script", benchmark_set: Path, mode: str
 ) -> None:
-    process = script.start("run_mlperf.py", "--mode", mode, "--input-file", data_set(ROWS))
+    process = script.start("run_mlperf.py", "--mode", mode, "--input-file", benchmark_set)
     results = folder(script, mode)
     log, journal = results / "mlperf_log_detail.txt", results / JOURNAL
     until(lambda: log.exists() and "generated_query_count" in log.read_text(), process)

@@ -10,7 +10,7 @@ import torch
 
 from errors import UsageError
 from ref_dsinfer import cache
-from ref_dsinfer.cache import block_count, token_bytes
+from ref_dsinfer.cache import block_count
 from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.engine import Engine
 from ref_dsinfer.options import EngineOptions
@@ -36,7 +36,7 @@ def blocks(config: ModelConfig, sequences: int, longest: int = LONGEST) -> int:
 
 def test_the_cache_takes_what_the_weights_leave(random_model: Path, free: int) -> None:
     config = replace(ModelConfig.read(random_model), kv_lora=512, rope_dim=64, layers=61)
-    assert token_bytes(config, torch.bfloat16) == 70_272  # R1's
+    assert config.token_bytes(2) == 70_272  # R1's
     fit = free / 70_272
     assert 0.95 * fit - BLOCK <= blocks(config, 10_000) * BLOCK <= fit
 

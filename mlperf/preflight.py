@@ -1,0 +1,292 @@
+"""What can be found out before an engine starts: whether machine, model and data allow the run.
+
+Options, user.conf, the data set's columns, tokenizer and chat template have been read by then, and
+raise errors of their own; an engine's class checks its own options and the weight files.
+"""
+
+import argparse
+import csv
+import logging
+import os
+import resource
+import shutil
+import socket
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from backends.types import OPTIONS, BackendSpec, EngineConfig
+from benchmark import MODEL, PROMPT_TOKENS, REVISION, ROWS, TASK_ROWS, TOKENS_MAX
+from errors import CheckpointError, OutputError, UsageError, UserError
+from mlperf import settings
+from ref_dsinfer.config import ModelConfig
+from ref_dsinfer.cpu import dtype_for
+
+if TYPE_CHECKING:
+    from data.workload import Workload
+
+log = logging.getLogger(__name__)
+
+GIB = 1 << 30
+# Bytes on disk of a token of an answer: 4 in the journal, 8 in LoadGen's log, and with its text 8
+# in each of the results files, of which there are two before grading and two after it.
+TOKEN_BYTES = 44
+SPARE_BYTES = 64 << 20  # logs and everything else
+SPARE_DESCRIPTORS = 64
+PROMPT_TOLERANCE = 1.0  # tokens that the mean prompt may differ from the benchmark's
+# Parts of the names of engines' options that place processes or weights elsewhere than on this
+# host's devices, or shrink weights: nothing is known about memory then.
+ELSEWHERE = ("node", "offload", "load_format", "quantization", "local", "address", "backend")
+ASK_GPUS = ("nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run that is about to start."""
+
+    args: argparse.Namespace
+    spec: BackendSpec
+    config: EngineConfig
+    workload: "Workload"
+    test_settings: Any  # LoadGen's
+    folder: Path  # of the results
+
+    @property
+    def processes(self) -> int:
+        """The engine's processes on this host."""
+        if self.spec.torchrun:
+            return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        config = self.config
+        return config.tensor_parallel * config.pipeline_parallel * config.data_parallel
+
+    @cached_property
+    def samples(self) -> int:
+        """Samples that LoadGen will issue."""
+        return settings.expected_samples(self.test_settings, len(self.workload))
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest request, prompt and answer."""
+        prompt = max(map(len, self.workload.prompt_ids))
+        return min(prompt + self.workload.max_new_tokens, self.workload.max_len)
+
+    @property
+    def disk_bytes(self) -> int:
+        """What the run will write, with answers as long as the benchmark allows on average."""
+        mean = min(self.workload.max_new_tokens, TOKENS_MAX)
+        return int(self.samples * mean * TOKEN_BYTES) + SPARE_BYTES
+
+
+def check(plan: Plan) -> list[str]:
+    """Log all that speaks against the run; returns why its result can't be submitted.
+
+    Raises: the first of the errors found, all others are logged before.
+    """
+    errors = [*_weights(plan), *_memory(plan), *_disk(plan), *_descriptors(plan), *_ports(plan)]
+    for error in errors[1:]:
+        log.error("%s", error)
+    if errors:
+        raise errors[0]
+    return [*_data_set(plan), *_model(plan)]
+
+
+def describe(plan: Plan, reasons: list[str]) -> str:
+    """The effective configuration, as --dry-run prints it. `reasons`: why the run can't be
+    submitted."""
+    config, workload = plan.config, plan.workload
+    changed = [
+        f"{option.flag} {value}"
+        for name, option in OPTIONS.items()
+        if (value := getattr(config, name)) != getattr(EngineConfig, name)
+    ]
+    changed += [f"--engine-arg {name}={value}" for name, value in config.options.items()]
+    revision = _revision(config.model)
+    seconds = settings.expected_seconds(plan.test_settings, plan.samples, plan.args.accuracy)
+    inputs = workload.inputs(plan.spec.name, config)
+    mean = sum(map(len, workload.prompt_ids)) / len(workload)
+    free = shutil.disk_usage(plan.folder).free
+    rows = [
+        ("model", f"{config.model}{f', revision {revision}' if revision else ''}"),
+        (
+            "data set",
+            f"{plan.args.input_file}: {len(workload)} rows, prompts of {mean:.1f} tokens on"
+            f" average, {inputs['the data set']}",
+        ),
+        ("engine", " ".join([plan.spec.name, *changed])),
+        ("longest", f"{plan.longest} tokens of prompt and answer"),
+        ("results", f"{plan.folder}: {_size(plan.disk_bytes)} of {_size(free)} free"),
+        ("duration", f"about {_duration(seconds)}" if seconds else "unknown without a target rate"),
+    ]
+    rows += [("submittable", f"no, because {reason}") for reason in reasons]
+    lines = [settings.describe(plan.args, plan.test_settings, len(workload))]
+    return "\n".join([*lines, *(f"  {name:<12} {text}" for name, text in rows)])
+
+
+def _data_set(plan: Plan) -> Iterator[str]:
+    """Whether rows that are as many as the benchmark's are the benchmark's."""
+    if len(plan.workload) != ROWS:
+        return  # which is a reason of its own
+    path, counts = plan.args.input_file, Counter(row.task for row in plan.workload.samples)
+    if different := [task for task, rows in TASK_ROWS.items() if counts[task] != rows]:
+        task = different[0]
+        yield f"{path} has {counts[task]} rows of {task}, not the benchmark's {TASK_ROWS[task]}"
+    mean = sum(map(len, plan.workload.prompt_ids)) / ROWS
+    if abs(mean - PROMPT_TOKENS) > PROMPT_TOLERANCE:
+        yield (
+            f"{path}: prompts have {mean:.1f} tokens on average, not the benchmark's"
+            f" {PROMPT_TOKENS}: is it the original file, and {plan.config.model} R1's tokenizer?"
+        )
+
+
+def _model(plan: Plan) -> Iterator[str]:
+    """Whether the model, if its revision is known, is the benchmark's."""
+    revision = _revision(plan.config.model)
+    if revision and revision != REVISION:
+        yield f"revision {revision} of the model, not {MODEL}'s {REVISION}"
+
+
+def _weights(plan: Plan) -> Iterator[UserError]:
+    """Whether the weight files hold what the index says."""
+    from ref_dsinfer.weight_files import check_index
+
+    if plan.config.endpoints:
+        return
+    try:
+        check_index(Path(plan.config.model))
+    except CheckpointError as error:
+        yield error
+
+
+def _memory(plan: Plan) -> Iterator[UserError]:
+    """Whether weights and the KV cache of the longest request fit in each process's memory."""
+    import psutil
+
+    config = plan.config
+    if config.endpoints or plan.spec.hidden:
+        return
+    if config.quantization or any(part in name for name in config.options for part in ELSEWHERE):
+        return
+    processes, device, free = plan.processes, "cpu", psutil.virtual_memory().available
+    free //= processes
+    gpus = [] if config.device == "cpu" else _free_on_gpus()
+    if gpus:
+        device = "cuda"
+        if processes > len(gpus):
+            yield UsageError(
+                f"{processes} processes need a GPU each, and {len(gpus)} are visible (nvidia-smi,"
+                " CUDA_VISIBLE_DEVICES): start fewer, or use more hosts"
+            )
+            return
+        free = min(gpus[:processes])
+    model = ModelConfig.read(Path(config.model))
+    parts = config.tensor_parallel * config.pipeline_parallel
+    weights = _weight_bytes(Path(config.model), model, parts, config.speculative)
+    item = 4 if dtype_for(config.dtype, device) == "float32" else 2
+    if config.kv_dtype and config.kv_dtype.startswith("fp8"):
+        item = 1
+    cache = plan.longest * model.token_bytes(item) // config.pipeline_parallel
+    if weights + cache > free:
+        yield UsageError(
+            f"{config.model}: {_size(weights)} of weights and {_size(cache)} of KV cache for the"
+            f" longest request ({plan.longest} tokens) are more than the {_size(free)} that are"
+            f" free for each process of this host ({processes}): split the model over more GPUs,"
+            " lower --max-model-len, or end what else uses this memory"
+        )
+
+
+def _disk(plan: Plan) -> Iterator[UserError]:
+    free = shutil.disk_usage(plan.folder).free
+    if free < plan.disk_bytes:
+        yield OutputError(
+            f"{plan.folder}: {_size(free)} are free, and {plan.samples} answers take about"
+            f" {_size(plan.disk_bytes)}: free some, or choose another --output-dir"
+        )
+
+
+def _descriptors(plan: Plan) -> Iterator[UserError]:
+    """Whether there are descriptors for the connections to running servers."""
+    if not plan.config.endpoints:
+        return
+    connections = plan.samples
+    if plan.config.max_running:
+        connections = min(connections, plan.config.max_running * len(plan.config.endpoints))
+    _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit != resource.RLIM_INFINITY and limit < connections + SPARE_DESCRIPTORS:
+        yield UsageError(
+            f"up to {connections} connections need as many file descriptors, and the limit is"
+            f" {limit}: raise it (ulimit -Hn), or set --max-running"
+        )
+
+
+def _ports(plan: Plan) -> Iterator[UserError]:
+    """Whether ports that an engine is told to use are free."""
+    for name, value in plan.config.options.items():
+        text = value.rpartition(":")[2]
+        if not name.replace("-", "_").endswith(("port", "addr")) or not text.isdecimal():
+            continue
+        with closing(socket.socket()) as probe:
+            try:
+                probe.bind(("", int(text)))
+            except OverflowError:
+                yield UsageError(f"--engine-arg {name}={value}: {text} is no port")
+            except OSError as error:
+                yield UsageError(
+                    f"--engine-arg {name}={value}: port {text} can't be used: {error.strerror}"
+                )
+
+
+def _weight_bytes(model_dir: Path, model: ModelConfig, parts: int, speculative: bool) -> int:
+    """Bytes of the weights that one of `parts` processes loads at least."""
+    from ref_dsinfer.checkpoint import ITEM_BYTES, is_used, whole
+    from ref_dsinfer.weight_files import locate
+
+    model = replace(model, mtp=speculative)
+    total = sum(
+        prod(piece.shape) * ITEM_BYTES[piece.dtype]
+        for file in locate(model_dir, parts)
+        for piece in whole(file)
+        if is_used(piece.name, model)
+    )
+    return total // parts
+
+
+def _free_on_gpus() -> list[int]:
+    """Free bytes on each visible GPU; empty without GPUs.
+
+    nvidia-smi is asked, since CUDA must not be initialized before an engine forks.
+    """
+    try:
+        listing = subprocess.run(ASK_GPUS, capture_output=True, text=True, check=True, timeout=60)
+        free = [int(row[0]) << 20 for row in csv.reader(listing.stdout.splitlines()) if row]
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return free
+    names = [name for name in visible.split(",") if name.strip()]
+    if all(name.strip().isdecimal() for name in names):
+        return [free[int(name)] for name in names if int(name) < len(free)]
+    return free[: len(names)]  # by UUID: how many is all that is known
+
+
+def _revision(model: str) -> str | None:
+    """The revision of a model in a Hugging Face cache, from its directory's path."""
+    path = Path(model).absolute()
+    return path.name if path.parent.name == "snapshots" else None
+
+
+def _size(count: int) -> str:
+    return f"{count / GIB:.1f} GiB" if count >= GIB / 10 else f"{count / (1 << 20):.1f} MiB"
+
+
+def _duration(seconds: float) -> str:
+    minutes, hours = seconds / 60, seconds / 3600
+    if hours >= 2:
+        return f"{hours:.1f} h"
+    return f"{minutes:.0f} min" if minutes >= 2 else f"{seconds:.0f} s"
