@@ -1,8 +1,8 @@
 """run_mlperf on an engine that fails in every way: run as a script, with --backend faulty.
 
 `--engine-arg fault=NAME` says what happens, at request number `at` (counted from 1), or `after_s`
-seconds after the engine was made. Each finished answer is noted in the file `sent`, in the same
-iteration of the event loop in which the run gets it.
+seconds after the engine was made; `fill` fills the folder `disk` at the start. Each finished answer
+is noted in the file `sent`, in the same iteration of the event loop in which the run gets it.
 """
 
 import asyncio
@@ -42,6 +42,7 @@ class FaultyEngine(EchoEngine):
         super().__init__(replace(config, options={}))
         self._fault = config.options["fault"]
         self._at = int(config.options.get("at", 0))
+        self._room = int(config.options.get("room", 0))
         self._sent = os.open(config.options["sent"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         if after_s := config.options.get("after_s"):
             timer = threading.Timer(float(after_s), self._signal)
@@ -49,6 +50,10 @@ class FaultyEngine(EchoEngine):
             timer.start()
 
     async def start(self) -> None:
+        if self._fault == "fill":  # the disk, to `room` bytes, as others may once a run is checked
+            disk = os.statvfs("disk")
+            filler = Path("disk", "filler")
+            filler.write_bytes(bytes(disk.f_bavail * disk.f_frsize - self._room))
         if self._fault == "start":
             raise EngineError("it does not start")
         if self._fault == "full disk":
@@ -96,6 +101,13 @@ class FaultyEngine(EchoEngine):
 
 
 if __name__ == "__main__":
-    target = "tests.mlperf.faulty:FaultyEngine"
-    registry._TABLE += (BackendSpec("faulty", target, registry.SCENARIOS, torchrun=False),)
+    registry._TABLE += (
+        BackendSpec(
+            name="faulty",
+            target="tests.mlperf.faulty:FaultyEngine",
+            scenarios=registry.SCENARIOS,
+            torchrun=False,
+            hidden=True,
+        ),
+    )
     runpy.run_path(str(ROOT / "run_mlperf.py"), run_name="__main__")
