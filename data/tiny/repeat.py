@@ -2,8 +2,8 @@
 
     python -m data.tiny.repeat data/tiny_4388.parquet
 
-With so many rows a run has the benchmark's settings, and the official submission checker accepts its
-results in the open division. Its score is that of the bundled model on the bundled rows.
+With so many rows a run has the benchmark's settings, and the official submission checker accepts
+its results in the open division. Its score is that of the bundled model on the bundled rows.
 """
 
 import argparse

@@ -10,7 +10,7 @@ from mlperf.settings import USER_CONF
 from mlperf.submission import build, check, init
 from mlperf.submission.findings import Finding, as_json, count, verdict
 from mlperf.submission.rounds import ROUNDS, lookup
-from mlperf.submission.tree import DIVISIONS, System
+from mlperf.submission.tree import DIVISIONS, System, load_json
 
 
 def add_options(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
@@ -94,16 +94,15 @@ def _build(args: argparse.Namespace) -> None:
     is_file = description.suffix == ".json"
     system = _system(args, description.stem if is_file else args.system)
     sources = build.find(args.results, system.closed)
-    if is_file:
-        build.adopt(system, description)
-    elif not system.description.is_file():
+    if not is_file and not system.description.is_file():
         raise InputFileError(
             f"{system.description}: missing: run init first, or pass --system FILE.json"
         )
-    for path in [
-        *init.write_sources(system),
-        *build.build(system, sources, args.user_conf, args.demo),
-    ]:
+    fields = load_json(description if is_file else system.description)
+    folders = build.build(system, sources, args.user_conf, args.demo)
+    if is_file:
+        build.adopt(system, fields)
+    for path in [*init.write_sources(system), *folders]:
         print(f"wrote {path}")
     findings = check.check(args.tree, system.round)
     print(_report(findings))

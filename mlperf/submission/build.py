@@ -110,15 +110,14 @@ def build(system: System, sources: Sequence[Source], user_conf: Path, demo: bool
     return [system.result(source.mode).folder for source in sources]
 
 
-def adopt(system: System, description: Path) -> None:
-    """Copy a system's description into the tree, for its division and organisation.
+def adopt(system: System, fields: dict[str, Any]) -> None:
+    """Write a system's description into the tree, for its division and organisation.
 
-    Raises: InputFileError, OutputError.
+    Raises: OutputError.
     """
-    values = load_json(description)
-    values |= {"division": system.division, "submitter": system.organisation}
+    own = {"division": system.division, "submitter": system.organisation}
     system.description.parent.mkdir(parents=True, exist_ok=True)
-    write_json(system.description, values)
+    write_json(system.description, fields | own)
 
 
 def cut(path: Path, target: Path) -> None:
@@ -170,10 +169,10 @@ def _write(draft: Result, target: Result, source: Source, user_conf: Path) -> No
         _copy(source.compliance / VERIFIED, draft.test06 / VERIFIED)
         log_name = Path("accuracy", ACCURACY_LOG)
         _copy(source.compliance / log_name, draft.test06 / log_name)
-        for name in (Path("performance", "run_1", name) for name in _LOGS):
-            if (source.compliance / name).is_file():
-                (draft.test06 / name).parent.mkdir(parents=True, exist_ok=True)
-                _copy(source.compliance / name, draft.test06 / name)
+        for path in (Path("performance", "run_1", name) for name in _LOGS):
+            if (source.compliance / path).is_file():
+                (draft.test06 / path).parent.mkdir(parents=True, exist_ok=True)
+                _copy(source.compliance / path, draft.test06 / path)
     _copy(user_conf, draft.folder / USER_CONF)
     runs = _runs(source)
     write_json(draft.folder / RUNS, runs)

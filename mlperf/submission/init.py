@@ -21,7 +21,6 @@ _STACK = ("python", "transformers", "numpy", "mlcommons-loadgen")
 _HINTS = {
     "status": "available, preview or rdi",
     "system_type_detail": "such as on-premise or cloud instance",
-    "number_of_nodes": "a number, 1 for this machine alone",
     "host_memory_configuration": "such as 16 x 64 GB DDR5-4800",
     "host_networking": "such as Ethernet and InfiniBand NDR",
     "host_networking_topology": "such as N/A for one node",
@@ -80,6 +79,7 @@ def description(system: System, host: Machine, packages: dict[str, str]) -> dict
         "submitter": system.organisation,
         "system_name": system.name,
         "system_type": "datacenter",
+        "number_of_nodes": "1",
         "host_processor_model_name": host.cpu,
         "host_processors_per_node": host.sockets,
         "host_processor_core_count": host.cores,

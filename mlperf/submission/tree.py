@@ -102,8 +102,8 @@ class Result:
     @property
     def mode(self) -> str | None:
         """None for a folder that is no scenario of the benchmark."""
-        mode = self.scenario.lower()
-        return mode if mode in SCENARIOS else None
+        names = {name: mode for mode, scenario in SCENARIOS.items() for name in (mode, scenario)}
+        return names.get(self.scenario)
 
     @property
     def performance_log(self) -> Path:

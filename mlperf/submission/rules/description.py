@@ -36,6 +36,7 @@ MEASUREMENT_FIELDS = (
     *("input_data_types", "retraining", "starting_weights_filename", "weight_data_types"),
     "weight_transformations",
 )
+NUMBERS = ("number_of_nodes", "accelerators_per_node")  # the official checker multiplies them
 STATUSES = ("available", "preview", "rdi")
 SYSTEM_TYPES = ("datacenter", "datacenter,edge", "edge,datacenter")
 
@@ -57,8 +58,13 @@ def system_fields(system: System) -> Iterator[Fault]:
     yield from _expected(path, description, "submitter", (system.organisation.lower(),))
     yield from _expected(path, description, "status", STATUSES)
     yield from _expected(path, description, "system_type", SYSTEM_TYPES)
-    if system.closed and str(description.get("is_network")).lower() == "true":
-        yield _fault(path, "is_network", "is_network is true, which is a division of its own")
+    for name in NUMBERS:
+        value = str(description.get(name) or 0)
+        if PLACEHOLDER not in value and not value.isdecimal():
+            yield _fault(path, name, f"{name} is {value!r}, not a whole number")
+    if "is_network" in description and str(description["is_network"]) != "false":
+        message = f"is_network is {description['is_network']!r}, not 'false': the network division"
+        yield _fault(path, "is_network", f"{message} has rules of its own")
 
 
 def placeholders(system: System) -> Iterator[Fault]:
@@ -70,7 +76,7 @@ def placeholders(system: System) -> Iterator[Fault]:
         if path.is_file():
             for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
                 if PLACEHOLDER in line:
-                    yield Fault(path, f"to be filled in: {line.strip().rstrip(',')}", number)
+                    yield Fault(path, line.strip().rstrip(","), number)
 
 
 def sources(system: System) -> Iterator[Fault]:
