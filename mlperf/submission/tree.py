@@ -118,6 +118,11 @@ class Result:
         return self.folder / "TEST06"
 
     @property
+    def test06_log(self) -> Path:
+        """Of LoadGen; the rules do not require it."""
+        return self.test06 / self.performance_log.relative_to(self.folder)
+
+    @property
     def config(self) -> Path:
         """Of the endpoints client."""
         paths = [self.folder / name for name in CONFIGS]
@@ -137,6 +142,10 @@ class Result:
     @cached_property
     def accuracy(self) -> DetailLog | None:
         return _log(self.accuracy_folder / DETAIL_LOG)
+
+    @cached_property
+    def compliance(self) -> DetailLog | None:
+        return _log(self.test06_log)
 
     @cached_property
     def runs(self) -> dict[str, Any]:

@@ -4,9 +4,8 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from errors import GradingError, LoadGenError
+from errors import GradingError
 from grading.accuracy_log import int32_values
-from mlperf.report import DETAIL_LOG, read_detail
 from mlperf.submission.findings import Fault
 from mlperf.submission.tree import ACCURACY_LOG, VERIFIED, Result, line_with
 
@@ -59,15 +58,8 @@ def answers(result: Result) -> Iterator[Fault]:
 
 def errors(result: Result) -> Iterator[Fault]:
     """LoadGen logged no errors in the compliance run."""
-    path = result.test06 / "performance" / "run_1" / DETAIL_LOG
-    if path.is_file():
-        try:
-            log = read_detail(path)
-        except LoadGenError as error:
-            yield Fault(path, str(error).removeprefix(f"{path}: "))
-            return
-        for text, line in log.errors.items():
-            yield Fault(path, f"LoadGen logged an error: {text}", line)
+    for text, line in (result.compliance.errors if result.compliance else {}).items():
+        yield Fault(result.test06_log, f"LoadGen logged an error: {text}", line)
 
 
 def _reasons(entry: Any, has_first: bool) -> list[str]:

@@ -45,7 +45,11 @@ def sizes(result: Result) -> Iterator[Fault]:
 
 def readable(result: Result) -> Iterator[Fault]:
     """LoadGen's logs and JSON files are complete."""
-    for path in (result.performance_log, result.accuracy_folder / DETAIL_LOG):
+    for path in (
+        result.performance_log,
+        result.accuracy_folder / DETAIL_LOG,
+        result.test06_log,
+    ):
         if path.is_file() and path.stat().st_size:
             yield from _log_faults(path)
     for name in (MEASUREMENTS, RUNS, RELAXATIONS):
