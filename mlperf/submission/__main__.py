@@ -25,7 +25,7 @@ def add_options(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentP
         )
     }
     for name, one in parsers.items():
-        one.add_argument("tree", type=Path, help="folder of the submission")
+        one.add_argument("tree", type=Path, metavar="TREE", help="folder of the submission")
         one.add_argument(
             "--round",
             default=ROUND,
@@ -33,7 +33,9 @@ def add_options(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentP
             help=f"round of MLPerf Inference: {' or '.join(ROUNDS)} (default: {ROUND})",
         )
         if name != "check":
-            one.add_argument("--org", required=True, help="the submitting organisation's name")
+            one.add_argument(
+                "--org", required=True, metavar="NAME", help="the submitting organisation's name"
+            )
             one.add_argument(
                 "--division", choices=DIVISIONS, default="closed", help="default: closed"
             )
@@ -61,7 +63,7 @@ def add_options(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentP
         "--demo",
         action="store_true",
         help="open division only: accept another data set than the benchmark's, such as the"
-        f" bundled one. The tree and check name the rules that this breaks, which may be"
+        " bundled one. The tree and check name the rules that this breaks, which may be"
         f" {', '.join(check.RELAXABLE)} only",
     )
     parsers["check"].add_argument(

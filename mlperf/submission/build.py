@@ -96,7 +96,8 @@ def build(system: System, sources: Sequence[Source], user_conf: Path, demo: bool
         reasons = []
         for source in sources:
             reasons += _refusals(draft.result(source.mode), source, demo)
-        reasons += [f"{fault.path.parent.name}: {fault.message}" for fault in one_system(draft)]
+        folders = {draft.result(source.mode).folder: source.folder for source in sources}
+        reasons += [f"{folders[fault.path.parent]}: {fault.message}" for fault in one_system(draft)]
         if reasons:
             print("\n".join(reasons))
             raise SubmissionError(

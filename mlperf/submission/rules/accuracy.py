@@ -96,10 +96,19 @@ def log_hash(result: Result) -> Iterator[Fault]:
                 yield Fault(path, f"hash={value!r} is not a SHA-256 in hexadecimal", number)
             elif _whole(log) and value != sha256(log):
                 yield Fault(path, "the hash is not that of the accuracy log beside it", number)
-    if log.is_file() and log.stat().st_size > LOG_SIZE:
-        yield Fault(
-            log, f"has {log.stat().st_size:,} bytes: it must be cut to {LOG_SIZE:,} or fewer"
-        )
+    if not log.is_file() or not log.stat().st_size:
+        return  # a fault of its own
+    if log.stat().st_size > LOG_SIZE:
+        message = f"has {log.stat().st_size:,} bytes: it must be cut to {LOG_SIZE:,} or fewer"
+        yield Fault(log, message)
+    elif not _is_log(log.read_bytes()):
+        yield Fault(log, "not the beginning and the end of LoadGen's accuracy log")
+
+
+def _is_log(content: bytes) -> bool:
+    """Whether these can be the ends of a JSON list of answers."""
+    text = content.strip()
+    return text.startswith(b"[") and text.endswith(b"]") and b'"qsl_idx"' in text
 
 
 def _whole(log: Path) -> bool:

@@ -181,6 +181,7 @@ VIOLATIONS = (
     _of("Server", "accuracy-log", TEXT, text("hash=.*", "")),
     _of("Server", "accuracy-log", TEXT, text("hash=.{10}", "hash="), "short"),
     _of("Server", "accuracy-log", LOG, added(" " * 10_241)),
+    _of("Server", "accuracy-log", LOG, written("[]"), "no answers"),
     Violation("accuracy-log", BOX / "Offline" / TEXT, text("hash=.", "hash=g"), name="not hex"),
     # compliance
     _of("Server", "test06", VERIFIED, text("EOS check pass: True", "EOS: yes")),
