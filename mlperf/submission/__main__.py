@@ -8,7 +8,7 @@ from benchmark import ROUND
 from errors import InputFileError, SubmissionError, UsageError
 from mlperf.settings import USER_CONF
 from mlperf.submission import build, check, init
-from mlperf.submission.findings import Finding, as_json, count, verdict
+from mlperf.submission.findings import Finding, as_json, count, counted, verdict
 from mlperf.submission.rounds import ROUNDS, lookup
 from mlperf.submission.tree import DIVISIONS, System, load_json
 
@@ -127,7 +127,9 @@ def _require(tree: Path, findings: list[Finding], allow_relaxed: bool) -> None:
     """Raises: SubmissionError if there are errors or, unless they are allowed, relaxed rules."""
     if errors := count(findings, "error"):
         first = next(finding for finding in findings if finding.level == "error")
-        raise SubmissionError(f"{tree}: {errors} errors; the first: {first.file}: {first.message}")
+        raise SubmissionError(
+            f"{tree}: {counted(errors, 'error')}; the first: {first.file}: {first.message}"
+        )
     if count(findings, "relaxed") and not allow_relaxed:
         raise SubmissionError(
             f"{tree}: breaks no rules but those that it names itself, so it is a demonstration"

@@ -14,7 +14,7 @@ from grading.evaluate import REPORT_ENDING
 from mlperf.report import DETAIL_LOG
 from mlperf.run import RECORD, RESULTS
 from mlperf.submission.check import RELAXABLE, check_result
-from mlperf.submission.findings import PLACEHOLDER, Finding
+from mlperf.submission.findings import PLACEHOLDER, Finding, counted
 from mlperf.submission.rules.accuracy import LOG_SIZE
 from mlperf.submission.rules.runs import one_system
 from mlperf.submission.tree import (
@@ -101,8 +101,8 @@ def build(system: System, sources: Sequence[Source], user_conf: Path, demo: bool
         if reasons:
             print("\n".join(reasons))
             raise SubmissionError(
-                f"nothing was written, as {len(reasons)} reasons keep these results out of the"
-                f" {system.division} division; the first: {reasons[0]}"
+                f"nothing was written, as these results break rules of the {system.division}"
+                f" division ({counted(len(reasons), 'reason')}); the first: {reasons[0]}"
             )
         for source in sources:
             _replace(draft.result(source.mode).folder, system.result(source.mode).folder)
@@ -216,24 +216,33 @@ def _runs(source: Source) -> dict[str, Any]:
 
 def measurements(runs: dict[str, Any], source: Source) -> dict[str, str]:
     """measurements.json, from the engine's configuration and the model's."""
-    engine = runs["performance"].get("engine") or {}
-    effective = read_json(source.performance / "engine.json") or {}
+    engine = {**_object(runs["performance"].get("engine")), **_effective(source)}
     model = str(engine.get("model"))
     config = read_json(Path(model, "config.json")) or {}
-    quantized = (config.get("quantization_config") or {}).get("quant_method")
-    weights = engine.get("quantization") or quantized or config.get("torch_dtype")
+    loaded = _object(config.get("quantization_config")).get("quant_method")
+    loaded = loaded or config.get("torch_dtype") or config.get("dtype")
     changed = engine.get("quantization")
+    changed = None if changed == loaded else changed
+    is_r1 = REVISION in model or Path(model).name == Path(MODEL).name
     return {
         "input_data_types": "int32 token ids",
         "retraining": "No",
-        "starting_weights_filename": f"{MODEL}, revision {REVISION}"
-        if REVISION in model
-        else model,
-        "weight_data_types": weights or f"{PLACEHOLDER}: such as fp8 or bf16",
+        "starting_weights_filename": f"{MODEL}, revision {REVISION}" if is_r1 else Path(model).name,
+        "weight_data_types": str(changed or loaded or f"{PLACEHOLDER}: such as fp8 or bf16"),
         "weight_transformations": f"quantized to {changed}" if changed else "none",
-        "activation_data_types": str(effective.get("dtype") or engine.get("dtype") or "auto"),
-        "kv_cache_data_type": str(engine.get("kv_dtype") or "the engine's own"),
     }
+
+
+def _effective(source: Source) -> dict[str, Any]:
+    """What the engine says of quantization, in engine.json, whoever chose it."""
+    content = read_json(source.performance / "engine.json") or {}
+    arguments = {**_object(content.get("arguments")), **_object(content.get("server"))}
+    value = arguments.get("quantization")
+    return {"quantization": value} if value else {}
+
+
+def _object(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def readme(result: Result, runs: dict[str, Any]) -> str:

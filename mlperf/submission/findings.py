@@ -42,13 +42,18 @@ def count(findings: Iterable[Finding], level: Level) -> int:
     return sum(finding.level == level for finding in findings)
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def verdict(findings: Sequence[Finding]) -> str:
     """The last line of a report."""
-    counts = [f"{count(findings, 'error')} errors"]
+    counts = [counted(count(findings, "error"), "error")]
     if relaxed := count(findings, "relaxed"):
-        counts.append(f"{relaxed} relaxed rules")
+        counts.append(counted(relaxed, "relaxed rule"))
     if notes := count(findings, "note"):
-        counts.append(f"{notes} notes")
+        counts.append(counted(notes, "note"))
     return ", ".join(counts)
 
 

@@ -114,7 +114,7 @@ def _is_log(content: bytes) -> bool:
 def _whole(log: Path) -> bool:
     """Whether a log is short enough to be in the tree uncut."""
     try:
-        return isinstance(json.loads(log.read_bytes()), list)
+        return log.stat().st_size <= LOG_SIZE and isinstance(json.loads(log.read_bytes()), list)
     except (OSError, ValueError, RecursionError):
         return False
 

@@ -116,7 +116,7 @@ def test_json_has_the_findings(
     run("check", tree, "--json")
     assert json.loads(capsys.readouterr().out) == {"errors": 0, "relaxed": 0, "findings": []}
     field("cooling", "")(tree / ORG / "systems" / "box.json")
-    with pytest.raises(SubmissionError, match=r"1 errors; the first: .*box\.json: cooling"):
+    with pytest.raises(SubmissionError, match=r"1 error; the first: .*box\.json: cooling"):
         run("check", tree, "--json")
     [finding] = json.loads(capsys.readouterr().out)["findings"]
     assert finding["rule"] == "system"
