@@ -5,6 +5,7 @@ official checker reads them.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +80,16 @@ def settings(result: Result) -> Iterator[Fault]:
 
 
 def failures(result: Result) -> Iterator[Fault]:
-    """No request failed."""
+    """The run is complete, and no request failed."""
     if failed := _value(result, *_FAILED):
         yield _fault(result, _FAILED, f"{failed} requests failed")
+    for name in (ENDPOINTS_SUMMARY, ENDPOINTS_ACCURACY):
+        path = result.folder / name
+        content = read_json(path) or {}
+        scores = content.get("accuracy_scores")
+        for part in (content, *(scores if isinstance(scores, list) else [])):
+            if isinstance(part, dict) and part.get("complete") is False:
+                yield Fault(path, "complete is false", line_with(path, '"complete": false'))
 
 
 def latencies(result: Result) -> Iterator[Fault]:
@@ -114,17 +122,28 @@ def score(result: Result) -> Iterator[Fault]:
     if not parts or len(parts) != len(entries):
         yield Fault(path, "accuracy_scores must list scores, each with score and total_samples")
         return
-    rows = sum(count for _, count in parts)
+    rows = sum(part.rows for part in parts)
     if rows != ROWS:
         yield Fault(path, f"the scores are of {rows} rows, not of {ROWS}")
         return
-    mean = sum(value * count for value, count in parts) / rows
-    figures = {"exact_match": 100 * mean if mean <= 1 else mean}  # it may be a fraction
+    figures = {"exact_match": sum(part.score * part.rows for part in parts) / rows}
+    lengths = [part.tokens * part.rows for part in parts if part.tokens is not None]
+    if len(lengths) == len(parts):
+        figures["tokens_per_sample"] = sum(lengths) / rows
     yield from score_faults(path, figures, "error" if result.system.closed else "note")
 
 
-def _part(entry: Any) -> tuple[float, int] | None:
-    """Score and number of rows of a part of the data set; None if it has no such fields."""
+@dataclass(frozen=True)
+class _Part:
+    """The score of a part of the data set."""
+
+    score: float  # percent
+    rows: int
+    tokens: float | None  # per sample
+
+
+def _part(entry: Any) -> _Part | None:
+    """A part as accuracy_results.json has it; None if score or number of rows is missing."""
     if not isinstance(entry, dict):
         return None
     value, rows = entry.get("score"), entry.get("total_samples")
@@ -135,7 +154,8 @@ def _part(entry: Any) -> tuple[float, int] | None:
         value = next((value[name] for name in names if name in value), None)
     if not isinstance(value, int | float) or not isinstance(rows, int):
         return None
-    return float(value), rows
+    tokens = _nested(entry, ("output_sequence_lengths", "avg"))
+    return _Part(float(value), rows, tokens if isinstance(tokens, int | float) else None)
 
 
 def _value(result: Result, *keys: str) -> Any:

@@ -8,7 +8,7 @@ from benchmark import ROWS
 from errors import LoadGenError
 from mlperf.report import DETAIL_LOG, DetailLog, performance_reasons
 from mlperf.settings import MODES, benchmark, models
-from mlperf.submission.findings import Fault
+from mlperf.submission.findings import Fault, Level
 from mlperf.submission.tree import USER_CONF, Result
 from mlperf.user_conf import UserConf
 
@@ -158,7 +158,9 @@ def user_conf(result: Result) -> Iterator[Fault]:
     try:
         values = UserConf(path, models()).settings(mode.model, mode.scenario)
     except LoadGenError as error:
-        yield Fault(path, str(error).removeprefix(f"{path}: "))
+        # other harnesses' files have lines that LoadGen ignores; ours are checked before each run
+        level: Level = "error" if result.runs else "note"
+        yield Fault(path, str(error).removeprefix(f"{path}: "), level=level)
         return
     rate = values.get(mode.rate)
     if rate is None:

@@ -160,6 +160,17 @@ def test_the_power_description_is_read_if_there_is_one(tree: Path) -> None:
         assert {finding.rule for finding in findings(tree)} == {"power"}, bad
 
 
+def test_a_tree_of_another_harness_is_checked_without_our_records(tree: Path) -> None:
+    for path in tree.rglob("runs.json"):
+        path.unlink()
+    conf = tree / BOX / "Server" / "user.conf"
+    conf.write_text("*.Server.target_qps = 1\n")
+    assert findings(tree) == []
+    conf.write_text("*.Server.performance_sample_count = 4388\n*.Server.target_qps = 1\n")
+    [finding] = findings(tree)  # a line that LoadGen ignores
+    assert (finding.rule, finding.level) == ("user-conf", "note")
+
+
 def test_a_huge_file_is_found(tree: Path) -> None:
     with (tree / BOX / "Offline" / "TEST06" / "trace.json").open("wb") as file:
         file.truncate(50 * 1024 * 1024 + 1)

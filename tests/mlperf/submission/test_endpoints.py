@@ -45,7 +45,10 @@ def folder(tree: Path) -> Path:
         "tpot": {P99: {"99": 14 * MS}},
     }
     (folder / SUMMARY).write_text(json.dumps(summary, indent=2))
-    parts = [{"score": 0.82, "total_samples": 4000}, {"score": 0.80, "total_samples": 388}]
+    parts = [
+        {"score": 82.5, "total_samples": 4000, "output_sequence_lengths": {"avg": 3900.5}},
+        {"score": 80.0, "total_samples": 388, "output_sequence_lengths": {"avg": 3000.0}},
+    ]
     (folder / SCORES).write_text(json.dumps({"accuracy_scores": parts}, indent=2))
     return folder
 
@@ -71,7 +74,10 @@ def test_valid_results_have_no_findings(tree: Path, folder: Path) -> None:
         ("endpoints-latency", SUMMARY, field(f"tpot.{P99}", {"99.0": 70 * MS})),
         ("endpoints-latency", SUMMARY, field("tpot", {})),
         ("endpoints-score", SCORES, text("388", "387")),
-        ("endpoints-score", SCORES, text("0.82", "0.79")),
+        ("endpoints-score", SCORES, text("82.5", "79.5")),
+        ("endpoints-score", SCORES, text("82.5", "0.825")),
+        ("endpoints-score", SCORES, text("3900.5", "4700.5")),
+        ("endpoints-failures", SUMMARY, field("complete", False)),
         ("endpoints-score", SCORES, field("accuracy_scores", [])),
         ("endpoints-score", SCORES, text('"score"', '"f1"')),
     ],
@@ -87,7 +93,7 @@ def test_every_rule_is_violated_by_a_test() -> None:
 
 
 def test_a_score_below_the_limit_is_allowed_in_the_open_division(tree: Path, folder: Path) -> None:
-    text("0.82", "0.5")(folder / SCORES)
+    text("82.5", "50.5")(folder / SCORES)
     shutil.move(tree / "closed", tree / "open")
     field("division", "open")(tree / "open" / "Acme" / "systems" / "box.json")
     assert [finding.level for finding in check(tree, lookup())] == ["note"]
