@@ -90,3 +90,9 @@ class LoadGenError(UserError):
     """LoadGen could not be configured, or ended the run as invalid."""
 
     exit_code = 14
+
+
+class SubmissionError(UserError):
+    """A submission tree breaks rules, or can't be built from these results."""
+
+    exit_code = 15

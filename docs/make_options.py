@@ -29,6 +29,7 @@ def _parsers() -> Iterator[tuple[str, argparse.ArgumentParser]]:
     from data import inference
     from grading import cli
     from mlperf import run
+    from mlperf.submission import __main__ as submission
 
     adders: tuple[tuple[str, Callable[..., None]], ...] = (
         ("run_eval.py`, `run_eval_mpi.py", inference.add_options),
@@ -39,6 +40,8 @@ def _parsers() -> Iterator[tuple[str, argparse.ArgumentParser]]:
         parser = argparse.ArgumentParser(prog=name, add_help=False)
         add_options(parser)
         yield name, parser
+    commands = submission.add_options(argparse.ArgumentParser())
+    yield from ((f"mlperf.submission {name}", parser) for name, parser in commands.items())
 
 
 def _section(script: str, parser: argparse.ArgumentParser) -> Iterator[str]:
@@ -52,12 +55,15 @@ def _section(script: str, parser: argparse.ArgumentParser) -> Iterator[str]:
         yield f"*{group.title}*{about}\n"
         yield "| option | meaning |"
         yield "|---|---|"
-        yield from (_row(parser, action) for action in group._group_actions)
+        shown = (action for action in group._group_actions if action.dest != "help")
+        yield from (_row(parser, action) for action in shown)
         yield ""
 
 
 def _row(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
     value = "" if action.nargs == 0 else action.metavar or "|".join(map(str, action.choices or ()))
+    if not action.option_strings:
+        return f"| `{action.metavar}` | {action.help} |"
     names = ", ".join(f"`{name}`" for name in action.option_strings)
     meaning = parser._get_formatter()._expand_help(action) if action.help else ""
     cells = (f"{names} `{value}`" if value else names, meaning.replace("<", "\\<"))

@@ -7,13 +7,15 @@ import platform
 import re
 import shlex
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backends.types import Reuse
 from errors import LoadGenError
+from mlperf import machine
 
 if TYPE_CHECKING:
     from grading.metrics import Evaluation
@@ -44,7 +46,8 @@ class DetailLog:
     """LoadGen's detail log."""
 
     values: dict[str, Any]  # by key; of a repeated key the first, as the official checker reads it
-    errors: list[str]  # what LoadGen logged as errors, without duplicates
+    errors: dict[str, int]  # what LoadGen logged as errors, and the line of each, from 1
+    lines: Mapping[str, int] = field(default_factory=dict)  # of each value, from 1
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,8 @@ def read_detail(path: Path) -> DetailLog:
     except OSError as error:
         raise LoadGenError(f"{path}: can't be read: {error.strerror}") from error
     values: dict[str, Any] = {}
-    errors: dict[str, None] = {}
+    errors: dict[str, int] = {}
+    keys: dict[str, int] = {}
     for number, line in enumerate(lines, 1):
         if not line.startswith(MARK):
             continue
@@ -91,9 +95,10 @@ def read_detail(path: Path) -> DetailLog:
                 " value and metadata)"
             ) from error
         values.setdefault(key, value)
+        keys.setdefault(key, number)
         if is_error:
-            errors[str(value)] = None
-    return DetailLog(values, list(errors))
+            errors.setdefault(str(value), number)
+    return DetailLog(values, errors, keys)
 
 
 def performance_figures(log: DetailLog) -> dict[str, float]:
@@ -226,6 +231,7 @@ def record(outcome: Outcome) -> dict[str, Any]:
             name: value if math.isfinite(value) else None for name, value in outcome.figures.items()
         },
         "prefix_cache": asdict(outcome.reuse),
+        "machine": machine.identity(),
         "settings": effective,
         "versions": versions() | {"loadgen": outcome.log.values.get("loadgen_version")},
     }

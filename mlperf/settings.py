@@ -126,7 +126,7 @@ def test_settings(args: argparse.Namespace) -> Any:
     """
     lg = loadgen()
     mode = MODES[args.mode]
-    wanted = UserConf(args.user_conf, _models()).settings(mode.model, mode.scenario)
+    wanted = UserConf(args.user_conf, models()).settings(mode.model, mode.scenario)
     settings = lg.TestSettings()
     failed = settings.FromConfig(os.fsencode(args.user_conf), mode.model, mode.scenario, 1)
     if not settings.qsl_rng_seed:
@@ -271,7 +271,7 @@ def describe(args: argparse.Namespace, settings: Any, rows: int) -> str:
     return f"{args.mode}, {'accuracy' if args.accuracy else 'performance'}: {', '.join(parts)}"
 
 
-def _models() -> dict[str, tuple[str, ...]]:
+def models() -> dict[str, tuple[str, ...]]:
     """LoadGen's names of the models, and the scenarios that each is run in."""
     scenarios: dict[str, tuple[str, ...]] = {}
     for mode in MODES.values():

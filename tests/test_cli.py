@@ -16,7 +16,10 @@ SCRIPTS = (
     "run_mlperf_mpi.py",
     "eval_accuracy.py",
 )
-MODULES = ("mlperf.summary", "ref_dsinfer.generate", "ref_dsinfer.convert", "ref_dsinfer.fp8")
+MODULES = (
+    *("mlperf.summary", "mlperf.submission"),
+    *("ref_dsinfer.generate", "ref_dsinfer.convert", "ref_dsinfer.fp8"),
+)
 # neither the site's packages nor the environment's: what the standard library alone can import
 BARE = (sys.executable, "-S", "-E", "-s")
 

@@ -29,7 +29,8 @@ def test_values_and_errors_are_read(tmp_path: Path) -> None:
         line("error_runtime", '"it broke"', is_error=True),
     )
     assert log.values == {"a": 1, "error_runtime": "it broke"}
-    assert log.errors == ["it broke"]
+    assert log.errors == {"it broke": 4}
+    assert log.lines == {"a": 2, "error_runtime": 4}
 
 
 @pytest.mark.parametrize(("written", "read"), [("inf", "inf"), ("-inf", "-inf"), ("-nan", "nan")])
@@ -99,7 +100,7 @@ def test_reasons_are_loadgen_s(tmp_path: Path) -> None:
 
 
 def test_the_table_says_why_not(tmp_path: Path) -> None:
-    log = report.DetailLog({"result_validity": "VALID"}, [])
+    log = report.DetailLog({"result_validity": "VALID"}, {})
     figures = {"samples_per_second": 2.5, "tokens_per_second": 90.0}
     outcome = report.Outcome("offline", False, tmp_path, figures, ["one", "two"], log, NO_REUSE)
     text = report.table(outcome)
@@ -113,7 +114,7 @@ def test_the_table_says_why_not(tmp_path: Path) -> None:
 
 def test_the_record_is_json_whatever_the_figures(tmp_path: Path) -> None:
     figures = {"samples_per_second": float("nan"), "tokens_per_second": float("inf")}
-    log = report.DetailLog({}, [])
+    log = report.DetailLog({}, {})
     record = report.record(report.Outcome("server", False, tmp_path, figures, [], log, NO_REUSE))
     json.dumps(record, allow_nan=False)
     assert record["figures"] == {"samples_per_second": None, "tokens_per_second": None}

@@ -10,10 +10,10 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from errors import LoadGenError
-from mlperf.settings import MODES, USER_CONF, Mode, _models
+from mlperf.settings import MODES, USER_CONF, Mode, models
 from mlperf.user_conf import KEYS, LONGEST, REFUSED, UserConf, _known, read_lines
 
-MODELS = _models()
+MODELS = models()
 KNOWN = _known(MODELS)
 QPS = "deepseek-r1.Offline.target_qps"
 

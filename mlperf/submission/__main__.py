@@ -1,0 +1,147 @@
+"""From results to a checked submission: python -m mlperf.submission init|build|check"""
+
+import argparse
+from pathlib import Path
+
+import entrypoint
+from benchmark import ROUND
+from errors import InputFileError, SubmissionError, UsageError
+from mlperf.settings import USER_CONF
+from mlperf.submission import build, check, init
+from mlperf.submission.findings import Finding, as_json, count, counted, verdict
+from mlperf.submission.rounds import ROUNDS, lookup
+from mlperf.submission.tree import DIVISIONS, System, load_json
+
+
+def add_options(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """Add the commands. Returns the parser of each."""
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, dest="command")
+    parsers = {
+        name: commands.add_parser(name, help=text, description=text[0].upper() + text[1:])
+        for name, text in (
+            ("init", "write the description of this machine, with the rest to be filled in"),
+            ("build", "add the results of finished runs to the tree"),
+            ("check", "check a tree by the rules, and name each violation"),
+        )
+    }
+    for name, one in parsers.items():
+        one.add_argument("tree", type=Path, metavar="TREE", help="folder of the submission")
+        one.add_argument(
+            "--round",
+            default=ROUND,
+            metavar="ROUND",
+            help=f"round of MLPerf Inference: {' or '.join(ROUNDS)} (default: {ROUND})",
+        )
+        if name != "check":
+            one.add_argument(
+                "--org", required=True, metavar="NAME", help="the submitting organisation's name"
+            )
+            one.add_argument(
+                "--division", choices=DIVISIONS, default="closed", help="default: closed"
+            )
+    parsers["init"].add_argument(
+        "--system", required=True, metavar="NAME", help="the system's name"
+    )
+    parsers["build"].add_argument(
+        "--system",
+        required=True,
+        metavar="NAME|FILE",
+        help="the name of a system that init has described in the tree, or a description"
+        " (NAME.json) that is copied into it",
+    )
+    parsers["build"].add_argument(
+        "results", type=Path, nargs="+", metavar="RESULTS", help="an --output-dir of run_mlperf"
+    )
+    parsers["build"].add_argument(
+        "--user-conf",
+        type=Path,
+        default=USER_CONF,
+        metavar="FILE",
+        help="the user.conf that the runs had (default: mlperf/user.conf)",
+    )
+    parsers["build"].add_argument(
+        "--demo",
+        action="store_true",
+        help="open division only: accept another data set than the benchmark's, such as the"
+        " bundled one. The tree and check name the rules that this breaks, which may be"
+        f" {', '.join(check.RELAXABLE)} only",
+    )
+    parsers["check"].add_argument(
+        "--allow-relaxed",
+        action="store_true",
+        help="succeed although the tree names rules that it breaks (build --demo)",
+    )
+    parsers["check"].add_argument("--json", action="store_true", help="print the findings as JSON")
+    return parsers
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run a command. Raises: any UserError; SubmissionError if the tree breaks rules."""
+    if args.command == "check":
+        findings = check.check(args.tree, lookup(args.round))
+        print(as_json(findings) if args.json else _report(findings))
+        _require(args.tree, findings, args.allow_relaxed)
+    elif args.command == "init":
+        system = _system(args, args.system)
+        for path in init.begin(system):
+            print(f"wrote {path}")
+    else:
+        _build(args)
+
+
+def _build(args: argparse.Namespace) -> None:
+    if args.demo and args.division == "closed":
+        raise UsageError("--demo: the closed division takes the benchmark's data set only")
+    description = Path(args.system)
+    is_file = description.suffix == ".json"
+    system = _system(args, description.stem if is_file else args.system)
+    sources = build.find(args.results, system.closed)
+    if not is_file and not system.description.is_file():
+        raise InputFileError(
+            f"{system.description}: missing: run init first, or pass --system FILE.json"
+        )
+    fields = load_json(description if is_file else system.description)
+    folders = build.build(system, sources, args.user_conf, args.demo)
+    if is_file:
+        build.adopt(system, fields)
+    for path in [*init.write_sources(system), *folders]:
+        print(f"wrote {path}")
+    findings = check.check(args.tree, system.round)
+    print(_report(findings))
+    _require(args.tree, findings, allow_relaxed=args.demo)
+
+
+def _system(args: argparse.Namespace, name: str) -> System:
+    """Raises: UsageError for an unknown round, or a name that is not one of a folder."""
+    for option, text in (("--org", args.org), ("--system", name)):
+        if not text or Path(text).name != text or text.startswith("."):
+            raise UsageError(f"{option} {text!r}: must be a name that a folder can have")
+    return System(lookup(args.round), args.tree, args.division, args.org, name)
+
+
+def _report(findings: list[Finding]) -> str:
+    return "\n".join([*map(str, findings), verdict(findings)])
+
+
+def _require(tree: Path, findings: list[Finding], allow_relaxed: bool) -> None:
+    """Raises: SubmissionError if there are errors or, unless they are allowed, relaxed rules."""
+    if errors := count(findings, "error"):
+        first = next(finding for finding in findings if finding.level == "error")
+        raise SubmissionError(
+            f"{tree}: {counted(errors, 'error')}; the first: {first.file}: {first.message}"
+        )
+    if count(findings, "relaxed") and not allow_relaxed:
+        raise SubmissionError(
+            f"{tree}: breaks no rules but those that it names itself, so it is a demonstration"
+            " (--allow-relaxed accepts that)"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m mlperf.submission", description=__doc__)
+    add_options(parser)
+    run(parser.parse_args())
+
+
+if __name__ == "__main__":
+    entrypoint.run(main)
