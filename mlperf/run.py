@@ -16,7 +16,7 @@ from errors import GradingError, LoadGenError, UsageError
 from grading.cli import add_grading_options, grading_options
 from grading.evaluate import LOG_ENDING, REPORT_ENDING, evaluate_and_report
 from grading.inputs import PROBLEMS, find_problems
-from mlperf import report, settings
+from mlperf import compliance, report, settings
 from ref_dsinfer.files import write_json
 
 if TYPE_CHECKING:
@@ -28,13 +28,13 @@ JOURNAL = "completions.journal.jsonl"
 RECORD = "run.json"
 ENGINE_LOG = "engine.log"
 RESULTS = "results"
+LOGS = [
+    f"mlperf_log_{name}" for name in ("summary.txt", "detail.txt", "accuracy.json", "trace.json")
+]
 # The files of a run. Those of an earlier run are removed first, so that a directory never holds
 # files of two runs.
 RUN_FILES = (
-    *(
-        f"mlperf_log_{name}"
-        for name in ("summary.txt", "detail.txt", "accuracy.json", "trace.json")
-    ),
+    *LOGS,
     *(f"{RESULTS}{end}" for end in (".pkl", ".parquet", "_evaluated.pkl", "_evaluated.parquet")),
     *(f"{RESULTS}{end}" for end in (LOG_ENDING, REPORT_ENDING)),
     JOURNAL,
@@ -42,6 +42,9 @@ RUN_FILES = (
     ENGINE_LOG,
     "engine.json",
     "accuracy.txt",
+    compliance.VERDICT,
+    compliance.ACCURACY_LOG,
+    *(compliance.LOGS / name for name in LOGS),
 )
 
 
@@ -54,9 +57,10 @@ def add_options(parser: argparse.ArgumentParser, torchrun: bool = False) -> None
         type=Path,
         default=Path("mlperf_results"),
         metavar="DIR",
-        help="results go to DIR/<mode>/performance or DIR/<mode>/accuracy and replace those of an"
-        " earlier run: LoadGen's logs, results.pkl and .parquet, the journal of finished answers"
-        " and run.json (default: mlperf_results)",
+        help="results go to DIR/<mode>/performance, DIR/<mode>/accuracy or"
+        f" DIR/<mode>/compliance/{compliance.NAME} and replace those of an earlier run: LoadGen's"
+        " logs, results.pkl and .parquet, the journal of finished answers and run.json (default:"
+        " mlperf_results)",
     )
     add_grading_options(parser)
     add_engine_options(parser, torchrun, loadgen=True)
@@ -79,8 +83,12 @@ def run(args: argparse.Namespace, torchrun: bool = False) -> None:
         )
     if args.speculative and args.mode != "interactive":
         raise UsageError("--speculative is allowed in --mode interactive only")
-    folder = args.output_dir / args.mode / ("accuracy" if args.accuracy else "performance")
-    check_writable(folder)
+    test = settings.test_name(args)
+    folder = args.output_dir / args.mode / test
+    if args.compliance:
+        folder /= compliance.NAME
+    logs = folder / compliance.LOGS if args.compliance else folder
+    check_writable(logs)
     settings.refuse_audit()
     options = grading_options(args)
     mode = settings.MODES[args.mode]
@@ -103,12 +111,13 @@ def run(args: argparse.Namespace, torchrun: bool = False) -> None:
     for name in RUN_FILES:
         (folder / name).unlink(missing_ok=True)
     # closes the engine, as grading may take long
-    seconds, reuse = asyncio.run(_measure(backend, workload, test_settings, mode, folder))
+    seconds, reuse = asyncio.run(_measure(backend, workload, test_settings, mode, folder, logs))
 
     answers = read_journal(folder / JOURNAL)
     results = results_frame(workload.frame, answers, workload.prompts, spec.name)
     write_frame(results, folder / RESULTS)
-    detail = report.read_detail(folder / report.DETAIL_LOG)
+    detail = report.read_detail(logs / report.DETAIL_LOG)
+    failures: list[str] = []
     if args.accuracy:
         evaluation = evaluate_and_report(
             results, args.input_file, problems, folder, options, len(workload)
@@ -117,21 +126,27 @@ def run(args: argparse.Namespace, torchrun: bool = False) -> None:
         reasons = report.accuracy_reasons(evaluation)
     else:
         figures = report.performance_figures(detail)
-        reasons = report.performance_reasons(detail)
+        if args.compliance:
+            verification = compliance.conclude(folder, workload.prompts.eos_id, mode.reads_tokens)
+            print(verification.text)
+            reasons = failures = verification.faults
+        else:
+            reasons = report.performance_reasons(detail)
+            failures = [] if known_reasons else reasons
     reasons = [
         *known_reasons,
         *report.reuse_reasons(reuse, workload.prompts.shared_prefix, len(answers)),
         *reasons,
         *(f"LoadGen logged an error: {error}" for error in detail.errors),
     ]
-    outcome = report.Outcome(args.mode, args.accuracy, folder, figures, reasons, detail, reuse)
+    outcome = report.Outcome(args.mode, test, folder, figures, reasons, detail, reuse)
     record = report.record(outcome) | {"backend": spec.name, "engine": asdict(config)}
     write_json(folder / RECORD, record, default=str)  # paths as text
     print(report.table(outcome))
     if args.accuracy:
         evaluation.require_all()
-    if not args.accuracy and outcome.validity != "VALID" and not known_reasons:
-        raise LoadGenError("; ".join(report.performance_reasons(detail)))
+    if failures:
+        raise LoadGenError("; ".join(failures))
 
 
 def _problems(args: argparse.Namespace, workload: "Workload") -> Path | None:
@@ -160,9 +175,16 @@ def _problems(args: argparse.Namespace, workload: "Workload") -> Path | None:
 
 
 async def _measure(
-    backend: Backend, workload: "Workload", test_settings: Any, mode: settings.Mode, folder: Path
+    backend: Backend,
+    workload: "Workload",
+    test_settings: Any,
+    mode: settings.Mode,
+    folder: Path,
+    logs: Path,
 ) -> tuple[float, Reuse]:
     """Start the engine, run LoadGen's test on it, and close it.
+
+    `folder`: for the journal. `logs`: for LoadGen's logs.
 
     Returns the test's duration in seconds, and the use of the prefix cache.
     """
@@ -175,7 +197,7 @@ async def _measure(
 
     lg = settings.loadgen()
     log_settings = lg.LogSettings()
-    log_settings.log_output.outdir = str(folder)
+    log_settings.log_output.outdir = str(logs)
     log_settings.enable_trace = False
     total = settings.expected_samples(test_settings, len(workload))
     with Journal(folder / JOURNAL) as journal, query_sample_library(len(workload)) as library:
@@ -199,5 +221,5 @@ async def _measure(
                 seconds = time.monotonic() - start
             reuse = await backend.reuse()
     if not sut.issued:
-        raise LoadGenError(f"LoadGen issued no samples: see its logs in {folder}")
+        raise LoadGenError(f"LoadGen issued no samples: see its logs in {logs}")
     return seconds, reuse
