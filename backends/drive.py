@@ -3,11 +3,12 @@
 import asyncio
 import logging
 import time
+from array import array
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
 
 from backends.options import vocabulary_size
-from backends.types import Backend, Completion, Delta, Request
+from backends.types import TOKEN, Backend, Completion, Delta, Request
 from errors import EngineError
 from ref_dsinfer.files import write_json
 
@@ -99,16 +100,16 @@ async def collect(
     """
     watch = watch or Watch(backend.config.stall_timeout)
     vocabulary = vocabulary_size(backend.config.model) or ANY_ID
-    ids: list[int] = []
+    ids = array(TOKEN)
     first_ns = None
     finish = None
     async with aclosing(backend.stream(request)) as deltas:  # type: ignore[type-var]
         with watch.over(request):
             async for delta in deltas:
                 watch.beat()
-                ids += delta.token_ids
-                if fault := _fault(request, ids, delta, vocabulary):
+                if fault := _fault(request, len(ids), delta, vocabulary):
                     raise EngineError(f"{backend.location(request)}{request.name}: {fault}")
+                ids.extend(delta.token_ids)
                 if first_ns is None:
                     first_ns = delta.at_ns
                     if on_first:
@@ -116,18 +117,19 @@ async def collect(
                 finish, last_ns = delta.finish, delta.at_ns
     if first_ns is None or finish is None:
         raise EngineError(f"{request.name}: the engine's stream ended before the answer")
-    return Completion(request.id, tuple(ids), finish, first_ns, last_ns)
+    return Completion(request.id, ids, finish, first_ns, last_ns)
 
 
-def _fault(request: Request, ids: list[int], delta: Delta, vocabulary: int) -> str | None:
-    """What is wrong with an answer of `ids` so far, of which `delta` came last; None if nothing."""
-    count, limit = len(ids), request.max_new_tokens
-    for id_ in delta.token_ids:
-        if not 0 <= id_ < vocabulary:
-            return f"the engine sampled id {id_}, but the model has ids 0 to {vocabulary - 1}"
+def _fault(request: Request, before: int, delta: Delta, vocabulary: int) -> str | None:
+    """What is wrong with `delta` after an answer's first `before` tokens; None if nothing."""
+    ids = delta.token_ids
+    count, limit = before + len(ids), request.max_new_tokens
+    if ids and (min(ids) < 0 or max(ids) >= vocabulary):
+        wrong = next(id_ for id_ in ids if not 0 <= id_ < vocabulary)
+        return f"the engine sampled id {wrong}, but the model has ids 0 to {vocabulary - 1}"
     if count > limit or (delta.finish == "stop" and count == limit):  # the stop id is a token too
         return f"the engine returned {count + (delta.finish == 'stop')} tokens of {limit} at most"
-    if delta.finish and not request.stop_ids.isdisjoint(ids):
+    if not request.stop_ids.isdisjoint(ids):
         return "the engine went on after a stop id of the request"
     if delta.finish == "length" and count < limit:
         return (

@@ -5,6 +5,7 @@ new ids alone, and never a stop id: `finish="stop"` stands for the stop id that 
 """
 
 from abc import ABC, abstractmethod
+from array import array
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, Literal, get_args
 from ref_dsinfer.sequence import Finish as Finish
 
 FINISHES: tuple[Finish, ...] = get_args(Finish)
+TOKEN = "i"  # the type code of int32 in arrays, LoadGen's type of a token id
 Scenario = Literal["offline", "server", "interactive"]
 # Of an option's value: a number is whole, a count above 0, a fraction above 0 and at most 1.
 Kind = Literal["text", "number", "count", "fraction", "switch", "urls"]
@@ -60,7 +62,7 @@ class Completion:
     """A whole answer. `token_ids` may be empty: the model may stop at once."""
 
     request_id: int
-    token_ids: tuple[int, ...]  # stop id excluded
+    token_ids: array | memoryview  # of int32; stop id excluded
     finish: Finish
     first_ns: int  # time.monotonic_ns() of the first delta
     last_ns: int  # time.monotonic_ns() of the last delta

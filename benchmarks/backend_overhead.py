@@ -26,7 +26,7 @@ from backends import registry
 from backends.drive import running
 from backends.echo import EchoEngine
 from backends.types import Backend, Delta, EngineConfig, Request
-from data.results import Journal
+from data.journal import Journal
 from data.workload import Workload, build
 from mlperf.qsl import query_sample_library
 from mlperf.report import read_detail
@@ -78,7 +78,7 @@ async def through_loadgen(backend: Backend, rows: Workload, qps: float | None) -
         logs = lg.LogSettings()
         logs.log_output.outdir = name
         logs.enable_trace = False
-        with Journal(Path(name) / "journal.jsonl") as journal:
+        with Journal(Path(name) / "journal", {}) as journal:
             sut = Sut(backend, rows, journal, bool(qps), lambda completion: None)
             await sut.serve(
                 lambda handle: lg.StartTestWithLogSettings(handle, library, settings, logs, "")

@@ -24,7 +24,7 @@ from backends.drive import running
 from backends.echo import EchoEngine
 from backends.types import EngineConfig, Request
 from benchmark import ROWS, TOKENS_PER_SAMPLE
-from data.results import Journal
+from data.journal import Journal
 from mlperf.qsl import query_sample_library
 from mlperf.report import read_detail
 from mlperf.settings import loadgen
@@ -50,7 +50,7 @@ def through_sut(rows: Rows, folder: Path, server: bool, start: Callable[[int], N
 
     async def run() -> None:
         backend = EchoEngine(EngineConfig("none", coalesce=not server))
-        with Journal(folder / "journal.jsonl") as journal:
+        with Journal(folder / "journal", {}) as journal:
             async with running(backend):
                 sut = Sut(backend, rows, journal, server, lambda completion: None)  # type: ignore[arg-type]
                 await sut.serve(start)

@@ -1,13 +1,13 @@
-"""Write answers: the journal, and the results frame as a pickle and a parquet file."""
+"""Write answers: the results frame as a pickle and a parquet file."""
 
 import tempfile
+from array import array
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backends.types import FINISHES, Completion
 from data import pickles
-from data.jsonl import Lines, read_lines
+from data.journal import Answer
 from data.prompts import Prompts
 from errors import OutputError
 from ref_dsinfer.files import write_whole
@@ -18,40 +18,11 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".pkl", ".parquet")
 ROW_GROUP = 512  # rows of a parquet file per write
-_FIELDS = {"sample_index", "request_id", "token_ids", "finish", "first_ns", "last_ns"}
-
-
-class Journal(Lines):
-    """Finished answers as JSON lines. An existing journal of the same name is replaced.
-
-    Raises: OutputError if the file can't be written.
-    """
-
-    def add(self, sample_index: int, completion: Completion) -> None:
-        """Append one answer. `sample_index` is its row in the data set."""
-        self.write(
-            {
-                "sample_index": sample_index,
-                "request_id": completion.request_id,
-                "finish": completion.finish,
-                "first_ns": completion.first_ns,
-                "last_ns": completion.last_ns,
-                "token_ids": completion.token_ids,
-            }
-        )
-
-
-def read_journal(path: str | Path) -> list[tuple[int, Completion]]:
-    """Sample index and completion of each line; an incomplete last line is skipped.
-
-    Raises: InputFileError if the file can't be read, or a line is not a completion.
-    """
-    return read_lines(path, _journal_row, "a finished answer")
 
 
 def results_frame(
     frame: "pd.DataFrame",
-    answers: Sequence[tuple[int, Completion]],
+    answers: Sequence[Answer],
     prompts: Prompts,
     backend: str,
 ) -> "pd.DataFrame":
@@ -77,12 +48,12 @@ def results_frame(
 
 
 def answer_columns(
-    answers: "Sequence[Sequence[int] | np.ndarray]", prompts: Prompts
+    answers: "Sequence[array | memoryview | np.ndarray]", prompts: Prompts
 ) -> dict[str, list]:
     """The columns computed from answers' token ids (without the stop id); ids as int32 arrays."""
     import numpy as np
 
-    arrays = [np.array(ids, np.int32) for ids in answers]
+    arrays = [np.asarray(ids, np.int32) for ids in answers]
     return {
         "model_output": [prompts.text(ids.tolist()) for ids in arrays],
         "tok_model_output": arrays,
@@ -142,19 +113,6 @@ def check_writable(path: str | Path) -> None:
         raise OutputError(f"{folder}: can't be written: {error.strerror}") from error
     if is_file and path.is_dir():
         raise OutputError(f"{path}: is a directory, but a file is to be written there")
-
-
-def _journal_row(row: object) -> tuple[int, Completion]:
-    if not isinstance(row, dict) or set(row) != _FIELDS:
-        raise ValueError("not the fields of a completion")
-    ids = row["token_ids"]
-    numbers = [row[name] for name in ("sample_index", "request_id", "first_ns", "last_ns")]
-    if not isinstance(ids, list) or not all(type(number) is int for number in [*ids, *numbers]):
-        raise ValueError("not integers")
-    if row["finish"] not in FINISHES:
-        raise ValueError("unknown finish reason")
-    index = row.pop("sample_index")
-    return index, Completion(**{**row, "token_ids": tuple(ids)})
 
 
 def _write_parquet(frame: "pd.DataFrame", path: Path) -> None:

@@ -1,13 +1,15 @@
 """Prepare a data set: read its rows, build the prompts, check their lengths."""
 
+import hashlib
 import logging
+from array import array
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from backends.options import model_length
-from backends.types import Backend, EngineConfig, Request
+from backends.types import TOKEN, Backend, EngineConfig, Request
 from errors import LengthError, ModelError
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ SHOWN = 20  # characters of a text that a message quotes
 class Workload:
     """All the requests of a run."""
 
+    source: Path  # the data set's file
     frame: "pd.DataFrame"  # the data set's rows, in order
     samples: "tuple[Sample, ...]"  # of each row
     prompts: "Prompts"
@@ -45,6 +48,42 @@ class Workload:
     def shortest_limit(self) -> int:
         """The smallest max_new_tokens of any request."""
         return min(self.max_new_tokens, self.max_len - max(map(len, self.prompt_ids)))
+
+    def inputs(self, backend: str, config: EngineConfig) -> dict[str, Any]:
+        """What the answers depend on, by names for people; not the device and the batch sizes,
+        which may change when a run is resumed."""
+        return {
+            "the backend": backend,
+            "the model": _identity(Path(config.model)),
+            "the served model": config.served_model,
+            "dtype": config.dtype,
+            "quantization": config.quantization,
+            "the KV cache's dtype": config.kv_dtype,
+            "the seed": config.seed,
+            "the data set": f"sha256:{_sha256(self.source.read_bytes())}",
+            "the number of rows": len(self),
+            "the prompts": f"sha256:{_sha256(*(array(TOKEN, ids) for ids in self.prompt_ids))}",
+            "max_new_tokens": self.max_new_tokens,
+            "the model's length": self.max_len,
+        }
+
+
+def _identity(model: Path) -> str:
+    """A model's name, and the hash of its small files and of its weight files' names and sizes."""
+    parts: list[bytes] = []
+    for path in sorted(model.glob("*.json")):
+        parts += [path.name.encode(), path.read_bytes()]
+    for path in sorted(model.glob("*.safetensors")):
+        parts.append(f"{path.name} {path.stat().st_size}".encode())
+    return f"{model.resolve().name} sha256:{_sha256(*parts)}"
+
+
+def _sha256(*parts: bytes | array) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+        digest.update(b"\0")  # parts that are split elsewhere differ
+    return digest.hexdigest()[:16]
 
 
 async def compare_tokenizers(backend: Backend, workload: Workload) -> None:
@@ -100,7 +139,7 @@ def build(
                 f"{input_file}: row {index}: the prompt has {len(ids)} tokens, which leaves no room"
                 f" for an answer within the model's length of {max_len} tokens"
             )
-    workload = Workload(frame, rows, prompts, prompt_ids, max_new_tokens, max_len)
+    workload = Workload(input_file, frame, rows, prompts, prompt_ids, max_new_tokens, max_len)
     log.info("%s: %d of %d rows", input_file, len(rows), total)
     if workload.shortest_limit < max_new_tokens:
         log.warning(

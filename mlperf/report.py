@@ -145,6 +145,11 @@ def reuse_reasons(reuse: Reuse, shared_prefix: int, prompts: int) -> list[str]:
     ]
 
 
+def resume_reasons(samples: int) -> list[str]:
+    """`samples`: those that an earlier run has answered."""
+    return [f"resumed: {samples} samples were answered by an earlier run"] if samples else []
+
+
 def describe_reuse(reuse: Reuse) -> str:
     """The state of an engine's prefix cache, in a few words."""
     if reuse.enabled is False and not reuse.cached_tokens:
@@ -154,12 +159,16 @@ def describe_reuse(reuse: Reuse) -> str:
     return f"{'on, ' if reuse.enabled else ''}{reuse.cached_tokens} tokens reused"
 
 
-def accuracy_figures(evaluation: "Evaluation", seconds: float) -> dict[str, float]:
-    """The score of an accuracy run, and its throughput, which LoadGen does not measure."""
-    rate = evaluation.total.rows / seconds
+def accuracy_figures(
+    evaluation: "Evaluation", samples: int, tokens: int, seconds: float
+) -> dict[str, float]:
+    """The score of an accuracy run, and its throughput, which LoadGen does not measure.
+
+    `samples`, `tokens`: what the engine answered within `seconds`.
+    """
     return {
-        "samples_per_second": rate,
-        "tokens_per_second": rate * evaluation.tokens_per_sample,
+        "samples_per_second": samples / seconds,
+        "tokens_per_second": tokens / seconds,
         "exact_match": evaluation.exact_match,
         "tokens_per_sample": evaluation.tokens_per_sample,
     }

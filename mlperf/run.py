@@ -12,6 +12,7 @@ from backends import registry
 from backends.options import add_engine_options, choose_backend, engine_config
 from backends.types import Backend, Reuse
 from data.inference import add_data_options
+from data.journal import Answer, Journal, read_journal, resumable
 from errors import GradingError, LoadGenError, UsageError
 from grading.cli import add_grading_options, grading_options
 from grading.evaluate import LOG_ENDING, REPORT_ENDING, evaluate_and_report
@@ -24,20 +25,19 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-JOURNAL = "completions.journal.jsonl"
+JOURNAL = "completions.journal"
 RECORD = "run.json"
 ENGINE_LOG = "engine.log"
 RESULTS = "results"
 LOGS = [
     f"mlperf_log_{name}" for name in ("summary.txt", "detail.txt", "accuracy.json", "trace.json")
 ]
-# The files of a run. Those of an earlier run are removed first, so that a directory never holds
-# files of two runs.
+# The files of a run but the journal. Those of an earlier run are removed first, so that a directory
+# never holds files of two runs.
 RUN_FILES = (
     *LOGS,
     *(f"{RESULTS}{end}" for end in (".pkl", ".parquet", "_evaluated.pkl", "_evaluated.parquet")),
     *(f"{RESULTS}{end}" for end in (LOG_ENDING, REPORT_ENDING)),
-    JOURNAL,
     RECORD,
     ENGINE_LOG,
     "engine.json",
@@ -62,6 +62,12 @@ def add_options(parser: argparse.ArgumentParser, torchrun: bool = False) -> None
         " logs, results.pkl and .parquet, the journal of finished answers and run.json (default:"
         " mlperf_results)",
     )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="with --accuracy: keep the finished answers of an interrupted run with the same"
+        " inputs, and answer the rest; the result can't be submitted",
+    )
     add_grading_options(parser)
     add_engine_options(parser, torchrun, loadgen=True)
 
@@ -72,7 +78,7 @@ def run(args: argparse.Namespace, torchrun: bool = False) -> None:
     Raises: any UserError. Errors in the inputs are raised on every rank, before the engine starts;
     LoadGenError if a run that could have been submitted is invalid.
     """
-    from data.results import check_writable, read_journal, results_frame, write_frame
+    from data.results import check_writable, results_frame, write_frame
     from data.workload import build
 
     spec, world_size = choose_backend(args, torchrun)
@@ -83,6 +89,11 @@ def run(args: argparse.Namespace, torchrun: bool = False) -> None:
         )
     if args.speculative and args.mode != "interactive":
         raise UsageError("--speculative is allowed in --mode interactive only")
+    if args.resume and not args.accuracy:
+        raise UsageError(
+            "--resume needs --accuracy: LoadGen would time answers of the earlier run as if the"
+            " engine had just made them"
+        )
     test = settings.test_name(args)
     folder = args.output_dir / args.mode / test
     if args.compliance:
@@ -108,12 +119,21 @@ def run(args: argparse.Namespace, torchrun: bool = False) -> None:
     known_reasons = settings.reasons(args, test_settings, len(workload), workload.shortest_limit)
     for reason in known_reasons:
         log.warning("this run can't be submitted: %s", reason)
+    path = folder / JOURNAL
+    inputs = workload.inputs(spec.name, config) | {"--mode": args.mode, "--accuracy": args.accuracy}
+    earlier = resumable(path, inputs) if args.resume else []
+    if args.accuracy and not args.resume:
+        _set_aside(path)
     for name in RUN_FILES:
         (folder / name).unlink(missing_ok=True)
-    # closes the engine, as grading may take long
-    seconds, reuse = asyncio.run(_measure(backend, workload, test_settings, mode, folder, logs))
+    with Journal(path, inputs, earlier) as journal:
+        # closes the engine, as grading may take long
+        seconds, reuse = asyncio.run(
+            _measure(backend, workload, test_settings, mode, logs, journal, earlier)
+        )
 
-    answers = read_journal(folder / JOURNAL)
+    answers = read_journal(path)
+    fresh = answers[len(earlier) :]
     results = results_frame(workload.frame, answers, workload.prompts, spec.name)
     write_frame(results, folder / RESULTS)
     detail = report.read_detail(logs / report.DETAIL_LOG)
@@ -122,7 +142,8 @@ def run(args: argparse.Namespace, torchrun: bool = False) -> None:
         evaluation = evaluate_and_report(
             results, args.input_file, problems, folder, options, len(workload)
         )
-        figures = report.accuracy_figures(evaluation, seconds)
+        tokens = sum(len(completion.token_ids) for _, completion in fresh)
+        figures = report.accuracy_figures(evaluation, len(fresh), tokens, seconds)
         reasons = report.accuracy_reasons(evaluation)
     else:
         figures = report.performance_figures(detail)
@@ -135,18 +156,35 @@ def run(args: argparse.Namespace, torchrun: bool = False) -> None:
             failures = [] if known_reasons else reasons
     reasons = [
         *known_reasons,
-        *report.reuse_reasons(reuse, workload.prompts.shared_prefix, len(answers)),
+        *report.resume_reasons(len(earlier)),
+        *report.reuse_reasons(reuse, workload.prompts.shared_prefix, len(fresh)),
         *reasons,
         *(f"LoadGen logged an error: {error}" for error in detail.errors),
     ]
     outcome = report.Outcome(args.mode, test, folder, figures, reasons, detail, reuse)
-    record = report.record(outcome) | {"backend": spec.name, "engine": asdict(config)}
+    record = report.record(outcome) | {
+        "backend": spec.name,
+        "engine": asdict(config),
+        "resumed": {"samples": len(earlier), "of": len(answers)} if args.resume else None,
+    }
     write_json(folder / RECORD, record, default=str)  # paths as text
     print(report.table(outcome))
     if args.accuracy:
         evaluation.require_all()
     if failures:
         raise LoadGenError("; ".join(failures))
+
+
+def _set_aside(journal: Path) -> None:
+    """Keep the answers of an accuracy run that did not end, in case it was to be resumed."""
+    if (journal.parent / RECORD).exists():
+        return
+    if journal.exists() and journal.stat().st_size:
+        old = journal.replace(journal.with_name(f"{journal.name}.old"))
+        log.warning(
+            "an earlier run was not finished: its answers are now in %s; --resume continues a run",
+            old,
+        )
 
 
 def _problems(args: argparse.Namespace, workload: "Workload") -> Path | None:
@@ -179,18 +217,18 @@ async def _measure(
     workload: "Workload",
     test_settings: Any,
     mode: settings.Mode,
-    folder: Path,
     logs: Path,
+    journal: Journal,
+    earlier: list[Answer],
 ) -> tuple[float, Reuse]:
     """Start the engine, run LoadGen's test on it, and close it.
 
-    `folder`: for the journal. `logs`: for LoadGen's logs.
+    `logs`: the folder for LoadGen's logs.
 
     Returns the test's duration in seconds, and the use of the prefix cache.
     """
     from backends.drive import running
     from data.progress import Progress
-    from data.results import Journal
     from data.workload import compare_tokenizers
     from mlperf.qsl import query_sample_library
     from mlperf.sut import Sut
@@ -200,7 +238,7 @@ async def _measure(
     log_settings.log_output.outdir = str(logs)
     log_settings.enable_trace = False
     total = settings.expected_samples(test_settings, len(workload))
-    with Journal(folder / JOURNAL) as journal, query_sample_library(len(workload)) as library:
+    with query_sample_library(len(workload)) as library:
         async with running(backend):
             await compare_tokenizers(backend, workload)
             with Progress(total) as progress:
@@ -210,6 +248,7 @@ async def _measure(
                     journal,
                     mode.reads_tokens,
                     lambda completion: progress.add(len(completion.token_ids)),
+                    dict(earlier),
                 )
                 start = time.monotonic()
                 # "" disables audit.config, even if one has appeared since `refuse_audit`

@@ -9,23 +9,24 @@ import asyncio
 import contextlib
 import threading
 from array import array
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping
+from types import MappingProxyType
 
 from backends.drive import Watch, cancel, collect
-from backends.types import Backend, Completion, Delta
-from data.results import Journal
+from backends.types import TOKEN, Backend, Completion, Delta
+from data.journal import Journal
 from data.workload import Workload
 from mlperf.settings import loadgen
 
-TOKEN = "i"  # array's type code of int32, LoadGen's type of a token id
 Report = tuple[int, array]  # query id, token ids
 
 
 class Sut:
     """Completes every sample that LoadGen issues, exactly once.
 
-    A completion is journalled under its query id before it is reported to LoadGen. If the model
-    stops at once, the end-of-sequence id is reported in place of an empty completion.
+    A completion goes into the journal under its query id, and is reported to LoadGen. If the model
+    stops at once, the end-of-sequence id is reported in place of an empty completion. Samples that
+    an `earlier` run has completed are reported at once.
     """
 
     def __init__(
@@ -35,14 +36,17 @@ class Sut:
         journal: Journal,
         reads_tokens: bool,
         on_done: Callable[[Completion], None],
+        earlier: Mapping[int, Completion] = MappingProxyType({}),
     ) -> None:
-        """`reads_tokens`: report the first token of each completion to LoadGen as it arrives."""
+        """`reads_tokens`: report the first token of each completion to LoadGen as it arrives.
+        `earlier`: by sample index; in the journal already."""
         self.issued = 0
         self._backend = backend
         self._workload = workload
         self._journal = journal
         self._reads_tokens = reads_tokens
         self._on_done = on_done
+        self._earlier = earlier
         self._lg = loadgen()
         self._watch = Watch(backend.config.stall_timeout)
         self._tasks: set[asyncio.Task] = set()
@@ -92,7 +96,10 @@ class Sut:
             return
         self.issued += len(query_ids)
         for query_id, index in zip(query_ids, indices, strict=True):
-            self._spawn(self._answer(query_id, index))
+            if completion := self._earlier.get(index):
+                self._repeat(query_id, completion)
+            else:
+                self._spawn(self._answer(query_id, index))
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = self._loop.create_task(work)
@@ -112,20 +119,28 @@ class Sut:
         else:
             self._over.set_result(None)
 
+    def _repeat(self, query_id: int, completion: Completion) -> None:
+        ids = array(TOKEN, completion.token_ids.tobytes())
+        if self._reads_tokens:
+            self._report(self._first_tokens, query_id, ids[:1])
+        self._report(self._completions, query_id, ids)
+        self._on_done(completion)
+
     async def _answer(self, query_id: int, index: int) -> None:
         def on_first(delta: Delta) -> None:
-            self._report(self._first_tokens, query_id, delta.token_ids[:1])
+            self._report(self._first_tokens, query_id, array(TOKEN, delta.token_ids[:1]))
 
         request = self._workload.request(query_id, index)
         completion = await collect(
             self._backend, request, on_first if self._reads_tokens else None, self._watch
         )
         self._journal.add(index, completion)
+        assert isinstance(completion.token_ids, array)
         self._report(self._completions, query_id, completion.token_ids)
         self._on_done(completion)
 
-    def _report(self, reports: list[Report], query_id: int, ids: Sequence[int]) -> None:
-        reports.append((query_id, array(TOKEN, ids or (self._workload.prompts.eos_id,))))
+    def _report(self, reports: list[Report], query_id: int, ids: array) -> None:
+        reports.append((query_id, ids or array(TOKEN, [self._workload.prompts.eos_id])))
         if not self._report_due:
             self._report_due = True
             self._spawn(self._send())

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 
 from backends.keeper import mapped_by, named
+from data.journal import read_journal
 from grading import accuracy_log
 from mlperf import compliance, report
 
@@ -52,7 +53,7 @@ def without_mtp(folder: Path) -> Path:
 
 
 def journal(folder: Path) -> Path:
-    return folder / "offline" / "accuracy" / "completions.journal.jsonl"
+    return folder / "offline" / "accuracy" / "completions.journal"
 
 
 def start_answering(
@@ -116,9 +117,9 @@ def check_logs(folder: Path, stop_ids: Sequence[int]) -> None:
         (entry["qsl_idx"], tuple(accuracy_log.int32_values(entry["data"], "data").tolist()))
         for entry in entries
     ]
-    told = [json.loads(line) for line in (folder / "completions.journal.jsonl").open()]
-    answers = [(one["sample_index"], tuple(one["token_ids"]) or stop_ids[:1]) for one in told]
-    assert sorted(logged) == sorted((index, tuple(ids)) for index, ids in answers)
+    told = read_journal(folder / "completions.journal")
+    answers = [(index, tuple(one.token_ids) or tuple(stop_ids[:1])) for index, one in told]
+    assert sorted(logged) == sorted(answers)
     values = report.read_detail(folder / compliance.LOGS / report.DETAIL_LOG).values
     rate, tokens = (
         values[f"result_completed_{name}"] for name in ("samples_per_sec", "tokens_per_second")

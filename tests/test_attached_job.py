@@ -9,6 +9,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from data.journal import read_journal
+
 ROOT = Path(__file__).parent.parent
 SERVER = ROOT / "tests" / "backends" / "echo_server.py"
 
@@ -63,7 +65,7 @@ def test_a_server_that_is_killed_ends_the_run_and_is_named(
     path = data_set(60)
     options = ("--mode", "server", "--target-qps", 20, "--num-samples", 60)
     run = start("run_mlperf.py", echo_model, path, servers, *options)
-    journal = path.parent / "server" / "performance" / "completions.journal.jsonl"
+    journal = path.parent / "server" / "performance" / "completions.journal"
     until = time.monotonic() + 60
     while not (journal.exists() and journal.stat().st_size):
         assert run.poll() is None
@@ -76,4 +78,4 @@ def test_a_server_that_is_killed_ends_the_run_and_is_named(
     last = said.splitlines()[-1]
     assert last.startswith(f"error: endpoint {url}: row ")
     assert "Traceback" not in said
-    assert journal.read_text().endswith("\n")
+    assert read_journal(journal)

@@ -1,6 +1,5 @@
 """The main job on real vLLM and SGLang: mistakes, interrupts, and engines that die."""
 
-import json
 import os
 import signal
 import subprocess
@@ -10,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from data.journal import read_journal
 from tests.jobs import (
     END_S,
     GIVEN,
@@ -55,8 +55,7 @@ def test_nothing_outlives_a_run_that_is_ended(
     if how == signal.SIGINT:
         assert run.returncode == 130
         assert said.splitlines()[-1] == "interrupted: finished samples are on disk"
-    first = json.loads(journal(tmp_path).read_text().splitlines()[0])
-    assert first["token_ids"]
+    assert read_journal(journal(tmp_path))
 
 
 def sglang_server(processes: list[psutil.Process]) -> psutil.Process:
@@ -84,7 +83,7 @@ def test_an_engine_that_is_killed_ends_the_run_in_words(
     assert str(tmp_path / "offline" / "accuracy" / "engine.log") in said
     assert "Traceback" not in said.split("ends with:")[0]
     assert_gone(processes, before)
-    assert journal(tmp_path).read_text()
+    assert read_journal(journal(tmp_path))
 
 
 @ON_BOTH

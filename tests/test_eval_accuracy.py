@@ -8,12 +8,13 @@ import struct
 import subprocess
 import sys
 import time
+from array import array
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from backends.types import Completion
+from backends.types import TOKEN, Completion
 from data.prompts import Prompts
 from data.results import results_frame, write_frame
 from data.samples import read_frame
@@ -75,7 +76,9 @@ def a_run(tmp_path, model_dir):
     dataset.to_pickle(tmp_path / "data.pkl")
     (tmp_path / "livecodebench.jsonl").write_text(json.dumps(PROBLEM) + "\n")
     answers = [tuple(prompts._tokenizer.encode(text, add_special_tokens=False)) for text in texts]
-    completions = [(i, Completion(i, ids, "stop", 0, 0)) for i, ids in enumerate(answers)]
+    completions = [
+        (i, Completion(i, array(TOKEN, ids), "stop", 0, 0)) for i, ids in enumerate(answers)
+    ]
     write_frame(results_frame(dataset, completions, prompts, "test"), tmp_path / "results")
     log = [
         {"seq_id": i, "qsl_idx": i, "data": struct.pack(f"<{len(ids)}i", *ids).hex()}

@@ -25,7 +25,7 @@ def test_collect_joins_the_deltas_and_tells_of_the_first() -> None:
     firsts: list[Delta] = []
     completion = asyncio.run(drive.collect(engine(token_ms=1), request(7), firsts.append))
     assert completion.request_id == 7
-    assert completion.token_ids == (10, 11, 12, 13, 14)
+    assert completion.token_ids.tolist() == [10, 11, 12, 13, 14]
     assert completion.finish == "stop"
     assert [delta.token_ids for delta in firsts] == [(10,)]
     assert completion.first_ns == firsts[0].at_ns
@@ -34,7 +34,7 @@ def test_collect_joins_the_deltas_and_tells_of_the_first() -> None:
 
 def test_an_empty_answer_is_an_answer() -> None:
     completion = asyncio.run(drive.collect(engine(empty_every=1), request(0)))
-    assert completion.token_ids == ()
+    assert not completion.token_ids
     assert completion.finish == "stop"
 
 

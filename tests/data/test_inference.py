@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from data.results import read_journal
+from data.journal import read_journal
 
 if TYPE_CHECKING:
     from tests.conftest import Script
@@ -26,7 +26,7 @@ def test_every_row_is_answered_and_saved_twice(
     )
     for question, answer in zip(frame["text_input"], frame["model_output"], strict=True):
         assert question in answer
-    journal = dict(read_journal(script.folder / "a.journal.jsonl"))
+    journal = dict(read_journal(script.folder / "a.journal"))
     assert {index: list(one.token_ids) for index, one in journal.items()} == {
         index: list(ids) for index, ids in enumerate(frame["tok_model_output"])
     }
@@ -54,7 +54,7 @@ def test_a_failed_run_is_resumed_where_it_ended(
     assert code == 12
     assert err.splitlines()[-1] == "error: echo: told to fail at request 15"
     assert not (script.folder / "a.pkl").exists()
-    kept = len(read_journal(script.folder / "a.journal.jsonl"))
+    kept = len(read_journal(script.folder / "a.journal"))
 
     # the 6 to 20 rows that are left do not reach request 21
     code, _, err = script.run("run_eval.py", *options, "--resume", "--engine-arg", "fail_at=21")
@@ -63,7 +63,7 @@ def test_a_failed_run_is_resumed_where_it_ended(
     assert f"{20 - kept} of {20 - kept} samples" in err
     frame = pd.read_parquet(script.folder / "a.parquet")
     assert list(frame["sample_index"]) == list(range(20))
-    assert len(read_journal(script.folder / "a.journal.jsonl")) == 20
+    assert len(read_journal(script.folder / "a.journal")) == 20
 
 
 def test_an_interrupted_run_keeps_what_is_finished_and_is_resumed(
@@ -71,9 +71,9 @@ def test_an_interrupted_run_keeps_what_is_finished_and_is_resumed(
 ) -> None:
     options = ("--input-file", data_set(20), "--output-file", "a.pkl")
     process = script.start("run_eval.py", *options, "--engine-arg", "hang_at=4")
-    journal = script.folder / "a.journal.jsonl"
+    journal = script.folder / "a.journal"
     end = time.monotonic() + 30
-    while not (journal.exists() and journal.read_bytes().count(b"\n") == 19):
+    while not (journal.exists() and len(read_journal(journal)) == 19):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < end
         time.sleep(0.05)
@@ -93,13 +93,14 @@ def test_answers_to_other_inputs_are_not_resumed(
 ) -> None:
     options = ("--input-file", data_set(4), "--output-file", "a.pkl")
     assert script.run("run_eval.py", *options)[0] == 0
-    before = (script.folder / "a.journal.jsonl").read_bytes()
+    before = (script.folder / "a.journal").read_bytes()
     code, _, err = script.run(
         "run_eval.py", *options, "--resume", "--max-new-tokens", 5, "--num-samples", 2
     )
     assert code == 3
-    assert "another prompts, max_new_tokens:" in err.splitlines()[-1]
-    assert (script.folder / "a.journal.jsonl").read_bytes() == before
+    assert "the number of rows was 4 and is 2, the prompts was" in err.splitlines()[-1]
+    assert "max_new_tokens was 20000 and is 5:" in err.splitlines()[-1]
+    assert (script.folder / "a.journal").read_bytes() == before
 
 
 def test_without_resume_a_run_begins_anew(
@@ -108,7 +109,7 @@ def test_without_resume_a_run_begins_anew(
     options = ("--input-file", data_set(4), "--output-file", "a.pkl")
     assert script.run("run_eval.py", *options, "--engine-arg", "fail_at=3")[0] == 12
     assert script.run("run_eval.py", *options)[0] == 0
-    journal = [index for index, _ in read_journal(script.folder / "a.journal.jsonl")]
+    journal = [index for index, _ in read_journal(script.folder / "a.journal")]
     assert sorted(journal) == [0, 1, 2, 3]
 
 

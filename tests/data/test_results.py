@@ -1,17 +1,14 @@
-"""Journal, results frame and the files they are kept in."""
+"""The results frame and the files it is kept in."""
 
-import json
-import os
+from array import array
 
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from backends.types import Completion
-from data.results import Journal, check_writable, read_journal, results_frame, write_frame
+from data.results import check_writable, results_frame, write_frame
 from data.samples import read_frame
-from errors import InputFileError, OutputError
+from errors import OutputError
 
 
 class Spelled:
@@ -22,95 +19,10 @@ class Spelled:
 
 
 COMPLETIONS = [
-    (1, Completion(12, (5, 6, 7), "stop", 100, 200)),
-    (0, Completion(30, (), "stop", 150, 150)),
-    (1, Completion(3, (8,), "length", 1, 2)),
+    (1, Completion(12, array("i", [5, 6, 7]), "stop", 100, 200)),
+    (0, Completion(30, array("i"), "stop", 150, 150)),
+    (1, Completion(3, array("i", [8]), "length", 1, 2)),
 ]
-
-
-def _journal(path, rows=COMPLETIONS):
-    with Journal(path) as journal:
-        for index, completion in rows:
-            journal.add(index, completion)
-    return path
-
-
-def test_a_journal_gives_back_what_it_was_given(tmp_path):
-    assert read_journal(_journal(tmp_path / "j.jsonl")) == COMPLETIONS
-    assert read_journal(_journal(tmp_path / "j.jsonl", [])) == []
-
-
-def test_a_line_is_on_disk_as_soon_as_it_is_added(tmp_path):
-    with Journal(tmp_path / "j.jsonl") as journal:
-        for count, (index, completion) in enumerate(COMPLETIONS, 1):
-            journal.add(index, completion)
-            assert len(read_journal(tmp_path / "j.jsonl")) == count
-
-
-def test_a_torn_last_line_is_skipped_wherever_it_is_torn(tmp_path):
-    path = _journal(tmp_path / "j.jsonl")
-    whole = path.read_bytes()
-    last = whole.rstrip(b"\n").rfind(b"\n") + 1
-    for end in range(last, len(whole)):
-        path.write_bytes(whole[:end])
-        assert read_journal(path) == COMPLETIONS[:2]
-
-
-@pytest.mark.parametrize(
-    "line",
-    ["", "{}", "[]", "{", "[" * 200_000, '{"sample_index": 1}', "\udcff"],
-    ids=range(7),
-)
-def test_a_bad_line_elsewhere_is_named(tmp_path, line):
-    path = _journal(tmp_path / "j.jsonl")
-    first, rest = path.read_bytes().split(b"\n", 1)
-    path.write_bytes(first + b"\n" + line.encode(errors="surrogateescape") + b"\n" + rest)
-    with pytest.raises(InputFileError, match="line 2 is not a finished answer"):
-        read_journal(path)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"token_ids": [1.5]},
-        {"token_ids": ["1"]},
-        {"token_ids": None},
-        {"finish": "done"},
-        {"finish": []},
-        {"request_id": True},
-        {"first_ns": None},
-        {"extra": 1},
-    ],
-    ids=str,
-)
-def test_a_line_of_other_values_is_named(tmp_path, change):
-    path = _journal(tmp_path / "j.jsonl", COMPLETIONS[:1])
-    path.write_text(json.dumps(json.loads(path.read_text()) | change) + "\n")
-    with pytest.raises(InputFileError, match="line 1"):
-        read_journal(path)
-
-
-@given(st.binary(max_size=80))
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_wild_bytes_are_a_named_error_or_nothing(tmp_path, content):
-    (tmp_path / "j").write_bytes(content)
-    try:
-        assert read_journal(tmp_path / "j") == []
-    except InputFileError:
-        assert b"\n" in content
-
-
-def test_a_journal_that_cannot_be_written(tmp_path):
-    with pytest.raises(OutputError, match="can't be written"):
-        Journal(tmp_path / "none" / "j.jsonl")
-    with pytest.raises(InputFileError, match="can't be read"):
-        read_journal(tmp_path / "none")
-
-
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")  # noqa: PTH110
-def test_a_full_disk_is_said():
-    with Journal("/dev/full") as journal, pytest.raises(OutputError, match="No space"):
-        journal.add(*COMPLETIONS[0])
 
 
 def _frame():

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import pytest
 
-from data.results import read_journal
+from data.journal import read_journal
 from mlperf.report import read_detail
 from mlperf.run import JOURNAL
 from mlperf.settings import BENCHMARK_CONF
@@ -192,6 +192,96 @@ def test_an_accuracy_run_is_graded_and_its_log_holds_the_answers(
         assert ids == list(frame.loc[entry["qsl_idx"], "tok_model_output"])
 
 
+@pytest.mark.slow
+def test_an_accuracy_run_is_resumed_where_it_failed(
+    script: "Script", data_set: Callable[[int], Path]
+) -> None:
+    options = ("--accuracy", "--input-file", data_set(12))
+    whole = ("run_mlperf.py", *options, "--output-dir", "whole")
+    assert script.run(*whole)[0] == 0
+    code, _, err = script.run("run_mlperf.py", *options, "--engine-arg", "fail_at=8")
+    assert code == 12, err
+    results = folder(script, "offline", "accuracy")
+    kept = dict(read_journal(results / JOURNAL))
+    count = len(kept)
+    assert 7 <= count < 12
+    # the rows that are left do not reach the request that would fail
+    fail_at = f"fail_at={13 - count}"
+    code, out, err = script.run("run_mlperf.py", *options, "--resume", "--engine-arg", fail_at)
+    assert code == 0, err
+    assert f"{count} answers kept" in err
+    assert "no, because 12 rows, not the benchmark's 4388" in out
+    assert f"and resumed: {count} samples were answered by an earlier run" in out
+    assert json.loads((results / "run.json").read_text())["resumed"] == {"samples": count, "of": 12}
+    journal = dict(read_journal(results / JOURNAL))
+    assert {index: journal[index] for index in kept} == kept
+    assert_same_results(results, script.folder / "whole" / "offline" / "accuracy")
+
+    # a finished run is resumed to the same, and asks the engine for nothing
+    code, _, err = script.run("run_mlperf.py", *options, "--resume", "--engine-arg", "fail_at=1")
+    assert code == 0, err
+    assert_same_results(results, script.folder / "whole" / "offline" / "accuracy")
+    record = json.loads((results / "run.json").read_text())
+    assert record["figures"]["tokens_per_second"] == 0
+
+    for changes, name in (
+        (("--num-samples", 5), "the number of rows was 12 and is 5"),
+        (("--mode", "server"), "--mode was 'offline' and is 'server'"),
+        (("--seed", 7), "the seed was 0 and is 7"),
+    ):
+        server = script.folder / "mlperf_results" / "server" / "accuracy"
+        server.mkdir(parents=True, exist_ok=True)
+        (server / JOURNAL).write_bytes((results / JOURNAL).read_bytes())
+        before = (results / JOURNAL).read_bytes()
+        code, _, err = script.run("run_mlperf.py", *options, "--resume", *changes)
+        assert code == 3
+        assert name in err.splitlines()[-1]
+        assert (results / JOURNAL).read_bytes() == before
+    code, _, err = script.run("run_mlperf.py", *options[1:], "--resume")
+    assert code == 2
+    assert "--resume needs --accuracy" in err.splitlines()[-1]
+
+
+def assert_same_results(results: Path, whole: Path) -> None:
+    """Two runs have the same answers in the same order, in all their files."""
+    ours, theirs = (
+        pd.read_parquet(one / "results_evaluated.parquet").drop(columns="query_id")
+        for one in (results, whole)
+    )
+    pd.testing.assert_frame_equal(ours, theirs)
+    ours, theirs = (
+        {
+            entry["qsl_idx"]: (entry["data"], entry["token_count"])
+            for entry in json.loads((one / "mlperf_log_accuracy.json").read_text())
+        }
+        for one in (results, whole)
+    )
+    assert ours == theirs
+    assert (results / "accuracy.txt").read_text().split("hash")[0] == (
+        (whole / "accuracy.txt").read_text().split("hash")[0]
+    )
+
+
+@pytest.mark.slow
+def test_an_unfinished_accuracy_run_is_set_aside(
+    script: "Script", data_set: Callable[[int], Path]
+) -> None:
+    options = ("run_mlperf.py", "--accuracy", "--input-file", data_set(5))
+    results = folder(script, "offline", "accuracy")
+    old = results / f"{JOURNAL}.old"
+    assert script.run(*options, "--engine-arg", "fail_at=4")[0] == 12
+    assert script.run(*options, "--engine-arg", "fail_start=1")[0] == 12
+    kept = read_journal(old)
+    assert kept
+    assert script.run(*options, "--engine-arg", "fail_start=1")[0] == 12  # it had no answer
+    assert read_journal(old) == kept
+    code, _, err = script.run(*options)
+    assert code == 0, err
+    assert f"its answers are now in {old}" not in err
+    assert script.run(*options)[0] == 0  # a finished run is replaced
+    assert read_journal(old) == kept
+
+
 def test_the_engine_is_closed_before_grading_starts(
     echo_model: Path, data_set: Callable[[int], Path], tmp_path: Path
 ) -> None:
@@ -254,7 +344,7 @@ def test_an_interrupt_ends_a_run_that_waits_and_leaves_what_is_finished(
         "run_mlperf.py", "--input-file", data_set(20), *SHORT, "--engine-arg", "hang_at=3"
     )
     journal = folder(script, "offline") / JOURNAL
-    until(lambda: journal.exists() and journal.read_bytes().count(b"\n") == 7, process)
+    until(lambda: journal.exists() and len(read_journal(journal)) == 7, process)
     code, err = interrupt(process)
     assert code == 130
     assert "Traceback" not in err

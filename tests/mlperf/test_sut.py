@@ -12,7 +12,7 @@ import pytest
 from backends.drive import running
 from backends.echo import EchoEngine
 from backends.types import Completion, EngineConfig
-from data.results import Journal, read_journal
+from data.journal import Journal, read_journal
 from data.workload import Workload, build
 from mlperf.qsl import query_sample_library
 from mlperf.report import read_detail
@@ -71,7 +71,7 @@ def serve(
     async def run() -> tuple[int, list[int]]:
         backend = EchoEngine(config)
         with (
-            Journal(folder / "journal.jsonl") as journal,
+            Journal(folder / "journal", {}) as journal,
             query_sample_library(len(workload)) as library,
         ):
             async with running(backend):
@@ -89,7 +89,7 @@ def serve(
     return Served(
         issued,
         done,
-        read_journal(folder / "journal.jsonl"),
+        read_journal(folder / "journal"),
         calls,
         detail.values,
         detail.errors,
@@ -121,7 +121,7 @@ def test_every_sample_is_completed_once_and_kept_by_query_id(
     assert len({completion.request_id for _, completion in served.journal}) == 36
     assert sorted(index for index, _ in served.journal) == sorted([*range(12)] * 3)
     for index, completion in served.journal:
-        assert completion.token_ids == workload.prompt_ids[index]
+        assert tuple(completion.token_ids) == workload.prompt_ids[index]
     assert served.log["result_query_count"] == (1 if scenario == "Offline" else 36)
 
 
@@ -131,7 +131,7 @@ def test_loadgen_logs_the_ids_of_every_completion(
 ) -> None:
     served = serve(workload, tmp_path, scenario, accuracy=True, passes=1, token_ms=0.1)
     assert served.errors == []
-    expected = {index: completion.token_ids for index, completion in served.journal}
+    expected = {index: tuple(completion.token_ids) for index, completion in served.journal}
     assert {entry["qsl_idx"]: ids(entry["data"]) for entry in served.accuracy} == expected
     assert len(expected) == 12
     for entry in served.accuracy:
@@ -147,7 +147,7 @@ def test_an_empty_answer_is_one_end_of_sequence_to_loadgen(
     workload: Workload, tmp_path: Path, scenario: str
 ) -> None:
     served = serve(workload, tmp_path, scenario, accuracy=True, passes=1, empty_every=4)
-    empty = [index for index, completion in served.journal if not completion.token_ids]
+    empty = [index for index, completion in served.journal if not len(completion.token_ids)]
     assert len(empty) == 3
     for entry in served.accuracy:
         if entry["qsl_idx"] in empty:
