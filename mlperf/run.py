@@ -17,7 +17,7 @@ from errors import GradingError, LoadGenError, UsageError
 from grading.cli import add_grading_options, grading_options
 from grading.evaluate import LOG_ENDING, REPORT_ENDING, evaluate_and_report
 from grading.inputs import PROBLEMS, find_problems
-from mlperf import compliance, report, settings
+from mlperf import compliance, rate, report, settings
 from ref_dsinfer.files import write_json
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ def add_options(parser: argparse.ArgumentParser, torchrun: bool = False) -> None
         help="with --accuracy: keep the finished answers of an interrupted run with the same"
         " inputs, and answer the rest; the result can't be submitted",
     )
+    rate.add_options(parser)
     add_grading_options(parser)
     add_engine_options(parser, torchrun, loadgen=True)
 
@@ -94,6 +95,7 @@ def run(args: argparse.Namespace, torchrun: bool = False) -> None:
             "--resume needs --accuracy: LoadGen would time answers of the earlier run as if the"
             " engine had just made them"
         )
+    rate.check(args)
     test = settings.test_name(args)
     folder = args.output_dir / args.mode / test
     if args.compliance:
@@ -114,6 +116,9 @@ def run(args: argparse.Namespace, torchrun: bool = False) -> None:
     backend = registry.load(spec, config)
     if not backend.leads:
         backend.follow()
+        return
+    if args.find_target_qps:
+        rate.find(args, backend, workload, test_settings, folder)
         return
 
     known_reasons = settings.reasons(args, test_settings, len(workload), workload.shortest_limit)

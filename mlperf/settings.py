@@ -70,6 +70,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="accuracy test: answer every sample once and grade the answers",
     )
     tests.add_argument(
+        "--find-target-qps",
+        action="store_true",
+        help="find the highest rate at which a run is likely to be VALID, by short LoadGen tests"
+        " (probes) on one started engine, from the target rate on; in offline mode, measure it",
+    )
+    tests.add_argument(
         "--compliance",
         action="store_true",
         help="compliance test TEST06: log and check the tokens of 100 timed answers",
@@ -86,19 +92,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--target-qps",
-        type=_option(user_conf.rate),
+        type=option(user_conf.rate),
         metavar="RATE",
         help="target rate in samples/s (default: user.conf's)",
     )
     group.add_argument(
         "--min-duration",
-        type=_option(user_conf.milliseconds),
+        type=option(user_conf.milliseconds),
         metavar="MS",
         help="minimum duration in milliseconds (default: 600000; with --num-samples: 0)",
     )
     group.add_argument(
         "--min-query-count",
-        type=_option(user_conf.count),
+        type=option(user_conf.count),
         metavar="N",
         help="minimum number of samples (default: the benchmark's, in offline mode"
         f" {ROWS}; with --num-samples: that number)",
@@ -107,6 +113,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def test_name(args: argparse.Namespace) -> str:
     """The test that the options select."""
+    if args.find_target_qps:
+        return "rate"
     if args.compliance:
         return "compliance"
     return "accuracy" if args.accuracy else "performance"
@@ -145,7 +153,7 @@ def test_settings(args: argparse.Namespace) -> Any:
         )
     lg = loadgen()
     mode = MODES[args.mode]
-    wanted = UserConf(args.user_conf, _models()).settings(mode.model, mode.scenario)
+    wanted = read_user_conf(args.user_conf).settings(mode.model, mode.scenario)
     settings = lg.TestSettings()
     failed = settings.FromConfig(os.fsencode(args.user_conf), mode.model, mode.scenario, 1)
     if not settings.qsl_rng_seed:
@@ -183,6 +191,11 @@ def test_settings(args: argparse.Namespace) -> Any:
             attribute, factor = _ATTRIBUTES[key]
             setattr(settings, attribute, type(getattr(settings, attribute))(value * factor))
     return settings
+
+
+def read_user_conf(path: Path) -> UserConf:
+    """A user.conf of this benchmark. Raises: LoadGenError."""
+    return UserConf(path, _models())
 
 
 def benchmark(mode: Mode) -> dict[str, int]:
@@ -309,7 +322,7 @@ def _free_memory() -> int:
     return min(limits)
 
 
-def _option(read: Callable[[str], int | float]) -> Callable[[str], int | float]:
+def option(read: Callable[[str], int | float]) -> Callable[[str], int | float]:
     """An argparse type that reports the ValueError of `read`."""
 
     def parse(text: str) -> int | float:
