@@ -4,6 +4,8 @@ Its options (`--engine-arg`), all numbers:
 
 - `first_token_ms`, `token_ms`: time to the first token and between tokens; with neither, an answer
   comes at once, in two deltas (in one if the configuration coalesces).
+- `slots`: requests that run at once; others wait for their turn. `load_ms`: added to `token_ms` for
+  each request that runs.
 - `answer_tokens`: longest answer. `empty_every`: every n-th answer is empty.
 - `fail_start`: not 0: the engine does not start.
 - `fail_at`, `hang_at`: the n-th request, counted from 1, fails or is never answered.
@@ -12,6 +14,7 @@ Its options (`--engine-arg`), all numbers:
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from itertools import takewhile
 
 from backends.types import NO_REUSE, Backend, Delta, EngineConfig, Finish, Request, Reuse
@@ -20,6 +23,8 @@ from errors import EngineError, UsageError
 DEFAULTS: dict[str, float] = {
     "first_token_ms": 0,
     "token_ms": 0,
+    "slots": float("inf"),
+    "load_ms": 0,
     "answer_tokens": float("inf"),
     "empty_every": 0,
     "fail_start": 0,
@@ -38,6 +43,9 @@ class EchoEngine(Backend):
             key: _number(key, value) for key, value in config.options.items()
         }
         self._requests = 0
+        self._running = 0
+        slots = self._options["slots"]
+        self._slots = asyncio.Semaphore(int(slots)) if slots < float("inf") else nullcontext()
 
     async def start(self) -> None:
         if self._options["fail_start"]:
@@ -61,11 +69,15 @@ class EchoEngine(Backend):
         finish: Finish = "stop" if limit < request.max_new_tokens else "length"
 
         deltas = self._split(ids[:limit])
-        for position, new in enumerate(deltas, 1):
-            wait_ms = self._options["first_token_ms" if position == 1 else "token_ms"]
-            await asyncio.sleep(wait_ms / 1e3)  # even 0 yields to other requests
-            last = position == len(deltas)
-            yield Delta(new, finish if last else None, time.monotonic_ns())
+        async with self._slots:
+            self._running += 1
+            try:
+                for position, new in enumerate(deltas, 1):
+                    await asyncio.sleep(self._wait_s(position))  # even 0 yields to other requests
+                    last = position == len(deltas)
+                    yield Delta(new, finish if last else None, time.monotonic_ns())
+            finally:
+                self._running -= 1
 
     async def reuse(self) -> Reuse:
         return NO_REUSE
@@ -73,11 +85,17 @@ class EchoEngine(Backend):
     async def close(self) -> None:
         pass
 
+    def _wait_s(self, position: int) -> float:
+        """Seconds before an answer's delta, by its position from 1."""
+        if position == 1:
+            return self._options["first_token_ms"] / 1e3
+        return (self._options["token_ms"] + self._options["load_ms"] * self._running) / 1e3
+
     def _split(self, ids: tuple[int, ...]) -> list[tuple[int, ...]]:
         """One delta if the configuration coalesces, one a token if these take time, else two."""
         if self.config.coalesce or len(ids) < 2:
             return [ids]
-        if self._options["token_ms"]:
+        if self._options["token_ms"] or self._options["load_ms"]:
             return [(id_,) for id_ in ids]
         return [ids[:1], ids[1:]]
 

@@ -43,11 +43,9 @@ def read(path: str | Path, rows: int | None = None) -> AccuracyLog:
     """
     answers: dict[int, np.ndarray] = {}
     counts: dict[int, int] = {}  # token_count of the entries that have it, by sample index
-    for number, entry in enumerate(_entries(Path(path))):
+    for number, entry in enumerate(entries(path)):
         where = f"{path}: entry {number}"
-        index = entry.get("qsl_idx") if isinstance(entry, dict) else None
-        if type(index) is not int or not isinstance(entry.get("data"), str):
-            raise GradingError(f"{where} lacks qsl_idx (an integer) or data (text)")
+        index = sample_index(entry, where)
         if index < 0 or (rows is not None and index >= rows):
             limit = f", outside the data set's {rows} rows" if rows is not None else ""
             raise GradingError(f"{where} has qsl_idx {quoted(index)}{limit}")
@@ -71,6 +69,17 @@ def read(path: str | Path, rows: int | None = None) -> AccuracyLog:
             )
         answers[index] = ids
     return AccuracyLog(sorted(answers.items()), id_bytes)
+
+
+def sample_index(entry: Any, where: str) -> int:
+    """The sample that an entry answers.
+
+    Raises: GradingError if it has no such index, or no data.
+    """
+    index = entry.get("qsl_idx") if isinstance(entry, dict) else None
+    if type(index) is not int or not isinstance(entry.get("data"), str):
+        raise GradingError(f"{where} lacks qsl_idx (an integer) or data (text)")
+    return index
 
 
 def refuse_gaps(indices: Collection[int], where: str) -> None:
@@ -119,8 +128,12 @@ def int32_values(data: str, where: str) -> "np.ndarray":
     return np.frombuffer(raw, "<i4").astype(np.int32)
 
 
-def _entries(path: Path) -> Iterator[Any]:
-    """The values of a JSON list, or of a file of JSON values, one at a time."""
+def entries(path: str | Path) -> Iterator[Any]:
+    """The values of a JSON list, or of a file of JSON values, one at a time.
+
+    Raises: InputFileError if the file can't be read; GradingError if it is not JSON, or incomplete.
+    """
+    path = Path(path)
     try:
         raw = path.read_bytes()
         text = raw.decode(json.detect_encoding(raw))  # Windows tools write UTF-16 or add a BOM

@@ -56,6 +56,7 @@ class Plan:
     workload: "Workload"
     test_settings: Any  # LoadGen's
     folder: Path  # of the results
+    logs: Path  # folder of LoadGen's logs
 
     @property
     def processes(self) -> int:

@@ -55,7 +55,7 @@ class Outcome:
     """A finished run. The name of each figure gives its unit."""
 
     mode: str
-    accuracy: bool
+    test: str  # performance, accuracy or compliance
     folder: Path
     figures: dict[str, float]
     reasons: list[str]  # why it can't be submitted
@@ -64,8 +64,11 @@ class Outcome:
 
     @property
     def validity(self) -> str | None:
-        """LoadGen's verdict: VALID or INVALID; None for an accuracy run."""
-        return self.log.values.get("result_validity")
+        """LoadGen's verdict on a performance run: VALID or INVALID; None for other tests.
+
+        A compliance run has too few queries to be VALID.
+        """
+        return self.log.values.get("result_validity") if self.test == "performance" else None
 
 
 def read_detail(path: Path) -> DetailLog:
@@ -208,8 +211,8 @@ def table(outcome: Outcome) -> str:
     else:
         rows.append(("submittable", "nothing in this run rules it out"))
     rows.append(("files", str(outcome.folder)))
-    test = "accuracy" if outcome.accuracy else "performance"
-    return "\n".join([f"{outcome.mode}, {test}", *(f"  {name:<12} {text}" for name, text in rows)])
+    head = f"{outcome.mode}, {outcome.test}"
+    return "\n".join([head, *(f"  {name:<12} {text}" for name, text in rows)])
 
 
 def record(outcome: Outcome) -> dict[str, Any]:
@@ -222,7 +225,7 @@ def record(outcome: Outcome) -> dict[str, Any]:
     return {
         "command": shlex.join(sys.argv),
         "mode": outcome.mode,
-        "test": "accuracy" if outcome.accuracy else "performance",
+        "test": outcome.test,
         "submittable": not outcome.reasons,
         "not_submittable_because": outcome.reasons,
         "loadgen_validity": outcome.validity,

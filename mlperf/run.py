@@ -18,7 +18,7 @@ from errors import GradingError, LoadGenError, UsageError
 from grading.cli import add_grading_options, grading_options
 from grading.evaluate import LOG_ENDING, REPORT_ENDING, GradingOptions, evaluate_and_report
 from grading.inputs import PROBLEMS, find_problems
-from mlperf import preflight, report, settings
+from mlperf import compliance, preflight, rate, report, settings
 from mlperf.state import RunState
 from ref_dsinfer.files import write_json
 
@@ -30,22 +30,24 @@ log = logging.getLogger(__name__)
 JOURNAL = "completions.journal"
 RECORD = "run.json"
 LOCK = ".lock"
-ACCURACY = "accuracy"  # folder of an accuracy run
 ENGINE_LOG = "engine.log"
 RESULTS = "results"
+LOGS = [
+    f"mlperf_log_{name}" for name in ("summary.txt", "detail.txt", "accuracy.json", "trace.json")
+]
 # The files of a run but the journal. Those of an earlier run are removed first, so that a directory
 # never holds files of two runs.
 RUN_FILES = (
-    *(
-        f"mlperf_log_{name}"
-        for name in ("summary.txt", "detail.txt", "accuracy.json", "trace.json")
-    ),
+    *LOGS,
     *(f"{RESULTS}{end}" for end in (".pkl", ".parquet", "_evaluated.pkl", "_evaluated.parquet")),
     *(f"{RESULTS}{end}" for end in (LOG_ENDING, REPORT_ENDING)),
     RECORD,
     ENGINE_LOG,
     "engine.json",
     "accuracy.txt",
+    compliance.VERDICT,
+    compliance.ACCURACY_LOG,
+    *(compliance.LOGS / name for name in LOGS),
 )
 
 
@@ -58,9 +60,10 @@ def add_options(parser: argparse.ArgumentParser, torchrun: bool = False) -> None
         type=Path,
         default=Path("mlperf_results"),
         metavar="DIR",
-        help="results go to DIR/<mode>/performance or DIR/<mode>/accuracy and replace those of an"
-        " earlier run: LoadGen's logs, results.pkl and .parquet, the journal of finished answers"
-        " and run.json (default: mlperf_results)",
+        help="results go to DIR/<mode>/performance, DIR/<mode>/accuracy or"
+        f" DIR/<mode>/compliance/{compliance.NAME} and replace those of an earlier run: LoadGen's"
+        " logs, results.pkl and .parquet, the journal of finished answers and run.json (default:"
+        " mlperf_results)",
     )
     parser.add_argument(
         "--resume",
@@ -74,6 +77,7 @@ def add_options(parser: argparse.ArgumentParser, torchrun: bool = False) -> None
         help="check everything that can be checked before the engine starts, print the effective"
         " configuration, and stop",
     )
+    rate.add_options(parser)
     add_grading_options(parser)
     add_engine_options(parser, torchrun, loadgen=True)
 
@@ -101,8 +105,13 @@ def run(args: argparse.Namespace, torchrun: bool = False) -> None:
             "--resume needs --accuracy: LoadGen would time answers of the earlier run as if the"
             " engine had just made them"
         )
-    folder = args.output_dir / args.mode / (ACCURACY if args.accuracy else "performance")
-    check_writable(folder)
+    rate.check(args)
+    test = settings.test_name(args)
+    folder = args.output_dir / args.mode / test
+    if args.compliance:
+        folder /= compliance.NAME
+    logs = folder / compliance.LOGS if args.compliance else folder
+    check_writable(logs)
     settings.refuse_audit()
     options = grading_options(args)
     mode = settings.MODES[args.mode]
@@ -114,7 +123,7 @@ def run(args: argparse.Namespace, torchrun: bool = False) -> None:
     settings.check_size(test_settings, len(workload))
     log.info("%s", settings.describe(args, test_settings, len(workload)))
     problems = _problems(args, workload) if args.accuracy else None
-    plan = preflight.Plan(args, spec, config, workload, test_settings, folder)
+    plan = preflight.Plan(args, spec, config, workload, test_settings, folder, logs)
     reasons = [
         *settings.reasons(args, test_settings, len(workload), workload.shortest_limit),
         *preflight.check(plan),
@@ -128,7 +137,10 @@ def run(args: argparse.Namespace, torchrun: bool = False) -> None:
         backend.follow()
         return
     with locked(folder / LOCK) as lock, RunState(folder, lock) as state:
-        _lead(plan, backend, reasons, problems, options, state)
+        if args.find_target_qps:
+            rate.find(args, backend, workload, test_settings, folder)
+        else:
+            _lead(plan, backend, reasons, problems, options, state)
 
 
 def _lead(
@@ -142,7 +154,7 @@ def _lead(
     """The part of `run` that one process does."""
     from data.results import results_frame, write_frame
 
-    args, spec, config, folder = plan.args, plan.spec, plan.config, plan.folder
+    args, spec, config, folder, logs = plan.args, plan.spec, plan.config, plan.folder, plan.logs
     workload, test_settings = plan.workload, plan.test_settings
     mode = settings.MODES[args.mode]
     for reason in known_reasons:
@@ -150,14 +162,14 @@ def _lead(
     path = folder / JOURNAL
     inputs = workload.inputs(spec.name, config) | {"--mode": args.mode, "--accuracy": args.accuracy}
     earlier = resumable(path, inputs) if args.resume else []
-    if not args.resume:
+    if args.accuracy and not args.resume:
         _set_aside(path)
     for name in RUN_FILES:
         (folder / name).unlink(missing_ok=True)
     with Journal(path, inputs, earlier) as journal:
         # closes the engine, as grading may take long
         seconds, reuse = asyncio.run(
-            _measure(backend, workload, test_settings, mode, journal, earlier, state)
+            _measure(backend, workload, test_settings, mode, logs, journal, earlier, state)
         )
 
     if args.accuracy:
@@ -166,7 +178,8 @@ def _lead(
     fresh = answers[len(earlier) :]
     results = results_frame(workload.frame, answers, workload.prompts, spec.name)
     write_frame(results, folder / RESULTS)
-    detail = report.read_detail(folder / report.DETAIL_LOG)
+    detail = report.read_detail(logs / report.DETAIL_LOG)
+    failures: list[str] = []
     if args.accuracy:
         evaluation = evaluate_and_report(
             results, args.input_file, problems, folder, options, len(workload)
@@ -176,7 +189,13 @@ def _lead(
         reasons = report.accuracy_reasons(evaluation)
     else:
         figures = report.performance_figures(detail)
-        reasons = report.performance_reasons(detail)
+        if args.compliance:
+            verification = compliance.conclude(folder, workload.prompts.eos_id, mode.reads_tokens)
+            print(verification.text)
+            reasons = failures = verification.faults
+        else:
+            reasons = report.performance_reasons(detail)
+            failures = [] if known_reasons else reasons
     reasons = [
         *known_reasons,
         *report.resume_reasons(len(earlier)),
@@ -184,7 +203,9 @@ def _lead(
         *reasons,
         *(f"LoadGen logged an error: {error}" for error in detail.errors),
     ]
-    outcome = report.Outcome(args.mode, args.accuracy, folder, figures, reasons, detail, reuse)
+    outcome = report.Outcome(
+        args.mode, settings.test_name(args), folder, figures, reasons, detail, reuse
+    )
     record = report.record(outcome) | {
         "backend": spec.name,
         "engine": asdict(config),
@@ -194,13 +215,13 @@ def _lead(
     print(report.table(outcome))
     if args.accuracy:
         evaluation.require_all()
-    if not args.accuracy and outcome.validity != "VALID" and not known_reasons:
-        raise LoadGenError("; ".join(report.performance_reasons(detail)))
+    if failures:
+        raise LoadGenError("; ".join(failures))
 
 
 def _set_aside(journal: Path) -> None:
     """Keep the answers of an accuracy run that did not end, in case it was to be resumed."""
-    if journal.parent.name != ACCURACY or (journal.parent / RECORD).exists():
+    if (journal.parent / RECORD).exists():
         return
     if journal.exists() and journal.stat().st_size:
         old = journal.replace(journal.with_name(f"{journal.name}.old"))
@@ -240,11 +261,14 @@ async def _measure(
     workload: "Workload",
     test_settings: Any,
     mode: settings.Mode,
+    logs: Path,
     journal: Journal,
     earlier: list[Answer],
     state: RunState,
 ) -> tuple[float, Reuse]:
     """Start the engine, run LoadGen's test on it, and close it.
+
+    `logs`: the folder for LoadGen's logs.
 
     Returns the test's duration in seconds, and the use of the prefix cache.
     """
@@ -255,9 +279,8 @@ async def _measure(
     from mlperf.sut import Sut
 
     lg = settings.loadgen()
-    folder = journal.path.parent
     log_settings = lg.LogSettings()
-    log_settings.log_output.outdir = str(folder)
+    log_settings.log_output.outdir = str(logs)
     log_settings.enable_trace = False
     total = settings.expected_samples(test_settings, len(workload))
     with query_sample_library(len(workload)) as library:
@@ -288,5 +311,5 @@ async def _measure(
                 seconds = time.monotonic() - start
             reuse = await backend.reuse()
     if not sut.issued:
-        raise LoadGenError(f"LoadGen issued no samples: see its logs in {folder}")
+        raise LoadGenError(f"LoadGen issued no samples: see its logs in {logs}")
     return seconds, reuse

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmark import MAX_NEW_TOKENS, ROWS
-from errors import LoadGenError
+from errors import LoadGenError, UsageError
 from mlperf import user_conf
+from mlperf.compliance import AUDIT
 from mlperf.user_conf import KEYS, UserConf
 
 HERE = Path(__file__).parent
@@ -62,10 +63,22 @@ _BYTES_A_SAMPLE = 3500
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options that set LoadGen's settings."""
     parser.add_argument("--mode", choices=tuple(MODES), default="offline", help="default: offline")
-    parser.add_argument(
+    tests = parser.add_mutually_exclusive_group()
+    tests.add_argument(
         "--accuracy",
         action="store_true",
         help="accuracy test: answer every sample once and grade the answers",
+    )
+    tests.add_argument(
+        "--find-target-qps",
+        action="store_true",
+        help="find the highest rate at which a run is likely to be VALID, by short LoadGen tests"
+        " (probes) on one started engine, from the target rate on; in offline mode, measure it",
+    )
+    tests.add_argument(
+        "--compliance",
+        action="store_true",
+        help="compliance test TEST06: log and check the tokens of 100 timed answers",
     )
     parser.add_argument(
         "--user-conf",
@@ -79,23 +92,32 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--target-qps",
-        type=_option(user_conf.rate),
+        type=option(user_conf.rate),
         metavar="RATE",
         help="target rate in samples/s (default: user.conf's)",
     )
     group.add_argument(
         "--min-duration",
-        type=_option(user_conf.milliseconds),
+        type=option(user_conf.milliseconds),
         metavar="MS",
         help="minimum duration in milliseconds (default: 600000; with --num-samples: 0)",
     )
     group.add_argument(
         "--min-query-count",
-        type=_option(user_conf.count),
+        type=option(user_conf.count),
         metavar="N",
         help="minimum number of samples (default: the benchmark's, in offline mode"
         f" {ROWS}; with --num-samples: that number)",
     )
+
+
+def test_name(args: argparse.Namespace) -> str:
+    """The test that the options select."""
+    if args.find_target_qps:
+        return "rate"
+    if args.compliance:
+        return "compliance"
+    return "accuracy" if args.accuracy else "performance"
 
 
 def refuse_audit() -> None:
@@ -105,7 +127,8 @@ def refuse_audit() -> None:
     """
     if AUDIT_CONF.exists():
         raise LoadGenError(
-            f"{AUDIT_CONF.absolute()} would make this a compliance run: move or remove it"
+            f"{AUDIT_CONF.absolute()} is no longer needed and would change this run: remove it, and"
+            " pass --compliance for the compliance test"
         )
 
 
@@ -122,11 +145,15 @@ def test_settings(args: argparse.Namespace) -> Any:
     LoadGen loads its own settings only into the first TestSettings of a process.
 
     Raises: LoadGenError if user.conf is missing, has an invalid line or no target rate for the
-    mode, or these are not the first TestSettings.
+    mode, or these are not the first TestSettings; UsageError if an option contradicts the test.
     """
+    if args.compliance and (args.min_duration, args.min_query_count) != (None, None):
+        raise UsageError(
+            "--min-duration and --min-query-count: leave them out, as --compliance sets both"
+        )
     lg = loadgen()
     mode = MODES[args.mode]
-    wanted = UserConf(args.user_conf, models()).settings(mode.model, mode.scenario)
+    wanted = read_user_conf(args.user_conf).settings(mode.model, mode.scenario)
     settings = lg.TestSettings()
     failed = settings.FromConfig(os.fsencode(args.user_conf), mode.model, mode.scenario, 1)
     if not settings.qsl_rng_seed:
@@ -159,7 +186,16 @@ def test_settings(args: argparse.Namespace) -> Any:
         settings.min_query_count = args.min_query_count
     if args.target_qps is not None:
         settings.server_target_qps = settings.offline_expected_qps = args.target_qps
+    if args.compliance:
+        for key, value in AUDIT.items():
+            attribute, factor = _ATTRIBUTES[key]
+            setattr(settings, attribute, type(getattr(settings, attribute))(value * factor))
     return settings
+
+
+def read_user_conf(path: Path) -> UserConf:
+    """A user.conf of this benchmark. Raises: LoadGenError."""
+    return UserConf(path, models())
 
 
 def benchmark(mode: Mode) -> dict[str, int]:
@@ -192,7 +228,8 @@ def reasons(args: argparse.Namespace, settings: Any, rows: int, shortest_limit: 
         differences.append(f"answers of at most {shortest_limit} tokens, not {MAX_NEW_TOKENS}")
     if args.target_qps is not None:
         differences.append("--target-qps instead of user.conf's")
-    for key, required in benchmark(MODES[args.mode]).items():
+    audit = AUDIT if args.compliance else {}
+    for key, required in (benchmark(MODES[args.mode]) | audit).items():
         attribute, factor = _ATTRIBUTES[key]
         # in the file's unit; integers stay exact, as seeds need all their digits
         value = getattr(settings, attribute)
@@ -216,6 +253,8 @@ def expected_samples(settings: Any, rows: int) -> int:
         least = max(settings.min_query_count, int(1.1 * seconds * settings.offline_expected_qps))
     else:
         least = max(settings.min_query_count, round(seconds * settings.server_target_qps))
+    if not settings.sample_concatenate_permutation:
+        return least
     rows = min(rows, settings.performance_sample_count_override or rows)
     return -(-least // rows) * rows  # whole passes over the data set
 
@@ -268,7 +307,7 @@ def describe(args: argparse.Namespace, settings: Any, rows: int) -> str:
         if mode.reads_tokens:
             ttft, tpot = settings.ttft_latency / 1e6, settings.tpot_latency / 1e6
             parts.append(f"p99 of TTFT within {ttft:g} ms and of TPOT within {tpot:g} ms")
-    return f"{args.mode}, {'accuracy' if args.accuracy else 'performance'}: {', '.join(parts)}"
+    return f"{args.mode}, {test_name(args)}: {', '.join(parts)}"
 
 
 def models() -> dict[str, tuple[str, ...]]:
@@ -294,7 +333,7 @@ def _free_memory() -> int:
     return min(limits)
 
 
-def _option(read: Callable[[str], int | float]) -> Callable[[str], int | float]:
+def option(read: Callable[[str], int | float]) -> Callable[[str], int | float]:
     """An argparse type that reports the ValueError of `read`."""
 
     def parse(text: str) -> int | float:

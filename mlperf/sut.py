@@ -11,6 +11,7 @@ import threading
 from array import array
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from types import MappingProxyType
 
 from backends.drive import Watch, cancel, collect
@@ -130,17 +131,17 @@ class Sut:
         self._on_done(completion)
 
     async def _answer(self, query_id: int, index: int) -> None:
-        def on_first(delta: Delta) -> None:
-            self._report(self._first_tokens, query_id, array(TOKEN, delta.token_ids[:1]))
-
+        on_first = partial(self._start, query_id) if self._reads_tokens else None
         request = self._workload.request(query_id, index)
-        completion = await collect(
-            self._backend, request, on_first if self._reads_tokens else None, self._watch
-        )
+        completion = await collect(self._backend, request, on_first, self._watch)
         self._journal.add(index, completion)
         assert isinstance(completion.token_ids, array)
         self._report(self._completions, query_id, completion.token_ids)
         self._on_done(completion)
+
+    def _start(self, query_id: int, delta: Delta) -> None:
+        """An answer's first delta has arrived."""
+        self._report(self._first_tokens, query_id, array(TOKEN, delta.token_ids[:1]))
 
     def _report(self, reports: list[Report], query_id: int, ids: array) -> None:
         reports.append((query_id, ids or array(TOKEN, [self._workload.prompts.eos_id])))

@@ -46,7 +46,7 @@ def whole(least: int, most: int) -> Callable[[str], int]:
 
 def rate(text: str) -> float:
     """Parse a rate in samples per second. Raises: ValueError saying what is wrong."""
-    value = _decimal(text)
+    value = decimal(text)
     if not LOWEST_RATE <= value <= HIGHEST_RATE:
         raise ValueError(
             f"must be a rate of {LOWEST_RATE:g} to {HIGHEST_RATE:g} samples/s, not {_short(text)}"
@@ -55,13 +55,14 @@ def rate(text: str) -> float:
 
 
 def _per_cent(text: str) -> float:
-    value = _decimal(text)
+    value = decimal(text)
     if not 0 < value < 100:
         raise ValueError(f"must be a percentage above 0 and below 100, not {_short(text)}")
     return value
 
 
-def _decimal(text: str) -> float:
+def decimal(text: str) -> float:
+    """Parse a decimal number as C does. Raises: ValueError."""
     if not _DECIMAL.fullmatch(text):
         raise ValueError(f"must be a decimal number, not {_short(text)}")
     return float(text)
@@ -210,6 +211,16 @@ def read_lines(path: Path) -> list[Line]:
             # LoadGen takes the first word for a key unless it is # alone
             raise LoadGenError(f"{where}: put a space after the #, or LoadGen rejects the line")
     return lines
+
+
+def changed(text: str, key: str, value: str) -> str:
+    """The text of a user.conf with one setting changed where it is, or else added at the end."""
+    setting = f"{key} = {value}"
+    lines = text.splitlines()
+    places = [number for number, line in enumerate(lines) if line.split()[:2] == [key, "="]]
+    for number in places:
+        lines[number] = setting
+    return "\n".join(lines if places else [*lines, setting]) + "\n"
 
 
 def _content(path: Path) -> bytes:

@@ -14,14 +14,13 @@ import psutil
 from backends.keeper import mapped_by, named
 from data.journal import read_journal
 from grading import accuracy_log
-from mlperf import report
+from mlperf import compliance, report
 
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "data" / "tiny"
 GIVEN = ["--model", str(TINY / "model"), "--input-file", str(TINY / "final_output.pkl")]
 FIGURES = re.compile(r"'exact_match':\s([\d.]+), 'tokens_per_sample':\s([\d.]+)")
 END_S = 15.0  # for everything to be gone
-LOG_ALL = "*.*.accuracy_log_sampling_target = 1000000\n"  # of user.conf
 
 
 def call(*words: str) -> subprocess.CompletedProcess[str]:
@@ -111,46 +110,29 @@ def assert_gone(processes: Iterable[psutil.Process], before: set[Path]) -> None:
     assert orphans() <= before
 
 
-def check_logs(folder: Path, stop_ids: Sequence[int]) -> int:
-    """Hold a Server run's logs to TEST06's rules, and to the answers. Returns the answers' count.
-
-    The run has logged its answers (LOG_ALL). Of each, the first token reported by itself is the
-    first of the answer, the count is that of its ids, and the last two are not both stop ids; all
-    counts together are LoadGen's own. Source: compliance test TEST06 of the inference rules.
-    """
-    path = folder / "mlperf_log_accuracy.json"
-    entries = json.loads(path.read_bytes())
-    assert entries
-    logged = []
-    for entry in entries:
-        ids, first = (
-            tuple(accuracy_log.int32_values(entry[key], key).tolist())
-            for key in ("data", "token_data")
-        )
-        assert first == ids[:1]
-        assert entry["token_count"] == len(ids)
-        assert not set(ids[-2:]) <= set(stop_ids) or len(ids) == 1
-        logged.append((entry["qsl_idx"], ids))
+def check_logs(folder: Path, stop_ids: Sequence[int]) -> None:
+    """Hold a compliance run's logs to the answers, and its counts of tokens to LoadGen's own."""
+    entries = accuracy_log.entries(folder / compliance.ACCURACY_LOG)
+    logged = [
+        (entry["qsl_idx"], tuple(accuracy_log.int32_values(entry["data"], "data").tolist()))
+        for entry in entries
+    ]
     told = read_journal(folder / "completions.journal")
     answers = [(index, tuple(one.token_ids) or tuple(stop_ids[:1])) for index, one in told]
     assert sorted(logged) == sorted(answers)
-    values = report.read_detail(folder / report.DETAIL_LOG).values
+    values = report.read_detail(folder / compliance.LOGS / report.DETAIL_LOG).values
     rate, tokens = (
         values[f"result_completed_{name}"] for name in ("samples_per_sec", "tokens_per_second")
     )
     # LoadGen divides one sample less, but all tokens, by the time until the last was there
     assert round(tokens / rate * (len(logged) - 1)) == sum(len(ids) for _, ids in logged)
-    return len(logged)
 
 
-def check_server_run(backend: str, url: str, folder: Path, *options: str) -> None:
-    """Run LoadGen's Server scenario on a server, and hold its logs to TEST06's rules."""
-    conf = folder / "user.conf"
-    conf.write_text(LOG_ALL)
+def check_compliance(backend: str, url: str, folder: Path, *options: str) -> None:
+    """Run TEST06 on a server, in LoadGen's Server scenario."""
     ended = call(
         *("run_mlperf.py", "--backend", backend, "--endpoint", url, *GIVEN, *options),
-        *("--mode", "server", "--target-qps", "8", "--num-samples", "20"),
-        *("--user-conf", str(conf), "--output-dir", str(folder)),
+        *("--mode", "server", "--target-qps", "8", "--compliance", "--output-dir", str(folder)),
     )
     assert ended.returncode == 0, ended.stderr
-    assert check_logs(folder / "server" / "performance", [1]) >= 20
+    check_logs(folder / "server" / "compliance" / compliance.NAME, [1])

@@ -37,7 +37,7 @@ from tests.backends.engines import (
     request,
 )
 from tests.effort import cases
-from tests.jobs import check_server_run, orphans, sglang_scheduler, vllm_core
+from tests.jobs import check_compliance, orphans, sglang_scheduler, vllm_core
 
 pytestmark = pytest.mark.timeout(1200)
 
@@ -375,7 +375,7 @@ class TestStarted:
         self, engine: Started, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv(KEY, key_of(engine))
-        check_server_run("sglang", url_of(engine), tmp_path, "--max-model-len", str(LENGTH))
+        check_compliance("sglang", url_of(engine), tmp_path, "--max-model-len", str(LENGTH))
 
     def test_an_engine_that_dies_fails_every_stream(self, engine: Started) -> None:
         """The last test."""

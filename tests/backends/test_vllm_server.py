@@ -23,7 +23,7 @@ from backends.types import Completion, EngineConfig, Request, Reuse
 from backends.vllm_server import VllmServer, read
 from data import workload
 from errors import EngineError
-from tests.jobs import check_server_run
+from tests.jobs import check_compliance
 
 TINY = Path(__file__).parents[2] / "data" / "tiny"
 ROWS = 40
@@ -207,7 +207,7 @@ class TestReal:
         assert servers[0].url in str(caught.value)
 
     def test_the_logs_of_a_run_hold_to_test06(self, servers: list[Server], tmp_path: Path) -> None:
-        check_server_run("vllm", servers[0].url, tmp_path)
+        check_compliance("vllm", servers[0].url, tmp_path)
 
     def test_a_server_killed_in_a_run_ends_it_and_is_named(self, servers: list[Server]) -> None:
         """The last test: one server is gone after it."""

@@ -39,7 +39,7 @@ def make_plan(
     test_settings.min_duration_ms, test_settings.min_query_count = 0, ROWS
     test_settings.scenario = settings.loadgen().TestScenario.Offline
     spec = registry.lookup(backend)
-    return preflight.Plan(args, spec, config, workload, test_settings, folder)
+    return preflight.Plan(args, spec, config, workload, test_settings, folder, folder)
 
 
 @pytest.fixture

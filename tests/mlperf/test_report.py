@@ -102,12 +102,14 @@ def test_reasons_are_loadgen_s(tmp_path: Path) -> None:
 def test_the_table_says_why_not(tmp_path: Path) -> None:
     log = report.DetailLog({"result_validity": "VALID"}, {})
     figures = {"samples_per_second": 2.5, "tokens_per_second": 90.0}
-    outcome = report.Outcome("offline", False, tmp_path, figures, ["one", "two"], log, NO_REUSE)
+    outcome = report.Outcome(
+        "offline", "performance", tmp_path, figures, ["one", "two"], log, NO_REUSE
+    )
     text = report.table(outcome)
     assert "no, because one\n" in text
     assert "and two\n" in text
     assert report.record(outcome)["not_submittable_because"] == ["one", "two"]
-    good = report.Outcome("offline", False, tmp_path, figures, [], log, NO_REUSE)
+    good = report.Outcome("offline", "performance", tmp_path, figures, [], log, NO_REUSE)
     assert "nothing in this run rules it out" in report.table(good)
     assert report.record(good)["submittable"] is True
 
@@ -115,7 +117,9 @@ def test_the_table_says_why_not(tmp_path: Path) -> None:
 def test_the_record_is_json_whatever_the_figures(tmp_path: Path) -> None:
     figures = {"samples_per_second": float("nan"), "tokens_per_second": float("inf")}
     log = report.DetailLog({}, {})
-    record = report.record(report.Outcome("server", False, tmp_path, figures, [], log, NO_REUSE))
+    record = report.record(
+        report.Outcome("server", "performance", tmp_path, figures, [], log, NO_REUSE)
+    )
     json.dumps(record, allow_nan=False)
     assert record["figures"] == {"samples_per_second": None, "tokens_per_second": None}
 

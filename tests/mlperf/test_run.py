@@ -428,6 +428,7 @@ def test_an_audit_config_in_the_folder_stops_the_run(bad_inputs: tuple["Script",
     code, _, err = script.run("run_mlperf.py", "--input-file", rows)
     assert code == 14
     assert "audit.config" in err.splitlines()[-1]
+    assert "--compliance" in err.splitlines()[-1]
 
 
 def test_a_run_replaces_what_an_earlier_one_has_left(

@@ -7,10 +7,9 @@ from typing import Any
 from benchmark import ROWS
 from errors import LoadGenError
 from mlperf.report import DETAIL_LOG, DetailLog, performance_reasons
-from mlperf.settings import MODES, benchmark, models
+from mlperf.settings import MODES, benchmark
 from mlperf.submission.findings import Fault, Level
 from mlperf.submission.tree import USER_CONF, Result
-from mlperf.user_conf import UserConf
 
 RATE_DIGITS = 1e-4  # LoadGen logs a rate with six digits
 _NS = 1_000_000  # in a millisecond
@@ -156,7 +155,7 @@ def user_conf(result: Result) -> Iterator[Fault]:
         return
     mode = MODES[result.mode]
     try:
-        values = UserConf(path, models()).settings(mode.model, mode.scenario)
+        values = read_user_conf(path).settings(mode.model, mode.scenario)
     except LoadGenError as error:
         # other harnesses' files have lines that LoadGen ignores; ours are checked before each run
         level: Level = "error" if result.runs else "note"

@@ -1,0 +1,325 @@
+"""The rate search: alone, on the echo engine in virtual time, and with LoadGen itself."""
+
+import asyncio
+import heapq
+import json
+import math
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from backends.drive import cancel, collect
+from backends.echo import EchoEngine
+from backends.types import Completion, Delta, EngineConfig, Request
+from errors import LoadGenError
+from mlperf import rate, report, settings, user_conf
+from mlperf.early_stopping import late_allowed
+from mlperf.probe import Limits, Meter, Probe, judged
+
+if TYPE_CHECKING:
+    from tests.conftest import Script
+
+ROWS = 4388
+LIMITS = Limits(ttft_s=2.0, tpot_s=0.08)
+PROBE_S = 120.0
+QUERIES = 300
+
+
+def at(rate_: float, passes: bool) -> Probe:
+    return Probe(rate_, 300, 1.0, 1.0, 0, 0, 1.0, passes, ROWS, float(passes))
+
+
+def nothing(probe: Probe) -> None:
+    """Of a search whose probes nobody wants to see."""
+
+
+@pytest.mark.parametrize("start", [0.3, 1.0, 2.99, 3.01, 100.0])
+@pytest.mark.parametrize("tolerance", [0.5, 0.03, 0.001])
+def test_a_search_ends_around_the_limit(start: float, tolerance: float) -> None:
+    probes: list[Probe] = []
+
+    async def measure(rate_: float) -> Probe:
+        return at(rate_, rate_ <= 3)
+
+    found = asyncio.run(rate.search(measure, start, tolerance, probes.append))
+    assert found.passed.rate <= 3 < found.failed.rate <= found.passed.rate * (1 + tolerance)
+    assert {found.passed, found.failed} <= set(probes)
+    assert len(probes) < 20
+
+
+def test_a_search_in_which_every_rate_fails_ends_with_its_figures() -> None:
+    async def measure(rate_: float) -> Probe:
+        return at(rate_, passes=False)
+
+    with pytest.raises(LoadGenError, match=r"even 0.0156\d* samples/s .* TTFT is 1.0 ms"):
+        asyncio.run(rate.search(measure, 1, 0.03, nothing))
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"), [(3.21987, 3.219), (12345.6, 12340), (0.5, 0.5), (160.0, 160)]
+)
+def test_rates_are_rounded_down(found: float, expected: float) -> None:
+    assert rate.rounded(found) == expected
+
+
+def test_a_meter_takes_latencies_and_gives_up_in_time() -> None:
+    now = 0.0
+    meter = Meter(LIMITS, 300, lambda: now)
+    for request in range(3):
+        meter.arrive(request)
+    now = 1.9
+    meter.start(0)
+    now = 2.1
+    meter.start(1)
+    assert not meter.hopeless
+    assert meter.late_first == 2  # of the third, no token is there yet
+    meter.start(2)
+    assert meter.late_first == 2
+    now = 1.9 + 2 * 0.09
+    meter.finish(Completion(0, (5, 6, 7), "stop", 0, 0))
+    meter.finish(Completion(1, (5,), "stop", 0, 0))  # has no TPOT
+    meter.finish(Completion(2, tuple(range(9)), "stop", 0, 0))
+    assert meter.late_tokens == 1
+    for request in range(3, 6):
+        meter.arrive(request)
+    now += 2.1
+    assert meter.hopeless
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """An event loop whose clock jumps to the next timer instead of waiting for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._now = 0.0
+        self._select = self._selector.select  # type: ignore[attr-defined]
+        self._selector.select = self._jump  # type: ignore[attr-defined]
+
+    def time(self) -> float:
+        return self._now
+
+    def _jump(self, timeout: float | None) -> Any:
+        self._now += timeout or 0
+        return self._select(0)
+
+
+class Trial:
+    """An engine of a number of slots, each of which answers a request in the same time."""
+
+    def __init__(self, seed: int) -> None:
+        draw = random.Random(seed)
+        self._seed = seed
+        self._slots = draw.randint(4, 16)
+        self._first_s = draw.uniform(0.05, 0.5)
+        self._second_s = draw.uniform(0.01, 0.07)  # within the limit of TPOT
+        self.start = self.capacity * draw.uniform(0.05, 4)
+
+    @property
+    def capacity(self) -> float:
+        """Requests/s that all slots can answer."""
+        return self._slots / (self._first_s + self._second_s)
+
+    def limit(self) -> float:
+        """The highest rate at which not too many requests of a long run are late."""
+        low, high = 0.5 * self.capacity, self.capacity
+        while high > low * 1.002:
+            middle = (low + high) / 2
+            run = max(ROWS, round(600 * middle))
+            share = ((late_allowed(run) or 0) + 0.5) / run
+            low, high = (low, middle) if self._late(middle) > share else (middle, high)
+            low, high = sorted((low, high))
+        return low
+
+    def _late(self, rate_: float, queries: int = 60_000) -> float:
+        """The share of requests with a late first token, without an engine: by queueing theory."""
+        rng = random.Random(99)
+        free = [0.0] * self._slots  # when each slot is free
+        now, late = 0.0, 0
+        for _ in range(queries):
+            now += rng.expovariate(rate_)
+            begin = max(now, free[0])
+            heapq.heapreplace(free, begin + self._first_s + self._second_s)
+            late += begin + self._first_s - now > LIMITS.ttft_s
+        return late / queries
+
+    async def find(self) -> float:
+        """The rate that the search finds."""
+        found = await rate.search(self._probe, self.start, rate.TOLERANCE, nothing)
+        return found.passed.rate
+
+    async def _probe(self, rate_: float) -> Probe:
+        options = {
+            "slots": str(self._slots),
+            "first_token_ms": str(self._first_s * 1e3),
+            "token_ms": str(self._second_s * 1e3),
+        }
+        engine = EchoEngine(EngineConfig("nowhere", options=options))
+        loop = asyncio.get_running_loop()
+        meter = Meter(LIMITS, max(QUERIES, rate_ * PROBE_S), loop.time)
+        ttfts, tpots, answers_s = [], [], []
+
+        async def answer(number: int) -> None:
+            arrival = loop.time()
+
+            def on_first(delta: Delta) -> None:
+                meter.start(number)
+                ttfts.append(loop.time() - arrival)
+
+            request = Request(number, (5, 6), 9, frozenset())
+            completion = await collect(engine, request, on_first)
+            meter.finish(completion)
+            answers_s.append(loop.time() - arrival)
+            tpots.append(self._second_s)
+
+        rng = random.Random(self._seed)
+        end, tasks = loop.time() + PROBE_S, []
+        run = max(ROWS, round(600 * rate_))
+        while (loop.time() < end or len(tasks) < QUERIES) and not meter.hopeless:
+            meter.arrive(len(tasks))
+            tasks.append(asyncio.create_task(answer(len(tasks))))
+            await asyncio.sleep(rng.expovariate(rate_))
+        if meter.hopeless:
+            await cancel(tasks)
+            return judged(rate_, None, (meter.late_first, 0), meter.arrived, run)
+        await asyncio.gather(*tasks)
+        place = int(len(tasks) * 0.99)
+        values = {
+            "result_first_token_50.00_percentile_latency_ns": 0,
+            "result_first_token_99.00_percentile_latency_ns": sorted(ttfts)[place] * 1e9,
+            "result_time_per_output_token_50.00_percentile_ns": 0,
+            "result_time_per_output_token_99.00_percentile_ns": sorted(tpots)[place] * 1e9,
+            "requested_server_ttft_latency": LIMITS.ttft_s * 1e9,
+            "requested_server_tpot_latency": LIMITS.tpot_s * 1e9,
+            "result_mean_latency_ns": sum(answers_s) / len(answers_s) * 1e9,
+        }
+        late = (meter.late_first, meter.late_tokens)
+        return judged(rate_, report.DetailLog(values, []), late, meter.arrived, run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(20))
+def test_the_rate_found_is_within_5_percent_of_the_true_limit(seed: int) -> None:
+    trial = Trial(seed)
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        found = runner.run(trial.find())
+    assert found == pytest.approx(trial.limit(), rel=0.05)
+
+
+ECHO = ("run_mlperf.py", "--find-target-qps")
+SLOTS = [  # 400 requests/s
+    *("--engine-arg", "slots=10", "--engine-arg", "first_token_ms=5"),
+    *("--engine-arg", "token_ms=5", "--engine-arg", "answer_tokens=5"),
+]
+
+
+def test_a_search_with_loadgen_writes_the_rate(
+    script: "Script", data_set: Callable[[int], Path]
+) -> None:
+    conf = script.folder / "mine.conf"
+    conf.write_text("# mine\ndeepseek-r1.Offline.target_qps = 7\n*.Server.ttft_latency = 300\n")
+    new = script.folder / "new.conf"
+    code, out, err = script.run(
+        *ECHO, "--mode", "server", "--input-file", data_set(50), *SLOTS, "--target-qps", 100,
+        *("--probe-duration", 0.5, "--probe-queries", 100, "--rate-tolerance", 0.9),
+        *("--user-conf", conf, "--write-user-conf", new),
+    )  # fmt: skip
+    assert code == 0, err
+    folder = script.folder / "mlperf_results" / "server" / "rate"
+    record = json.loads((folder / "rate.json").read_text())
+    found = record["target_qps"]
+    assert record["passed"]["rate"] == pytest.approx(found, rel=1e-3)
+    assert 1 < record["failed"]["rate"] / found < 1.91
+    rows = [line.split() for line in out.splitlines() if line.endswith(("  passes", "  fails"))]
+    probes = sorted((folder / "probes").iterdir())
+    assert len(rows) == len(probes) >= 2
+    assert not list(folder.rglob("*.journal"))
+    for row, probe in zip(rows, probes, strict=True):
+        values = report.read_detail(probe / report.DETAIL_LOG).values
+        assert float(row[0]) == pytest.approx(values["effective_target_qps"], rel=1e-3)
+        assert values["effective_sample_concatenate_permutation"] is False
+        assert values["effective_min_duration_ms"] == 500
+        if row[-1] == "passes":
+            p99_ms = values["result_first_token_99.00_percentile_latency_ns"] / 1e6
+            assert float(row[2]) == pytest.approx(p99_ms, abs=0.1)
+            assert p99_ms <= 300
+    assert "VALID with a probability of" in out
+    assert "may pass rates that are up to 60 % too high" in err
+    mode = settings.MODES["server"]
+    assert new.read_text() == f"{conf.read_text()}deepseek-r1.Server.target_qps = {found:g}\n"
+    wanted = settings.read_user_conf(new).settings(mode.model, mode.scenario)
+    assert wanted["server_target_qps"] == pytest.approx(found)
+
+
+def test_all_probes_have_one_engine(script: "Script", data_set: Callable[[int], Path]) -> None:
+    code, out, err = script.run(
+        *ECHO, "--mode", "interactive", "--input-file", data_set(20), "--target-qps", 500,
+        *("--probe-duration", 0.1, "--probe-queries", 100, "--engine-arg", "fail_at=150"),
+    )  # fmt: skip
+    assert code == 12, err
+    assert "told to fail at request 150" in err  # the engine counts those of all probes
+    assert len([line for line in out.splitlines() if line.endswith("passes")]) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "word"),
+    [
+        (("--engine-arg", "token_ms=100"), 14, "one at a time, TTFT is"),
+        (("--engine-arg", "token_ms=40", "--probe-duration", "0.1"), 14, "shorter than an answer"),
+        (("--engine-arg", "first_token_ms=2100"), 14, "(limit 2000 ms)"),
+        (("--accuracy",), 2, "not allowed with argument"),
+        (("--compliance",), 2, "not allowed with argument"),
+        (("--probe-queries", "99"), 2, "must be 100 to"),
+        (("--probe-duration", "0"), 2, "must be above 0"),
+        (("--rate-tolerance", "1"), 2, "below 1"),
+        (("--write-user-conf", "no.conf"), 14, "no.conf: line 1"),
+        (("--write-user-conf", "missing/a.conf/b"), 11, "missing"),
+    ],
+)
+def test_what_can_not_be_found_is_an_error(
+    script: "Script",
+    data_set: Callable[[int], Path],
+    options: tuple[str, ...],
+    code: int,
+    word: str,
+) -> None:
+    (script.folder / "no.conf").write_text("something else\n")
+    (script.folder / "missing").write_text("")
+    answer = ("--probe-queries", 100, "--engine-arg", "answer_tokens=5", "--target-qps", 1000)
+    run = (*ECHO, "--mode", "server", "--input-file", data_set(20), *answer)
+    found, _, err = script.run(*run, *options)
+    assert found == code, err
+    assert word in err.splitlines()[-1]
+    assert "Traceback" not in err
+
+
+def test_the_other_options_need_the_search(
+    script: "Script", data_set: Callable[[int], Path]
+) -> None:
+    code, _, err = script.run(
+        "run_mlperf.py", "--input-file", data_set(3), "--write-user-conf", "new.conf"
+    )
+    assert code == 2
+    assert "--write-user-conf needs --find-target-qps" in err
+
+
+def test_offline_is_measured_until_it_lasts(
+    script: "Script", data_set: Callable[[int], Path]
+) -> None:
+    conf = script.folder / "user.conf"
+    conf.write_text("deepseek-r1.Offline.target_qps = 5\n")
+    code, out, err = script.run(
+        *ECHO, "--input-file", data_set(20), *SLOTS, "--engine-arg", "first_token_ms=10",
+        *("--probe-duration", 0.5, "--probe-queries", 100),
+        *("--user-conf", conf, "--write-user-conf", conf),
+    )  # fmt: skip
+    assert code == 0, err
+    lines = [line.split() for line in out.splitlines() if " samples/s for " in line]
+    lasted = [float(line[3]) for line in lines]
+    assert len(lines) >= 2
+    assert lasted[-1] >= 0.5 > lasted[0]
+    found = user_conf.read_lines(conf)[0].value
+    assert float(found) == pytest.approx(float(lines[-1][0]), rel=1e-3)
+    assert math.isclose(float(found), 1000, rel_tol=0.6)
