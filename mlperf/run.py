@@ -37,7 +37,7 @@ LOGS = [
 ]
 # The files of a run but the journal. Those of an earlier run are removed first, so that a directory
 # never holds files of two runs.
-RUN_FILES = (
+RUN_FILES: tuple[str | Path, ...] = (
     *LOGS,
     *(f"{RESULTS}{end}" for end in (".pkl", ".parquet", "_evaluated.pkl", "_evaluated.parquet")),
     *(f"{RESULTS}{end}" for end in (LOG_ENDING, REPORT_ENDING)),

@@ -7,7 +7,7 @@ from typing import Any
 from benchmark import ROWS
 from errors import LoadGenError
 from mlperf.report import DETAIL_LOG, DetailLog, performance_reasons
-from mlperf.settings import MODES, benchmark
+from mlperf.settings import MODES, benchmark, read_user_conf
 from mlperf.submission.findings import Fault, Level
 from mlperf.submission.tree import USER_CONF, Result
 
