@@ -13,8 +13,8 @@ from grading.accuracy_log import sha256
 from grading.evaluate import REPORT_ENDING
 from mlperf.report import DETAIL_LOG
 from mlperf.run import RECORD, RESULTS
-from mlperf.submission.check import RELAXABLE, check_result
-from mlperf.submission.findings import PLACEHOLDER, Finding, counted
+from mlperf.submission.check import check_result
+from mlperf.submission.findings import PLACEHOLDER, RELAXABLE, Finding, counted
 from mlperf.submission.rules.accuracy import LOG_SIZE
 from mlperf.submission.rules.runs import one_system
 from mlperf.submission.tree import (
@@ -88,6 +88,9 @@ def build(system: System, sources: Sequence[Source], user_conf: Path, demo: bool
     Raises: SubmissionError naming the folder and the reason of each result that breaks a rule;
     InputFileError, OutputError.
     """
+    from data.results import check_writable
+
+    check_writable(system.root)
     draft = replace(system, root=system.root / f".{system.name}.partial")
     shutil.rmtree(draft.root, ignore_errors=True)
     try:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from mlperf.submission.findings import Fault, Finding
+from mlperf.submission.findings import RELAXABLE, Fault, Finding
 from mlperf.submission.rounds import Round
 from mlperf.submission.rules import (
     accuracy,
@@ -20,9 +20,6 @@ from mlperf.submission.tree import RELAXATIONS, Result, System, line_with, read_
 SystemRule = Callable[[System], Iterator[Fault]]
 ResultRule = Callable[[Result], Iterator[Fault]]
 Subject = TypeVar("Subject", System, Result)
-
-# What a data set of another size forces. `build --demo` names those that it breaks in the tree.
-RELAXABLE = ("rows", "graded-rows", "data-set")
 
 
 def _relaxations(result: Result) -> Iterator[Fault]:

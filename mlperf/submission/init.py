@@ -41,11 +41,13 @@ def begin(system: System) -> list[Path]:
 
     Raises: OutputError if the system has a description already: it may have been edited.
     """
+    from data.results import check_writable
+
     if system.description.exists():
         raise OutputError(
             f"{system.description} exists already: edit it, or remove it to have it written anew"
         )
-    system.description.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(system.description.parent)
     write_json(system.description, description(system, machine.read(), versions()))
     return [system.description, *write_sources(system)]
 

@@ -54,6 +54,9 @@ def test_init_reads_the_machine_and_check_names_the_rest(
     assert all(f'"{name}": "FILL IN' in report for name in left)
     with pytest.raises(OutputError, match=r"box.json exists already"):
         run("init", tmp_path, *OPTIONS)
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=r"/file"):
+        run("init", tmp_path / "file", *OPTIONS)
 
 
 def test_a_machine_with_gpus_is_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,8 +36,8 @@ class Violation:
 
     @property
     def title(self) -> str:
-        scenario = self.file.parts[4:5] or (self.file.name,)
-        return f"{self.rule}-{'/'.join(scenario)}-{self.file.name}-{self.name}"
+        scenario = self.file.parts[5] if BOX in self.file.parents else "system"
+        return f"{self.rule}-{scenario}-{self.file.name}-{self.name}".removesuffix("-")
 
 
 def value(key: str, new: object) -> Edit:
