@@ -92,7 +92,7 @@ def serve(
         read_journal(folder / "journal"),
         calls,
         detail.values,
-        detail.errors,
+        list(detail.errors),
         json.loads((folder / "mlperf_log_accuracy.json").read_text()),
     )
 
