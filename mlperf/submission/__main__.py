@@ -1,15 +1,16 @@
-"""From results to a checked submission: python -m mlperf.submission init|build|check"""
+"""From a machine to a checked submission: python -m mlperf.submission init|build|check|all"""
 
 import argparse
 from pathlib import Path
 
 import entrypoint
+from backends.options import positive_int
 from benchmark import ROUND
 from errors import InputFileError, SubmissionError, UsageError
 from mlperf.settings import USER_CONF
 from mlperf.submission.findings import RELAXABLE, Finding, as_json, count, counted, verdict
 from mlperf.submission.rounds import ROUNDS, lookup
-from mlperf.submission.tree import DIVISIONS, System, load_json
+from mlperf.submission.tree import DIVISIONS, SCENARIOS, System, load_json
 
 
 def add_options(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
@@ -21,6 +22,7 @@ def add_options(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentP
             ("init", "write the description of this machine, with the rest to be filled in"),
             ("build", "add the results of finished runs to the tree"),
             ("check", "check a tree by the rules, and name each violation"),
+            ("all", "run everything that a submission needs, then build and check the tree"),
         )
     }
     for name, one in parsers.items():
@@ -51,6 +53,7 @@ def add_options(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentP
     parsers["build"].add_argument(
         "results", type=Path, nargs="+", metavar="RESULTS", help="an --output-dir of run_mlperf"
     )
+    _add_all_options(parsers["all"])
     parsers["build"].add_argument(
         "--user-conf",
         type=Path,
@@ -58,13 +61,14 @@ def add_options(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentP
         metavar="FILE",
         help="the user.conf that the runs had (default: mlperf/user.conf)",
     )
-    parsers["build"].add_argument(
-        "--demo",
-        action="store_true",
-        help="open division only: accept another data set than the benchmark's, such as the"
-        " bundled one. The tree and check name the rules that this breaks, which may be"
-        f" {', '.join(RELAXABLE)} only",
-    )
+    for name in ("build", "all"):
+        parsers[name].add_argument(
+            "--demo",
+            action="store_true",
+            help="open division only: accept another data set than the benchmark's, such as the"
+            " bundled one. The tree and check name the rules that this breaks, which may be"
+            f" {', '.join(RELAXABLE)} only",
+        )
     parsers["check"].add_argument(
         "--allow-relaxed",
         action="store_true",
@@ -72,6 +76,44 @@ def add_options(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentP
     )
     parsers["check"].add_argument("--json", action="store_true", help="print the findings as JSON")
     return parsers
+
+
+def _add_all_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--system",
+        required=True,
+        metavar="NAME",
+        help="the system's name; unless init has described it, it is described first",
+    )
+    parser.add_argument(
+        "--modes",
+        nargs="+",
+        choices=tuple(SCENARIOS),
+        default=["offline", "server"],
+        help="in which order (default: offline server)",
+    )
+    parser.add_argument(
+        "--output-dir",
+        type=Path,
+        default=Path("mlperf_results"),
+        metavar="DIR",
+        help="folder of all runs, whose finished ones are not repeated, and of their user.conf with"
+        " the rates found (default: mlperf_results)",
+    )
+    parser.add_argument(
+        "--nproc-per-node",
+        type=positive_int,
+        default=0,
+        metavar="N",
+        help="run the pytorch backend in so many processes, by torchrun",
+    )
+    parser.add_argument(
+        "options",
+        nargs="+",
+        metavar="OPTION",
+        help="after --: options of run_mlperf.py, the same for all runs, such as"
+        " -- --backend vllm --tensor-parallel 8",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -86,15 +128,37 @@ def run(args: argparse.Namespace) -> None:
         system = _system(args, args.system)
         for path in init.begin(system):
             print(f"wrote {path}")
-    else:
+    elif args.command == "build":
         _build(args)
+    else:
+        _all(args)
+
+
+def _all(args: argparse.Namespace) -> None:
+    from mlperf.submission import init, steps
+
+    _require_open(args)
+    system = _system(args, args.system)
+    if not system.description.is_file():
+        for path in init.begin(system):
+            print(f"wrote {path}")
+    # a resumed run can't be submitted in the closed division
+    steps.run_all(
+        args.output_dir, args.modes, args.options, args.nproc_per_node, resume=not system.closed
+    )
+    args.results, args.user_conf = [args.output_dir], args.output_dir / steps.USER_CONF
+    _build(args)
+
+
+def _require_open(args: argparse.Namespace) -> None:
+    if args.demo and args.division == "closed":
+        raise UsageError("--demo: the closed division takes the benchmark's data set only")
 
 
 def _build(args: argparse.Namespace) -> None:
     from mlperf.submission import build, check, init
 
-    if args.demo and args.division == "closed":
-        raise UsageError("--demo: the closed division takes the benchmark's data set only")
+    _require_open(args)
     description = Path(args.system)
     is_file = description.suffix == ".json"
     system = _system(args, description.stem if is_file else args.system)

@@ -1,0 +1,157 @@
+"""All runs of a submission, one after another: rate search, performance, accuracy, compliance.
+
+Each is a process of run_mlperf with the same options. A run that is finished is not repeated: the
+next call goes on with the first one that isn't.
+"""
+
+import argparse
+import json
+import logging
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import entrypoint
+from data.lock import locked
+from errors import SubmissionError, UsageError
+from mlperf import compliance
+from mlperf import run as mlperf_run
+from mlperf.rate import RECORD as RATE
+from mlperf.state import STATE
+from mlperf.submission.tree import read_json
+from ref_dsinfer.files import write_json
+
+log = logging.getLogger(__name__)
+
+ROOT = Path(__file__).parents[2]
+OPTIONS = "options.json"  # in the --output-dir: of all its runs
+USER_CONF = "user.conf"  # there too, with the rates that were found
+LOCK = ".lock"
+# Options of each test, in the order of the runs.
+TESTS = {
+    "rate": ("--find-target-qps",),
+    "performance": (),
+    "accuracy": ("--accuracy",),
+    "compliance": ("--compliance",),
+}
+OURS = (  # options that differ from run to run
+    *("--mode", "--output-dir", "--user-conf", "--resume", "--dry-run", "--write-user-conf"),
+    *(word for words in TESTS.values() for word in words),
+)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One run."""
+
+    output_dir: Path
+    mode: str
+    test: str  # a key of TESTS
+
+    @property
+    def folder(self) -> Path:
+        """Of its results."""
+        folder = self.output_dir / self.mode / self.test
+        return folder / compliance.NAME if self.test == "compliance" else folder
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended well; a performance run has if LoadGen calls it VALID."""
+        state = read_json(self.folder / STATE) or {}
+        record = read_json(self.folder / (RATE if self.test == "rate" else mlperf_run.RECORD)) or {}
+        if state.get("state") != "done" or not record:
+            return False
+        return self.test != "performance" or record.get("loadgen_validity") == "VALID"
+
+    def words(self, resume: bool) -> list[str]:
+        """Its own options of run_mlperf. `resume`: an interrupted accuracy run may go on."""
+        user_conf = self.output_dir / USER_CONF
+        words = ["--mode", self.mode, *TESTS[self.test], "--output-dir", str(self.output_dir)]
+        if user_conf.exists():
+            words += ["--user-conf", str(user_conf)]
+        if self.test == "rate":
+            words += ["--write-user-conf", str(user_conf)]
+        if self.test == "accuracy" and resume and (self.folder / mlperf_run.JOURNAL).exists():
+            words.append("--resume")
+        return words
+
+
+def run_all(
+    output_dir: Path, modes: Sequence[str], options: Sequence[str], processes: int, resume: bool
+) -> None:
+    """Run what is left of all modes' runs, up to the first that fails.
+
+    `options`: of run_mlperf, the same for all. `processes`: of torchrun, 0 to start the script
+    without it. `resume`: interrupted accuracy runs go on instead of starting again.
+
+    Raises: UsageError for options that are set here, or differ from the folder's earlier runs;
+    SubmissionError naming the run that failed; OutputError.
+    """
+    _check(options)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    with locked(output_dir / LOCK):
+        _keep_options(output_dir, [f"--nproc-per-node {processes}"] * bool(processes), options)
+        steps = [Step(output_dir, mode, test) for mode in modes for test in TESTS]
+        for number, step in enumerate(steps, 1):
+            title = f"{number} of {len(steps)}: {step.mode}, {step.test}"
+            if step.done:
+                log.info("%s: done already, in %s", title, step.folder)
+                continue
+            command = [*_script(processes), *step.words(resume), *options]
+            log.info("%s: %s", title, shlex.join(command))
+            code = _run(command)
+            if code or not step.done:
+                outcome = f"ended with exit code {code}" if code else "is not valid"
+                raise SubmissionError(
+                    f"{step.folder}: the {step.test} run of {step.mode} {outcome}, see its messages"
+                    " above; the same command continues with this run"
+                )
+
+
+def _check(options: Sequence[str]) -> None:
+    """Raises: UsageError for what is set here; exits like argparse for what run_mlperf refuses."""
+    for word in options:
+        if (name := word.partition("=")[0]) in OURS:
+            raise UsageError(f"{name}: this is set for each run, leave it out")
+    parser = argparse.ArgumentParser(prog="run_mlperf.py", allow_abbrev=False)
+    mlperf_run.add_options(parser)
+    parser.parse_args(options)
+
+
+def _keep_options(output_dir: Path, launch: Sequence[str], options: Sequence[str]) -> None:
+    """Record the options of a folder's runs. Raises: UsageError if earlier runs had others."""
+    path, current = output_dir / OPTIONS, [*launch, *options]
+    try:
+        earlier = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        write_json(path, current)
+        return
+    if earlier != current:
+        raise UsageError(
+            f"{output_dir} has runs with other options ({shlex.join(map(str, earlier))}): use the"
+            " same, or another --output-dir"
+        )
+
+
+def _script(processes: int) -> list[str]:
+    """The beginning of a run's command."""
+    if not processes:
+        return [sys.executable, str(ROOT / "run_mlperf.py")]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--local-addr=127.0.0.1"]
+    return [*launcher, f"--nproc_per_node={processes}", str(ROOT / "run_mlperf_mpi.py")]
+
+
+def _run(command: list[str]) -> int:
+    """Run a command to its end, also after SIGINT and SIGTERM, of which it gets its own."""
+    with subprocess.Popen(command) as process:
+        try:
+            return process.wait()
+        except KeyboardInterrupt as interrupt:
+            if isinstance(interrupt, entrypoint.Terminated):  # a terminal sends SIGINT to both
+                process.send_signal(signal.SIGTERM)
+            process.wait()
+            raise
