@@ -7,7 +7,8 @@ import entrypoint
 from backends.options import positive_int
 from benchmark import ROUND
 from errors import InputFileError, SubmissionError, UsageError
-from mlperf.settings import USER_CONF
+from mlperf import rate
+from mlperf.settings import USER_CONF, option
 from mlperf.submission.findings import RELAXABLE, Finding, as_json, count, counted, verdict
 from mlperf.submission.rounds import ROUNDS, lookup
 from mlperf.submission.tree import DIVISIONS, SCENARIOS, System, load_json
@@ -108,6 +109,12 @@ def _add_all_options(parser: argparse.ArgumentParser) -> None:
         help="run the pytorch backend in so many processes, by torchrun",
     )
     parser.add_argument(
+        "--probe-duration",
+        type=option(rate.seconds),
+        metavar="SECONDS",
+        help="length of the rate search's probes (default: run_mlperf's)",
+    )
+    parser.add_argument(
         "options",
         nargs="+",
         metavar="OPTION",
@@ -142,10 +149,15 @@ def _all(args: argparse.Namespace) -> None:
     if not system.description.is_file():
         for path in init.begin(system):
             print(f"wrote {path}")
-    # a resumed run can't be submitted in the closed division
-    steps.run_all(
-        args.output_dir, args.modes, args.options, args.nproc_per_node, resume=not system.closed
+    plan = steps.Plan(
+        args.output_dir,
+        tuple(args.modes),
+        tuple(args.options),
+        args.nproc_per_node,
+        args.probe_duration,
+        resume=not system.closed,  # which does not allow it
     )
+    steps.run_all(plan)
     args.results, args.user_conf = [args.output_dir], args.output_dir / steps.USER_CONF
     _build(args)
 
@@ -180,9 +192,9 @@ def _build(args: argparse.Namespace) -> None:
 
 def _system(args: argparse.Namespace, name: str) -> System:
     """Raises: UsageError for an unknown round, or a name that is not one of a folder."""
-    for option, text in (("--org", args.org), ("--system", name)):
+    for flag, text in (("--org", args.org), ("--system", name)):
         if not text or Path(text).name != text or text.startswith("."):
-            raise UsageError(f"{option} {text!r}: must be a name that a folder can have")
+            raise UsageError(f"{flag} {text!r}: must be a name that a folder can have")
     return System(lookup(args.round), args.tree, args.division, args.org, name)
 
 

@@ -40,8 +40,32 @@ TESTS = {
 }
 OURS = (  # options that differ from run to run
     *("--mode", "--output-dir", "--user-conf", "--resume", "--dry-run", "--write-user-conf"),
+    "--probe-duration",
     *(word for words in TESTS.values() for word in words),
 )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all the runs are to be."""
+
+    output_dir: Path
+    modes: tuple[str, ...]
+    options: tuple[str, ...]  # of run_mlperf, the same for all runs
+    processes: int  # of torchrun; 0: the script is started without it
+    probe_s: float | None  # length of the rate search's probes; None: run_mlperf's default
+    resume: bool  # interrupted accuracy runs go on instead of starting again
+
+    @property
+    def start(self) -> list[str]:
+        """The beginning of each run's command."""
+        if not self.processes:
+            return [sys.executable, str(ROOT / "run_mlperf.py")]
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--local-addr=127.0.0.1"]
+        return [
+            *(*launcher, f"--nproc_per_node={self.processes}"),
+            str(ROOT / "run_mlperf_mpi.py"),
+        ]
 
 
 @dataclass(frozen=True)
@@ -67,41 +91,38 @@ class Step:
             return False
         return self.test != "performance" or record.get("loadgen_validity") == "VALID"
 
-    def words(self, resume: bool) -> list[str]:
-        """Its own options of run_mlperf. `resume`: an interrupted accuracy run may go on."""
+    def words(self, plan: "Plan") -> list[str]:
+        """Its own options of run_mlperf."""
         user_conf = self.output_dir / USER_CONF
         words = ["--mode", self.mode, *TESTS[self.test], "--output-dir", str(self.output_dir)]
         if user_conf.exists():
             words += ["--user-conf", str(user_conf)]
         if self.test == "rate":
             words += ["--write-user-conf", str(user_conf)]
-        if self.test == "accuracy" and resume and (self.folder / mlperf_run.JOURNAL).exists():
+            if plan.probe_s:
+                words += ["--probe-duration", f"{plan.probe_s:g}"]
+        if self.test == "accuracy" and plan.resume and (self.folder / mlperf_run.JOURNAL).exists():
             words.append("--resume")
         return words
 
 
-def run_all(
-    output_dir: Path, modes: Sequence[str], options: Sequence[str], processes: int, resume: bool
-) -> None:
+def run_all(plan: Plan) -> None:
     """Run what is left of all modes' runs, up to the first that fails.
-
-    `options`: of run_mlperf, the same for all. `processes`: of torchrun, 0 to start the script
-    without it. `resume`: interrupted accuracy runs go on instead of starting again.
 
     Raises: UsageError for options that are set here, or differ from the folder's earlier runs;
     SubmissionError naming the run that failed; OutputError.
     """
-    _check(options)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    with locked(output_dir / LOCK):
-        _keep_options(output_dir, [f"--nproc-per-node {processes}"] * bool(processes), options)
-        steps = [Step(output_dir, mode, test) for mode in modes for test in TESTS]
+    _check(plan.options)
+    plan.output_dir.mkdir(parents=True, exist_ok=True)
+    with locked(plan.output_dir / LOCK):
+        _keep_options(plan)
+        steps = [Step(plan.output_dir, mode, test) for mode in plan.modes for test in TESTS]
         for number, step in enumerate(steps, 1):
             title = f"{number} of {len(steps)}: {step.mode}, {step.test}"
             if step.done:
                 log.info("%s: done already, in %s", title, step.folder)
                 continue
-            command = [*_script(processes), *step.words(resume), *options]
+            command = [*plan.start, *step.words(plan), *plan.options]
             log.info("%s: %s", title, shlex.join(command))
             code = _run(command)
             if code or not step.done:
@@ -122,9 +143,11 @@ def _check(options: Sequence[str]) -> None:
     parser.parse_args(options)
 
 
-def _keep_options(output_dir: Path, launch: Sequence[str], options: Sequence[str]) -> None:
+def _keep_options(plan: Plan) -> None:
     """Record the options of a folder's runs. Raises: UsageError if earlier runs had others."""
-    path, current = output_dir / OPTIONS, [*launch, *options]
+    path, current = plan.output_dir / OPTIONS, list(plan.options)
+    if plan.processes:
+        current.insert(0, f"--nproc-per-node={plan.processes}")
     try:
         earlier = json.loads(path.read_bytes())
     except (OSError, ValueError):
@@ -132,17 +155,9 @@ def _keep_options(output_dir: Path, launch: Sequence[str], options: Sequence[str
         return
     if earlier != current:
         raise UsageError(
-            f"{output_dir} has runs with other options ({shlex.join(map(str, earlier))}): use the"
-            " same, or another --output-dir"
+            f"{plan.output_dir} has runs with other options ({shlex.join(map(str, earlier))}): use"
+            " the same, or another --output-dir"
         )
-
-
-def _script(processes: int) -> list[str]:
-    """The beginning of a run's command."""
-    if not processes:
-        return [sys.executable, str(ROOT / "run_mlperf.py")]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--local-addr=127.0.0.1"]
-    return [*launcher, f"--nproc_per_node={processes}", str(ROOT / "run_mlperf_mpi.py")]
 
 
 def _run(command: list[str]) -> int:
