@@ -229,13 +229,15 @@ class Prober:
                 enough_s,
             )
 
-    async def probe(self, rate: float) -> Probe:
+    async def probe(self, rate: float, length: float) -> Probe:
         """A test with arrivals at a rate, long enough for its load to be that of a long run.
+
+        `length`: so many times as long as that.
 
         Raises: LoadGenError if the user's duration is not.
         """
         while True:
-            probe = await self._server(rate)
+            probe = await self._server(rate, length)
             answer_s = probe.answer_s
             if not probe.within or answer_s is None:
                 return probe
@@ -266,12 +268,13 @@ class Prober:
         measured = report.performance_figures(detail)["samples_per_second"]
         return measured, sut.issued / measured, needed_s
 
-    async def _server(self, rate: float) -> Probe:
+    async def _server(self, rate: float, length: float) -> Probe:
         self._set(server_target_qps=rate, **self._run)
         full = settings.expected_samples(self._settings, len(self._workload))
         run_queries = max(full, early_stopping.fewest_queries(0))
-        self._set(**self._short(self._duration_s))
-        expected = max(self._queries, rate * self._duration_s)
+        duration_s = length * self._duration_s
+        self._set(**self._short(duration_s))
+        expected = max(self._queries, rate * duration_s)
         meter = Meter(self.limits, expected, asyncio.get_running_loop().time)
         folder = self._new_folder()
         with Journal(folder / JOURNAL, {}) as journal:

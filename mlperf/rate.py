@@ -1,8 +1,9 @@
 """The target rate: the highest at which a run is VALID, found by short LoadGen tests (probes).
 
 All probes run on one started engine. In Server and Interactive they have the scenario's own random
-arrivals, and the rate is doubled or halved until one probe passes and one fails, then bisected. A
-rate passes only by LoadGen's own figures of a whole test; a probe that is ended early has failed.
+arrivals: the rate is doubled or halved until one probe passes and one fails, then bisected, and at
+last confirmed by a longer probe. A rate passes only by LoadGen's own figures of a whole test; a
+probe that is ended early has failed.
 """
 
 import argparse
@@ -28,11 +29,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# Probes a rate in samples/s, for so many times the length of a probe.
+Measure = Callable[[float, float], Awaitable["Probe"]]
+
 QUERIES = 300  # of a probe, at least: enough for a 99th percentile, of which 2 may be late
 FEWEST_QUERIES = 100
-TOLERANCE, LEAST_TOLERANCE = 0.03, 0.001
+TOLERANCE, LEAST_TOLERANCE = 0.02, 0.001
 LONGEST_S = 1e6
 LOWEST = 1 / 64  # of the rate to start from
+CONFIRMATION = 3  # times as long as the other probes
+CONFIRMATIONS = 10
 TRIALS, TRIAL_TOKENS = 3, 64  # answers one at a time, after one to warm up
 OFFLINE_TRIES = 4
 RECORD, PROBES = "rate.json", "probes"
@@ -158,7 +164,13 @@ async def _run(
             if mode.reads_tokens:
                 await _try_alone(backend, workload, prober.limits)
                 table = Table()
-                found = await search(prober.probe, start, args.rate_tolerance, table.add)
+
+                async def measure(rate: float, length: float) -> "Probe":
+                    probe = await prober.probe(rate, length)
+                    table.add(probe)
+                    return probe
+
+                found = await search(measure, start, args.rate_tolerance)
                 print(summary(found, prober.limits))
                 rate, record = rounded(found.passed.rate), asdict(found)
             else:
@@ -214,23 +226,35 @@ async def _try_alone(backend: Backend, workload: "Workload", limits: "Limits") -
         )
 
 
-async def search(
-    measure: Callable[[float], Awaitable["Probe"]],
-    start: float,
-    tolerance: float,
-    on_probe: Callable[["Probe"], None],
-) -> Found:
-    """The highest rate that passes, within a tolerance, and the lowest that fails.
+async def search(measure: Measure, start: float, tolerance: float) -> Found:
+    """The highest rate that passes a long probe, and the lowest that fails, within a tolerance.
 
-    `on_probe` is called with every probe.
+    Short probes come close. A rate may pass one of them by luck, as queues take time to grow, so
+    longer probes then confirm it, or lower it in steps of the tolerance.
 
-    Raises: LoadGenError if even a small part of the rate to start from fails.
+    Raises: LoadGenError if even a small part of the rate to start from fails, or none is confirmed.
     """
+    close = await _bisect(measure, start, tolerance)
+    rate, failed = close.passed.rate, close.failed
+    for _ in range(CONFIRMATIONS):
+        probe = await measure(rate, CONFIRMATION)
+        if probe.passes:
+            return Found(probe, failed)
+        failed = probe
+        rate /= 1 + tolerance
+    raise LoadGenError(
+        f"{close.passed.rate:.4g} samples/s passed a short probe, but {failed.rate:.4g} failed a"
+        f" long one: {_misses(failed)}: the engine's speed is not steady, or probes need a longer"
+        " --probe-duration"
+    )
+
+
+async def _bisect(measure: Measure, start: float, tolerance: float) -> Found:
+    """What short probes find."""
     rate = start
     passed = failed = None
     while passed is None or failed is None or failed.rate > passed.rate * (1 + tolerance):
-        probe = await measure(rate)
-        on_probe(probe)
+        probe = await measure(rate, 1)
         if probe.passes:
             passed = probe
         else:
