@@ -229,24 +229,30 @@ async def _try_alone(backend: Backend, workload: "Workload", limits: "Limits") -
 async def search(measure: Measure, start: float, tolerance: float) -> Found:
     """The highest rate that passes a long probe, and the lowest that fails, within a tolerance.
 
-    Short probes come close. A rate may pass one of them by luck, as queues take time to grow, so
-    longer probes then confirm it, or lower it in steps of the tolerance.
+    Short probes come close, but are subject to luck, as queues take time to grow. From what they
+    find, long probes go up or down in steps of the tolerance.
 
     Raises: LoadGenError if even a small part of the rate to start from fails, or none is confirmed.
     """
     close = await _bisect(measure, start, tolerance)
-    rate, failed = close.passed.rate, close.failed
+    rate = close.passed.rate
+    passed = failed = None
     for _ in range(CONFIRMATIONS):
         probe = await measure(rate, CONFIRMATION)
         if probe.passes:
-            return Found(probe, failed)
-        failed = probe
-        rate /= 1 + tolerance
-    raise LoadGenError(
-        f"{close.passed.rate:.4g} samples/s passed a short probe, but {failed.rate:.4g} failed a"
-        f" long one: {_misses(failed)}: the engine's speed is not steady, or probes need a longer"
-        " --probe-duration"
-    )
+            passed, rate = probe, rate * (1 + tolerance)
+        else:
+            failed, rate = probe, rate / (1 + tolerance)
+        if passed and failed:
+            break
+    if passed is None:
+        assert failed
+        raise LoadGenError(
+            f"{close.passed.rate:.4g} samples/s passed a short probe, but {failed.rate:.4g} failed"
+            f" a long one: {_misses(failed)}: the engine's speed is not steady, or probes need a"
+            " longer --probe-duration"
+        )
+    return Found(passed, failed or close.failed)
 
 
 async def _bisect(measure: Measure, start: float, tolerance: float) -> Found:

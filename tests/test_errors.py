@@ -23,4 +23,7 @@ def test_the_readme_lists_every_code() -> None:
         re.M,
     )
     listed = {int(code) for row in rows for code in row.split(",")}
-    assert listed == {error.exit_code for error in CLASSES} | {entrypoint.INTERRUPTED}
+    assert listed == {error.exit_code for error in CLASSES} | {
+        entrypoint.INTERRUPTED,
+        entrypoint.TERMINATED,
+    }
