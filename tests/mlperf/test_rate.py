@@ -117,7 +117,7 @@ class Trial:
 
     def __init__(self, seed: int) -> None:
         draw = random.Random(seed)
-        self._seed = seed
+        self._draw = draw
         self._slots = draw.randint(8, 16)
         self._first_s = draw.uniform(0.25, 0.55)
         self._second_s = draw.uniform(0.01, 0.07)  # within the limit of TPOT
@@ -181,7 +181,7 @@ class Trial:
             answers_s.append(loop.time() - arrival)
             tpots.append(self._second_s)
 
-        rng = random.Random(self._seed)
+        rng = random.Random(self._draw.random())  # not the luck of the last probe again
         end, tasks = loop.time() + duration_s, []
         run = max(ROWS, round(600 * rate_))
         while (loop.time() < end or len(tasks) < QUERIES) and not meter.hopeless:
