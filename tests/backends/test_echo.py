@@ -67,3 +67,18 @@ def test_it_fails_where_it_is_told_to() -> None:
 def test_bad_options_are_named(key: str, value: str) -> None:
     with pytest.raises(UsageError, match=key):
         engine(**{key: value})
+
+
+@pytest.mark.parametrize(("slots", "waits"), [(1, True), (2, False)])
+def test_requests_wait_for_a_slot(slots: int, waits: bool) -> None:
+    async def run() -> tuple[list[Delta], list[Delta]]:
+        backend = engine(slots=slots, token_ms=1, load_ms=1)
+
+        async def answer(id_: int) -> list[Delta]:
+            request = Request(id_, (5, 6, 7), 9, frozenset({EOS}))
+            return [delta async for delta in backend.stream(request)]
+
+        return await asyncio.gather(answer(1), answer(2))
+
+    first, second = asyncio.run(run())
+    assert (second[0].at_ns >= first[-1].at_ns) == waits
