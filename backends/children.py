@@ -32,6 +32,7 @@ _CRASH = re.compile(r"(Subprocess \S+ \(pid=\d+\) crashed with exit code -?\d+)"
 _EFFECTS = (
     "Engine core initialization failed",
     "WorkerProc initialization failed",
+    "'NoneType' object has no attribute 'decode'",  # SGLang's report of requests at its crash
     "KeyError: '/",  # multiprocessing's resource tracker: a semaphore that it does not know
 )
 
