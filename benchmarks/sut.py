@@ -36,7 +36,7 @@ from mlperf.settings import loadgen
 from mlperf.sut import Sut
 
 EOS_ID = 1
-RUNNING = 256  # requests
+RUNNING = 256  # requests at a time, when memory is measured
 TINY = Path(__file__).parents[1] / "data" / "tiny" / "model"
 
 Way = Callable[["Rows", Path, bool, Callable[[int], None]], None]
@@ -65,19 +65,6 @@ class Streaming(EchoEngine):
             yield Delta((id_,), "length" if position == last else None, time.monotonic_ns())
 
 
-class Limited(EchoEngine):
-    """Answers `RUNNING` requests at a time, as engines do."""
-
-    def __init__(self, config: EngineConfig) -> None:
-        super().__init__(config)
-        self._slots = asyncio.Semaphore(RUNNING)
-
-    async def stream(self, request: Request) -> AsyncIterator[Delta]:
-        async with self._slots:
-            async for delta in super().stream(request):
-                yield delta
-
-
 class NoJournal(Journal):
     """Takes the journal's place and keeps nothing."""
 
@@ -85,12 +72,14 @@ class NoJournal(Journal):
         pass
 
 
-def through_sut(engine: type[EchoEngine] = EchoEngine, journal: type[Journal] = Journal) -> Way:
-    """The test on our SUT."""
+def through_sut(
+    engine: type[EchoEngine] = EchoEngine, journal: type[Journal] = Journal, **options: str
+) -> Way:
+    """The test on our SUT. `options`: the echo engine's."""
 
     def way(rows: Rows, folder: Path, server: bool, start: Callable[[int], None]) -> None:
         async def run() -> None:
-            backend = engine(EngineConfig("none", coalesce=not server))
+            backend = engine(EngineConfig("none", coalesce=not server, options=options))
             with journal(folder / "journal", {}) as kept:
                 async with running(backend):
                     sut = Sut(backend, rows, kept, server, lambda completion: None)  # type: ignore[arg-type]
@@ -227,7 +216,8 @@ def print_memory(args: argparse.Namespace) -> None:
 
     print(f"\npeak memory, {args.samples} samples of {args.tokens} tokens")
     before = peak()
-    measure(through_sut(Limited), args.samples, args.tokens, accuracy=True, then=write_results)
+    way = through_sut(slots=str(RUNNING))
+    measure(way, args.samples, args.tokens, accuracy=True, then=write_results)
 
 
 def peak() -> float:

@@ -69,6 +69,11 @@ def test_engine_tells_its_multiple() -> None:
             r"inside issue +\d+\.\d us/sample +100\.0% .*\nour SUT +\d+\.\d us/sample (.*\n){6}"
             r"inside issue( +\d+\.\d){4}\nour SUT( +\d+\.\d){4}\n(.*\n)+our SUT +\d+ tokens/s\n",
         ),
+        (
+            "sut",
+            ("--memory", "--samples", "300", "--tokens", "5"),  # more than run at a time
+            r"peak memory, 300 samples of 5 tokens\nLoadGen, SUT +\d+ MB\nwith results +\d+ MB\n",
+        ),
         ("roofline", (), r"sequences that fit: \d+\n(.*\n)+ +1024 +256 +684( .*){4} 10202 "),
     ],
 )
