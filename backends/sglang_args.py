@@ -17,8 +17,8 @@ from sglang.srt.server_args import ServerArgs
 from backends.options import model_length, own_arguments, own_names, refuse_unknown
 from backends.types import EngineConfig
 from benchmark import MTP_STEPS
-from errors import ModelError, UsageError
-from ref_dsinfer.config import CONFIG_FILE, read_config
+from errors import UsageError
+from ref_dsinfer.config import cached_values
 from ref_dsinfer.cpu import dtype_for
 from ref_dsinfer.weight_files import check_for_others
 
@@ -172,14 +172,8 @@ def _cpu_tokens(config: EngineConfig) -> int:
     A token has a compressed latent and a rotary key in every layer. At least one sequence of full
     length fits.
     """
-    model = read_config(config.model)
-    try:
-        values = model["num_hidden_layers"] * (model["kv_lora_rank"] + model["qk_rope_head_dim"])
-        bytes_ = values * (4 if dtype_for(config.dtype, "cpu") == "float32" else 2)
-    except (KeyError, TypeError) as error:
-        raise ModelError(
-            f"{config.model}/{CONFIG_FILE}: not of DeepSeek-V3's architecture"
-        ) from error
+    item_bytes = 4 if dtype_for(config.dtype, "cpu") == "float32" else 2
+    bytes_ = cached_values(config.model) * item_bytes
     room = min(CPU_CACHE_BYTES, psutil.virtual_memory().available // 4)
     return max(room // bytes_, model_length(config) + RESERVED)
 

@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any
 
 from backends.types import OPTIONS, BackendSpec, EngineConfig
 from benchmark import MODEL, PROMPT_TOKENS, REVISION, ROWS, TASK_ROWS, TOKENS_MAX
-from errors import CheckpointError, OutputError, UsageError, UserError
+from errors import CheckpointError, ModelError, OutputError, UsageError, UserError
 from mlperf import settings
-from ref_dsinfer.config import ModelConfig
+from ref_dsinfer.config import ModelConfig, cached_values
 from ref_dsinfer.cpu import dtype_for
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ PROMPT_TOLERANCE = 1.0  # tokens that the mean prompt may differ from the benchm
 # Parts of the names of engines' options that place processes or weights elsewhere than on this
 # host's devices, or shrink weights: nothing is known about memory then.
 ELSEWHERE = ("node", "offload", "load_format", "quantization", "local", "address", "backend")
+LOADED = 0.95  # of the weight files' bytes, at least: not all engines load the MTP layer
 ASK_GPUS = ("nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits")
 
 
@@ -157,7 +158,8 @@ def _weights(plan: Plan) -> Iterator[UserError]:
     """Whether the weight files hold what the index says."""
     from ref_dsinfer.weight_files import check_index
 
-    if plan.config.endpoints:
+    # with a format of their own, weights may be in other files, or be none
+    if plan.config.endpoints or "load_format" in _option_names(plan):
         return
     try:
         check_index(Path(plan.config.model))
@@ -169,10 +171,10 @@ def _memory(plan: Plan) -> Iterator[UserError]:
     """Whether weights and the KV cache of the longest request fit in each process's memory."""
     import psutil
 
-    config = plan.config
+    config, names = plan.config, _option_names(plan)
     if config.endpoints or plan.spec.hidden:
         return
-    if config.quantization or any(part in name for name in config.options for part in ELSEWHERE):
+    if config.quantization or any(part in name for name in names for part in ELSEWHERE):
         return
     processes, device, free = plan.processes, "cpu", psutil.virtual_memory().available
     free //= processes
@@ -186,13 +188,16 @@ def _memory(plan: Plan) -> Iterator[UserError]:
             )
             return
         free = min(gpus[:processes])
-    model = ModelConfig.read(Path(config.model))
-    parts = config.tensor_parallel * config.pipeline_parallel
-    weights = _weight_bytes(Path(config.model), model, parts, config.speculative)
-    item = 4 if dtype_for(config.dtype, device) == "float32" else 2
+    item_bytes = 4 if dtype_for(config.dtype, device) == "float32" else 2
     if config.kv_dtype and config.kv_dtype.startswith("fp8"):
-        item = 1
-    cache = plan.longest * model.token_bytes(item) // config.pipeline_parallel
+        item_bytes = 1
+    if plan.spec.torchrun:
+        model = replace(ModelConfig.read(Path(config.model)), mtp=config.speculative)
+        weights, token_bytes = _own_weights(plan, model), model.token_bytes(item_bytes)
+    else:
+        weights = _others_weights(plan)
+        token_bytes = _others_values(plan) * item_bytes // config.pipeline_parallel
+    cache = plan.longest * token_bytes
     if weights + cache > free:
         yield UsageError(
             f"{config.model}: {_size(weights)} of weights and {_size(cache)} of KV cache for the"
@@ -249,19 +254,35 @@ def _ports(plan: Plan) -> Iterator[UserError]:
                 )
 
 
-def _weight_bytes(model_dir: Path, model: ModelConfig, parts: int, speculative: bool) -> int:
-    """Bytes of the weights that one of `parts` processes loads at least."""
+def _own_weights(plan: Plan, model: ModelConfig) -> int:
+    """Bytes of the weights that a process of our engine loads at least."""
     from ref_dsinfer.checkpoint import ITEM_BYTES, is_used, whole
     from ref_dsinfer.weight_files import locate
 
-    model = replace(model, mtp=speculative)
     total = sum(
         prod(piece.shape) * ITEM_BYTES[piece.dtype]
-        for file in locate(model_dir, parts)
+        for file in locate(Path(plan.config.model), plan.config.tensor_parallel)
         for piece in whole(file)
         if is_used(piece.name, model)
     )
-    return total // parts
+    return total // plan.config.tensor_parallel
+
+
+def _others_weights(plan: Plan) -> int:
+    """The same of an engine that may read formats that ours does not, from the files' sizes."""
+    from ref_dsinfer.weight_files import hugging_face_files
+
+    files = hugging_face_files(Path(plan.config.model))
+    parts = plan.config.tensor_parallel * plan.config.pipeline_parallel
+    return int(LOADED * sum(file.stat().st_size for file in files)) // parts
+
+
+def _others_values(plan: Plan) -> int:
+    """Values of a token in the KV cache; 0 if the attention is another than DeepSeek's."""
+    try:
+        return cached_values(plan.config.model)
+    except ModelError:
+        return 0
 
 
 def _free_on_gpus() -> list[int]:
@@ -281,6 +302,11 @@ def _free_on_gpus() -> list[int]:
     if all(name.strip().isdecimal() for name in names):
         return [free[int(name)] for name in names if int(name) < len(free)]
     return free[: len(names)]  # by UUID: how many is all that is known
+
+
+def _option_names(plan: Plan) -> list[str]:
+    """Names of the engine's own options, as the engines spell them in Python."""
+    return [name.replace("-", "_") for name in plan.config.options]
 
 
 def _revision(model: str) -> str | None:

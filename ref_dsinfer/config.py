@@ -137,6 +137,19 @@ def read_config(model_dir: str | Path) -> dict[str, Any]:
     return read_object(path)
 
 
+def cached_values(model_dir: str | Path) -> int:
+    """Values of a token in the KV cache, in all layers, also of a model that only others support.
+
+    Raises: ModelError where config.json does not describe DeepSeek-V3's attention.
+    """
+    raw = read_config(model_dir)
+    try:
+        return int(raw["num_hidden_layers"] * (raw["kv_lora_rank"] + raw["qk_rope_head_dim"]))
+    except (KeyError, TypeError, ValueError) as error:
+        path = Path(model_dir) / CONFIG_FILE
+        raise ModelError(f"{path}: not of DeepSeek-V3's architecture") from error
+
+
 def _what_to_name(model_dir: Path) -> str:
     if list(model_dir.glob("model*-mp*.safetensors")):  # DeepSeek's own convert.py leaves it out
         return "copy it from the Hugging Face directory that the weights were made from"

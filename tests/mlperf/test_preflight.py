@@ -117,6 +117,23 @@ def test_a_request_that_does_not_fit_in_memory(model: Path, tmp_path: Path) -> N
         preflight.check(make_plan(tmp_path, "pytorch", model=model, device="cpu"))
 
 
+def test_what_only_other_engines_load_is_left_to_them(model: Path, tmp_path: Path) -> None:
+    """An fp4 quantization, weights in another format, and none at all."""
+    config = json.loads((model / "config.json").read_text())
+    quantization = {"quant_method": "modelopt", "quant_algo": "NVFP4"}
+    (model / "config.json").write_text(json.dumps(config | {"quantization_config": quantization}))
+    preflight.check(make_plan(tmp_path, "vllm", model=model, device="cpu"))
+    [weights] = model.glob("*.safetensors")
+    weights.rename(model / "pytorch_model.bin")
+    preflight.check(make_plan(tmp_path, "vllm", model=model, device="cpu"))
+    index = {"metadata": {}, "weight_map": {"lm_head.weight": weights.name}}
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+    dummy = {"load-format": "dummy"}
+    preflight.check(make_plan(tmp_path, "vllm", model=model, device="cpu", options=dummy))
+    with pytest.raises(CheckpointError, match="is missing"):
+        preflight.check(make_plan(tmp_path, "vllm", model=model, device="cpu"))
+
+
 def test_processes_and_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     smi = tmp_path / "bin" / "nvidia-smi"
     smi.parent.mkdir()
