@@ -126,22 +126,26 @@ def _disks(root: Path) -> tuple[tuple[str, int], ...]:
     return tuple(disks)
 
 
-def _accelerators() -> tuple[Accelerator, ...]:
-    """The GPUs that nvidia-smi lists; none if there is no such program or it fails."""
+def ask_gpus(*fields: str) -> list[list[str]]:
+    """What nvidia-smi says of each GPU, in its units; nothing if there is no such program or it
+    fails. CUDA itself must not be initialized before an engine forks."""
     if not shutil.which("nvidia-smi"):
-        return ()
-    command = ["nvidia-smi", f"--query-gpu={','.join(_QUERY)}", "--format=csv,noheader,nounits"]
+        return []
+    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
     try:
         ended = subprocess.run(
             command, capture_output=True, text=True, timeout=_QUERY_S, check=True
         )
     except (OSError, subprocess.SubprocessError):
-        return ()
+        return []
     rows = [[cell.strip() for cell in line.split(",")] for line in ended.stdout.splitlines()]
+    return [row for row in rows if len(row) == len(fields)]
+
+
+def _accelerators() -> tuple[Accelerator, ...]:
     return tuple(
-        Accelerator(row[0], _number(row[1]), row[2], _number(row[3]))
-        for row in rows
-        if len(row) == len(_QUERY)
+        Accelerator(name, _number(memory), driver, _number(clock))
+        for name, memory, driver, clock in ask_gpus(*_QUERY)
     )
 
 

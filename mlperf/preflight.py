@@ -5,13 +5,11 @@ raise errors of their own; an engine's class checks its own options and the weig
 """
 
 import argparse
-import csv
 import logging
 import os
 import resource
 import shutil
 import socket
-import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
@@ -25,6 +23,7 @@ from backends.types import OPTIONS, BackendSpec, EngineConfig
 from benchmark import MODEL, PROMPT_TOKENS, REVISION, ROWS, TASK_ROWS, TOKENS_MAX
 from errors import CheckpointError, ModelError, OutputError, UsageError, UserError
 from mlperf import settings
+from mlperf.machine import GIB, ask_gpus
 from ref_dsinfer.config import ModelConfig, cached_values
 from ref_dsinfer.cpu import dtype_for
 
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-GIB = 1 << 30
 # Bytes on disk of a token of an answer: 4 in the journal, and with its text 8 in each of the two
 # results files. An accuracy run has twice as many of these, and 8 in LoadGen's log.
 TOKEN_BYTES, ACCURACY_TOKEN_BYTES = 20, 44
@@ -44,7 +42,6 @@ PROMPT_TOLERANCE = 1.0  # tokens that the mean prompt may differ from the benchm
 # host's devices, or shrink weights: nothing is known about memory then.
 ELSEWHERE = ("node", "offload", "load_format", "quantization", "local", "address", "backend")
 LOADED = 0.95  # of the weight files' bytes, at least: not all engines load the MTP layer
-ASK_GPUS = ("nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits")
 
 
 @dataclass(frozen=True)
@@ -286,15 +283,8 @@ def _others_values(plan: Plan) -> int:
 
 
 def _free_on_gpus() -> list[int]:
-    """Free bytes on each visible GPU; empty without GPUs.
-
-    nvidia-smi is asked, since CUDA must not be initialized before an engine forks.
-    """
-    try:
-        listing = subprocess.run(ASK_GPUS, capture_output=True, text=True, check=True, timeout=60)
-        free = [int(row[0]) << 20 for row in csv.reader(listing.stdout.splitlines()) if row]
-    except (OSError, subprocess.SubprocessError, ValueError):
-        return []
+    """Free bytes on each visible GPU; empty if none reports its memory."""
+    free = [int(mib) << 20 for (mib,) in ask_gpus("memory.free") if mib.isdecimal()]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return free
