@@ -31,7 +31,7 @@ from data.workload import Workload, build
 from mlperf.qsl import query_sample_library
 from mlperf.report import read_detail
 from mlperf.settings import loadgen
-from mlperf.sut import Sut
+from mlperf.sut import Sut, loadgen_test
 from ref_dsinfer.cpu import dtype_for
 
 TINY = Path("data/tiny")
@@ -75,14 +75,9 @@ async def through_loadgen(backend: Backend, rows: Workload, qps: float | None) -
     if qps:
         settings.server_target_qps = qps
     with tempfile.TemporaryDirectory() as name, query_sample_library(len(rows)) as library:
-        logs = lg.LogSettings()
-        logs.log_output.outdir = name
-        logs.enable_trace = False
         with Journal(Path(name) / "journal", {}) as journal:
             sut = Sut(backend, rows, journal, bool(qps), lambda completion: None)
-            await sut.serve(
-                lambda handle: lg.StartTestWithLogSettings(handle, library, settings, logs, "")
-            )
+            await sut.serve(loadgen_test(settings, library, Path(name)))
         return read_detail(Path(name) / "mlperf_log_detail.txt").values
 
 

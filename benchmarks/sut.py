@@ -33,7 +33,7 @@ from data.journal import Journal, read_journal
 from mlperf.qsl import query_sample_library
 from mlperf.report import read_detail
 from mlperf.settings import loadgen
-from mlperf.sut import Sut
+from mlperf.sut import Sut, loadgen_test
 
 EOS_ID = 1
 RUNNING = 256  # requests at a time, when memory is measured
@@ -134,14 +134,7 @@ def measure(
     settings.min_query_count = samples
     settings.server_target_qps = qps or 1
     with tempfile.TemporaryDirectory() as name, query_sample_library(samples) as library:
-        logs = lg.LogSettings()
-        logs.log_output.outdir = name
-        logs.enable_trace = False
-
-        def start(handle: int) -> None:
-            lg.StartTestWithLogSettings(handle, library, settings, logs, "")
-
-        way(Rows(tokens), Path(name), bool(qps), start)
+        way(Rows(tokens), Path(name), bool(qps), loadgen_test(settings, library, Path(name)))
         then(Path(name))
         return read_detail(Path(name) / "mlperf_log_detail.txt").values
 

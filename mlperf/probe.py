@@ -17,7 +17,7 @@ from data.workload import Workload
 from errors import LoadGenError
 from mlperf import early_stopping, report, settings
 from mlperf.early_stopping import LATE, likelihood
-from mlperf.sut import Sut
+from mlperf.sut import Sut, loadgen_test
 
 log = logging.getLogger(__name__)
 
@@ -286,15 +286,7 @@ class Prober:
     async def _test(self, sut: Sut, folder: Path) -> report.DetailLog:
         """LoadGen's log of one test with the present settings."""
         settings.check_size(self._settings, len(self._workload))
-        lg = settings.loadgen()
-        log_settings = lg.LogSettings()
-        log_settings.log_output.outdir = str(folder)
-        log_settings.enable_trace = False
-        await sut.serve(
-            lambda handle: lg.StartTestWithLogSettings(
-                handle, self._library, self._settings, log_settings, ""
-            )
-        )
+        await sut.serve(loadgen_test(self._settings, self._library, folder))
         (folder / JOURNAL).unlink()  # written so that a probe has the work of a run
         self.answered += sut.issued
         return report.read_detail(folder / report.DETAIL_LOG)

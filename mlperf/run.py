@@ -276,12 +276,8 @@ async def _measure(
     from data.progress import Progress
     from data.workload import compare_tokenizers
     from mlperf.qsl import query_sample_library
-    from mlperf.sut import Sut
+    from mlperf.sut import Sut, loadgen_test
 
-    lg = settings.loadgen()
-    log_settings = lg.LogSettings()
-    log_settings.log_output.outdir = str(logs)
-    log_settings.enable_trace = False
     total = settings.expected_samples(test_settings, len(workload))
     with query_sample_library(len(workload)) as library:
         async with running(backend):
@@ -302,12 +298,7 @@ async def _measure(
                     dict(earlier),
                 )
                 start = time.monotonic()
-                # "" disables audit.config, even if one has appeared since `refuse_audit`
-                await sut.serve(
-                    lambda handle: lg.StartTestWithLogSettings(
-                        handle, library, test_settings, log_settings, ""
-                    )
-                )
+                await sut.serve(loadgen_test(test_settings, library, logs))
                 seconds = time.monotonic() - start
             reuse = await backend.reuse()
     if not sut.issued:

@@ -12,7 +12,9 @@ from array import array
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
+from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from backends.drive import Watch, cancel, collect
 from backends.types import TOKEN, Backend, Completion, Delta
@@ -168,6 +170,20 @@ class Sut:
                 self._lg.QuerySampleResponse(query_id, address, count * ids.itemsize, count)
             )
         return responses
+
+
+def loadgen_test(settings: Any, library: int, folder: Path) -> Callable[[int], None]:
+    """A LoadGen test for `Sut.serve`. `library`: a handle of samples; logs go to `folder`."""
+    lg = loadgen()
+    log_settings = lg.LogSettings()
+    log_settings.log_output.outdir = str(folder)
+    log_settings.enable_trace = False
+
+    def test(handle: int) -> None:
+        # "" disables audit.config, which LoadGen would read from the working directory
+        lg.StartTestWithLogSettings(handle, library, settings, log_settings, "")
+
+    return test
 
 
 @contextmanager
