@@ -2,8 +2,8 @@
 
 All probes run on one started engine. In Server and Interactive they have the scenario's own random
 arrivals: the rate is doubled or halved until one probe passes and one fails, then bisected, and at
-last confirmed by a longer probe. A rate passes only by LoadGen's own figures of a whole test; a
-probe that is ended early has failed.
+last confirmed or corrected by longer probes. A rate passes only by LoadGen's own figures of a whole
+test; a probe that is ended early has failed.
 """
 
 import argparse
