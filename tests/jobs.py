@@ -105,9 +105,9 @@ def assert_gone(processes: Iterable[psutil.Process], before: set[Path]) -> None:
         # nobody may be there to collect a process whose parent was killed
         alive = [one for one in alive if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
     assert not alive
-    while orphans() - before and time.monotonic() < until:
+    while (left := orphans() - before) and time.monotonic() < until:
         time.sleep(0.2)  # its keeper works on, or an engine beside it has not mapped its own yet
-    assert orphans() <= before
+    assert not left
 
 
 def check_logs(folder: Path, stop_ids: Sequence[int]) -> None:
