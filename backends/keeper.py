@@ -38,6 +38,18 @@ def made_by(process: psutil.Process) -> set[psutil.Process]:
     return descendants
 
 
+def stopped(processes: set[psutil.Process]) -> set[psutil.Process]:
+    """These processes and their descendants, stopped, so that they can't make or map any more."""
+    done: set[psutil.Process] = set()
+    while fresh := processes - done:
+        for process in fresh:
+            with suppress(psutil.Error):  # it may have ended before
+                process.suspend()
+        done |= fresh
+        processes = done.union(*map(made_by, fresh))
+    return done
+
+
 def named(prefixes: list[str]) -> set[Path]:
     """Files in shared memory whose names have one of these prefixes."""
     return {path for path in SHARED_MEMORY.iterdir() if path.name.startswith(tuple(prefixes))}
@@ -75,8 +87,8 @@ def main() -> None:
             if not os.read(sys.stdin.fileno(), 1):
                 break
             wait = WATCH_S[1]
-    for process in set(engine):
-        engine |= made_by(process)
+    engine |= stopped(engine)
+    shared |= mapped_by(engine, named(sys.argv[3:]) - shared - of_others)
     for process in engine:
         with suppress(psutil.Error):  # it may have ended before
             process.kill()

@@ -21,6 +21,21 @@ time.sleep(60)
 """
 
 
+SHARES_EVER_MORE = """
+import mmap, sys, time
+from itertools import count
+
+kept = []
+for number in count():
+    with open(f"{sys.argv[1]}-{number}", "wb+") as file:
+        file.truncate(1 << 12)
+        kept.append(mmap.mmap(file.fileno(), 0))
+    if not number:
+        print(flush=True)
+    time.sleep(0.001)
+"""
+
+
 def child_sharing(path: Path) -> subprocess.Popen:
     child = subprocess.Popen([sys.executable, "-c", SHARES, str(path)], stdout=subprocess.PIPE)
     assert child.stdout
@@ -51,6 +66,23 @@ def test_files_in_shared_memory_go_with_the_processes(dies: bool, tmp_path: Path
         child.wait()
         ended.wait()
     assert child.returncode == -9
+
+
+def test_files_that_are_shared_at_the_last_moment_go_too(tmp_path: Path) -> None:
+    name = f"mlperf-{os.getpid()}-last"
+    children = Children(tmp_path / "engine.log", [name])
+    child = subprocess.Popen(
+        [sys.executable, "-c", SHARES_EVER_MORE, f"/dev/shm/{name}"], stdout=subprocess.PIPE
+    )
+    assert child.stdout
+    child.stdout.readline()
+    children.close()
+    child.wait()
+    left = list(Path("/dev/shm").glob(f"{name}*"))
+    for path in left:
+        path.unlink()
+    # the last one may have been created, and not mapped yet
+    assert len(left) <= 1
 
 
 def test_what_is_spawned_writes_to_the_log_and_our_environment_stays(tmp_path: Path) -> None:
