@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 
+from backends.keeper import mapped_by, named
 from tests.jobs import GIVEN, ROOT, TINY, figures, grade
 
 TEST = "./setup.sh --test"
@@ -76,7 +78,7 @@ class Readme:
         return self._ran[engine]
 
     def _run(self, script: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
+        ended = subprocess.run(
             ["bash", "-ec", script],
             cwd=self.copy,
             env={**os.environ, "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}"},
@@ -85,6 +87,22 @@ class Readme:
             text=True,
             check=False,
         )
+        self._remove_what_a_killed_server_leaves()
+        return ended
+
+    def _remove_what_a_killed_server_leaves(self) -> None:
+        """SGLang leaves a file in shared memory; tests beside this one count such files."""
+        servers = [one for one in psutil.process_iter() if self._runs_here(one)]
+        shared = mapped_by(servers, named(["sglang_loads_"]))
+        psutil.wait_procs(servers, 60)
+        for path in shared:
+            path.unlink(missing_ok=True)
+
+    def _runs_here(self, process: psutil.Process) -> bool:
+        try:
+            return process.cwd() == str(self.copy)
+        except psutil.Error:  # it is another user's, or has ended
+            return False
 
 
 @pytest.fixture(scope="module")
