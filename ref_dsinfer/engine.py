@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -62,13 +63,17 @@ def _checked_config(model_dir: Path, options: EngineOptions, world_size: int) ->
 class Engine:
     """A model, ready to answer."""
 
-    def __init__(self, model_dir: Path | str, options: EngineOptions) -> None:
+    def __init__(
+        self, model_dir: Path | str, options: EngineOptions | None = None, **changes: Any
+    ) -> None:
         """Load this rank's part of the model; every rank must call this.
 
+        `changes`: fields of `options`, or of its defaults, by name, such as dtype="float32".
         What every rank can find out from options and files is checked before the rendezvous, so
         that no rank waits for one that has failed.
         Raises: UsageError, ModelError, ParallelError, CheckpointError.
         """
+        options = replace(options or EngineOptions(), **changes)
         model_dir = Path(model_dir)
         info = RankInfo.from_environment()
         device = parallel.choose_device(options.device, info)

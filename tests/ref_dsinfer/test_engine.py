@@ -163,6 +163,14 @@ def test_options_that_cannot_be_used_are_refused(options: dict[str, Any], messag
         EngineOptions(**options)
 
 
+def test_options_may_be_given_by_name(random_model: Path) -> None:
+    options = EngineOptions("cpu", "bfloat16", max_model_len=100, threads=1)
+    engine = Engine(random_model, options, dtype="float32")
+    assert (engine.dtype, engine.max_model_len) == ("float32", 100)
+    with pytest.raises(TypeError, match="max_length"):
+        Engine(random_model, device="cpu", max_length=10)
+
+
 def test_a_length_beyond_the_models_is_refused(random_model: Path) -> None:
     options = EngineOptions("cpu", max_model_len=513)
     with pytest.raises(UsageError, match="max_model_len is 513; it must be at most"):
