@@ -9,6 +9,8 @@ REVISION = "56d4cbbb4d29f4355bab4b9a39ccb717a14ad5ad"  # not R1-0528, which has 
 TASK_ROWS = {"aime": 932, "gpqa": 198, "livecodebench": 349, "math500": 499, "mmlu_pro": 2410}
 ROWS = sum(TASK_ROWS.values())  # 4388, of the data set
 PROMPT_TOKENS = 803.8  # of a prompt on average
+LONGEST_PROMPT = 3140  # tokens
+CALIBRATION_ROWS = 500
 MAX_NEW_TOKENS = 20_000  # of an answer
 MTP_STEPS = 3  # the maximum number of draft tokens per step
 

@@ -1,0 +1,196 @@
+"""Smaller data sets that represent the whole one, and how far their figures may be off.
+
+The strata are the tasks, each divided into four parts by the prompts' lengths. Each gets its share
+of the subset's rows, chosen at random by a seed. The figures' errors follow from the strata: a
+row's score is taken as one with its stratum's mean, independent of the other rows.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from math import sqrt
+from typing import TYPE_CHECKING, Any
+
+from data.samples import require_columns, row_task
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PARTS = 4  # of a task, by length
+Z = 1.96  # standard errors on either side of 95 % of a normal distribution
+# R1's published scores in percent, where a file does not have R1's own (ref_accuracy)
+SCORES = {"aime": 83.91, "gpqa": 71.21, "livecodebench": 88.25, "math500": 95.59, "mmlu_pro": 77.39}
+# of R1's published answers, where a file does not have their lengths (tok_ref_output_len)
+ANSWER_TOKENS, ANSWER_TOKENS_DEVIATION = 4043.4, 5065.4
+
+
+@dataclass(frozen=True)
+class Stratum:
+    """Rows that are alike, and what is expected of their answers."""
+
+    task: str
+    rows: Sequence[int]  # of the data set
+    score: float  # percent
+    tokens: float  # of an answer, on average
+    deviation: float  # of an answer's tokens
+
+
+@dataclass(frozen=True)
+class Error:
+    """How a subset's figure differs from the whole set's."""
+
+    bias: float  # on average
+    standard_error: float
+    low: float  # the difference is between these two for 95 % of subsets
+    high: float
+
+
+def strata(frame: "pd.DataFrame", stratified: bool) -> list[Stratum]:
+    """The strata of a data set, or all of it as a single one.
+
+    Raises: ColumnsError if a column is missing or a task unknown.
+    """
+    require_columns(frame, ("dataset", "text_input"))
+    tasks = [row_task(row, name) for row, name in enumerate(frame["dataset"])]
+    lengths = frame["tok_input_len" if "tok_input_len" in frame.columns else "text_input"]
+    sizes = [one if isinstance(one, int) else len(one) for one in lengths.tolist()]
+    if not stratified:
+        return [_stratum(frame, "all", tasks, range(len(frame)))]
+    found = []
+    for task in sorted(set(tasks)):
+        rows = sorted(
+            (row for row, name in enumerate(tasks) if name == task), key=lambda row: sizes[row]
+        )
+        bounds = [len(rows) * part // PARTS for part in range(PARTS + 1)]
+        found += [
+            _stratum(frame, task, tasks, rows[start:end])
+            for start, end in zip(bounds[:-1], bounds[1:], strict=True)
+            if end > start
+        ]
+    return found
+
+
+def shares(sizes: Sequence[int], count: int) -> list[int]:
+    """`count` divided in proportion to `sizes`, of which none is exceeded; largest remainders."""
+    whole = sum(sizes)
+    given = [count * size // whole for size in sizes]
+    order = sorted(range(len(sizes)), key=lambda one: (-(count * sizes[one] % whole), one))
+    for one in order[: count - sum(given)]:
+        given[one] += 1
+    return given
+
+
+def draw(groups: Sequence[Stratum], count: int, seed: int) -> list[list[int]]:
+    """`count` rows of the data set, by stratum: each has its share, chosen by the seed.
+
+    The choice does not depend on the versions of Python or NumPy.
+    """
+    given = shares([len(group.rows) for group in groups], count)
+    return [
+        sorted(sorted(group.rows, key=lambda row: _lot(row, seed))[:size])
+        for group, size in zip(groups, given, strict=True)
+    ]
+
+
+def errors(groups: Sequence[Stratum], drawn: Sequence[Sequence[int]]) -> dict[str, Error]:
+    """How far the subset's score (percentage points) and tokens_per_sample may be off."""
+    return {
+        "score": _error(
+            groups,
+            drawn,
+            [group.score for group in groups],
+            [sqrt(group.score * (100 - group.score)) for group in groups],
+        ),
+        "tokens_per_sample": _error(
+            groups,
+            drawn,
+            [group.tokens for group in groups],
+            [group.deviation for group in groups],
+        ),
+    }
+
+
+def describe(
+    frame: "pd.DataFrame", groups: Sequence[Stratum], drawn: Sequence[Sequence[int]]
+) -> dict[str, Any]:
+    """What the manifest says of a subset."""
+    rows = [row for part in drawn for row in part]
+    told: dict[str, Any] = {
+        "rows": len(rows),
+        "of": len(frame),
+        "strata": [
+            {"task": group.task, "rows": len(part), "of": len(group.rows)}
+            for group, part in zip(groups, drawn, strict=True)
+        ],
+        "errors": {name: _rounded(error) for name, error in errors(groups, drawn).items()},
+    }
+    if "tok_input_len" in frame.columns:
+        lengths = frame["tok_input_len"]
+        told["prompt_tokens"] = {
+            "mean": round(float(lengths.iloc[rows].mean()), 1),
+            "whole_mean": round(float(lengths.mean()), 1),
+        }
+    return told
+
+
+def in_words(told: dict[str, Any]) -> str:
+    """What a person should know of a subset."""
+    score, tokens = (told["errors"][name] for name in ("score", "tokens_per_sample"))
+    lines = [
+        f"{told['rows']} of {told['of']} rows. For 95 of 100 such subsets, as expected of R1:",
+        f"  the score differs from the whole set's by {score['low']:+.2f} to {score['high']:+.2f}"
+        f" percentage points (standard error {score['standard_error']:.2f})",
+        f"  tokens_per_sample differs by {tokens['low']:+.0f} to {tokens['high']:+.0f}"
+        f" (standard error {tokens['standard_error']:.0f})",
+    ]
+    if lengths := told.get("prompt_tokens"):
+        lines.append(
+            f"  prompts have {lengths['mean']} tokens on average, the whole set's"
+            f" {lengths['whole_mean']}"
+        )
+    return "\n".join(lines)
+
+
+def _stratum(
+    frame: "pd.DataFrame", task: str, tasks: Sequence[str], rows: Sequence[int]
+) -> Stratum:
+    part = frame.iloc[list(rows)]
+    if "ref_accuracy" in part.columns:
+        score = float(part["ref_accuracy"].mean())
+    else:
+        score = sum(SCORES[tasks[row]] for row in rows) / len(rows)
+    tokens, deviation = ANSWER_TOKENS, ANSWER_TOKENS_DEVIATION
+    if "tok_ref_output_len" in part.columns:
+        lengths = part["tok_ref_output_len"]
+        tokens, deviation = float(lengths.mean()), float(lengths.std(ddof=0))
+    return Stratum(task, rows, score, tokens, deviation)
+
+
+def _error(
+    groups: Sequence[Stratum],
+    drawn: Sequence[Sequence[int]],
+    means: Sequence[float],
+    deviations: Sequence[float],
+) -> Error:
+    """The error of a mean over the drawn rows, for rows of these means and deviations.
+
+    It is the sum over all rows of (1/n - 1/N) or, for a row that is not drawn, -1/N times the
+    row's value, for n drawn of N rows.
+    """
+    n, whole = sum(map(len, drawn)), sum(len(group.rows) for group in groups)
+    bias = variance = 0.0
+    for group, part, mean, deviation in zip(groups, drawn, means, deviations, strict=True):
+        size = len(group.rows)
+        bias += (len(part) / n - size / whole) * mean
+        weights = len(part) * (1 / n - 1 / whole) ** 2 + (size - len(part)) / whole**2
+        variance += weights * deviation**2
+    width = Z * sqrt(variance)
+    return Error(bias, sqrt(variance), bias - width, bias + width)
+
+
+def _rounded(error: Error) -> dict[str, float]:
+    return {name: round(value, 3) for name, value in asdict(error).items()}
+
+
+def _lot(row: int, seed: int) -> bytes:
+    return hashlib.sha256(f"{seed} {row}".encode()).digest()
