@@ -11,6 +11,7 @@ from data.prepare import formats, sources
 from data.prepare.formats import Row
 from data.progress import Progress
 from data.prompts import FILES, Prompts
+from data.samples import TEXTS, require_unicode
 from errors import InputFileError
 
 if TYPE_CHECKING:
@@ -71,26 +72,26 @@ def data_set(rows: Sequence[Row], prompts: Prompts) -> "pd.DataFrame":
     `tok_input`: the prompt's token ids as int32, with the chat template; `tok_input_len`: their
     number; `templated_text_input`: the text that they are of.
 
-    Raises: ModelError if the chat template can't be rendered.
+    Raises: ModelError if the chat template can't be rendered; ColumnsError for invalid Unicode.
     """
     import numpy as np
     import pandas as pd
 
+    names = ("dataset", "question", "text_input", "ground_truth", "metric")
+    # as objects: pandas before version 3 can't open a pickle of version 3's own text type
+    cells = {name: [getattr(row, name) for row in rows] for name in names}
+    frame = pd.DataFrame(cells, dtype=object)
+    require_unicode(frame, TEXTS)
     texts, ids = [], []
     with Progress(len(rows), "tokenizing", "prompt") as progress:
         for row in rows:
             texts.append(prompts.templated(row.text_input))
             ids.append(np.array(prompts.encode(texts[-1]), np.int32))
             progress.add(len(ids[-1]))
-    names = ("dataset", "question", "text_input", "ground_truth", "metric")
-    columns: dict[str, list[Any]] = {name: [getattr(row, name) for row in rows] for name in names}
-    columns |= {
-        "templated_text_input": texts,
-        "tok_input": ids,
-        "tok_input_len": [len(one) for one in ids],
-    }
-    return pd.DataFrame(
-        {name: pd.Series(cells, dtype=_kind(name)) for name, cells in columns.items()}
+    return frame.assign(
+        templated_text_input=pd.Series(texts, dtype=object),
+        tok_input=pd.Series(ids, dtype=object),
+        tok_input_len=[len(one) for one in ids],
     )
 
 
@@ -131,7 +132,3 @@ def origin(files: Mapping[str, Path], hashes: Mapping[str, str]) -> dict[str, An
 def tokenizer(model: Path) -> dict[str, str]:
     """The hashes of the tokenizer's files."""
     return {name: hashlib.sha256((model / name).read_bytes()).hexdigest() for name in FILES}
-
-
-def _kind(column: str) -> str:
-    return "int64" if column == "tok_input_len" else "object"

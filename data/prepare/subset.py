@@ -8,6 +8,7 @@ row's score is taken as one with its stratum's mean, independent of the other ro
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from math import sqrt
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +65,7 @@ def strata(frame: "pd.DataFrame", stratified: bool) -> list[Stratum]:
         bounds = [len(rows) * part // PARTS for part in range(PARTS + 1)]
         found += [
             _stratum(frame, task, tasks, rows[start:end])
-            for start, end in zip(bounds[:-1], bounds[1:], strict=True)
+            for start, end in pairwise(bounds)
             if end > start
         ]
     return found
