@@ -87,7 +87,10 @@ def aime(rows: Rows) -> list[Row]:
 def math500(rows: Rows, examples: Rows) -> list[Row]:
     """MATH-500's problems. `examples`: rows of MATH. Raises: InputFileError."""
     shown = _recognised(
-        (f"Problem: {row['problem']}\n\nSolution: {row['solution']}" for row in examples),
+        (
+            f"Problem: {row['problem']}\n\nSolution: {row['solution']}"
+            for row in _with_stripped(examples)
+        ),
         MATH_EXAMPLES,
         "MATH",
     )
@@ -121,7 +124,7 @@ def mmlu_pro(rows: Rows, examples: Rows) -> list[Row]:
     shown = _recognised(
         (
             f"Question: {row['question']}\n{_choices(_options(row))}\nAnswer: {row['answer']}"
-            for row in examples
+            for row in _with_stripped(examples)
         ),
         MMLU_PRO_EXAMPLES,
         "MMLU-Pro",
@@ -179,11 +182,16 @@ def _recognised(texts: Iterable[str], digests: Sequence[str], name: str) -> str:
 
 
 def _gpqa_examples(rows: Rows) -> Iterator[str]:
+    for row in _with_stripped(rows):
+        for text, letter in _gpqa_orders(row):
+            yield f"Question: {text}\nExplanation: {row['Explanation']}\nAnswer: {letter}"
+
+
+def _with_stripped(rows: Rows) -> Iterator[dict[str, Any]]:
+    """Each row, also with its texts stripped: the prompts don't show which of them they have."""
     for row in rows:
-        # whether the official file's examples are stripped can't be seen from the two published
-        for cells in (row, {name: str(cell).strip() for name, cell in row.items()}):
-            for text, letter in _gpqa_orders(cells):
-                yield f"Question: {text}\nExplanation: {cells['Explanation']}\nAnswer: {letter}"
+        yield row
+        yield {name: cell.strip() if isinstance(cell, str) else cell for name, cell in row.items()}
 
 
 def _gpqa_orders(row: dict[str, Any]) -> Iterator[tuple[str, str]]:

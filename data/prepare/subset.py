@@ -31,6 +31,8 @@ class Stratum:
 
     task: str
     rows: Sequence[int]  # of the data set
+    shortest: int  # prompt in tokens, or in characters if the data set has no token counts
+    longest: int
     score: float  # percent
     tokens: float  # of an answer, on average
     deviation: float  # of an answer's tokens
@@ -56,7 +58,7 @@ def strata(frame: "pd.DataFrame", stratified: bool) -> list[Stratum]:
     lengths = frame["tok_input_len" if "tok_input_len" in frame.columns else "text_input"]
     sizes = [one if isinstance(one, int) else len(one) for one in lengths.tolist()]
     if not stratified:
-        return [_stratum(frame, "all", tasks, range(len(frame)))]
+        return [_stratum(frame, "all", tasks, sizes, range(len(frame)))]
     found = []
     for task in sorted(set(tasks)):
         rows = sorted(
@@ -64,7 +66,7 @@ def strata(frame: "pd.DataFrame", stratified: bool) -> list[Stratum]:
         )
         bounds = [len(rows) * part // PARTS for part in range(PARTS + 1)]
         found += [
-            _stratum(frame, task, tasks, rows[start:end])
+            _stratum(frame, task, tasks, sizes, rows[start:end])
             for start, end in pairwise(bounds)
             if end > start
         ]
@@ -120,7 +122,12 @@ def describe(
         "rows": len(rows),
         "of": len(frame),
         "strata": [
-            {"task": group.task, "rows": len(part), "of": len(group.rows)}
+            {
+                "task": group.task,
+                "length": [group.shortest, group.longest],
+                "rows": len(part),
+                "of": len(group.rows),
+            }
             for group, part in zip(groups, drawn, strict=True)
         ],
         "errors": {name: _rounded(error) for name, error in errors(groups, drawn).items()},
@@ -153,8 +160,13 @@ def in_words(told: dict[str, Any]) -> str:
 
 
 def _stratum(
-    frame: "pd.DataFrame", task: str, tasks: Sequence[str], rows: Sequence[int]
+    frame: "pd.DataFrame",
+    task: str,
+    tasks: Sequence[str],
+    sizes: Sequence[int],
+    rows: Sequence[int],
 ) -> Stratum:
+    lengths = [sizes[row] for row in rows]
     part = frame.iloc[list(rows)]
     if "ref_accuracy" in part.columns:
         score = float(part["ref_accuracy"].mean())
@@ -162,9 +174,9 @@ def _stratum(
         score = sum(SCORES[tasks[row]] for row in rows) / len(rows)
     tokens, deviation = ANSWER_TOKENS, ANSWER_TOKENS_DEVIATION
     if "tok_ref_output_len" in part.columns:
-        lengths = part["tok_ref_output_len"]
-        tokens, deviation = float(lengths.mean()), float(lengths.std(ddof=0))
-    return Stratum(task, rows, score, tokens, deviation)
+        answers = part["tok_ref_output_len"]
+        tokens, deviation = float(answers.mean()), float(answers.std(ddof=0))
+    return Stratum(task, rows, min(lengths), max(lengths), score, tokens, deviation)
 
 
 def _error(

@@ -150,6 +150,8 @@ def test_the_command_draws_from_a_file(tmp_path: Path, capsys: pytest.CaptureFix
     manifest = json.loads((tmp_path / "small_manifest.json").read_text())
     assert manifest["subset"]["stratified"] is True
     assert sum(one["rows"] for one in manifest["subset"]["strata"]) == len(small) == 200
+    shortest, longest = manifest["subset"]["strata"][0]["length"]
+    assert WHOLE["tok_input_len"].min() <= shortest < longest < WHOLE["tok_input_len"].median()
     assert manifest["input_file"] == "whole.parquet"
 
     call(*options, "--calibration", "--output-file", tmp_path / "calibration.pkl")
