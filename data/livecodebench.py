@@ -47,7 +47,7 @@ def files_in(path: Path, endings: tuple[str, ...]) -> list[Path]:
     return [path]
 
 
-def count(path: Path) -> int:
+def row_count(path: Path) -> int:
     """How many problems a file has; for the progress, so a line more or less is no matter."""
     if path.suffix.lower() == ".parquet":
         import pyarrow as pa

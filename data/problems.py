@@ -23,15 +23,15 @@ from typing import Any, Protocol
 from data.livecodebench import (
     Case,
     Problem,
-    count,
     files_in,
     json_lines,
     parse,
     problem_lines,
     question_id_of,
+    row_count,
 )
 from data.progress import Progress
-from errors import GradingError
+from errors import GradingError, OutputError
 from ref_dsinfer.files import write_whole
 
 VERSION = 1  # of a store's tables
@@ -91,7 +91,7 @@ def build(sources: Sequence[Path], store: Path) -> int:
         partial.unlink(missing_ok=True)  # what a killed build has left
         with (
             closing(sqlite3.connect(partial)) as database,
-            Progress(sum(map(count, files)), "problems", "problem") as progress,
+            Progress(sum(map(row_count, files)), "problems", "problem") as progress,
         ):
             # the file is not used before it is whole: it needs neither journal nor flushes
             database.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;" + _TABLES)
@@ -106,7 +106,7 @@ def build(sources: Sequence[Path], store: Path) -> int:
     try:
         write_whole(store, write)
     except sqlite3.Error as error:  # such as a full disk
-        raise GradingError(f"{store}: can't be written: {error}") from error
+        raise OutputError(f"{store}: can't be written: {error}") from error
     return problems
 
 

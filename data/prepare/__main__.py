@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import entrypoint
 from backends.options import positive_int
 from benchmark import CALIBRATION_ROWS, PROMPT_TOKENS, ROWS
-from errors import InputFileError, UsageError
+from errors import ColumnsError, InputFileError, UsageError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -110,7 +110,7 @@ def run(args: argparse.Namespace) -> None:
     _write(frame, args.output_file, manifest)
     if told:
         path = _beside(args.output_file, DIFFERENCES)
-        write_json_lines(path, told)
+        _write_lines(path, told)
         for one in told[:SHOWN]:
             log.warning("%s", one)
         rows = len({one["row"] for one in told})
@@ -175,7 +175,10 @@ def _like(
     from data.samples import read_frame
 
     official = read_frame(path)
-    chosen = like.rows_like(found, official)
+    try:
+        chosen = like.rows_like(found, official)
+    except ColumnsError as error:
+        raise ColumnsError(f"{path}: {error}") from error
     if not chosen:
         raise InputFileError(f"{path}: none of its rows is in the sources")
     frame = build.data_set(list(chosen.values()), prompts)
@@ -190,7 +193,10 @@ def _drawn(
     if count > len(frame):
         raise UsageError(f"{count} rows can't be drawn from {len(frame)}: pass a smaller --subset")
     stratified = args.stratified or args.calibration
-    groups = subset.strata(frame, stratified)
+    try:
+        groups = subset.strata(frame, stratified)
+    except ColumnsError as error:
+        raise ColumnsError(f"{args.input_file}: {error}") from error
     drawn = subset.draw(groups, count, args.seed)
     told = {
         "stratified": stratified,
@@ -225,7 +231,7 @@ def _write(frame: "pd.DataFrame", output: Path, manifest: Mapping[str, Any]) -> 
         print(f"prompts: {tokens['mean']} tokens on average{whole}, at most {tokens['longest']}")
 
 
-def write_json_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+def _write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write one JSON object a line. Raises: OutputError."""
     import json
 

@@ -1,6 +1,5 @@
 """Make the data set of the sources' rows: choose, order, tokenize, and say what it was made of."""
 
-import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from benchmark import LONGEST_PROMPT, PROMPT_TOKENS, TASK_ROWS
 from data.prepare import formats, sources
 from data.prepare.formats import Row
 from data.progress import Progress
-from data.prompts import FILES, Prompts
+from data.prompts import FILES, TEMPLATE, Prompts
 from data.samples import TEXTS, require_unicode
 from errors import InputFileError
 
@@ -130,5 +129,9 @@ def origin(files: Mapping[str, Path], hashes: Mapping[str, str]) -> dict[str, An
 
 
 def tokenizer(model: Path) -> dict[str, str]:
-    """The hashes of the tokenizer's files."""
-    return {name: hashlib.sha256((model / name).read_bytes()).hexdigest() for name in FILES}
+    """The hashes of the tokenizer's files, and of the chat template's if it has its own."""
+    return {
+        name: sources.sha256(model / name)
+        for name in (*FILES, TEMPLATE)
+        if (model / name).is_file()
+    }

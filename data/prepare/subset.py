@@ -1,8 +1,8 @@
 """Smaller data sets that represent the whole one, and how far their figures may be off.
 
 The strata are the tasks, each divided into four parts by the prompts' lengths. Each gets its share
-of the subset's rows, chosen at random by a seed. The figures' errors follow from the strata: a
-row's score is taken as one with its stratum's mean, independent of the other rows.
+of the subset's rows, chosen at random by a seed. How far the figures may be off follows from the
+strata: a row's score is taken as one with its stratum's mean, independent of the other rows.
 """
 
 import hashlib
@@ -10,9 +10,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from math import sqrt
+from statistics import mean, pstdev
 from typing import TYPE_CHECKING, Any
 
-from data.samples import require_columns, row_task
+from data.samples import require_columns, require_text, row_task
+from errors import ColumnsError
+from terminal import quoted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,15 +34,15 @@ class Stratum:
 
     task: str
     rows: Sequence[int]  # of the data set
-    shortest: int  # prompt in tokens, or in characters if the data set has no token counts
-    longest: int
+    shortest: float  # prompt in tokens, or in characters if the data set has no token counts
+    longest: float
     score: float  # percent
     tokens: float  # of an answer, on average
     deviation: float  # of an answer's tokens
 
 
 @dataclass(frozen=True)
-class Error:
+class Margin:
     """How a subset's figure differs from the whole set's."""
 
     bias: float  # on average
@@ -51,12 +54,14 @@ class Error:
 def strata(frame: "pd.DataFrame", stratified: bool) -> list[Stratum]:
     """The strata of a data set, or all of it as a single one.
 
-    Raises: ColumnsError if a column is missing or a task unknown.
+    Raises: ColumnsError if a column is missing, a task unknown, or a number none or too large.
     """
     require_columns(frame, ("dataset", "text_input"))
     tasks = [row_task(row, name) for row, name in enumerate(frame["dataset"])]
-    lengths = frame["tok_input_len" if "tok_input_len" in frame.columns else "text_input"]
-    sizes = [one if isinstance(one, int) else len(one) for one in lengths.tolist()]
+    require_text(frame, ("text_input",))
+    sizes: Sequence[float] = frame["text_input"].map(len).tolist()
+    if "tok_input_len" in frame.columns:
+        sizes = _numbers(frame, "tok_input_len")
     if not stratified:
         return [_stratum(frame, "all", tasks, sizes, range(len(frame)))]
     found = []
@@ -95,16 +100,16 @@ def draw(groups: Sequence[Stratum], count: int, seed: int) -> list[list[int]]:
     ]
 
 
-def errors(groups: Sequence[Stratum], drawn: Sequence[Sequence[int]]) -> dict[str, Error]:
+def margins(groups: Sequence[Stratum], drawn: Sequence[Sequence[int]]) -> dict[str, Margin]:
     """How far the subset's score (percentage points) and tokens_per_sample may be off."""
     return {
-        "score": _error(
+        "score": _margin(
             groups,
             drawn,
             [group.score for group in groups],
             [sqrt(group.score * (100 - group.score)) for group in groups],
         ),
-        "tokens_per_sample": _error(
+        "tokens_per_sample": _margin(
             groups,
             drawn,
             [group.tokens for group in groups],
@@ -130,7 +135,7 @@ def describe(
             }
             for group, part in zip(groups, drawn, strict=True)
         ],
-        "errors": {name: _rounded(error) for name, error in errors(groups, drawn).items()},
+        "margins": {name: _rounded(one) for name, one in margins(groups, drawn).items()},
     }
     if "tok_input_len" in frame.columns:
         lengths = frame["tok_input_len"]
@@ -143,7 +148,7 @@ def describe(
 
 def in_words(told: dict[str, Any]) -> str:
     """What a person should know of a subset."""
-    score, tokens = (told["errors"][name] for name in ("score", "tokens_per_sample"))
+    score, tokens = (told["margins"][name] for name in ("score", "tokens_per_sample"))
     lines = [
         f"{told['rows']} of {told['of']} rows. For 95 of 100 such subsets, as expected of R1:",
         f"  the score differs from the whole set's by {score['low']:+.2f} to {score['high']:+.2f}"
@@ -163,46 +168,55 @@ def _stratum(
     frame: "pd.DataFrame",
     task: str,
     tasks: Sequence[str],
-    sizes: Sequence[int],
+    sizes: Sequence[float],
     rows: Sequence[int],
 ) -> Stratum:
     lengths = [sizes[row] for row in rows]
     part = frame.iloc[list(rows)]
     if "ref_accuracy" in part.columns:
-        score = float(part["ref_accuracy"].mean())
+        score = mean(_numbers(part, "ref_accuracy", 100))
     else:
-        score = sum(SCORES[tasks[row]] for row in rows) / len(rows)
+        score = mean(SCORES[tasks[row]] for row in rows)
     tokens, deviation = ANSWER_TOKENS, ANSWER_TOKENS_DEVIATION
     if "tok_ref_output_len" in part.columns:
-        answers = part["tok_ref_output_len"]
-        tokens, deviation = float(answers.mean()), float(answers.std(ddof=0))
+        answers = _numbers(part, "tok_ref_output_len")
+        tokens, deviation = mean(answers), pstdev(answers)
     return Stratum(task, rows, min(lengths), max(lengths), score, tokens, deviation)
 
 
-def _error(
+def _margin(
     groups: Sequence[Stratum],
     drawn: Sequence[Sequence[int]],
     means: Sequence[float],
     deviations: Sequence[float],
-) -> Error:
-    """The error of a mean over the drawn rows, for rows of these means and deviations.
+) -> Margin:
+    """How far the drawn rows' mean may be off, for rows of these means and deviations.
 
-    It is the sum over all rows of (1/n - 1/N) or, for a row that is not drawn, -1/N times the
-    row's value, for n drawn of N rows.
+    For n drawn of N rows, the difference is the sum over all rows of the row's value times 1/n - 1/N
+    or, if it is not drawn, times -1/N.
     """
     n, whole = sum(map(len, drawn)), sum(len(group.rows) for group in groups)
     bias = variance = 0.0
-    for group, part, mean, deviation in zip(groups, drawn, means, deviations, strict=True):
+    for group, part, value, deviation in zip(groups, drawn, means, deviations, strict=True):
         size = len(group.rows)
-        bias += (len(part) / n - size / whole) * mean
+        bias += (len(part) / n - size / whole) * value
         weights = len(part) * (1 / n - 1 / whole) ** 2 + (size - len(part)) / whole**2
         variance += weights * deviation**2
     width = Z * sqrt(variance)
-    return Error(bias, sqrt(variance), bias - width, bias + width)
+    return Margin(bias, sqrt(variance), bias - width, bias + width)
 
 
-def _rounded(error: Error) -> dict[str, float]:
-    return {name: round(value, 3) for name, value in asdict(error).items()}
+def _numbers(frame: "pd.DataFrame", name: str, most: float = 1e9) -> list[float]:
+    """A column of numbers from 0 to `most`. Raises: ColumnsError naming the row of another cell."""
+    cells = frame[name].tolist()
+    for row, cell in zip(frame.index, cells, strict=True):
+        if not (isinstance(cell, int | float) and 0 <= cell <= most):
+            raise ColumnsError(f"row {row}: {name} is {quoted(cell)}, not a number up to {most:g}")
+    return cells
+
+
+def _rounded(one: Margin) -> dict[str, float]:
+    return {name: round(value, 3) for name, value in asdict(one).items()}
 
 
 def _lot(row: int, seed: int) -> bytes:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from benchmark import CALIBRATION_ROWS, TASK_ROWS
 from data.prepare import subset
 from data.samples import read_frame, row_task
-from errors import UsageError
+from errors import ColumnsError, UsageError
 from tests.data.prepare.test_build import call
 
 
@@ -101,7 +101,7 @@ def simulate(count: int, stratified: bool, times: int) -> None:
         tokens = rng.gamma(shape, subset.ANSWER_TOKENS / shape, len(tasks))
         drawn = subset.draw(groups, count, seed)
         rows = [row for part in drawn for row in part]
-        told = subset.errors(groups, drawn)
+        told = subset.margins(groups, drawn)
         for name, values in (("score", 100.0 * right), ("tokens_per_sample", tokens)):
             error = values[rows].mean() - values.mean()
             inside[name] += told[name].low <= error <= told[name].high
@@ -113,7 +113,7 @@ def test_strata_make_the_error_smaller() -> None:
     errors = {}
     for stratified in (True, False):
         groups = subset.strata(WHOLE, stratified)
-        errors[stratified] = subset.errors(groups, subset.draw(groups, 400, 0))["score"]
+        errors[stratified] = subset.margins(groups, subset.draw(groups, 400, 0))["score"]
     assert errors[True].standard_error < errors[False].standard_error < 2
     assert abs(errors[True].bias) < 0.2
 
@@ -126,14 +126,14 @@ def test_references_own_answers_are_used_where_there_are_any() -> None:
     )
     groups = subset.strata(frame, stratified=True)
     assert all(35 < group.score < 65 for group in groups)
-    assert subset.errors(groups, subset.draw(groups, 400, 0))["tokens_per_sample"].high < 1
+    assert subset.margins(groups, subset.draw(groups, 400, 0))["tokens_per_sample"].high < 1
 
 
 def test_all_rows_have_no_error() -> None:
     groups = subset.strata(WHOLE, stratified=True)
     drawn = subset.draw(groups, len(WHOLE), 0)
-    for error in subset.errors(groups, drawn).values():
-        assert (round(error.low, 9), round(error.high, 9)) == (0, 0)
+    for one in subset.margins(groups, drawn).values():
+        assert (round(one.low, 9), round(one.high, 9)) == (0, 0)
 
 
 def test_the_command_draws_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -167,3 +167,25 @@ def test_a_file_without_token_counts_is_divided_by_characters() -> None:
     groups = subset.strata(frame, stratified=True)
     assert [list(group.rows) for group in groups] == [[7, 6], [5, 4], [3, 2], [1, 0]]
     assert "prompt_tokens" not in subset.describe(frame, groups, subset.draw(groups, 4, 0))
+
+
+@pytest.mark.parametrize(
+    ("column", "cell", "message"),
+    [
+        ("tok_input_len", None, "row 3: tok_input_len is nan, not a number up to 1e"),
+        ("tok_input_len", "7", "row 3: tok_input_len is '7', not a number"),
+        ("ref_accuracy", 101.0, "row 3: ref_accuracy is 101.0, not a number up to 100"),
+        ("text_input", None, "row 3: text_input is missing, not text"),
+        ("dataset", "none", "row 3: unknown data set 'none'"),
+    ],
+)
+def test_columns_that_hold_something_else_are_named(
+    tmp_path: Path, column: str, cell: Any, message: str
+) -> None:
+    frame = WHOLE.head(8).assign(ref_accuracy=50.0)
+    frame[column] = [cell if row == 3 else one for row, one in enumerate(frame[column])]
+    frame.to_pickle(tmp_path / "whole.pkl")
+    options = ("--subset", 4, "--stratified", "--output-file", tmp_path / "small.pkl")
+    with pytest.raises(ColumnsError, match=message) as raised:
+        call("--input-file", tmp_path / "whole.pkl", *options)
+    assert str(raised.value).startswith(f"{tmp_path / 'whole.pkl'}: ")
