@@ -13,6 +13,7 @@ from math import sqrt
 from statistics import mean, pstdev
 from typing import TYPE_CHECKING, Any
 
+from benchmark import ANSWER_TOKENS, ANSWER_TOKENS_DEVIATION, TASK_SCORES
 from data.samples import require_columns, require_text, row_task
 from errors import ColumnsError
 from terminal import quoted
@@ -22,10 +23,6 @@ if TYPE_CHECKING:
 
 PARTS = 4  # of a task, by length
 Z = 1.96  # standard errors on either side of 95 % of a normal distribution
-# R1's published scores in percent, where a file does not have R1's own (ref_accuracy)
-SCORES = {"aime": 83.91, "gpqa": 71.21, "livecodebench": 88.25, "math500": 95.59, "mmlu_pro": 77.39}
-# of R1's published answers, where a file does not have their lengths (tok_ref_output_len)
-ANSWER_TOKENS, ANSWER_TOKENS_DEVIATION = 4043.4, 5065.4
 
 
 @dataclass(frozen=True)
@@ -173,10 +170,10 @@ def _stratum(
 ) -> Stratum:
     lengths = [sizes[row] for row in rows]
     part = frame.iloc[list(rows)]
-    if "ref_accuracy" in part.columns:
+    if "ref_accuracy" in part.columns:  # the official file's: R1's own
         score = mean(_numbers(part, "ref_accuracy", 100))
     else:
-        score = mean(SCORES[tasks[row]] for row in rows)
+        score = mean(TASK_SCORES[tasks[row]] for row in rows)
     tokens, deviation = ANSWER_TOKENS, ANSWER_TOKENS_DEVIATION
     if "tok_ref_output_len" in part.columns:
         answers = _numbers(part, "tok_ref_output_len")
@@ -192,8 +189,8 @@ def _margin(
 ) -> Margin:
     """How far the drawn rows' mean may be off, for rows of these means and deviations.
 
-    For n drawn of N rows, the difference is the sum over all rows of the row's value times 1/n - 1/N
-    or, if it is not drawn, times -1/N.
+    For n drawn of N rows, the difference is the sum of all rows' values, each times 1/n - 1/N or,
+    if the row is not drawn, times -1/N.
     """
     n, whole = sum(map(len, drawn)), sum(len(group.rows) for group in groups)
     bias = variance = 0.0

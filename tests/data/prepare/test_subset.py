@@ -13,7 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmark import CALIBRATION_ROWS, TASK_ROWS
+from benchmark import (
+    ANSWER_TOKENS,
+    ANSWER_TOKENS_DEVIATION,
+    CALIBRATION_ROWS,
+    TASK_ROWS,
+    TASK_SCORES,
+)
 from data.prepare import subset
 from data.samples import read_frame, row_task
 from errors import ColumnsError, UsageError
@@ -90,15 +96,15 @@ def simulate(count: int, stratified: bool, times: int) -> None:
     """Each time, other answers to other rows; a task's rows differ in difficulty."""
     rng = np.random.default_rng(count)
     tasks = WHOLE["dataset"].to_numpy()
-    published = np.array([subset.SCORES[task] / 100 for task in tasks])
+    published = np.array([TASK_SCORES[task] / 100 for task in tasks])
     groups = subset.strata(WHOLE, stratified)
     inside = {"score": 0, "tokens_per_sample": 0}
     for seed in range(times):
         # some rows are certain, others not, and their mean is what is published
         likely = np.where(rng.random(len(tasks)) < 0.5, published**2, 2 * published - published**2)
         right = rng.random(len(tasks)) < likely
-        shape = (subset.ANSWER_TOKENS / subset.ANSWER_TOKENS_DEVIATION) ** 2
-        tokens = rng.gamma(shape, subset.ANSWER_TOKENS / shape, len(tasks))
+        shape = (ANSWER_TOKENS / ANSWER_TOKENS_DEVIATION) ** 2
+        tokens = rng.gamma(shape, ANSWER_TOKENS / shape, len(tasks))
         drawn = subset.draw(groups, count, seed)
         rows = [row for part in drawn for row in part]
         told = subset.margins(groups, drawn)
