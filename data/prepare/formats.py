@@ -134,7 +134,7 @@ def mmlu_pro(rows: Rows, examples: Rows) -> list[Row]:
             "mmlu_pro",
             row["question"],
             _CHOICE.format(shown, "A/B/C/...", f"{row['question']}\n\n{_choices(_options(row))}"),
-            row["answer"],
+            str(row["answer"]),
         )
         for row in rows
     ]

@@ -11,12 +11,14 @@ from typing import Any
 
 from errors import ColumnsError, InputFileError
 from ref_dsinfer import lookalike
+from terminal import quoted
 
 log = logging.getLogger(__name__)
 
 Rows = list[dict[str, Any]]
 ENDINGS = (".csv", ".parquet", ".jsonl")
 HUB = "https://huggingface.co/datasets"
+NOT_TEXT = {"Answer", "answer", "question_id", "options"}  # columns that may hold something else
 _BLOCK = 1 << 20  # bytes read at once
 
 
@@ -260,9 +262,11 @@ def _require(path: Path, columns: Iterable[str], present: Collection[str]) -> No
 def _checked(
     path: Path, columns: Collection[str], rows: Iterable[Mapping[str, Any]]
 ) -> Iterator[dict[str, Any]]:
-    """The used columns of rows. Raises: ColumnsError for a missing value."""
+    """The used columns of rows. Raises: ColumnsError for a value that is missing or no text."""
     for row in rows:
         cells = {name: row[name] for name in columns}
-        if missing := [name for name, cell in cells.items() if cell is None]:
-            raise ColumnsError(f"{path}: {missing[0]} is missing in the row {str(cells)[:80]!a}")
+        for name, cell in cells.items():
+            if cell is None or not (name in NOT_TEXT or isinstance(cell, str)):
+                what = "missing" if cell is None else f"{type(cell).__name__}, not text,"
+                raise ColumnsError(f"{path}: {name} is {what} in the row {quoted(cells)}")
         yield cells

@@ -1,16 +1,20 @@
 """Sources: found in every place and format, or named all at once with what to do."""
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from data.prepare.sources import SOURCES, find, read, sha256
 from errors import ColumnsError, InputFileError
@@ -63,9 +67,14 @@ def test_all_missing_sources_are_told_at_once(tmp_path: Path) -> None:
         ("a.jsonl", b"<!doctype html>", "it is an HTML page"),
         ("a.jsonl", b"[1]\n", "line 1 is not an object"),
         ("a.jsonl", b'{"Question": "1", "Answer": null}\n', "Answer is missing"),
+        (
+            "a.jsonl",
+            b'{"Question": 1, "Answer": 1}\n',
+            "Question is int, not text, in the row",
+        ),
         ("a.jsonl", b"[" * 100_000, "not a .jsonl file"),
     ],
-    ids=range(12),
+    ids=range(13),
 )
 def test_a_file_that_is_something_else_says_so(
     tmp_path: Path, name: str, content: bytes, message: str
@@ -74,6 +83,21 @@ def test_a_file_that_is_something_else_says_so(
     with pytest.raises((InputFileError, ColumnsError), match=message) as raised:
         read(tmp_path / name, SOURCES["aime"])
     assert str(raised.value).startswith(f"{tmp_path / name}: ")
+
+
+@given(st.sampled_from(source_files.FORMATS), st.integers(0, 1 << 20), st.binary(max_size=9))
+@settings(max_examples=60, deadline=None)
+def test_damaged_files_are_an_error_or_as_they_were(
+    tmp_path_factory: pytest.TempPathFactory, ending: str, offset: int, damage: bytes
+) -> None:
+    path = tmp_path_factory.getbasetemp() / f"damaged{ending}"
+    rows = source_files.rows_of("aime")[:20]
+    content = bytearray(source_files.write(rows, path).read_bytes())
+    offset %= len(content)
+    content[offset : offset + len(damage)] = damage
+    path.write_bytes(content[: offset + 20] if len(damage) % 2 else content)
+    with contextlib.suppress(InputFileError, ColumnsError):
+        assert len(read(path, replace(SOURCES["aime"], rows=20))) == 20
 
 
 class Hub(BaseHTTPRequestHandler):
