@@ -3,8 +3,6 @@
 import argparse
 import hashlib
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +18,9 @@ from data.problems import Problems
 from data.prompts import Prompts
 from data.samples import read_frame, samples
 from errors import ColumnsError, InputFileError, OutputError, UsageError
+from tests import forked
 from tests.data.prepare import source_files
 
-ROOT = Path(__file__).parents[3]
 MATH = """Here are some example problems with their final answers:
 
 Problem: math_train_examples 40:  $x^{40}$?
@@ -100,10 +98,18 @@ class Solution:
 ### Answer:"""
 
 
+@pytest.fixture(scope="module")
+def found(repositories: Path) -> build.Candidates:
+    """All rows of the sources."""
+    with pytest.MonkeyPatch.context() as patch:
+        source_files.expect_their_examples(patch)
+        return build.candidates(find(repositories))
+
+
 @pytest.mark.usefixtures("examples")
-def test_every_format_gives_the_same_rows(every_format: Path, repositories: Path) -> None:
+def test_every_format_gives_the_same_rows(every_format: Path, found: build.Candidates) -> None:
     rows = build.chosen(build.candidates(find(every_format)))
-    assert rows == build.chosen(build.candidates(find(repositories)))
+    assert rows == build.chosen(found)
     assert len(rows) == ROWS
     assert len({row.text_input for row in rows}) == ROWS
     first = {row.dataset: row for row in reversed(rows)}
@@ -121,9 +127,8 @@ def test_every_format_gives_the_same_rows(every_format: Path, repositories: Path
     assert mmlu_pro.ground_truth == "B"
 
 
-@pytest.mark.usefixtures("examples")
-def test_rows_left_out_are_those_of_the_rules(repositories: Path) -> None:
-    rows = build.chosen(build.candidates(find(repositories)))
+def test_rows_left_out_are_those_of_the_rules(found: build.Candidates) -> None:
+    rows = build.chosen(found)
     questions = {row.question for row in rows}
     aime = [row for row in source_files.rows_of("aime") if row["Question"] not in questions]
     assert [row["Answer"] for row in aime] == ["080 or 081 (both were accepted)"]
@@ -134,13 +139,12 @@ def test_rows_left_out_are_those_of_the_rules(repositories: Path) -> None:
     assert categories.drop("category 12").between(200, 201).all()  # of 1000 each
 
 
-@pytest.mark.usefixtures("examples")
-def test_choices_are_in_an_order_that_only_the_row_decides(repositories: Path) -> None:
-    found = build.candidates(find(repositories))["gpqa"]
-    letters = pd.Series([variants[0].ground_truth for variants in found]).value_counts()
+def test_choices_are_in_an_order_that_only_the_row_decides(found: build.Candidates) -> None:
+    questions = found["gpqa"]
+    letters = pd.Series([variants[0].ground_truth for variants in questions]).value_counts()
     assert letters.index.size == 4
     assert letters.min() > 25  # of 198: it is no constant
-    for variants in found[:9]:
+    for variants in questions[:9]:
         assert len({variant.text_input for variant in variants}) == 24
         for variant in variants:
             [line] = [line for line in variant.text_input.splitlines() if ") right" in line]
@@ -246,12 +250,12 @@ def test_the_same_sources_give_the_same_bytes(
 
 def test_an_official_files_rows_are_chosen_and_found_equal(
     examples: None,
+    found: build.Candidates,
     repositories: Path,
     echo_model: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    found = build.candidates(find(repositories))
     rows = [
         found["mmlu_pro"][7][0],
         found["gpqa"][3][17],  # another order of the choices
@@ -269,12 +273,12 @@ def test_an_official_files_rows_are_chosen_and_found_equal(
 
 
 def test_every_row_that_differs_from_an_official_file_is_named(
+    examples: None,
+    found: build.Candidates,
     repositories: Path,
     echo_model: Path,
-    examples: None,
     tmp_path: Path,
 ) -> None:
-    found = build.candidates(find(repositories))
     frame = build.data_set([one[0] for one in found["aime"][:9]], Prompts(echo_model))
     frame.loc[2, "text_input"] = frame["text_input"][2].replace("step by step", "quickly")
     frame.loc[3, "question"] = "Nobody asked this?"
@@ -345,13 +349,7 @@ def test_the_command_names_missing_sources_without_a_traceback(
     tmp_path: Path, echo_model: Path
 ) -> None:
     options = ["--sources", tmp_path, "--model", echo_model, "--output-file", tmp_path / "a.pkl"]
-    ended = subprocess.run(
-        [sys.executable, "-m", "data.prepare", *map(str, options)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    ended = forked.run("data/prepare/__main__.py", *options)
     assert ended.returncode == InputFileError.exit_code
     assert ended.stderr.startswith("error: 9 of 9 sources are missing:\n  aime: none of aime.csv")
     assert not (tmp_path / "a.pkl").exists()
