@@ -3,7 +3,7 @@
 import argparse
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,9 +96,9 @@ def run(args: argparse.Namespace) -> None:
     keep_inputs(outputs, [args.input_file, args.like])
     check_writable(outputs[0])
     manifest: dict[str, Any]
-    told: list[dict[str, Any]] = []
+    differences: list[dict[str, Any]] = []
     if args.input_file is None:
-        frame, manifest, told = _build(args)
+        frame, manifest, differences = _build(args, outputs)
     else:
         from data.prepare.sources import sha256
         from data.samples import read_frame
@@ -108,12 +108,13 @@ def run(args: argparse.Namespace) -> None:
     if count:
         frame, manifest["subset"] = _drawn(frame, count, args)
     _write(frame, args.output_file, manifest)
-    if told:
-        path = _beside(args.output_file, DIFFERENCES)
-        _write_lines(path, told)
-        for one in told[:SHOWN]:
+    path = _beside(args.output_file, DIFFERENCES)
+    path.unlink(missing_ok=True)  # an earlier run's
+    if differences:
+        _write_lines(path, differences)
+        for one in differences[:SHOWN]:
             log.warning("%s", one)
-        rows = len({one["row"] for one in told})
+        rows = len({one["row"] for one in differences})
         raise InputFileError(f"{rows} rows differ from those of {args.like}: all are in {path}")
 
 
@@ -140,32 +141,35 @@ def _subset_rows(args: argparse.Namespace) -> int | None:
 
 
 def _build(
-    args: argparse.Namespace,
+    args: argparse.Namespace, outputs: Sequence[Path]
 ) -> "tuple[pd.DataFrame, dict[str, Any], list[dict[str, Any]]]":
     """The data set, the manifest of how it was made, and how it differs from --like."""
+    from data.paths import keep_inputs
     from data.prepare import build, sources
     from data.prompts import Prompts
 
     prompts = Prompts(args.model)
     files = sources.find(args.sources)
+    keep_inputs(outputs, files.values())
     if args.problems_file is not None:
         from data import problems
 
+        keep_inputs([args.problems_file], files.values())
         stored = problems.build([files["livecodebench"]], args.problems_file)
         print(f"{args.problems_file}: {stored} problems")
     found = build.candidates(files)
-    told: list[dict[str, Any]] = []
+    differences: list[dict[str, Any]] = []
     if args.like is None:
         frame = build.data_set(build.chosen(found), prompts)
     else:
-        frame, told = _like(found, args.like, prompts)
+        frame, differences = _like(found, args.like, prompts)
     hashes = {name: sources.sha256(path) for name, path in files.items()}
     manifest = {
         "sources": build.origin(files, hashes),
         "rules": build.RULES if args.like is None else f"the rows of {args.like.name}",
         "tokenizer": build.tokenizer(Path(args.model)),
     }
-    return frame, manifest, told
+    return frame, manifest, differences
 
 
 def _like(
@@ -198,14 +202,14 @@ def _drawn(
     except ColumnsError as error:
         raise ColumnsError(f"{args.input_file}: {error}") from error
     drawn = subset.draw(groups, count, args.seed)
-    told = {
+    summary = {
         "stratified": stratified,
         "seed": args.seed,
         **subset.describe(frame, groups, drawn),
     }
-    print(subset.in_words(told))
+    print(subset.in_words(summary))
     rows = sorted(row for part in drawn for row in part)
-    return frame.iloc[rows].reset_index(drop=True), told
+    return frame.iloc[rows].reset_index(drop=True), summary
 
 
 def _write(frame: "pd.DataFrame", output: Path, manifest: Mapping[str, Any]) -> None:
@@ -217,16 +221,16 @@ def _write(frame: "pd.DataFrame", output: Path, manifest: Mapping[str, Any]) -> 
 
     files = write_frame(frame, output)
     tasks = frame["dataset"].value_counts().sort_index()
-    told = {
+    content = {
         "rows": len(frame),
         "datasets": {str(name): int(rows) for name, rows in tasks.items()},
         **({"tokens": token_statistics(frame)} if "tok_input_len" in frame.columns else {}),
         **manifest,
         "files": {path.name: sha256(path) for path in files},
     }
-    write_json(_beside(output, MANIFEST), told)
+    write_json(_beside(output, MANIFEST), content)
     print(f"{' and '.join(map(str, files))}: {len(frame)} rows")
-    if tokens := told.get("tokens"):
+    if tokens := content.get("tokens"):
         whole = f" (official: {PROMPT_TOKENS})" if len(frame) == ROWS else ""
         print(f"prompts: {tokens['mean']} tokens on average{whole}, at most {tokens['longest']}")
 

@@ -108,9 +108,9 @@ def token_statistics(frame: "pd.DataFrame") -> dict[str, float]:
 
 def origin(files: Mapping[str, Path], hashes: Mapping[str, str]) -> dict[str, Any]:
     """What the manifest says of each source."""
-    told = {}
+    origins = {}
     for name, source in sources.SOURCES.items():
-        told[name] = {
+        origins[name] = {
             "page": source.page,
             "revision": source.revision,
             "path": source.path,
@@ -125,7 +125,7 @@ def origin(files: Mapping[str, Path], hashes: Mapping[str, str]) -> dict[str, An
                 "%s is not %s of %s at the pinned revision: its SHA-256 hash is another",
                 *(files[name], source.path, source.page),
             )
-    return told
+    return origins
 
 
 def tokenizer(model: Path) -> dict[str, str]:

@@ -51,7 +51,7 @@ def differences(
     Columns that the official file lacks are not compared. Its rows without a number are told of as
     missing.
     """
-    told = [
+    found = [
         {"row": row, "dataset": official["dataset"].iloc[row], "column": None, "missing": True}
         for row in sorted(set(range(len(official))) - set(numbers))
     ]
@@ -59,14 +59,14 @@ def differences(
         if column in official.columns:
             ours, theirs = frame[column].tolist(), official[column].tolist()
             for position, row in enumerate(numbers):
-                told += _difference(row, column, ours[position], theirs[row], official)
-    return sorted(told, key=lambda one: one["row"])
+                found += _difference(row, column, ours[position], theirs[row], official)
+    return sorted(found, key=lambda one: one["row"])
 
 
 def _difference(
     row: int, column: str, ours: Any, theirs: Any, official: "pd.DataFrame"
 ) -> Iterator[Difference]:
-    told = {"row": row, "dataset": official["dataset"].iloc[row], "column": column}
+    place = {"row": row, "dataset": official["dataset"].iloc[row], "column": column}
     if column == "tok_input":
         ours, theirs = list(map(int, ours)), list(map(int, theirs))
     else:
@@ -77,7 +77,7 @@ def _difference(
         1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ours, theirs, strict=False))
     )
     shown = slice(same, same + (SHOWN if isinstance(ours, str) else 8))
-    yield told | {"position": same, "ours": ours[shown], "official": theirs[shown]}
+    yield place | {"position": same, "ours": ours[shown], "official": theirs[shown]}
 
 
 def _key(question: object) -> str:

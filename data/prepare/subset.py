@@ -120,7 +120,7 @@ def describe(
 ) -> dict[str, Any]:
     """What the manifest says of a subset."""
     rows = [row for part in drawn for row in part]
-    told: dict[str, Any] = {
+    summary: dict[str, Any] = {
         "rows": len(rows),
         "of": len(frame),
         "strata": [
@@ -136,24 +136,25 @@ def describe(
     }
     if "tok_input_len" in frame.columns:
         lengths = frame["tok_input_len"]
-        told["prompt_tokens"] = {
+        summary["prompt_tokens"] = {
             "mean": round(float(lengths.iloc[rows].mean()), 1),
             "whole_mean": round(float(lengths.mean()), 1),
         }
-    return told
+    return summary
 
 
-def in_words(told: dict[str, Any]) -> str:
+def in_words(summary: dict[str, Any]) -> str:
     """What a person should know of a subset."""
-    score, tokens = (told["margins"][name] for name in ("score", "tokens_per_sample"))
+    score, tokens = (summary["margins"][name] for name in ("score", "tokens_per_sample"))
     lines = [
-        f"{told['rows']} of {told['of']} rows. For 95 of 100 such subsets, as expected of R1:",
+        f"{summary['rows']} of {summary['of']} rows."
+        " For 95 of 100 such subsets, as expected of R1:",
         f"  the score differs from the whole set's by {score['low']:+.2f} to {score['high']:+.2f}"
         f" percentage points (standard error {score['standard_error']:.2f})",
         f"  tokens_per_sample differs by {tokens['low']:+.0f} to {tokens['high']:+.0f}"
         f" (standard error {tokens['standard_error']:.0f})",
     ]
-    if lengths := told.get("prompt_tokens"):
+    if lengths := summary.get("prompt_tokens"):
         lines.append(
             f"  prompts have {lengths['mean']} tokens on average, the whole set's"
             f" {lengths['whole_mean']}"

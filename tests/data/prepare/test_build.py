@@ -209,6 +209,7 @@ def built(repositories: Path, echo_model: Path, tmp_path_factory: pytest.TempPat
     return folder / "set.pkl"
 
 
+@pytest.mark.slow
 def test_the_command_builds_the_whole_set(built: Path, echo_model: Path) -> None:
     frame, same = read_frame(built), read_frame(built.with_suffix(".parquet"))
     assert len(samples(frame)) == ROWS
@@ -329,10 +330,17 @@ def test_options_that_contradict_are_refused(
         call("--output-file", tmp_path / "a.pkl", *options)
 
 
-def test_outputs_never_replace_inputs(data_set: Any, tmp_path: Path) -> None:
+def test_outputs_never_replace_inputs(data_set: Any, echo_model: Path, tmp_path: Path) -> None:
     path = data_set(9)
     with pytest.raises(UsageError, match="would overwrite the input"):
         call("--input-file", path, "--subset", 3, "--output-file", path)
+    source_files.write_all(tmp_path, ".parquet")
+    sources = ("--sources", tmp_path, "--model", echo_model)
+    with pytest.raises(UsageError, match="would overwrite the input"):
+        call(*sources, "--output-file", tmp_path / "aime.pkl")
+    problems = ("--problems-file", tmp_path / "livecodebench.parquet")
+    with pytest.raises(UsageError, match="would overwrite the input"):
+        call(*sources, "--output-file", tmp_path / "set.pkl", *problems)
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError):
         call(
