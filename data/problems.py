@@ -38,6 +38,8 @@ VERSION = 1  # of a store's tables
 _OURS = 0x4C434250  # the application id in the header of a store
 _SQLITE = b"SQLite format 3\0"
 _LEVEL = 1  # zlib's fastest: tests are repetitive, and a build compresses many gigabytes
+_PROBLEM = "SELECT content FROM problems WHERE id = ?"
+_TEST = "SELECT content FROM tests WHERE problem = ? AND number = ?"
 _TABLES = """
     CREATE TABLE problems (id TEXT PRIMARY KEY, content BLOB) WITHOUT ROWID;
     CREATE TABLE tests (problem TEXT, number INTEGER, content BLOB, PRIMARY KEY (problem, number));
@@ -171,31 +173,30 @@ class _Store:
         return question_id in self._ids
 
     def read(self, question_id: str) -> Problem:
-        function, _, count = self._problem(question_id)
+        function, _, count = self._values(_PROBLEM, question_id)[0]
         return Problem(question_id, function, _Tests(self, question_id, count))
 
     def digest(self, question_id: str) -> str:
-        return str(self._problem(question_id)[1])
+        return str(self._values(_PROBLEM, question_id)[0][1])
 
     def test(self, question_id: str, number: int) -> Case:
         """Test `number`, from 0, of a problem. Raises: GradingError if it is damaged."""
-        query = "SELECT content FROM tests WHERE problem = ? AND number = ?"
-        return Case(*self._content(query, question_id, number))
+        (length,), texts = self._values(_TEST, question_id, number)
+        return Case(_text(texts[:length]), _text(texts[length:]))
 
-    def _problem(self, question_id: str) -> list[Any]:
-        """A problem's function, digest and number of tests."""
-        return self._content("SELECT content FROM problems WHERE id = ?", question_id)
-
-    def _content(self, query: str, *key: object) -> list[Any]:
+    def _values(self, query: str, *key: object) -> tuple[list[Any], bytes]:
+        """What `_packed` packed under a key: the other values, and the texts in one piece."""
         rows = self._rows(query, *key)
         try:
             ((content,),) = rows
-            values: list[Any] = json.loads(zlib.decompress(content))  # which has a checksum
+            # zlib's checksum covers all of it
+            head, _, texts = zlib.decompress(content).partition(b"\n")
+            values: list[Any] = json.loads(head)
             if values[: len(key)] != list(key):
                 raise ValueError("it belongs to another")
         except (ValueError, TypeError, zlib.error) as error:
             raise self._damaged(f"at {', '.join(map(repr, key))}") from error
-        return values[len(key) :]
+        return values[len(key) :], texts
 
     def _rows(self, query: str, *values: object) -> list[Any]:
         try:
@@ -240,8 +241,8 @@ def _insert(database: sqlite3.Connection, line: bytes, where: str) -> int:
     """Add a problem to a store. Returns 0 if it is in it already, else 1."""
     digest = hashlib.sha256(line).hexdigest()
     problem = parse(line, where)
-    content = _packed(problem.id, problem.function, digest, len(problem.tests))
-    known = database.execute("SELECT content FROM problems WHERE id = ?", (problem.id,)).fetchone()
+    content = _packed([problem.id, problem.function, digest, len(problem.tests)])
+    known = database.execute(_PROBLEM, (problem.id,)).fetchone()
     if known == (content,):
         return 0
     if known:
@@ -250,7 +251,7 @@ def _insert(database: sqlite3.Connection, line: bytes, where: str) -> int:
     database.executemany(
         "INSERT INTO tests VALUES (?, ?, ?)",
         (
-            (problem.id, number, _packed(problem.id, number, test.input, test.output))
+            (problem.id, number, _packed_test(problem.id, number, test))
             for number, test in enumerate(problem.tests)
         ),
     )
@@ -258,6 +259,18 @@ def _insert(database: sqlite3.Connection, line: bytes, where: str) -> int:
     return 1
 
 
-def _packed(*values: object) -> bytes:
-    """Values as they are stored. They begin with their key: a damaged index finds other rows."""
-    return zlib.compress(json.dumps(values).encode(), _LEVEL)
+def _packed_test(question_id: str, number: int, test: Case) -> bytes:
+    texts = [text.encode(errors="surrogatepass") for text in (test.input, test.output)]
+    return _packed([question_id, number, len(texts[0])], *texts)
+
+
+def _packed(values: list[object], *texts: bytes) -> bytes:
+    """Values as a line of JSON, and texts, which take longer to read as JSON; all compressed.
+
+    The values begin with their key: a damaged index finds other rows.
+    """
+    return zlib.compress(b"\n".join([json.dumps(values).encode(), b"".join(texts)]), _LEVEL)
+
+
+def _text(content: bytes) -> str:
+    return content.decode(errors="surrogatepass")
