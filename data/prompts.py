@@ -63,7 +63,23 @@ class Prompts:
         Raises: ModelError if the template can't be rendered.
         """
         # the template includes BOS
-        return self.encode(self._render(text))
+        return self.encode(self.templated(text))
+
+    def templated(self, text: str) -> str:
+        """The chat template with `text` as the user message, ready for generation.
+
+        Raises: ModelError if the template can't be rendered.
+        """
+        try:
+            rendered: str = self._tokenizer.apply_chat_template(
+                [{"role": "user", "content": text}],
+                chat_template=self._template,
+                add_generation_prompt=True,
+                tokenize=False,
+            )
+        except Exception as error:  # a template is a program, and may raise anything
+            raise self._unusable(f"can't be rendered: {_line(error)}") from error
+        return rendered
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Token ids of `text`, without the chat template."""
@@ -81,7 +97,7 @@ class Prompts:
 
         Raises: ModelError if the template can't be rendered, or omits the user message.
         """
-        if PROBE not in self._render(PROBE):
+        if PROBE not in self.templated(PROBE):
             raise self._unusable("omits the user message")
         ids, special = self.ids(PROBE), self._tokenizer.added_tokens_decoder
         return {id_: ids.count(id_) for id_ in ids if id_ in special}
@@ -108,18 +124,6 @@ class Prompts:
         An id outside the vocabulary (a model's embedding is padded) has no text.
         """
         return str(self._tokenizer.decode([id_ for id_ in ids if id_ not in self._omitted]))
-
-    def _render(self, text: str) -> str:
-        try:
-            rendered: str = self._tokenizer.apply_chat_template(
-                [{"role": "user", "content": text}],
-                chat_template=self._template,
-                add_generation_prompt=True,
-                tokenize=False,
-            )
-        except Exception as error:  # a template is a program, and may raise anything
-            raise self._unusable(f"can't be rendered: {_line(error)}") from error
-        return rendered
 
     def _check_template_file(self) -> None:
         """Raises: ModelError for errors that transformers would report without naming the file."""

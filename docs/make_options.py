@@ -27,6 +27,7 @@ def page() -> str:
 
 def _parsers() -> Iterator[tuple[str, argparse.ArgumentParser]]:
     from data import inference
+    from data.prepare import __main__ as prepare
     from grading import cli
     from mlperf import run
     from mlperf.submission import __main__ as submission
@@ -35,6 +36,7 @@ def _parsers() -> Iterator[tuple[str, argparse.ArgumentParser]]:
         ("run_eval.py`, `run_eval_mpi.py", inference.add_options),
         ("run_mlperf.py`, `run_mlperf_mpi.py", run.add_options),
         ("eval_accuracy.py", cli.add_options),
+        ("data.prepare", prepare.add_options),
     )
     for name, add_options in adders:
         parser = argparse.ArgumentParser(prog=name, add_help=False)

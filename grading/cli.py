@@ -31,8 +31,9 @@ def add_grading_options(parser: argparse.ArgumentParser) -> None:
         "--livecodebench-file",
         type=Path,
         metavar="FILE",
-        help="LiveCodeBench's problems with their tests (default: livecodebench.jsonl next to the"
-        " data set, next to the input file or in data/)",
+        help="LiveCodeBench's problems with their tests: a store, a .jsonl file or a folder of them"
+        " (default: livecodebench.sqlite or .jsonl next to the data set, next to the input file or"
+        " in data/)",
     )
     group.add_argument(
         "--lcb-mode",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmark import MAX_NEW_TOKENS, ROWS
+from data.problems import Problems
 from errors import ColumnsError, GradingError
 from grading import accuracy_log
 from grading.grades_log import GradesLog
@@ -18,7 +19,6 @@ from grading.pool import content_hash, each, grade_all, grader_version
 from grading.sandbox.sandbox import Sandbox
 from grading.sandbox.types import SandboxError, TimeLimit
 from grading.tasks import Answer, Grade, lenient
-from grading.tasks.livecodebench import Problems
 from grading.tasks.table import MATH_LIMIT_S, MATH_LIMITS, TASKS, Context, Lease, Rules
 from grading.tasks.worker import Worker
 from ref_dsinfer.files import write_json, write_text
@@ -75,7 +75,7 @@ def evaluate(
     present = [task for task in TASKS if task in answers.tasks]
     if any(TASKS[task].needs_problems for task in present):
         if problems is None:
-            raise GradingError(f"no {PROBLEMS} found: pass --livecodebench-file")
+            raise GradingError(f"no {' or '.join(PROBLEMS)} found: pass --livecodebench-file")
         store = Problems(problems)
     with sandbox or start_sandbox(options) as started:
         for task in present:

@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data.problems import Problems
 from data.samples import require_columns, row_task
 from errors import UsageError
 from grading.evaluate import COLUMNS, FrameAnswers
 from grading.pool import grade_all
 from grading.sandbox.sandbox import Sandbox
-from grading.tasks.livecodebench import Problems
 from grading.tasks.table import SHOWN, TASKS, Context, Rules
 from terminal import one_line, quoted
 

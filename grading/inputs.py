@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PROBLEMS = "livecodebench.jsonl"
+PROBLEMS = ("livecodebench.sqlite", "livecodebench.jsonl")  # in this order
 _DATA = Path(__file__).resolve().parents[1] / "data"
 _SAME = ("dataset", "ground_truth", "question")  # columns that results share with their data set
 _LONG = 200  # characters; answers as long as this are not equal by chance
@@ -129,17 +129,18 @@ def _refuse_duplicates(frame: "pd.DataFrame") -> None:
 
 
 def find_problems(path: Path | None, neighbours: Sequence[Path]) -> Path | None:
-    """The file of LiveCodeBench's problems: `path`, or the first in the usual directories.
+    """LiveCodeBench's problems: `path`, a file or folder, or the first in the usual directories.
 
     `neighbours`: files in whose directories it is looked for, before data/.
 
     Raises: GradingError if `path` does not exist.
     """
     if path is not None:
-        if not path.is_file():
+        if not path.exists():
             raise GradingError(f"--livecodebench-file: no such file: {path}")
         return path
-    candidates = [neighbour.parent / PROBLEMS for neighbour in neighbours] + [_DATA / PROBLEMS]
+    folders = [*(neighbour.parent for neighbour in neighbours), _DATA]
+    candidates = (folder / name for folder in folders for name in PROBLEMS)
     return next((path for path in candidates if path.is_file()), None)
 
 

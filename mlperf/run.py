@@ -236,7 +236,7 @@ def _problems(args: argparse.Namespace, workload: "Workload") -> Path | None:
 
     Raises: GradingError if rows need problems and there is no file, or it lacks some of them.
     """
-    from grading.tasks.livecodebench import Problems
+    from data.problems import Problems
     from grading.tasks.table import TASKS
 
     path = find_problems(args.livecodebench_file, [args.input_file])
@@ -244,7 +244,7 @@ def _problems(args: argparse.Namespace, workload: "Workload") -> Path | None:
     if not rows:
         return path
     if path is None:
-        raise GradingError(f"no {PROBLEMS} found: pass --livecodebench-file")
+        raise GradingError(f"no {' or '.join(PROBLEMS)} found: pass --livecodebench-file")
     problems = Problems(path)
     missing = [row for row in rows if str(row.ground_truth) not in problems]
     if missing:

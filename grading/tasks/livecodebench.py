@@ -5,19 +5,13 @@ MLPerf DeepSeek-R1 reference uses it. Each program runs in a confined process (`
 gets only the tests' inputs. Its outputs are compared in another confined process (`outputs`).
 """
 
-import base64
-import binascii
-import hashlib
-import json
-import pickletools
 import time
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
+from data.livecodebench import Case, Problem
 from errors import GradingError
 from grading.sandbox.inside.limits import Limits
 from grading.sandbox.process import Confined
@@ -32,82 +26,6 @@ Mode = Literal["reference", "fixed-stdio"]  # see `stdio`
 COMPARE_LIMIT_S = 5.0  # for the output of one test; 30 million characters take 1 s
 COMPARE_LIMITS = Limits(memory=2 << 30)
 _FENCE = "```python"
-_TESTS_BYTES = 1 << 30  # of one problem's tests, decompressed
-# the opcodes of a pickle that holds one text
-_OF_TEXT = ("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8")
-_AROUND_TEXT = ("PROTO", "FRAME", "PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE", "STOP")
-
-
-@dataclass(frozen=True)
-class Case:
-    """One test of a problem."""
-
-    input: str  # standard input, or JSON arguments, one per line
-    output: str  # the expected standard output, or the expected value as JSON
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A problem and its tests."""
-
-    id: str
-    function: str | None  # the function to call; None: the program reads standard input
-    tests: Sequence[Case]
-
-
-class Problems:
-    """A JSON-lines file of problems in LiveCodeBench's own schema, read one problem at a time.
-
-    Raises: GradingError if the file can't be read or a line is not a problem.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        # offset and length in bytes of each line: the tests of all problems would not fit in memory
-        self._lines: dict[str, tuple[int, int]] = {}
-        try:
-            with self.path.open("rb") as file:
-                offset = 0
-                for number, line in enumerate(file, 1):
-                    if line.strip():
-                        question_id = _question_id(line, f"{path}: line {number}")
-                        self._lines[question_id] = offset, len(line)
-                    offset += len(line)
-        except OSError as error:
-            raise GradingError(f"{path}: can't be read: {error.strerror}") from error
-
-    def __contains__(self, question_id: str) -> bool:
-        return question_id in self._lines
-
-    def read(self, question_id: str) -> Problem:
-        """A problem by its question_id.
-
-        Raises: GradingError if it is not in the file, or its tests can't be decoded.
-        """
-        if question_id not in self:
-            raise GradingError(f"{self.path.name} has no problem {question_id}")
-        row = json.loads(self._line(question_id))
-        try:
-            tests = json.loads(row["public_test_cases"]) + _private(row["private_test_cases"])
-            return Problem(
-                question_id,
-                json.loads(row.get("metadata") or "{}").get("func_name"),
-                [_case(test) for test in tests],
-            )
-        except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
-            raise GradingError(
-                f"{self.path}: problem {question_id} can't be read: {type(error).__name__}: {error}"
-            ) from error
-
-    def digest(self, question_id: str) -> str:
-        """The SHA-256 hash of a problem's line, in hexadecimal. The problem must exist."""
-        return hashlib.sha256(self._line(question_id)).hexdigest()
-
-    def _line(self, question_id: str) -> bytes:
-        offset, length = self._lines[question_id]
-        with self.path.open("rb") as file:
-            file.seek(offset)
-            return file.read(length)
 
 
 def extract(text: str) -> tuple[str, str] | None:
@@ -255,49 +173,3 @@ def _run(
 def _ended(error: ProcessEnded) -> Outcome:
     too_slow = isinstance(error, TimeLimit)
     return Outcome("time limit" if too_slow else str(error), too_slow=too_slow)
-
-
-def _case(test: Any) -> Case:
-    case = Case(test["input"], test["output"])
-    if not (isinstance(case.input, str) and isinstance(case.output, str)):
-        raise TypeError("a test's input or output is not text")
-    return case
-
-
-def _question_id(line: bytes, where: str) -> str:
-    try:
-        return str(json.loads(line)["question_id"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise GradingError(
-            f"{where} is not a LiveCodeBench problem: JSON with a question_id"
-        ) from error
-
-
-def _private(packed: str) -> list[Any]:
-    """Private tests: JSON, or base64 of a zlib-compressed pickle of JSON text."""
-    try:
-        tests = json.loads(packed)
-    except ValueError:
-        tests = json.loads(_unpack(packed))
-    if not isinstance(tests, list):
-        raise ValueError("private tests are not a list")
-    return tests
-
-
-def _unpack(packed: str) -> str:
-    """The text in a pickle of one text. The pickle is read opcode by opcode, never executed."""
-    try:
-        inflate = zlib.decompressobj()
-        data = inflate.decompress(base64.b64decode(packed, validate=True), _TESTS_BYTES)
-    except (binascii.Error, zlib.error) as error:
-        raise ValueError(f"private tests are not base64 of zlib data: {error}") from error
-    text = None
-    for opcode, argument, _ in pickletools.genops(data):
-        if opcode.name in _OF_TEXT and text is None:
-            text = argument
-        elif opcode.name not in _AROUND_TEXT:
-            break
-    else:
-        if isinstance(text, str):
-            return text
-    raise ValueError("private tests are not a pickle of one text")

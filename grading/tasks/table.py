@@ -11,6 +11,7 @@ from queue import SimpleQueue
 from time import perf_counter
 from typing import Any
 
+from data.problems import Problems
 from errors import GradingError
 from grading.sandbox.inside.limits import Limits
 from grading.sandbox.sandbox import Sandbox
@@ -49,7 +50,7 @@ class Rules:
 class Context:
     """What judging may need in addition to an answer."""
 
-    problems: livecodebench.Problems | None  # None if no answer needs them
+    problems: Problems | None  # None if no answer needs them
     sandbox: Sandbox
     rules: Rules = Rules()
 

