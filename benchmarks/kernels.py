@@ -33,6 +33,7 @@ from ref_dsinfer.config import ModelConfig, Yarn
 from ref_dsinfer.layers import Weight
 from ref_dsinfer.model import Layer
 from ref_dsinfer.parallel import RankInfo, Ranks
+from ref_dsinfer.rounding import ceil_div
 
 NO_GPU = 3  # exit code
 RANKS = 8
@@ -180,7 +181,7 @@ class Bench:
         self, shape: tuple[int, int], batch: int, arithmetic: gemm.Arithmetic
     ) -> tuple[float, float]:
         """Seconds and bytes of one product."""
-        count = -(-L2 // (shape[0] * shape[1])) if self.timed else 1
+        count = ceil_div(L2, shape[0] * shape[1]) if self.timed else 1
         copies = [self.weights(*shape) for _ in range(count)]
         x = torch.randn(batch, shape[1], device=self.device, dtype=torch.bfloat16)
         calls = [partial(gemm.dense, x, weight, scale, arithmetic) for weight, scale in copies]

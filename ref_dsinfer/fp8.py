@@ -21,6 +21,7 @@ from ref_dsinfer import checkpoint, weight_files
 from ref_dsinfer.config import CONFIG_FILE, ModelConfig, read_config
 from ref_dsinfer.files import write_json
 from ref_dsinfer.keys import FP8_BLOCK, QUANTIZATION_CONFIG
+from ref_dsinfer.rounding import ceil_div
 
 E4M3 = torch.float8_e4m3fn
 LARGEST = torch.finfo(E4M3).max  # 448
@@ -29,7 +30,7 @@ SMALLEST_AMAX = 1e-4  # an all-zero block would otherwise have scale 0 and dequa
 
 def scale_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Shape of the scales of a weight of this shape."""
-    rows, columns = (-(-size // FP8_BLOCK) for size in shape[-2:])
+    rows, columns = (ceil_div(size, FP8_BLOCK) for size in shape[-2:])
     return (*shape[:-2], rows, columns)
 
 

@@ -11,6 +11,7 @@ from ref_dsinfer import attention as decode
 from ref_dsinfer import cpu_kernels
 from ref_dsinfer.batch import Decodes, Prefill
 from ref_dsinfer.config import ModelConfig
+from ref_dsinfer.rounding import ceil_div
 
 TINY = Path(__file__).parents[2] / "data/tiny/model"
 TOLERANCE = 2e-4
@@ -154,7 +155,7 @@ def test_the_compiled_attention_is_the_plain_one(
     table = torch.zeros(5, 4, dtype=torch.int64)
     free = iter(torch.randperm(12).tolist())
     for row, length in zip(table, lengths.tolist(), strict=True):
-        for column in range(-(-length // places)):
+        for column in range(ceil_div(length, places)):
             row[column] = next(free)
     q = torch.randn(5, heads, width)
     exact = decode.plain(q, blocks.float(), table, lengths, kept, 0.1)
