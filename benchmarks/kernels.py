@@ -26,7 +26,7 @@ if __name__ == "__main__":  # the packages of this tree, and none of the files b
     sys.path[0] = str(Path(__file__).parents[1])
 
 from benchmarks import roofline
-from ref_dsinfer import fp8, gemm, rope
+from ref_dsinfer import fp8_format, gemm, rope
 from ref_dsinfer.batch import Batch, Decodes
 from ref_dsinfer.cache import PagedCache
 from ref_dsinfer.config import ModelConfig, Yarn
@@ -131,10 +131,10 @@ class Bench:
 
     def weights(self, *shape: int) -> tuple[Tensor, Tensor]:
         """A random block-fp8 weight, and its scales."""
-        values = torch.empty(shape, dtype=fp8.E4M3, device=self.device)
+        values = torch.empty(shape, dtype=fp8_format.E4M3, device=self.device)
         for part in values if len(shape) > 2 else [values]:
             part.copy_(torch.randn(part.shape, device=self.device))
-        return values, torch.full(fp8.scale_shape(shape), 0.02, device=self.device)
+        return values, torch.full(fp8_format.scale_shape(shape), 0.02, device=self.device)
 
     def decode_inputs(self, batch: int) -> Decodes:
         """So many sequences of `context` tokens, their blocks spread over the cache."""
@@ -208,7 +208,7 @@ class Slice:
             for part in parameter if many else [parameter]:
                 part.data.copy_(torch.randn(part.shape, device=device) * 0.02)
         for name, parameter in modules.named_parameters():
-            if parameter.dtype == fp8.E4M3:
+            if parameter.dtype == fp8_format.E4M3:
                 parameter.data.view(torch.uint8).bitwise_or_(0x20)  # no tiny values
             elif name.endswith("weight_scale_inv") or "norm" in name:
                 parameter.data.fill_(0.02 if "scale" in name else 1.0)

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ref_dsinfer.fp8 import E4M3, LARGEST, SMALLEST_AMAX
+from ref_dsinfer.fp8_format import E4M3, LARGEST, SMALLEST_AMAX
 from ref_dsinfer.keys import FP8_BLOCK
 from ref_dsinfer.rounding import ceil_div
 
@@ -142,7 +142,7 @@ def _quantise(x_ptr, q_ptr, scale_ptr, IN, LARGEST: tl.constexpr, SMALLEST: tl.c
 
 
 def quantise_rows(x_TI: Tensor) -> tuple[Tensor, Tensor]:
-    """`fp8.quantise_rows` in one kernel."""
+    """`fp8_format.quantise_rows` in one kernel."""
     x_TI = x_TI.contiguous()
     rows, columns = x_TI.shape
     blocks = ceil_div(columns, FP8_BLOCK)

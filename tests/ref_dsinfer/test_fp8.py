@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from errors import UsageError
-from ref_dsinfer import fp8
+from ref_dsinfer import fp8, fp8_format
 from ref_dsinfer.layers import Linear
 
 
@@ -27,41 +27,41 @@ def test_what_is_quantised_comes_back_within_half_a_step(
 ) -> None:
     torch.manual_seed(0)
     weight = torch.randn(shape)
-    values, scale = fp8.quantise(weight)
+    values, scale = fp8_format.quantise(weight)
     assert (values.dtype, values.shape) == (torch.float8_e4m3fn, shape)
     assert (scale.dtype, tuple(scale.shape)) == (torch.float32, scales)
-    back = fp8.dequantise(values, scale, torch.float32)
+    back = fp8_format.dequantise(values, scale, torch.float32)
     # 3 bits of mantissa: half a step is 1/16 of the value, or of the smallest normal one.
     smallest = scale.amax() * 2**-6
     assert ((back - weight).abs() <= weight.abs().clamp(min=smallest) / 16 * 1.001).all()
-    assert torch.equal(values, fp8.quantise(back)[0])  # what fp8 can hold it holds exactly
+    assert torch.equal(values, fp8_format.quantise(back)[0])  # what fp8 can hold it holds exactly
 
 
 def test_the_scale_multiplies_and_each_block_has_its_own() -> None:
     weight = torch.ones(256, 130)
     weight[128:] = 1000.0
     weight[:, 128:] *= 0.01
-    values, scale = fp8.quantise(weight)
+    values, scale = fp8_format.quantise(weight)
     expected = torch.tensor([[1.0, 0.01], [1000.0, 10.0]]) / 448
     torch.testing.assert_close(scale, expected)
     assert values.float().unique().tolist() == [448.0]
-    torch.testing.assert_close(fp8.dequantise(values, scale, torch.float32), weight)
+    torch.testing.assert_close(fp8_format.dequantise(values, scale, torch.float32), weight)
 
 
 def test_a_block_of_zeros_stays_zero() -> None:
-    values, scale = fp8.quantise(torch.zeros(128, 256))
+    values, scale = fp8_format.quantise(torch.zeros(128, 256))
     assert scale.isfinite().all()
     assert (scale > 0).all()
-    assert not fp8.dequantise(values, scale, torch.bfloat16).any()
+    assert not fp8_format.dequantise(values, scale, torch.bfloat16).any()
 
 
 def test_a_linear_dequantises_before_its_product() -> None:
     torch.manual_seed(0)
     weight, x = torch.randn(200, 300), torch.randn(4, 300).bfloat16()
     linear = Linear(200, 300, dtype=torch.bfloat16, quantised=True)
-    values, scale = fp8.quantise(weight)
+    values, scale = fp8_format.quantise(weight)
     linear.weight.data, linear.weight_scale_inv.data = values, scale
-    expected = x @ fp8.dequantise(values, scale, torch.bfloat16).T
+    expected = x @ fp8_format.dequantise(values, scale, torch.bfloat16).T
     assert torch.equal(linear(x), expected)
 
 
@@ -116,7 +116,9 @@ def test_a_twin_computes_what_its_dequantised_weights_compute(
 
     plain.mkdir()
     dequantised = {
-        name: fp8.dequantise(tensor, tensors[f"{name}_scale_inv"], torch.float32).contiguous()
+        name: fp8_format.dequantise(
+            tensor, tensors[f"{name}_scale_inv"], torch.float32
+        ).contiguous()
         if name in quantised
         else tensor
         for name, tensor in tensors.items()

@@ -17,6 +17,7 @@ from ref_dsinfer import fp8
 from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.convert import convert
 from ref_dsinfer.engine import Engine
+from ref_dsinfer.keys import QUANTIZATION_CONFIG
 from ref_dsinfer.model import Model
 from ref_dsinfer.options import EngineOptions
 from ref_dsinfer.parallel import ATTENTION, RankInfo
@@ -193,7 +194,7 @@ def test_activations_scaled_by_powers_of_two_are_refused_where_they_are_rounded(
 
 def test_a_word_of_fp8_without_fp8_weights_is_told(copied: Path) -> None:
     raw = json.loads((copied / "config.json").read_text())
-    raw["quantization_config"] = fp8.QUANTIZATION_CONFIG
+    raw["quantization_config"] = QUANTIZATION_CONFIG
     (copied / "config.json").write_text(json.dumps(raw))
     with pytest.raises(CheckpointError, match="as F32, but config"):
         Engine(copied, EngineOptions("cpu"))
