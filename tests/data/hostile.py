@@ -36,7 +36,7 @@ COLUMNS = ("dataset", "question", "text_input", "ground_truth", "model_output")
 class Call:
     """Pickled as a call of `function`, and a state that is set in what it gives."""
 
-    def __init__(self, function, *arguments, state=None):
+    def __init__(self, function, *arguments, state=None) -> None:
         self.reduced = (function, arguments) if state is None else (function, arguments, state)
 
     def __reduce__(self):

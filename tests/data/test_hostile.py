@@ -65,12 +65,12 @@ def _apart(work):
     return said, os.waitstatus_to_exitcode(status), used.ru_maxrss >> 10
 
 
-def test_there_are_many_kinds():
+def test_there_are_many_kinds() -> None:
     assert len(HOSTILE) >= 100
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_pickle_ends_in_one_line(tmp_path, name):
+def test_a_hostile_pickle_ends_in_one_line(tmp_path: Path, name) -> None:
     path = tmp_path / "a.pkl"
     path.write_bytes(HOSTILE[name])
     said, code, megabytes = _apart(lambda: f"a frame of {len(_read(path))} rows")
@@ -83,7 +83,7 @@ def test_a_hostile_pickle_ends_in_one_line(tmp_path, name):
 
 
 @pytest.mark.parametrize("path", FRAMES, ids=lambda path: f"{path.parent.name}-{path.stem}")
-def test_frames_of_every_pandas_are_read(path):
+def test_frames_of_every_pandas_are_read(path) -> None:
     """The values are those that this pandas makes of the same frame."""
     expected = {name: frame for name, frame, _ in frames()}[path.stem]
     if path.stem == "empty":
@@ -116,7 +116,7 @@ def _alike(new, old):
 class Mutants:
     """Frames with some opcodes changed, taken from others or left out; the same for a seed."""
 
-    def __init__(self, seed):
+    def __init__(self, seed) -> None:
         self._random = random.Random(seed)
         self._files = [_opcodes_of(path.read_bytes()) for path in FRAMES]
         self._everything = [part for file in self._files for part in file]
@@ -182,7 +182,7 @@ def _read_mutants(seed, count):
 @pytest.mark.parametrize(
     "count", [1000, pytest.param(MUTANTS, marks=[pytest.mark.slow, pytest.mark.timeout(600)])]
 )
-def test_mutants_of_real_frames_are_read_or_refused(count):
+def test_mutants_of_real_frames_are_read_or_refused(count) -> None:
     said, code, megabytes = _apart(lambda: _read_mutants(count, count))
     assert code == 0, said
     assert 0 < int(said.split()[0]) < count

@@ -1,6 +1,7 @@
 """The results frame and the files it is kept in."""
 
 from array import array
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -31,7 +32,7 @@ def _frame():
     )
 
 
-def test_a_results_frame_has_a_row_an_answer_in_order():
+def test_a_results_frame_has_a_row_an_answer_in_order() -> None:
     results = results_frame(_frame(), COMPLETIONS, Spelled(), "echo")
     assert results["sample_index"].tolist() == [0, 1, 1]
     assert results["query_id"].tolist() == [30, 3, 12]
@@ -48,7 +49,7 @@ def test_a_results_frame_has_a_row_an_answer_in_order():
 
 
 @pytest.mark.parametrize("name", ["out", "out.pkl", "out.parquet", "out.pickle", "v1.5"])
-def test_both_twins_are_written_and_say_the_same(tmp_path, name):
+def test_both_twins_are_written_and_say_the_same(tmp_path: Path, name: str) -> None:
     results = results_frame(_frame(), COMPLETIONS, Spelled(), "echo")
     stem = "v1.5" if name == "v1.5" else "out"
     paths = write_frame(results, tmp_path / name)
@@ -62,7 +63,7 @@ def test_both_twins_are_written_and_say_the_same(tmp_path, name):
         assert frame["model_output"].tolist() == ["", "8", "5 6 7"]
 
 
-def test_what_parquet_cannot_hold_is_text_there(tmp_path):
+def test_what_parquet_cannot_hold_is_text_there(tmp_path: Path) -> None:
     values = [["a", 1], [10**30, 1], ["\ud800", None], [{"a": 1}, "b"]]
     for first, second in values:
         frame = pd.DataFrame({"a": pd.Series([first, second], dtype=object), 5: [1, 2]})
@@ -71,11 +72,13 @@ def test_what_parquet_cannot_hold_is_text_there(tmp_path):
         assert parquet["a"].tolist()[0] == str(first).replace("\ud800", "?")
 
 
-def test_a_failed_write_leaves_the_old_file_whole(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_the_old_file_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_frame(_frame(), tmp_path / "out")
     old = (tmp_path / "out.pkl").read_bytes()
 
-    def half(frame, path):
+    def half(frame, path) -> None:
         path.write_bytes(old[:10])
         raise OSError(28, "No space left on device")
 
@@ -86,7 +89,7 @@ def test_a_failed_write_leaves_the_old_file_whole(tmp_path, monkeypatch):
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_check_writable(tmp_path):
+def test_check_writable(tmp_path: Path) -> None:
     check_writable(tmp_path / "new" / "folder")
     assert (tmp_path / "new" / "folder").is_dir()
     check_writable(tmp_path / "other" / "out.pkl")

@@ -75,7 +75,7 @@ def _grades(folder):
     return [{name: value for name, value in grade.items() if name != "seconds"} for grade in grades]
 
 
-def _assert_same(one, other):
+def _assert_same(one, other) -> None:
     assert one[0] == other[0]
     pd.testing.assert_frame_equal(one[1], other[1])
     pd.testing.assert_frame_equal(
@@ -86,7 +86,7 @@ def _assert_same(one, other):
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_it_comes_to_the_same(tmp_path):
+def test_killed_at_random_moments_it_comes_to_the_same(tmp_path: Path) -> None:
     rng = random.Random(1)
     whole = _folder(tmp_path / "whole")
     start = time.monotonic()
@@ -115,7 +115,7 @@ def test_killed_at_random_moments_it_comes_to_the_same(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_goes_on_where_it_stopped(tmp_path):
+def test_a_run_that_is_killed_goes_on_where_it_stopped(tmp_path: Path) -> None:
     folder = _folder(tmp_path / "killed")
     process = _start(folder)
     log = folder / "a_grades.jsonl"

@@ -49,7 +49,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 class Ended:
     """A run that has ended, and what it has left."""
 
-    def __init__(self, process: subprocess.CompletedProcess[str], results: Path, sent: Path):
+    def __init__(
+        self, process: subprocess.CompletedProcess[str], results: Path, sent: Path
+    ) -> None:
         self.code, self.stderr, self.results = process.returncode, process.stderr, results
         path = results / "state.json"
         self.state: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}

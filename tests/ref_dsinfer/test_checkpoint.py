@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,7 @@ def copied(random_model: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def fp8_model(tmp_path_factory: pytest.TempPathFactory, write_model) -> Path:
+def fp8_model(tmp_path_factory: pytest.TempPathFactory, write_model: Callable[..., Path]) -> Path:
     """Block-fp8, with sizes that leave whole blocks to each of two ranks."""
     path = tmp_path_factory.mktemp("fp8")
     inner = {"intermediate_size": 256, "moe_intermediate_size": 128}

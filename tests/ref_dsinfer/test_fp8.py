@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -66,7 +67,7 @@ def test_a_linear_dequantises_before_its_product() -> None:
 
 
 @pytest.fixture(scope="module")
-def wide_model(tmp_path_factory: pytest.TempPathFactory, write_model) -> Path:
+def wide_model(tmp_path_factory: pytest.TempPathFactory, write_model: Callable[..., Path]) -> Path:
     """Sizes with edge blocks, in more than one file."""
     from transformers import DeepseekV3ForCausalLM
 

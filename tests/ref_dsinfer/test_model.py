@@ -1,6 +1,7 @@
 """The model against transformers' DeepseekV3ForCausalLM, in fp32, through the engine's cache."""
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -57,7 +58,9 @@ SHAPES = {
 
 @pytest.fixture(scope="module", params=[*SHAPES, "tiny"])
 def model_dir(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, write_model
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    write_model: Callable[..., Path],
 ) -> Path:
     if request.param == "tiny":
         return TINY

@@ -1,6 +1,7 @@
 """Routing against a plain definition, written with loops."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -90,7 +91,9 @@ def test_groups_with_negative_biased_scores_stay_out(config: ModelConfig) -> Non
     assert sorted(experts[0].tolist()) == [4, 5]
 
 
-def test_a_bias_near_seven_is_kept_in_fp32_by_a_bf16_model(tmp_path: Path, write_model) -> None:
+def test_a_bias_near_seven_is_kept_in_fp32_by_a_bf16_model(
+    tmp_path: Path, write_model: Callable[..., Path]
+) -> None:
     from safetensors.torch import load_file, save_file
 
     from ref_dsinfer.model import Model
@@ -154,7 +157,7 @@ def fill(weight: Weight, values: torch.Tensor) -> None:
     weight.weight.data.copy_(values)
 
 
-def test_v2_models_load_without_a_bias(tmp_path: Path, write_model) -> None:
+def test_v2_models_load_without_a_bias(tmp_path: Path, write_model: Callable[..., Path]) -> None:
     from safetensors.torch import load_file, save_file
 
     from ref_dsinfer.model import Model

@@ -68,7 +68,7 @@ def frames():
     yield "odd", base.assign(**odd), newest
 
 
-def main():
+def main() -> None:
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
     for name, frame, protocol in frames():

@@ -82,14 +82,14 @@ def _held(level, user):
 @pytest.mark.parametrize("user", USERS)
 @pytest.mark.parametrize("level", ["full", "kernel", "bwrap"])
 class TestWhereALevelHolds:
-    def test_no_attack_gets_through_and_the_run_goes_on(self, level, user):
+    def test_no_attack_gets_through_and_the_run_goes_on(self, level, user) -> None:
         if level == "bwrap" and not shutil.which("bwrap"):
             pytest.skip("bubblewrap is not installed")
         outcomes = _held(level, user)
         assert [name for name, outcome in outcomes.items() if outcome["bitten"]] == []
         assert outcomes.keys() == BODIES.keys()
 
-    def test_the_host_is_as_it_was(self, level, user):
+    def test_the_host_is_as_it_was(self, level, user) -> None:
         if level == "bwrap" and not shutil.which("bwrap"):
             pytest.skip("bubblewrap is not installed")
         changes = {name: outcome["changes"] for name, outcome in _held(level, user).items()}
@@ -98,7 +98,7 @@ class TestWhereALevelHolds:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("user", ["this user", "nobody"])
-def test_attacks_bite_where_nothing_holds(user):
+def test_attacks_bite_where_nothing_holds(user: str) -> None:
     names = BITES_AS_ROOT if user == "this user" and IS_ROOT else BITES
     outcomes = _run("none", user, tuple(sorted(names)))["outcomes"]
     assert {name: out["rule"] for name, out in outcomes.items() if not out["bitten"]} == {}

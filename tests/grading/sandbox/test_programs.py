@@ -80,7 +80,7 @@ def leveled(request):
 
 
 @pytest.mark.parametrize("name", USUAL)
-def test_what_programs_usually_do_works(name, leveled):
+def test_what_programs_usually_do_works(name, leveled) -> None:
     body = "\n    ".join(USUAL[name].split("\n"))
     problem = Problem("q", "f", [Case("1", "2")])
     verdict = passes(f"def f(a):\n    {body}\n    return 2\n", problem, leveled, 30)
@@ -88,12 +88,12 @@ def test_what_programs_usually_do_works(name, leveled):
 
 
 @pytest.mark.parametrize("name", READ_AND_PRINT)
-def test_standard_input_and_output_are_real_in_every_test(name, leveled):
+def test_standard_input_and_output_are_real_in_every_test(name, leveled) -> None:
     verdict = passes(READ_AND_PRINT[name], ADD, leveled, 20, "fixed-stdio")
     assert verdict.right, verdict.rule
 
 
-def test_formulas_are_compared(leveled):
+def test_formulas_are_compared(leveled) -> None:
     with leveled.start("grading.tasks.math500", Limits(memory=1 << 30)) as process:
         assert process.ask({"answer": "1+x", "truth": "x+1"}, 20)["right"] is True
 
@@ -140,7 +140,7 @@ def _naive(code, argument, expected):
 
 
 @pytest.mark.parametrize("name", CHEATS | LIES)
-def test_cheats_fail(name, sandbox):
+def test_cheats_fail(name, sandbox: Sandbox) -> None:
     expected = {"secret": [918273645]}
     code = (CHEATS | LIES)[name]
     problem = Problem("q", "f", [Case("1", json.dumps(*expected["secret"]))])
@@ -160,7 +160,7 @@ def test_cheats_fail(name, sandbox):
     ],
     ids=range(3),
 )
-def test_cheats_on_standard_output_fail(code, sandbox):
+def test_cheats_on_standard_output_fail(code: str, sandbox: Sandbox) -> None:
     for mode in ("reference", "fixed-stdio"):
         assert not passes(code, ADD, sandbox, 5, mode).right
 
@@ -203,7 +203,7 @@ RETURNS = ("exit", "exit with a code", "interrupt", "no more files", "the group"
 
 
 @pytest.mark.parametrize("name", ENDS)
-def test_a_right_answer_and_then_an_end_is_the_same_at_every_level(name, leveled):
+def test_a_right_answer_and_then_an_end_is_the_same_at_every_level(name, leveled) -> None:
     end, right = ENDS[name]
     code = "import sys\na, b = map(int, input().split())\nprint(a + b)\nsys.stdout.flush()\n"
     verdict = passes(f"{code}{end}\n", ADD, leveled, 1)
@@ -211,7 +211,7 @@ def test_a_right_answer_and_then_an_end_is_the_same_at_every_level(name, leveled
 
 
 @pytest.mark.parametrize("name", ENDS)
-def test_an_end_within_a_function_fails_at_every_level(name, leveled):
+def test_an_end_within_a_function_fails_at_every_level(name, leveled) -> None:
     body = ENDS[name][0].replace("\n", "\n        ")
     code = f"def f(a):\n    try:\n        {body}\n    finally: return 2\n"
     problem = Problem("q", "f", [Case("1", "2"), Case("1", "2")])

@@ -50,7 +50,7 @@ def nothing_left():
     ],
     ids=["loop", "sleep", "signals blocked", "catches everything", "threads"],
 )
-def test_time_is_limited(attack, nothing_left, sandbox):
+def test_time_is_limited(attack: str, nothing_left, sandbox: Sandbox) -> None:
     start = time.monotonic()
     assert not passes(f"{attack}\n{RIGHT}", ADD, sandbox, 1.0).right
     assert time.monotonic() - start < 10
@@ -82,11 +82,11 @@ def test_time_is_limited(attack, nothing_left, sandbox):
     ],
     ids=range(20),
 )
-def test_misbehaving_programs_fail(attack, nothing_left, sandbox):
+def test_misbehaving_programs_fail(attack: str, nothing_left, sandbox: Sandbox) -> None:
     assert not passes(f"{attack}\n{RIGHT}", ADD, sandbox, 2.0).right
 
 
-def test_a_program_sees_one_input_and_no_expected_output(sandbox):
+def test_a_program_sees_one_input_and_no_expected_output(sandbox: Sandbox) -> None:
     code = (
         "import sys, gc\n"
         "a, b = map(int, input().split())\n"
@@ -99,7 +99,9 @@ def test_a_program_sees_one_input_and_no_expected_output(sandbox):
     ).right
 
 
-def test_environment_descriptors_and_directory_are_empty(monkeypatch, sandbox):
+def test_environment_descriptors_and_directory_are_empty(
+    monkeypatch: pytest.MonkeyPatch, sandbox: Sandbox
+) -> None:
     monkeypatch.setenv("SECRET", "x")
     inherited = os.open("/dev/null", os.O_RDONLY)
     os.set_inheritable(inherited, True)
@@ -119,12 +121,12 @@ def test_environment_descriptors_and_directory_are_empty(monkeypatch, sandbox):
         os.close(inherited)
 
 
-def _loaded(process, code, function):
+def _loaded(process, code, function) -> None:
     message = {"code": code, "function": function, "mode": "fixed-stdio"}
     assert process.ask(message, 5) == {"ok": True}
 
 
-def test_a_program_that_prints_too_much_does_not_fill_the_memory(sandbox):
+def test_a_program_that_prints_too_much_does_not_fill_the_memory(sandbox: Sandbox) -> None:
     with sandbox.start("grading.tasks.program", Limits(file=1 << 20)) as process:
         _loaded(process, "while True: print('y' * 1000)", None)
         process.set_input(b"")
@@ -142,14 +144,16 @@ def test_a_program_that_prints_too_much_does_not_fill_the_memory(sandbox):
         'b\'{"ok": true}\\n{"ok": true}\\n\'',
     ],
 )
-def test_a_forged_reply_is_no_answer(forged, sandbox):
+def test_a_forged_reply_is_no_answer(forged: str, sandbox: Sandbox) -> None:
     with sandbox.start("grading.tasks.program", Limits()) as process:
         _loaded(process, f"import os\ndef f(a):\n    os.write(3, {forged})\n    os._exit(0)\n", "f")
         with pytest.raises(ProcessEnded):
             process.ask({"input": "1"}, 5)
 
 
-def test_a_reply_without_end_is_no_answer(monkeypatch, sandbox):
+def test_a_reply_without_end_is_no_answer(
+    monkeypatch: pytest.MonkeyPatch, sandbox: Sandbox
+) -> None:
     monkeypatch.setattr("grading.sandbox.process.REPLY_BYTES", 1 << 20)
     with sandbox.start("grading.tasks.program", Limits()) as process:
         _loaded(process, "import os\ndef f(a):\n    while True: os.write(3, b'x' * 9999)\n", "f")
@@ -157,30 +161,30 @@ def test_a_reply_without_end_is_no_answer(monkeypatch, sandbox):
             process.ask({"input": "1"}, 5)
 
 
-def test_end_all_wakes_whoever_waits(sandbox):
+def test_end_all_wakes_whoever_waits(sandbox: Sandbox) -> None:
     with sandbox.start("grading.tasks.program", Limits()) as process:
         sandbox.end_all()
         with pytest.raises(ProcessEnded):
             process.ask({"code": "while True: 1", "function": "f", "mode": "reference"}, 5)
 
 
-def test_too_late_is_told_apart(sandbox):
+def test_too_late_is_told_apart(sandbox: Sandbox) -> None:
     with sandbox.start("grading.tasks.program", Limits()) as process, pytest.raises(TimeLimit):
         process.ask({"code": "while True: 1", "function": "f", "mode": "reference"}, 0.2)
 
 
-def test_a_long_input_arrives_whole_however_long_it_may_take(sandbox):
+def test_a_long_input_arrives_whole_however_long_it_may_take(sandbox: Sandbox) -> None:
     size = 20 << 20  # a hundred times what a socket holds
     problem = Problem("length", "len", [Case(f'"{"x" * size}"', str(size))])
     assert passes("len", problem, sandbox, 1e8).right
 
 
-def test_a_module_that_fails_to_start_is_named(sandbox):
+def test_a_module_that_fails_to_start_is_named(sandbox: Sandbox) -> None:
     with pytest.raises(SandboxError, match="no_such_module"):
         sandbox.start("grading.tasks.no_such_module", Limits())
 
 
-def test_forked_processes_draw_other_random_numbers(sandbox):
+def test_forked_processes_draw_other_random_numbers(sandbox: Sandbox) -> None:
     code = "import random\ndef f(a):\n    return random.random()\n"
     drawn = set()
     for _ in range(3):
@@ -190,7 +194,7 @@ def test_forked_processes_draw_other_random_numbers(sandbox):
     assert len(drawn) == 3
 
 
-def test_a_start_costs_little(sandbox):
+def test_a_start_costs_little(sandbox: Sandbox) -> None:
     seconds = []
     for _ in range(20):
         start = time.perf_counter()
@@ -200,7 +204,7 @@ def test_a_start_costs_little(sandbox):
     assert min(seconds) < 0.015  # others may use the machine: the best of 20
 
 
-def test_a_server_that_is_killed_costs_nobody_a_process():
+def test_a_server_that_is_killed_costs_nobody_a_process() -> None:
     with Sandbox() as sandbox, sandbox.start("grading.tasks.program", Limits()) as before:
         server = max(n for n, stat in _of(os.getpid()).items() if int(stat[1]) == os.getpid())
         os.kill(server, signal.SIGKILL)
@@ -210,7 +214,9 @@ def test_a_server_that_is_killed_costs_nobody_a_process():
 
 
 @pytest.mark.parametrize("level", ["full", "kernel"])
-def test_nothing_outlives_a_killed_grader(level, tmp_path, monkeypatch):
+def test_nothing_outlives_a_killed_grader(
+    level: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     script = (
         "import time\n"
@@ -235,7 +241,7 @@ def test_nothing_outlives_a_killed_grader(level, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_closed_sandbox_leaves_no_server():
+def test_a_closed_sandbox_leaves_no_server() -> None:
     before = set(_of(os.getpid()))
     with Sandbox() as sandbox:
         sandbox.start("grading.tasks.program", Limits())

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from errors import GradingError
 from grading.pool import grade_all
+from grading.sandbox.sandbox import Sandbox
 from grading.tasks import Answer
 from grading.tasks.livecodebench import (
     Case,
@@ -58,14 +59,14 @@ def _check(tmp_path, sandbox, mode, slow):
 
 
 @pytest.mark.parametrize("mode", ["reference", "fixed-stdio"])
-def test_labelled_programs_agree(tmp_path, sandbox, mode):
+def test_labelled_programs_agree(tmp_path: Path, sandbox: Sandbox, mode: str) -> None:
     elsewhere = _check(tmp_path, sandbox, mode, slow=False)
     if mode == "reference":
         assert elsewhere <= TAKEN
 
 
 @pytest.mark.slow
-def test_labelled_programs_that_take_their_time_agree(tmp_path, sandbox):
+def test_labelled_programs_that_take_their_time_agree(tmp_path: Path, sandbox: Sandbox) -> None:
     _check(tmp_path, sandbox, "reference", slow=True)
 
 
@@ -106,12 +107,12 @@ def _problem(*tests, function=None):
         ("exit()", "null", False),
     ],
 )
-def test_returned_values(returned, expected, right, sandbox):
+def test_returned_values(returned: str, expected: str, right: bool, sandbox: Sandbox) -> None:
     code = f"class Solution:\n    def f(self, a):\n        return {returned}"
     assert passes(code, _problem(("7", expected), function="f"), sandbox, 5).right is right
 
 
-def test_a_recursive_value_is_wrong(sandbox):
+def test_a_recursive_value_is_wrong(sandbox: Sandbox) -> None:
     code = "def f(a):\n    x = []\n    x.append(x)\n    return x"
     assert not passes(code, _problem(("7", "[]"), function="f"), sandbox, 5).right
 
@@ -132,12 +133,12 @@ def test_a_recursive_value_is_wrong(sandbox):
         ("1 2", "1", False),
     ],
 )
-def test_same_output(printed, expected, right):
+def test_same_output(printed: str, expected: str, right: bool) -> None:
     assert same_output(printed, expected) is right
 
 
 @given(st.lists(st.decimals(allow_nan=False, allow_infinity=False), max_size=4))
-def test_numbers_equal_in_any_spelling(numbers):
+def test_numbers_equal_in_any_spelling(numbers) -> None:
     plain = " ".join(str(number) for number in numbers)
     assert same_output(" ".join(f"{Decimal(number):E}" for number in numbers), plain)
 
@@ -151,7 +152,7 @@ JSON = st.recursive(
 
 @given(JSON, JSON)
 @settings(deadline=None)
-def test_hostile_values_are_never_an_exception(tagged, expected):
+def test_hostile_values_are_never_an_exception(tagged, expected) -> None:
     assert same_value(tagged, expected) in (True, False)
 
 
@@ -194,7 +195,7 @@ class Attack:
         return os.system, ("touch attacked",)
 
 
-def test_private_tests_in_both_spellings(tmp_path):
+def test_private_tests_in_both_spellings(tmp_path: Path) -> None:
     tests = json.dumps([{"input": "2", "output": "4", "testtype": "stdin"}])
     plain = _read(tmp_path, private_test_cases=tests)
     packed = _read(tmp_path, private_test_cases=_pack(tests), metadata='{"func_name": "f"}')
@@ -224,7 +225,9 @@ def test_private_tests_in_both_spellings(tmp_path):
     ],
     ids=range(16),
 )
-def test_a_problem_that_cannot_be_read_says_so(tmp_path, monkeypatch, changes):
+def test_a_problem_that_cannot_be_read_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes
+) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(GradingError, match="problem q1 can't be read"):
         _read(tmp_path, **changes)
@@ -232,7 +235,7 @@ def test_a_problem_that_cannot_be_read_says_so(tmp_path, monkeypatch, changes):
 
 
 @pytest.mark.parametrize("line", ["{}", "[1]", "{", "[" * 100_000, '"x"'], ids=range(5))
-def test_a_file_that_holds_no_problems_says_so(tmp_path, line):
+def test_a_file_that_holds_no_problems_says_so(tmp_path: Path, line: str) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text(line)
     with pytest.raises(GradingError, match="line 1"):
@@ -241,7 +244,7 @@ def test_a_file_that_holds_no_problems_says_so(tmp_path, line):
         Problems(tmp_path / "none.jsonl")
 
 
-def test_an_unknown_problem_is_the_error_of_its_row(tmp_path, sandbox):
+def test_an_unknown_problem_is_the_error_of_its_row(tmp_path: Path, sandbox: Sandbox) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text(json.dumps(_row()) + "\n")
     code = "```python\nprint(input())\n```"
@@ -253,20 +256,20 @@ def test_an_unknown_problem_is_the_error_of_its_row(tmp_path, sandbox):
     assert "no problem q2" in str(second.detail)
 
 
-def test_texts_of_every_pickle_are_read(tmp_path):
+def test_texts_of_every_pickle_are_read(tmp_path: Path) -> None:
     tests = json.dumps([{"input": "2ä\ud800" * 99, "output": "4"}], ensure_ascii=False)
     for protocol in range(6):
         packed = _packed(pickle.dumps(tests, protocol))
         assert _read(tmp_path, private_test_cases=packed).tests[1:] == [Case("2ä\ud800" * 99, "4")]
 
 
-def test_an_expected_value_that_can_not_be_read_is_the_problems(sandbox):
+def test_an_expected_value_that_can_not_be_read_is_the_problems(sandbox: Sandbox) -> None:
     for expected in ("[1", "[" * 100_000, "1" * 60_000):
         with pytest.raises(GradingError, match="problem q: expected output is not JSON"):
             passes("f = abs", _problem(("7", expected), function="f"), sandbox, 5)
 
 
-def test_too_slow_is_told_apart(tmp_path, sandbox):
+def test_too_slow_is_told_apart(tmp_path: Path, sandbox: Sandbox) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text(json.dumps(_row()) + "\n")
     answer = Answer(0, "livecodebench", "```python\nwhile True: pass\n```", "q1")
@@ -277,6 +280,6 @@ def test_too_slow_is_told_apart(tmp_path, sandbox):
     assert not passes("1 / 0", _problem(("1", "1")), sandbox, 5).too_slow
 
 
-def test_the_first_closed_fence_counts():
+def test_the_first_closed_fence_counts() -> None:
     assert extract("```python\na\n```\n```python\nb\n```") == ("a", "first fence")
     assert extract("```python\na") is None

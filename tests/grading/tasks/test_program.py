@@ -8,6 +8,7 @@ from types import ModuleType
 
 import pytest
 
+from grading.sandbox.sandbox import Sandbox
 from grading.tasks import program
 from grading.tasks.livecodebench import Case, Problem, passes
 
@@ -27,7 +28,7 @@ def f(_):
 
 
 @pytest.fixture
-def runner(monkeypatch):
+def runner(monkeypatch: pytest.MonkeyPatch):
     """A runner in this process, whose changes to the interpreter are taken back."""
     for name in ("exit", "quit", "help", "copyright", "credits", "license"):
         monkeypatch.setattr(f"builtins.{name}", None, raising=False)
@@ -37,7 +38,7 @@ def runner(monkeypatch):
     sys.setrecursionlimit(depth)
 
 
-def test_a_solution_finds_what_the_prelude_imports(runner, monkeypatch):
+def test_a_solution_finds_what_the_prelude_imports(runner, monkeypatch: pytest.MonkeyPatch) -> None:
     with open(0, closefd=False) as stdin, open(1, "w", closefd=False) as stdout:
         monkeypatch.setattr(sys, "stdin", stdin)  # others than when the runner was made
         monkeypatch.setattr(sys, "stdout", stdout)
@@ -59,7 +60,7 @@ def test_a_solution_finds_what_the_prelude_imports(runner, monkeypatch):
         (f"import sys\nf = abs\nassert sys._getframe().f_lineno == {LINES + 5}", True),
     ],
 )
-def test_a_solution_loads_as_after_the_prelude(code, loads, runner):
+def test_a_solution_loads_as_after_the_prelude(code: str, loads: bool, runner) -> None:
     def loads_plainly():
         try:
             exec(program.PRELUDE + "\n\n" + code, {"__doc__": ""})
@@ -72,7 +73,7 @@ def test_a_solution_loads_as_after_the_prelude(code, loads, runner):
     assert loads_plainly() == loads
 
 
-def test_labelled_solutions_agree(sandbox):
+def test_labelled_solutions_agree(sandbox: Sandbox) -> None:
     rows = [json.loads(line) for line in CASES.read_text().splitlines()]
 
     def right(row):

