@@ -33,7 +33,7 @@ entrypoint.run(main)
 """
 
 
-def ended(what, setting):
+def ended(what: str, setting: str) -> subprocess.CompletedProcess[bytes]:
     text = HOSTILE.encode("unicode_escape").decode()
     settings = dict(pair.split("=") for pair in setting.split())
     return subprocess.run(
@@ -47,7 +47,7 @@ def ended(what, setting):
 
 @pytest.mark.parametrize("setting", [*PLAIN, NO_LOCALE])
 @pytest.mark.parametrize(("what", "code"), [("help", 0), ("error", 3)])
-def test_whatever_is_said_is_harmless_in_every_encoding(setting, what: str, code: int) -> None:
+def test_whatever_is_said_is_harmless_in_every_encoding(setting: str, what: str, code: int) -> None:
     done = ended(what, setting)
     assert done.returncode == code, done.stderr
     said = (done.stdout + done.stderr).decode("latin-1" if "latin" in setting else "utf-8")
@@ -72,7 +72,7 @@ def test_lines_and_tabs_stay_but_in_one_line() -> None:
     assert one_line("a\tb\nc") == r"a\tb\nc"
 
 
-def _doubled(times):
+def _doubled(times: int) -> list:
     value = ["x"]
     for _ in range(times):
         value = [value, value]
@@ -92,7 +92,7 @@ def _doubled(times):
         ([1, {"a": (2,)}], "[1, {'a': (2,)}]"),
     ],
 )
-def test_a_value_is_quoted_plainly(value, told: str) -> None:
+def test_a_value_is_quoted_plainly(value: object, told: str) -> None:
     assert quoted(value) == told
 
 
@@ -100,5 +100,5 @@ def test_a_value_is_quoted_plainly(value, told: str) -> None:
     "value",
     ["x" * 10**6, [1] * 10**6, _doubled(60), b"x" * 10**6, 10**4000, [10**9999], list(range(99))],
 )
-def test_a_quoted_value_is_short_however_large_it_is(value) -> None:
+def test_a_quoted_value_is_short_however_large_it_is(value: object) -> None:
     assert len(quoted(value)) < 120

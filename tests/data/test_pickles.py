@@ -4,7 +4,9 @@ import io
 import pickle
 import random
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,19 +21,19 @@ from errors import UserError
 LENGTHS = (0, 1, 2, 63, 64, 65, 999, 1000, 1001, 2000, 2001, 2064, 20_000)
 
 
-def _load(data, tmp_path):
+def _load(data: bytes, tmp_path: Path) -> pd.DataFrame:
     (tmp_path / "a.pkl").write_bytes(data)
     with (tmp_path / "a.pkl").open("rb") as file:
         return pickles.load(file)
 
 
-def _cell(value, protocol, tmp_path):
+def _cell(value: object, protocol: int, tmp_path: Path) -> Any:
     """A value as the cell of a frame, through a pickle of that protocol."""
     frame = pd.DataFrame({"v": pd.Series([value, None], dtype=object)})
     return _load(pickle.dumps(frame, protocol), tmp_path)["v"][0]
 
 
-def _plain(value):
+def _plain(value: object) -> Any:
     """Arrays of one dimension as lists, however deep."""
     if isinstance(value, np.ndarray):
         return value.tolist()
@@ -79,7 +81,7 @@ ODD = [
 
 @pytest.mark.parametrize("protocol", range(2, 6))
 @pytest.mark.parametrize("value", ODD, ids=range(len(ODD)))
-def test_other_lists_are_left_alone(tmp_path: Path, protocol, value) -> None:
+def test_other_lists_are_left_alone(tmp_path: Path, protocol: int, value: object) -> None:
     assert _plain(_cell(value, protocol, tmp_path)) == value
 
 
@@ -107,13 +109,15 @@ VALUES = st.recursive(
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.integers(0, 2**17), max_size=3000) | VALUES, st.integers(2, 5))
-def test_any_value_is_read_as_the_library_reads_it(tmp_path: Path, value, protocol) -> None:
+def test_any_value_is_read_as_the_library_reads_it(
+    tmp_path: Path, value: object, protocol: int
+) -> None:
     assert _plain(_cell(value, protocol, tmp_path)) == value
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=200))
-def test_wild_bytes_are_read_or_refused(tmp_path: Path, data) -> None:
+def test_wild_bytes_are_read_or_refused(tmp_path: Path, data: bytes) -> None:
     admitted = pickle.dumps(pd.DataFrame({"a": [[1] * 70]}), 4)
     cut = len(data) % len(admitted)
     path = tmp_path / "a.pkl"
@@ -142,7 +146,7 @@ def test_reading_takes_a_fraction_of_the_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [list, np.array])
-def test_arrays_and_lists_are_written_as_lists(tmp_path: Path, kind) -> None:
+def test_arrays_and_lists_are_written_as_lists(tmp_path: Path, kind: Callable) -> None:
     lists = [list(range(n, n + n)) for n in (1, 2, 64, 1000, 1001)]
     cells = [np.array(ids, np.int32) if kind is np.array else ids for ids in lists]
     frame = pd.DataFrame({"ids": pd.Series(cells, dtype=object), "again": [cells[2]] * 5})

@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import pickle
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from data.samples import TASKS, Sample, is_missing, read_frame, samples
 from errors import ColumnsError, EmptyDataError, InputFileError, UserError
 
 
-def _frame():
+def _frame() -> pd.DataFrame:
     return pd.DataFrame(
         {
             "dataset": ["gpqa", "math500"],
@@ -39,7 +40,7 @@ def _frame():
     )
 
 
-def _write(frame, path):
+def _write(frame: pd.DataFrame, path: Path) -> Path:
     if path.suffix == ".parquet":
         frame.assign(ground_truth=frame["ground_truth"].map(str)).to_parquet(path)
     elif path.suffix == ".jsonl":
@@ -62,10 +63,12 @@ def test_every_kind_gives_the_same_samples(tmp_path: Path, suffix: str) -> None:
 
 @pytest.mark.parametrize("protocol", [3, 4, 5])
 @pytest.mark.parametrize("strings", [object, "string", "str"])
-def test_pickles_of_older_makes_are_read(tmp_path: Path, protocol: int, strings) -> None:
+def test_pickles_of_older_makes_are_read(
+    tmp_path: Path, protocol: int, strings: type | str
+) -> None:
     path = tmp_path / "a.pkl"
     frame = _frame().astype({"dataset": strings, "question": strings, "text_input": strings})
-    frame["arrays"] = [np.array([1, 2]), np.array([3])]
+    frame["arrays"] = pd.Series([np.array([1, 2]), np.array([3])], frame.index, dtype=object)
     frame["scalars"] = pd.Series([np.int64(1), np.float32(2)], frame.index, dtype=object)
     with path.open("wb") as file:
         pickle.dump(frame[frame["tok_input_len"] > 0], file, protocol=protocol)
@@ -81,10 +84,10 @@ def test_numpy_1_names_are_understood(tmp_path: Path) -> None:
 
 
 class Attack:
-    def __init__(self, call, *arguments) -> None:
+    def __init__(self, call: Callable[..., object], *arguments: object) -> None:
         self.reduced = call, arguments
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[object, ...]:
         return self.reduced
 
 
@@ -101,7 +104,7 @@ class Attack:
     ids=range(6),
 )
 def test_a_pickle_cannot_call_anything(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attack
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attack: object
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for value in (attack, pd.DataFrame({"a": [attack]})):
@@ -148,7 +151,9 @@ def test_a_dotted_name_is_not_resolved(tmp_path: Path) -> None:
         ("a.jsonl", b"[" * 200_000, "not a .jsonl data frame"),
     ],
 )
-def test_what_is_no_frame_is_named(tmp_path: Path, name: str, content, message: str) -> None:
+def test_what_is_no_frame_is_named(
+    tmp_path: Path, name: str, content: bytes | None, message: str
+) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(InputFileError, match=message):
@@ -175,7 +180,7 @@ def test_missing_columns_are_named_with_those_there() -> None:
 
 
 @pytest.mark.parametrize("value", [None, 3, float("nan"), ["a"]])
-def test_a_prompt_must_be_text(value) -> None:
+def test_a_prompt_must_be_text(value: object) -> None:
     frame = _frame().astype({"text_input": object})
     frame["text_input"] = pd.Series(["fine", value], frame.index, dtype=object)
     with pytest.raises(ColumnsError, match="row 1: text_input is"):
@@ -194,7 +199,7 @@ def test_a_prompt_must_be_text(value) -> None:
         ([[]], "row 1: dataset is list, not text"),
     ],
 )
-def test_an_unknown_data_set_is_named_with_its_row(value, message: str) -> None:
+def test_an_unknown_data_set_is_named_with_its_row(value: object, message: str) -> None:
     frame = _frame()
     frame["dataset"] = pd.Series(["gpqa", value], frame.index, dtype=object)
     with pytest.raises(ColumnsError, match=message):
@@ -212,7 +217,7 @@ def test_half_a_surrogate_is_no_text(tmp_path: Path, column: str, suffix: str) -
 
 
 @pytest.mark.parametrize("value", [["A"], {"a": 1}, b"A", np.array([1])])
-def test_a_truth_is_text_or_a_number(value) -> None:
+def test_a_truth_is_text_or_a_number(value: object) -> None:
     frame = _frame()
     frame["ground_truth"] = pd.Series(["A", value], frame.index, dtype=object)
     with pytest.raises(ColumnsError, match=r"row 1: ground_truth is .*, neither text nor number"):
@@ -269,7 +274,7 @@ PLAIN = {
 
 
 @pytest.mark.parametrize("kind", RICH)
-def test_columns_of_every_type_become_plain_ones(tmp_path: Path, kind) -> None:
+def test_columns_of_every_type_become_plain_ones(tmp_path: Path, kind: str) -> None:
     """What is read from parquet, and written as results, is read from either of the two files."""
     frame = _frame().astype({"ground_truth": str})
     frame["tok_input"] = [[1, 2], [3]]
@@ -317,7 +322,7 @@ WRONG = {
 
 @pytest.mark.parametrize("suffix", [".pkl", ".parquet", ".jsonl"])
 @pytest.mark.parametrize("told", WRONG)
-def test_what_is_not_what_its_name_says_is_told(tmp_path: Path, told, suffix: str) -> None:
+def test_what_is_not_what_its_name_says_is_told(tmp_path: Path, told: str, suffix: str) -> None:
     if suffix == ".jsonl" and told in ("a server's error message", "empty: download it again"):
         return  # a row of one column is no error; nothing at all has no rows
     (tmp_path / f"a{suffix}").write_bytes(WRONG[told])
@@ -336,7 +341,7 @@ def test_frames_under_another_ending_are_told(tmp_path: Path) -> None:
         read_frame(tmp_path / "b.pkl")
 
 
-def _parquet_of(table, tmp_path, **options):
+def _parquet_of(table: pa.Table, tmp_path: Path, **options: bool) -> Path:
     pq.write_table(table, tmp_path / "a.parquet", **options)
     return tmp_path / "a.parquet"
 
@@ -352,7 +357,7 @@ def test_a_few_bytes_of_parquet_do_not_fill_memory(tmp_path: Path) -> None:
         read_frame(long)
 
 
-def _pickled():
+def _pickled() -> bytes:
     buffer = io.BytesIO()
     _frame().to_pickle(buffer)
     return buffer.getvalue()
@@ -365,7 +370,9 @@ PICKLED = _pickled()
 @settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-def test_damaged_files_end_in_a_named_error(tmp_path: Path, data, suffix) -> None:
+def test_damaged_files_end_in_a_named_error(
+    tmp_path: Path, data: st.DataObject, suffix: str
+) -> None:
     """A damaged pickle is cut short or has bytes put over its beginning; others are wild bytes."""
     path = tmp_path / f"wild{suffix}"
     if suffix == ".pkl":
@@ -381,7 +388,7 @@ def test_damaged_files_end_in_a_named_error(tmp_path: Path, data, suffix) -> Non
 
 @given(st.text(st.characters(exclude_categories=())))
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_wild_names_are_known_or_a_columns_error(name) -> None:
+def test_wild_names_are_known_or_a_columns_error(name: str) -> None:
     frame = _frame().assign(dataset=pd.Series([name] * 2, [5, 9], dtype=object))
     with contextlib.suppress(ColumnsError):
         assert samples(frame)[0].task in TASKS

@@ -2,6 +2,7 @@
 
 import json
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,12 @@ from errors import GradingError, InputFileError
 from grading import accuracy_log
 
 
-def _entry(index, ids, **more):
+def _entry(index: int, ids: list[int], **more: int) -> dict:
     data = struct.pack(f"<{len(ids)}i", *ids).hex().upper()
     return {"seq_id": index + 10, "qsl_idx": index, "data": data} | more
 
 
-def _log(path, entries):
+def _log(path: Path, entries: list[dict]) -> Path:
     # spelled as LoadGen spells it
     path.write_text("[" + ",".join(f"\n{{ {json.dumps(e)[1:-1]} }}" for e in entries) + "\n]\n")
     return path
@@ -30,7 +31,7 @@ ENTRIES = [_entry(1, [7, 128798, 3], token_count=3), _entry(0, [1]), _entry(2, [
 WANTED = [(0, (1,)), (1, (7, 128798, 3)), (2, (9, 0))]
 
 
-def _read(path, rows=None):
+def _read(path: Path, rows: int | None = None) -> list[tuple[int, tuple[int, ...]]]:
     log = accuracy_log.read(path, rows)
     assert log.id_bytes == 4
     return [(index, tuple(ids.tolist())) for index, ids in log.answers]
@@ -59,7 +60,7 @@ def test_a_whole_log_is_read_in_order(tmp_path: Path) -> None:
     ],
     ids=range(9),
 )  # fmt: skip
-def test_every_spelling_is_read(tmp_path: Path, spell) -> None:
+def test_every_spelling_is_read(tmp_path: Path, spell: Callable[[list[dict]], str]) -> None:
     (tmp_path / "log.json").write_text(spell(ENTRIES))
     assert _read(tmp_path / "log.json", 3) == WANTED
 
@@ -120,7 +121,7 @@ def test_loadgens_own_log_is_read(tmp_path: Path) -> None:
         ([_entry(0, [5]) | {"data": None}], "entry 0 lacks qsl_idx .*or data"),
     ],
 )
-def test_what_cannot_be_used_is_an_error(tmp_path: Path, entries, message: str) -> None:
+def test_what_cannot_be_used_is_an_error(tmp_path: Path, entries: list[dict], message: str) -> None:
     with pytest.raises(GradingError, match=message):
         accuracy_log.read(_log(tmp_path / "log.json", entries), rows=10)
 
@@ -158,7 +159,7 @@ def test_no_such_file(tmp_path: Path) -> None:
 
 @given(st.binary(max_size=60) | st.text(max_size=60).map(str.encode))
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_wild_data_is_ids_or_a_named_error(tmp_path: Path, data) -> None:
+def test_wild_data_is_ids_or_a_named_error(tmp_path: Path, data: bytes) -> None:
     entry = {"qsl_idx": 0, "seq_id": 0, "data": data.hex()}
     path = _log(tmp_path / "log.json", [entry])
     try:
@@ -171,7 +172,7 @@ def test_wild_data_is_ids_or_a_named_error(tmp_path: Path, data) -> None:
 
 @given(st.binary(max_size=40))
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_wild_files_are_a_named_error(tmp_path: Path, content) -> None:
+def test_wild_files_are_a_named_error(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "log.json").write_bytes(content)
     with pytest.raises(GradingError):
         accuracy_log.read(tmp_path / "log.json")
@@ -180,7 +181,7 @@ def test_wild_files_are_a_named_error(tmp_path: Path, content) -> None:
 @pytest.mark.parametrize(
     ("ids", "left"), [([1], []), ([5], []), ([7], [7]), ([7, 1], [7, 1]), ([1, 1], [1, 1])]
 )
-def test_only_a_lone_stop_id_stands_for_an_empty_answer(ids, left) -> None:
+def test_only_a_lone_stop_id_stands_for_an_empty_answer(ids: list[int], left: list[int]) -> None:
     assert accuracy_log.without_stop(np.array(ids), frozenset({1, 5})).tolist() == left
 
 

@@ -7,7 +7,7 @@ from errors import ColumnsError, GradingError
 from grading.compare import comparison, mcnemar
 
 
-def _frame(right, **columns):
+def _frame(right: list[int], **columns: object) -> pd.DataFrame:
     rows = range(len(right))
     return pd.DataFrame(
         {

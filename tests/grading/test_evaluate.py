@@ -7,6 +7,7 @@ import re
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,8 +17,10 @@ from data.samples import read_frame
 from errors import ColumnsError, GradingError
 from grading import evaluate
 from grading.evaluate import GradingOptions
-from grading.metrics import Totals
+from grading.metrics import Evaluation, Totals
 from grading.sandbox import levels
+from grading.sandbox.inside.limits import Limits
+from grading.sandbox.process import Confined
 from grading.sandbox.sandbox import Sandbox
 from grading.sandbox.types import SandboxError
 
@@ -27,7 +30,7 @@ CHECKER = (r".*'exact_match':\s([\d.]+).*", r".*'tokens_per_sample':\s([\d.]+).*
 HASH = r"^hash=([\w\d]+)$"
 
 
-def _frame():
+def _frame() -> pd.DataFrame:
     return pd.DataFrame(
         {
             "dataset": ["gpqa", "AIME1983", "math-500", "mmlu_pro", "aime1983"],
@@ -40,7 +43,7 @@ def _frame():
     )
 
 
-def _run(tmp_path, frame=None, **options):
+def _run(tmp_path: Path, frame: pd.DataFrame | None = None, **options: Any) -> Evaluation:
     return evaluate.evaluate_and_report(
         *(_frame() if frame is None else frame, tmp_path / "d.pkl", None, tmp_path),
         GradingOptions(**options),
@@ -81,7 +84,8 @@ def test_the_line_is_what_the_checker_reads() -> None:
         "tokens_per_sample": 4008.0,
         "num-samples": 5,
     }
-    assert [float(re.match(pattern, line)[1]) for pattern in CHECKER] == [60.0, 4008.0]
+    matches = [re.match(pattern, line) for pattern in CHECKER]
+    assert [match and float(match[1]) for match in matches] == [60.0, 4008.0]
 
 
 NO_LENGTHS = [None, float("nan"), -1, "x", [1], float("inf"), 10**400, "1e999999999", np.arange(3)]
@@ -90,7 +94,7 @@ NO_LENGTHS = [None, float("nan"), -1, "x", [1], float("inf"), 10**400, "1e999999
 @pytest.mark.parametrize(
     "value", [*NO_LENGTHS, Decimal("1E+999999999"), Decimal("sNaN"), np.int64(-1)], ids=repr
 )
-def test_a_length_that_is_no_number_is_named(value) -> None:
+def test_a_length_that_is_no_number_is_named(value: object) -> None:
     frame = _frame()
     lengths = [1, 2, value, 3, 4]
     frame["tok_model_output_len"] = pd.Series(lengths, frame.index, dtype=object)
@@ -111,7 +115,7 @@ def test_numbers_of_a_billion_digits_are_no_truth() -> None:
 
 
 @pytest.mark.parametrize("column", evaluate.COLUMNS)
-def test_a_missing_column_is_named(column) -> None:
+def test_a_missing_column_is_named(column: str) -> None:
     with pytest.raises(ColumnsError, match=f"missing columns: {column} "):
         evaluate.evaluate(_frame().drop(columns=column), None)
 
@@ -192,9 +196,9 @@ def test_a_process_that_can_not_start_costs_one_row(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     start = Sandbox.start
-    broken = []
+    broken: list[str] = []
 
-    def once(self, module, limits):
+    def once(self: Sandbox, module: str, limits: Limits) -> Confined:
         if not broken:
             broken.append(module)
             raise SandboxError("no more processes")

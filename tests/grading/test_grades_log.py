@@ -1,6 +1,7 @@
 """The log of grades: what it keeps, what it tries again, what it refuses."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ GRADES = [
 ]
 
 
-def _write(path, grades=GRADES) -> None:
+def _write(path: Path, grades: Sequence[tuple[str, Grade]] = GRADES) -> None:
     with GradesLog(path) as log:
         for key, grade in grades:
             log.add(key, grade)
@@ -55,7 +56,7 @@ def test_a_torn_last_line_is_cut_off_wherever_it_is_torn(tmp_path: Path) -> None
     [{"status": "fine"}, {"status": None}, {"more": 1}, {"hash": None, "seconds": None}],
     ids=str,
 )
-def test_what_is_no_grade_is_named(tmp_path: Path, change) -> None:
+def test_what_is_no_grade_is_named(tmp_path: Path, change: dict[str, object]) -> None:
     path = tmp_path / "a_grades.jsonl"
     _write(path, GRADES[:1])
     row = json.loads(path.read_text()) | change

@@ -1,6 +1,7 @@
 """Which rows are graded: none twice, none missing, and of the data set they are said to be of."""
 
 import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,15 @@ import pytest
 from errors import GradingError, UsageError
 from grading import inputs
 
+Files = tuple[Path, Callable[..., Path]]  # the data set, and a function that writes results of it
 
-def _frame(indices):
+
+def _frame(indices: Sequence[object] | np.ndarray) -> pd.DataFrame:
     return pd.DataFrame({"sample_index": indices})
 
 
 @pytest.mark.parametrize("indices", [[0], [0, 1, 2], [2, 0, 1], list(range(10))])
-def test_whole_or_the_first_rows(indices) -> None:
+def test_whole_or_the_first_rows(indices: Sequence[object] | np.ndarray) -> None:
     inputs.check_rows(_frame(indices), 10)
 
 
@@ -36,7 +39,9 @@ def test_whole_or_the_first_rows(indices) -> None:
         (list(range(11)), "11 rows, but 10 are expected: add --expected-rows"),
     ],
 )
-def test_rows_that_are_twice_missing_or_too_many_are_named(indices, message: str) -> None:
+def test_rows_that_are_twice_missing_or_too_many_are_named(
+    indices: Sequence[object] | np.ndarray, message: str
+) -> None:
     with pytest.raises(GradingError, match=message):
         inputs.check_rows(_frame(indices), 10)
 
@@ -48,19 +53,19 @@ def test_rows_without_a_number_are_counted() -> None:
 
 
 @pytest.fixture
-def files(tmp_path: Path):
+def files(tmp_path: Path) -> Files:
     data = pd.DataFrame({"dataset": ["aime", "gpqa", "aime"], "ground_truth": [1, "B", 3]})
     data["question"] = ["q", "r", "s"]
     data.to_pickle(tmp_path / "data.pkl")
 
-    def results(**columns):
+    def results(**columns: Sequence[object]) -> Path:
         data.assign(model_output="x", **columns).to_pickle(tmp_path / "results.pkl")
         return tmp_path / "results.pkl"
 
     return tmp_path / "data.pkl", results
 
 
-def test_results_are_held_against_their_data_set(files) -> None:
+def test_results_are_held_against_their_data_set(files: Files) -> None:
     data, results = files
     frame, expected = inputs.read_results(results(), data, None)
     assert (len(frame), expected) == (3, 3)
@@ -72,7 +77,7 @@ def test_results_are_held_against_their_data_set(files) -> None:
 
 
 def test_rows_without_a_number_are_told_apart_by_their_question(
-    files, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    files: Files, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
     data, results = files
@@ -99,7 +104,7 @@ def test_rows_without_a_number_are_told_apart_by_their_question(
 
 
 def test_rows_without_number_and_question_are_warned_of(
-    files, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    files: Files, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     _, results = files
     path = tmp_path / "bare.pkl"
@@ -115,7 +120,7 @@ def test_rows_without_number_and_question_are_warned_of(
     assert said.startswith(told)
 
 
-def test_how_many_rows_there_should_be(files) -> None:
+def test_how_many_rows_there_should_be(files: Files) -> None:
     data, results = files
     assert inputs.read_results(results(), None, None)[1] == 4388
     assert inputs.read_results(results(), None, None, 7)[1] == 7

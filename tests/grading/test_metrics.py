@@ -9,12 +9,14 @@ from grading.metrics import Evaluation, SandboxInfo, Totals
 HELD = SandboxInfo("full", "", {"fork": "held", "file": "held"})
 
 
-def _totals(rows, right, tokens=3886.0, **counts):
+def _totals(rows: int, right: int, tokens: float = 3886.0, **counts: int) -> Totals:
     fixed = dict.fromkeys(("no_answer", "truncated", "timeouts", "ungraded"), 0)
     return Totals("all", rows, right, tokens, **(fixed | counts))
 
 
-def _evaluation(rows, right, tokens=3886.0, expected=4388, **counts):
+def _evaluation(
+    rows: int, right: int, tokens: float = 3886.0, expected: int = 4388, **counts: int
+) -> Evaluation:
     return Evaluation(pd.DataFrame(), [], _totals(rows, right, tokens, **counts), HELD, expected)
 
 

@@ -85,7 +85,9 @@ def run(echo_model: Path, data_set: Callable[[int], Path], tmp_path: Path) -> Ru
     """Starts a run with a fault, and returns how it ended."""
     rows = data_set(ROWS)
 
-    def start(fault: str, mode: str, *options: object, accuracy: bool = False, **own: object):
+    def start(
+        fault: str, mode: str, *options: object, accuracy: bool = False, **own: object
+    ) -> Ended:
         sent = tmp_path / "sent"
         sent.write_bytes(b"")
         arguments = {"fault": fault, "sent": sent, **own}

@@ -2,12 +2,13 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from errors import CheckpointError, ModelError, OutputError, ParallelError
 from ref_dsinfer import checkpoint, fp8, weight_files
@@ -112,7 +113,7 @@ def test_a_written_file_is_what_the_library_reads(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_write_leaves_no_file(tmp_path: Path) -> None:
-    def tensors():
+    def tensors() -> Iterator[tuple[str, Tensor]]:
         yield "a", torch.zeros(4)
         raise KeyboardInterrupt
 

@@ -3,6 +3,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -11,6 +12,9 @@ from safetensors.torch import load_file, save_file
 from errors import UsageError
 from ref_dsinfer import fp8, fp8_format
 from ref_dsinfer.layers import Linear
+
+if TYPE_CHECKING:
+    from tests.ref_dsinfer.conftest import Bench
 
 
 @pytest.mark.parametrize(
@@ -86,7 +90,7 @@ def wide_model(tmp_path_factory: pytest.TempPathFactory, write_model: Callable[.
     return path
 
 
-def logits_of(path: Path, bench) -> torch.Tensor:
+def logits_of(path: Path, bench: "type[Bench]") -> torch.Tensor:
     model = bench(path, tuple(range(2, 40)))
     return torch.stack([model.step(), model.step(5)])
 
@@ -99,7 +103,7 @@ def all_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def test_a_twin_computes_what_its_dequantised_weights_compute(
-    wide_model: Path, tmp_path: Path, bench
+    wide_model: Path, tmp_path: Path, bench: "type[Bench]"
 ) -> None:
     twin, plain = tmp_path / "twin", tmp_path / "plain"
     command = [sys.executable, "-m", "ref_dsinfer.fp8"]

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -13,6 +14,9 @@ from ref_dsinfer import cpu_kernels
 from ref_dsinfer.batch import Decodes, Prefill
 from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.rounding import ceil_div
+
+if TYPE_CHECKING:
+    from tests.ref_dsinfer.conftest import Bench
 
 TINY = Path(__file__).parents[2] / "data/tiny/model"
 TOLERANCE = 2e-4
@@ -76,13 +80,13 @@ def prompts_for(config: ModelConfig) -> list[tuple[int, ...]]:
     return [tuple(chance.randrange(config.vocab_size) for _ in range(n)) for n in lengths]
 
 
-def theirs(model, ids: tuple[int, ...]) -> Tensor:
+def theirs(model: Any, ids: tuple[int, ...]) -> Tensor:
     with torch.no_grad():
         return model(torch.tensor([ids])).logits[0]
 
 
 def test_logits_of_prompts_and_decoded_tokens_are_those_of_transformers(
-    model_dir: Path, bench
+    model_dir: Path, bench: "type[Bench]"
 ) -> None:
     from transformers import DeepseekV3ForCausalLM
 
@@ -101,7 +105,9 @@ def test_logits_of_prompts_and_decoded_tokens_are_those_of_transformers(
 
 
 @pytest.mark.parametrize("step_tokens", [1000, 33, 5])
-def test_every_position_of_a_prompt_is_right(model_dir: Path, bench, step_tokens: int) -> None:
+def test_every_position_of_a_prompt_is_right(
+    model_dir: Path, bench: "type[Bench]", step_tokens: int
+) -> None:
     """Read at once, and in parts."""
     from transformers import DeepseekV3ForCausalLM
 
@@ -126,7 +132,9 @@ def test_every_position_of_a_prompt_is_right(model_dir: Path, bench, step_tokens
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_absorbed_attention_agrees_with_unabsorbed(random_model: Path, bench, whole: bool) -> None:
+def test_absorbed_attention_agrees_with_unabsorbed(
+    random_model: Path, bench: "type[Bench]", whole: bool
+) -> None:
     """Of the tokens of a sequence, each decoded as if it were a sequence of its own."""
     ours = bench(random_model, (1,), block_size=64)
     config, attention = ours.config, ours.runner.model.layers[1].self_attn
@@ -167,7 +175,7 @@ def test_the_compiled_attention_is_the_plain_one(
 
 
 def test_bfloat16_keeps_the_residual_in_bf16_and_logits_norms_and_gate_in_fp32(
-    random_model: Path, bench
+    random_model: Path, bench: "type[Bench]"
 ) -> None:
     rounded = bench(random_model, (3, 5, 7), dtype=torch.bfloat16)
     logits, expected = rounded.step(), bench(random_model, (3, 5, 7)).step()

@@ -3,6 +3,7 @@
 import resource
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -10,7 +11,8 @@ import pytest
 
 from grading.sandbox.inside.limits import Limits
 from grading.sandbox.sandbox import Sandbox
-from grading.tasks.livecodebench import Case, Problem, passes
+from grading.tasks import Verdict
+from grading.tasks.livecodebench import Case, Mode, Problem, passes
 from tests.grading.sandbox.attacks.answers import LONG, PRINTED, QUICK
 
 SECONDS = 2.0  # for a program, and for a comparison
@@ -18,7 +20,7 @@ BEAT_S = 0.02
 
 
 @contextmanager
-def _beating():
+def _beating() -> Iterator[list[float]]:
     """The longest time in which no other thread of the grader could run, in seconds."""
     longest, over = [0.0], threading.Event()
 
@@ -38,11 +40,17 @@ def _beating():
         thread.join()
 
 
-def _verdicts(programs, function, expected, sandbox, mode="reference"):
+def _verdicts(
+    programs: dict[str, str],
+    function: str | None,
+    expected: str,
+    sandbox: Sandbox,
+    mode: Mode = "reference",
+) -> dict[str, tuple[Verdict, float]]:
     """What becomes of each program, by name: rule, and seconds of wall time."""
     problem = Problem("q", function, [Case("1", expected)])
 
-    def verdict(name):
+    def verdict(name: str) -> tuple[Verdict, float]:
         start = time.monotonic()
         found = passes(programs[name], problem, sandbox, SECONDS, mode)
         assert not found.right, name
@@ -80,7 +88,7 @@ def test_answers_of_any_size_are_wrong(sandbox: Sandbox) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["reference", "fixed-stdio"])
-def test_output_of_any_size_is_wrong(sandbox: Sandbox, mode: str) -> None:
+def test_output_of_any_size_is_wrong(sandbox: Sandbox, mode: Mode) -> None:
     with _beating() as longest:
         found = _verdicts(PRINTED, None, "7 8", sandbox, mode)
     assert max(seconds for _, seconds in found.values()) < 10 * SECONDS

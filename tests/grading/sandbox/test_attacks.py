@@ -8,6 +8,7 @@ import sys
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,12 +21,12 @@ IS_ROOT = os.geteuid() == 0
 USERS = ("this user", "nobody")
 
 
-def _as(user):
+def _as(user: str) -> dict[str, Any]:
     return {"user": NOBODY, "group": NOBODY, "extra_groups": []} if user == "nobody" else {}
 
 
 @cache
-def _interpreter(user):
+def _interpreter(user: str) -> str | None:
     """One that the user may run: this one is often in a home that is closed to others."""
     names = (f"python3.{minor}" for minor in range(11, 15))
     found = (shutil.which(name, path="/usr/bin:/usr/local/bin") for name in names)
@@ -40,7 +41,7 @@ def _interpreter(user):
 
 
 @cache
-def _run(level, user, names):
+def _run(level: str, user: str, names: tuple[str, ...]) -> dict[str, Any]:
     """What became of attacks at a level, as `attacks/run.py` prints it."""
     if user == "nobody" and not IS_ROOT:
         pytest.skip("only root can become another user")
@@ -69,7 +70,7 @@ def _run(level, user, names):
     return json.loads(done.stdout)
 
 
-def _held(level, user):
+def _held(level: str, user: str) -> dict[str, dict]:
     result = _run(level, user, tuple(BODIES))
     if result["level"] is None:
         pytest.skip(f"level {level} does not hold on this machine: {result['reason']}")
@@ -82,14 +83,14 @@ def _held(level, user):
 @pytest.mark.parametrize("user", USERS)
 @pytest.mark.parametrize("level", ["full", "kernel", "bwrap"])
 class TestWhereALevelHolds:
-    def test_no_attack_gets_through_and_the_run_goes_on(self, level, user) -> None:
+    def test_no_attack_gets_through_and_the_run_goes_on(self, level: str, user: str) -> None:
         if level == "bwrap" and not shutil.which("bwrap"):
             pytest.skip("bubblewrap is not installed")
         outcomes = _held(level, user)
         assert [name for name, outcome in outcomes.items() if outcome["bitten"]] == []
         assert outcomes.keys() == BODIES.keys()
 
-    def test_the_host_is_as_it_was(self, level, user) -> None:
+    def test_the_host_is_as_it_was(self, level: str, user: str) -> None:
         if level == "bwrap" and not shutil.which("bwrap"):
             pytest.skip("bubblewrap is not installed")
         changes = {name: outcome["changes"] for name, outcome in _held(level, user).items()}

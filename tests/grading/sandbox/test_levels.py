@@ -38,7 +38,13 @@ needs_bubblewrap = pytest.mark.skipif(
 )
 
 
-def _find(*arguments, landlock=True, namespaces=True, path=os.environ["PATH"], prefix=()):
+def _find(
+    *arguments: str,
+    landlock: bool = True,
+    namespaces: bool = True,
+    path: str = os.environ["PATH"],
+    prefix: tuple[str, ...] = (),
+) -> tuple[str | None, str, dict[str, str]]:
     """What is found on a machine that lacks something."""
     command = [*prefix, sys.executable, "-c", FIND if landlock else WITHOUT + FIND, *arguments]
     if not namespaces:
@@ -73,7 +79,7 @@ def test_without_user_namespaces_it_is_the_kernel() -> None:
 
 
 @pytest.mark.parametrize("arguments", [("full",), ("auto", "full")])
-def test_what_does_not_hold_is_refused(arguments) -> None:
+def test_what_does_not_hold_is_refused(arguments: tuple[str, ...]) -> None:
     level, reason, _ = _find(*arguments, namespaces=False)
     assert level is None
     assert "full: " in reason

@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from grading.sandbox.inside.limits import Limits
+from grading.sandbox.process import Confined
 from grading.sandbox.sandbox import Sandbox
 from grading.sandbox.types import ProcessEnded, SandboxError, TimeLimit
 from grading.tasks.livecodebench import Case, Problem, passes
@@ -21,7 +23,7 @@ ROOT = Path(__file__).parents[3]
 RIGHT = "a, b = map(int, input().split())\nprint(a + b)\n"
 
 
-def _of(owner):
+def _of(owner: int) -> dict[int, list[str]]:
     """Processes of a grader's sandbox, by number; its own children are servers."""
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):
@@ -32,7 +34,7 @@ def _of(owner):
 
 
 @pytest.fixture
-def nothing_left():
+def nothing_left() -> Iterator[None]:
     """No process may be left but servers."""
     yield
     assert [n for n, stat in _of(os.getpid()).items() if int(stat[1]) != os.getpid()] == []
@@ -50,7 +52,7 @@ def nothing_left():
     ],
     ids=["loop", "sleep", "signals blocked", "catches everything", "threads"],
 )
-def test_time_is_limited(attack: str, nothing_left, sandbox: Sandbox) -> None:
+def test_time_is_limited(attack: str, nothing_left: None, sandbox: Sandbox) -> None:
     start = time.monotonic()
     assert not passes(f"{attack}\n{RIGHT}", ADD, sandbox, 1.0).right
     assert time.monotonic() - start < 10
@@ -82,7 +84,7 @@ def test_time_is_limited(attack: str, nothing_left, sandbox: Sandbox) -> None:
     ],
     ids=range(20),
 )
-def test_misbehaving_programs_fail(attack: str, nothing_left, sandbox: Sandbox) -> None:
+def test_misbehaving_programs_fail(attack: str, nothing_left: None, sandbox: Sandbox) -> None:
     assert not passes(f"{attack}\n{RIGHT}", ADD, sandbox, 2.0).right
 
 
@@ -121,7 +123,7 @@ def test_environment_descriptors_and_directory_are_empty(
         os.close(inherited)
 
 
-def _loaded(process, code, function) -> None:
+def _loaded(process: Confined, code: str, function: str | None) -> None:
     message = {"code": code, "function": function, "mode": "fixed-stdio"}
     assert process.ask(message, 5) == {"ok": True}
 

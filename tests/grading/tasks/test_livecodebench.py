@@ -18,6 +18,7 @@ from grading.sandbox.sandbox import Sandbox
 from grading.tasks import Answer
 from grading.tasks.livecodebench import (
     Case,
+    Mode,
     Problem,
     Problems,
     extract,
@@ -34,14 +35,14 @@ TAKEN = {"hm_add:os_system", "hm_add:os_getcwd", "hm_add:multiprocessing_pool"}
 ROWS = [json.loads(line) for line in CASES.read_text().splitlines()]
 
 
-def _passed(row, sandbox, code_limit, mode, tmp_path):
+def _passed(row: dict, sandbox: Sandbox, code_limit: float, mode: Mode, tmp_path: Path) -> bool:
     path = tmp_path / f"{row['id'].replace(':', '-')}-{mode}.jsonl"
     path.write_text(json.dumps(row["problem"]) + "\n")
     problem = Problems(path).read(row["problem"]["question_id"])
     return passes(row["code"], problem, sandbox, code_limit, mode).right
 
 
-def _check(tmp_path, sandbox, mode, slow):
+def _check(tmp_path: Path, sandbox: Sandbox, mode: Mode, slow: bool) -> set[str]:
     rows = [row for row in ROWS if slow == (row["category"] == "time")]
     with ThreadPoolExecutor(2) as pool:
         got = pool.map(
@@ -59,7 +60,7 @@ def _check(tmp_path, sandbox, mode, slow):
 
 
 @pytest.mark.parametrize("mode", ["reference", "fixed-stdio"])
-def test_labelled_programs_agree(tmp_path: Path, sandbox: Sandbox, mode: str) -> None:
+def test_labelled_programs_agree(tmp_path: Path, sandbox: Sandbox, mode: Mode) -> None:
     elsewhere = _check(tmp_path, sandbox, mode, slow=False)
     if mode == "reference":
         assert elsewhere <= TAKEN
@@ -70,7 +71,7 @@ def test_labelled_programs_that_take_their_time_agree(tmp_path: Path, sandbox: S
     _check(tmp_path, sandbox, "reference", slow=True)
 
 
-def _problem(*tests, function=None):
+def _problem(*tests: tuple[str, str], function: str | None = None) -> Problem:
     return Problem("q", function, [Case(*test) for test in tests])
 
 
@@ -138,7 +139,7 @@ def test_same_output(printed: str, expected: str, right: bool) -> None:
 
 
 @given(st.lists(st.decimals(allow_nan=False, allow_infinity=False), max_size=4))
-def test_numbers_equal_in_any_spelling(numbers) -> None:
+def test_numbers_equal_in_any_spelling(numbers: list[Decimal]) -> None:
     plain = " ".join(str(number) for number in numbers)
     assert same_output(" ".join(f"{Decimal(number):E}" for number in numbers), plain)
 
@@ -152,25 +153,25 @@ JSON = st.recursive(
 
 @given(JSON, JSON)
 @settings(deadline=None)
-def test_hostile_values_are_never_an_exception(tagged, expected) -> None:
+def test_hostile_values_are_never_an_exception(tagged: object, expected: object) -> None:
     assert same_value(tagged, expected) in (True, False)
 
 
-def _packed(pickled):
+def _packed(pickled: bytes) -> str:
     return base64.b64encode(zlib.compress(pickled)).decode()
 
 
-def _pack(value):
+def _pack(value: object) -> str:
     return _packed(pickle.dumps(value))
 
 
-def _doubling(times):
+def _doubling(times: int) -> bytes:
     """A pickle of a dictionary whose key would take until the end of time to hash."""
     twice = b"".join(b"h%ch%c\x86\x94" % (at, at) for at in range(times))
     return b"\x80\x04)\x94" + twice + b"}h%cNs." % times
 
 
-def _row(**changes):
+def _row(**changes: object) -> dict:
     row = {
         "question_id": "q1",
         "public_test_cases": '[{"input": "1", "output": "1", "testtype": "stdin"}]',
@@ -180,7 +181,7 @@ def _row(**changes):
     return row | changes
 
 
-def _read(tmp_path, **changes):
+def _read(tmp_path: Path, **changes: object) -> Problem:
     path = tmp_path / "p.jsonl"
     path.write_text(
         json.dumps(_row(question_id="q0")) + "\n\n" + json.dumps(_row(**changes)) + "\n"
@@ -189,7 +190,7 @@ def _read(tmp_path, **changes):
 
 
 class Attack:
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[object, ...]:
         import os
 
         return os.system, ("touch attacked",)
@@ -226,7 +227,7 @@ def test_private_tests_in_both_spellings(tmp_path: Path) -> None:
     ids=range(16),
 )
 def test_a_problem_that_cannot_be_read_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: object
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(GradingError, match="problem q1 can't be read"):

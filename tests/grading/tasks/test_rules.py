@@ -15,7 +15,7 @@ from grading.tasks.table import Context, MathWorker
 CASES = Path(__file__).parents[1] / "cases"
 
 
-def _rows():
+def _rows() -> list[dict]:
     return [
         json.loads(line)
         for name in ("grading.jsonl", "more_grading.jsonl")
@@ -46,7 +46,7 @@ def test_every_labelled_case_agrees(sandbox: Sandbox) -> None:
 @pytest.mark.parametrize(
     "row", [row for row in _rows() if row["dataset"] == "livecodebench"], ids=lambda row: row["id"]
 )
-def test_code_is_extracted_as_labelled(row) -> None:
+def test_code_is_extracted_as_labelled(row: dict) -> None:
     found = livecodebench.extract(row["model_output"].strip())
     assert (found and found[0]) == row["expected_extracted"]
 
@@ -70,7 +70,7 @@ def test_task_of(name: str, task: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["mmlu", "", None, 3, float("nan")])
-def test_task_of_unknown_names_the_known(name) -> None:
+def test_task_of_unknown_names_the_known(name: object) -> None:
     with pytest.raises(ValueError, match=r"unknown data set.*gpqa.*livecodebench"):
         task_of(name)
 

@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,16 +17,17 @@ from grading.sandbox.types import ProcessEnded, TimeLimit
 CASES = Path(__file__).parents[1] / "cases" / "slow_math.jsonl"
 LIMIT_S = 3.0
 MEMORY = 1 << 30
+Row = tuple[str, str, bool | None]  # answer, truth, and the public verdict: None if it never ended
 SHORT = ("9**9**9**9", "[0]*(10**10)", "2023^2023^2023")
 
 
-def _rows():
+def _rows() -> Iterator[Row]:
     for line in CASES.read_text().splitlines():
         row = json.loads(line)
         yield "".join(text * times for text, times in row["given"]), row["truth"], row["right"]
 
 
-def _check(sandbox, given, truth, public, limit):
+def _check(sandbox: Sandbox, given: str, truth: str, public: bool | None, limit: float) -> dict:
     """The public verdict, or none within the limit; `public` is None where that never ended."""
     with sandbox.start("grading.tasks.math500", Limits(memory=MEMORY)) as process:
         began = time.monotonic()
@@ -70,7 +72,7 @@ def test_every_labelled_formula_ends(sandbox: Sandbox) -> None:
 
 
 @pytest.mark.parametrize("row", [row for row in _rows() if row[0] in SHORT], ids=lambda row: row[0])
-def test_some_of_them_end_at_once(row, sandbox: Sandbox) -> None:
+def test_some_of_them_end_at_once(row: Row, sandbox: Sandbox) -> None:
     reply = _check(sandbox, *row, 1)
     assert ("error" in reply) is (row[2] is None)
 

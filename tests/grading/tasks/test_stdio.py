@@ -11,21 +11,21 @@ from pathlib import Path
 import pytest
 
 from grading.sandbox.sandbox import Sandbox
-from grading.tasks.livecodebench import Case, Problem, passes
+from grading.tasks.livecodebench import Case, Mode, Problem, passes
 
 CASES = Path(__file__).parents[1] / "cases" / "stdio.jsonl"
 ROWS = [json.loads(line) for line in CASES.read_text().splitlines()]
 TESTS = [Case("3\n1\n2\n3\n", "6"), Case("2\n10\n20", "30"), Case("1\n\n7\n", "7")]
-MODES = ("reference", "fixed-stdio")
+MODES: tuple[Mode, ...] = ("reference", "fixed-stdio")
 
 
-def _problem(*tests, function=None):
+def _problem(*tests: tuple[str, str], function: str | None = None) -> Problem:
     return Problem("q", function, [Case(*test) for test in tests])
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_programs_pass_as_far_as_labelled(mode, sandbox: Sandbox) -> None:
-    def passed(row):
+def test_programs_pass_as_far_as_labelled(mode: Mode, sandbox: Sandbox) -> None:
+    def passed(row: dict) -> int:
         verdict = passes(row["code"], Problem("q", None, TESTS), sandbox, 10, mode)
         if verdict.right:
             return len(TESTS)
@@ -55,7 +55,7 @@ def test_the_modes_differ_where_the_stand_in_fails_correct_programs() -> None:
         (" x ", "x"),
     ],
 )
-def test_input_arrives_as_it_is(given: str, expected: str, mode, sandbox: Sandbox) -> None:
+def test_input_arrives_as_it_is(given: str, expected: str, mode: Mode, sandbox: Sandbox) -> None:
     code = "import sys\nprint(sys.stdin.read(), end='')"
     assert passes(code, _problem((given, expected)), sandbox, 5, mode).right
 
@@ -67,8 +67,8 @@ def test_an_unpaired_surrogate_is_printed_as_the_public_runner_lets_it(sandbox: 
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_rules_name_the_test_that_decided(mode, sandbox: Sandbox) -> None:
-    def rule(code, *tests):
+def test_rules_name_the_test_that_decided(mode: Mode, sandbox: Sandbox) -> None:
+    def rule(code: str, *tests: tuple[str, str]) -> str:
         return passes(code, _problem(*tests), sandbox, 1, mode).rule
 
     echo = "print(input())"
@@ -89,7 +89,9 @@ def test_each_test_has_its_own_time_limit(sandbox: Sandbox) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_expected_outputs_are_nowhere_in_the_program_s_process(mode, sandbox: Sandbox) -> None:
+def test_expected_outputs_are_nowhere_in_the_program_s_process(
+    mode: Mode, sandbox: Sandbox
+) -> None:
     code = (
         "import sys\n"
         "seen, frame = '', sys._getframe()\n"

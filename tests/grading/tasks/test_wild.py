@@ -71,7 +71,7 @@ VALUE = st.recursive(
 many = settings(deadline=None, suppress_health_check=list(HealthCheck), database=None)
 
 
-def _extract_and_compare(text, truth, value) -> None:
+def _extract_and_compare(text: str, truth: object, value: object) -> None:
     text = text.strip()
     for task, letters in (("gpqa", "ABCD"), ("mmlu_pro", "ABCDEFGHIJİ")):
         found = choice.extract(text, task)
@@ -94,7 +94,9 @@ def _extract_and_compare(text, truth, value) -> None:
     st.integers(0, choice._END + 20),
     st.sampled_from(["y", " ", r"\n", "a ", "\\"]),
 )
-def test_an_answer_is_the_last_wherever_in_the_text_it_stands(words, padding, filler) -> None:
+def test_an_answer_is_the_last_wherever_in_the_text_it_stands(
+    words: list[str], padding: int, filler: str
+) -> None:
     words = ["ANSWER: C ", *words, filler * padding]
     whole = "".join(words).replace(r"\n", "\n").replace(r"\'", "'")
     for task, pattern in choice._ANSWER.items():
@@ -108,11 +110,11 @@ def test_an_answer_is_the_last_wherever_in_the_text_it_stands(words, padding, fi
 class _Worker:
     """A process that compares formulas; a fresh one after any that was killed."""
 
-    def __init__(self, sandbox) -> None:
+    def __init__(self, sandbox: Sandbox) -> None:
         self._sandbox = sandbox
         self._process = None
 
-    def check(self, given_text, truth) -> None:
+    def check(self, given_text: str, truth: object) -> None:
         if self._process is None:
             self._process = self._sandbox.start("grading.tasks.math500", Limits(memory=1 << 30))
         began = time.monotonic()
@@ -132,12 +134,12 @@ class _Worker:
             self._process = None
 
 
-def _compare_formulas(sandbox, examples) -> None:
+def _compare_formulas(sandbox: Sandbox, examples: int) -> None:
     worker = _Worker(sandbox)
 
     @given(st.lists(st.tuples(TEXT, TEXT), min_size=PAIRS, max_size=PAIRS))
     @settings(many, max_examples=examples // PAIRS)
-    def check(pairs) -> None:
+    def check(pairs: list[tuple[str, str]]) -> None:
         for given_text, truth in pairs:
             worker.check(given_text, truth)
 
@@ -149,14 +151,16 @@ def _compare_formulas(sandbox, examples) -> None:
 
 @given(TEXT, TRUTH, VALUE)
 @settings(many, max_examples=1000)
-def test_extractors_and_comparers_never_raise(text, truth, value) -> None:
+def test_extractors_and_comparers_never_raise(text: str, truth: object, value: object) -> None:
     _extract_and_compare(text, truth, value)
 
 
 @pytest.mark.slow
 @given(TEXT, TRUTH, VALUE)
 @settings(many, max_examples=cases(2_000, 20_000))
-def test_extractors_and_comparers_never_raise_on_thousands(text, truth, value) -> None:
+def test_extractors_and_comparers_never_raise_on_thousands(
+    text: str, truth: object, value: object
+) -> None:
     _extract_and_compare(text, truth, value)
 
 
@@ -175,7 +179,7 @@ REPEATED = ("ANSWER", "FINAL ", "Answer:", "Answer:9", r"\boxed{", r"\boxed{9", 
 
 
 @pytest.mark.parametrize("unit", UNITS + REPEATED)
-def test_long_texts_are_read_in_linear_time(unit) -> None:
+def test_long_texts_are_read_in_linear_time(unit: str) -> None:
     for head in HEADS:
         text = head + unit * math.ceil(200_000 / len(unit)) + "?"
         for extract in (

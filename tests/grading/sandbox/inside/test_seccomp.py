@@ -10,7 +10,7 @@ from grading.sandbox.inside import seccomp
 ALLOW, REFUSE, MISSING, KILL = 0x7FFF0000, 0x50000 | errno.EPERM, 0x50000 | errno.ENOSYS, 1 << 31
 
 
-def _verdict(machine, audit, number, *arguments, pid=7):
+def _verdict(machine: str, audit: int, number: int, *arguments: int, pid: int = 7) -> int:
     """What the filter answers, by running it as the kernel does."""
     data = struct.pack("=iIQ6Q", number, audit, 0, *arguments, *[0] * (6 - len(arguments)))
     code = list(struct.iter_unpack("=HBBI", seccomp.program(machine, pid)))
@@ -40,9 +40,9 @@ def _verdict(machine, audit, number, *arguments, pid=7):
     ],
 )
 def test_the_filter_allows_what_is_listed_and_nothing_else(
-    machine: str, audit: int, numbers
+    machine: str, audit: int, numbers: dict[str, int]
 ) -> None:
-    def verdict(name, *arguments):
+    def verdict(name: str, *arguments: int) -> int:
         return _verdict(machine, audit, numbers[name], *arguments)
 
     assert verdict("read") == ALLOW
