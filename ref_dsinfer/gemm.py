@@ -23,7 +23,7 @@ from torch import Tensor
 from ref_dsinfer import fp8_format
 
 Arithmetic = Literal["bf16", "fp8"]
-ARITHMETICS = ("bf16", "fp8")
+ARITHMETICS: tuple[Arithmetic, ...] = ("bf16", "fp8")
 
 
 def dense(

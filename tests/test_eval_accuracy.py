@@ -171,10 +171,19 @@ def test_an_interrupt_ends_it_and_its_children_at_once(
 ) -> None:
     with (a_run / "livecodebench.jsonl").open("a") as file:
         file.write(json.dumps(CALL) + "\n")
-    row = {"dataset": "livecodebench", "ground_truth": problem, "tok_model_output_len": 1}
+    row: dict[str, object] = {
+        "dataset": "livecodebench",
+        "ground_truth": problem,
+        "tok_model_output_len": 1,
+    }
     rows = [row | {"model_output": f"```python\n{code}\n```"}] * 4
     (a_run / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    command = [sys.executable, ROOT / "eval_accuracy.py", "--input-file", a_run / "a.jsonl"]
+    command = [
+        sys.executable,
+        str(ROOT / "eval_accuracy.py"),
+        "--input-file",
+        str(a_run / "a.jsonl"),
+    ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
     def children() -> list[str]:
@@ -199,7 +208,7 @@ def test_an_interrupt_ends_it_and_its_children_at_once(
 
 
 def test_json_lines_with_odd_text_are_graded(tmp_path: Path) -> None:
-    rows = [
+    rows: list[dict[str, object]] = [
         {"dataset": "gpqa", "ground_truth": "B", "model_output": "\ud800 ANSWER: B"},
         {"dataset": "math500", "ground_truth": "\ud800", "model_output": r"\boxed{\ud800 \0}"},
         {"dataset": "aime", "ground_truth": 1, "model_output": r"\boxed{2}"},
@@ -219,7 +228,12 @@ def test_json_lines_with_odd_text_are_graded(tmp_path: Path) -> None:
 def test_what_is_no_text_is_refused_with_its_row(
     tmp_path: Path, column: str, value: object
 ) -> None:
-    row = {"dataset": "aime", "ground_truth": 1, "model_output": "1", "tok_model_output_len": 3}
+    row: dict[str, object] = {
+        "dataset": "aime",
+        "ground_truth": 1,
+        "model_output": "1",
+        "tok_model_output_len": 3,
+    }
     rows = [row, row | {column: value}]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for more in ([], ["--explain", 0]):
@@ -437,7 +451,7 @@ def hostile(tmp_path: Path) -> Path:
 def test_what_files_hold_steers_no_terminal_and_fits_its_encoding(
     hostile: Path, encoding: str
 ) -> None:
-    def said(*arguments: object, code: int = 0) -> str:
+    def said(*arguments: str, code: int = 0) -> str:
         done = subprocess.run(
             [sys.executable, ROOT / "eval_accuracy.py", "--input-file", *arguments],
             cwd=hostile,

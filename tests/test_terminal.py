@@ -73,7 +73,7 @@ def test_lines_and_tabs_stay_but_in_one_line() -> None:
 
 
 def _doubled(times: int) -> list:
-    value = ["x"]
+    value: list = ["x"]
     for _ in range(times):
         value = [value, value]
     return value

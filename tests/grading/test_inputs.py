@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -58,7 +59,7 @@ def files(tmp_path: Path) -> Files:
     data["question"] = ["q", "r", "s"]
     data.to_pickle(tmp_path / "data.pkl")
 
-    def results(**columns: Sequence[object]) -> Path:
+    def results(**columns: Any) -> Path:
         data.assign(model_output="x", **columns).to_pickle(tmp_path / "results.pkl")
         return tmp_path / "results.pkl"
 

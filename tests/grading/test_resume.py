@@ -81,10 +81,11 @@ def _grades(folder: Path) -> list[dict]:
 def _assert_same(one: Results, other: Results) -> None:
     assert one[0] == other[0]
     pd.testing.assert_frame_equal(one[1], other[1])
-    pd.testing.assert_frame_equal(
-        *(frame.assign(tok_model_output=frame["tok_model_output"].map(list))
-          for frame in (one[2], other[2]))
-    )  # fmt: skip
+    left, right = (
+        frame.assign(tok_model_output=frame["tok_model_output"].map(list))
+        for frame in (one[2], other[2])
+    )
+    pd.testing.assert_frame_equal(left, right)
     assert one[3:] == other[3:]
 
 

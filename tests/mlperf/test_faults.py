@@ -151,7 +151,8 @@ def test_runs_that_are_killed_and_resumed_come_to_the_same_results(
     assert whole.code == 0, whole.stderr
     expected = (tmp_path / "mlperf_results").rename(tmp_path / "whole") / "offline" / "accuracy"
     moments = random.Random(0)
-    kills, resume, kept = 0, [], 0
+    resume: list[str] = []
+    kills = kept = 0
     while kills < 20:
         after_s = moments.uniform(0.05, 0.35)
         ended = run("kill", "offline", *resume, accuracy=True, after_s=after_s)

@@ -6,6 +6,7 @@ do: there fp16 and fp32 stand in, and values are quantised by the definition.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -112,13 +113,13 @@ def _close(found: Tensor, expected: Tensor, bound: Tensor, dtype: torch.dtype) -
 
 
 def in_the_interpreter() -> None:
-    checks: list[Callable[[], None]] = [lambda: check_rounding("cpu", exact=False)]
+    checks: list[Callable[[], None]] = [partial(check_rounding, "cpu", exact=False)]
     for dtype in (torch.float16, torch.float32)[: cases(1, 2)]:
-        checks.append(lambda dtype=dtype: check_unscaled_groups("cpu", dtype))
-        checks.append(lambda dtype=dtype: check_attention("cpu", dtype))
+        checks.append(partial(check_unscaled_groups, "cpu", dtype))
+        checks.append(partial(check_attention, "cpu", dtype))
         for arithmetic in gemm.ARITHMETICS:
-            checks.append(lambda d=dtype, a=arithmetic: check_products("cpu", d, a))
-            checks.append(lambda d=dtype, a=arithmetic: check_groups("cpu", d, a))
+            checks.append(partial(check_products, "cpu", dtype, arithmetic))
+            checks.append(partial(check_groups, "cpu", dtype, arithmetic))
     for check in checks:
         torch.manual_seed(0)
         check()

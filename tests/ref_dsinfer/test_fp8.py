@@ -65,6 +65,7 @@ def test_a_linear_dequantises_before_its_product() -> None:
     weight, x = torch.randn(200, 300), torch.randn(4, 300).bfloat16()
     linear = Linear(200, 300, dtype=torch.bfloat16, quantised=True)
     values, scale = fp8_format.quantise(weight)
+    assert linear.weight_scale_inv is not None
     linear.weight.data, linear.weight_scale_inv.data = values, scale
     expected = x @ fp8_format.dequantise(values, scale, torch.bfloat16).T
     assert torch.equal(linear(x), expected)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ref_dsinfer import attention as decode
 from ref_dsinfer import cpu_kernels
+from ref_dsinfer.attention import Attention
 from ref_dsinfer.batch import Decodes, Prefill
 from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.rounding import ceil_div
@@ -31,7 +32,7 @@ YARN_UNEVEN = {
     "mscale": 0.7,
     "mscale_all_dim": 1.0,
 }
-SHAPES = {
+SHAPES: dict[str, dict[str, Any]] = {
     # YaRN and q_lora are conftest's own.
     "like-r1": {"hub_keys": True},
     "no-q-lora": {
@@ -138,6 +139,7 @@ def test_absorbed_attention_agrees_with_unabsorbed(
     """Of the tokens of a sequence, each decoded as if it were a sequence of its own."""
     ours = bench(random_model, (1,), block_size=64)
     config, attention = ours.config, ours.runner.model.layers[1].self_attn
+    assert isinstance(attention, Attention)
     torch.manual_seed(0)
     length, heads, block = 50, config.heads, 3
     q_nope = torch.randn(length, heads, config.nope_dim)

@@ -15,7 +15,7 @@ import pytest
 from tests.grading.sandbox.attacks.programs import BITES, BITES_AS_ROOT, BODIES
 
 ROOT = Path(__file__).parents[3]
-HERE = Path(__file__).parent / "attacks"
+ATTACKS = Path(__file__).parent / "attacks"
 NOBODY = 65534
 IS_ROOT = os.geteuid() == 0
 USERS = ("this user", "nobody")
@@ -52,13 +52,14 @@ def _run(level: str, user: str, names: tuple[str, ...]) -> dict[str, Any]:
         shutil.copytree(ROOT / "grading", Path(copy, "grading"))
         for module in ("errors.py", "terminal.py"):
             shutil.copy(ROOT / module, copy)
-        shutil.copytree(HERE, Path(copy, "attacks"))
+        attacks = Path(copy, ATTACKS.relative_to(ROOT))
+        shutil.copytree(ATTACKS, attacks)
         subprocess.run(["chmod", "-R", "a+rX", copy], check=True)
         temporary = Path(copy, "tmp")
         temporary.mkdir()
         temporary.chmod(0o777)
         done = subprocess.run(
-            [python, str(Path(copy, "attacks", "run.py")), level, *names],
+            [python, str(attacks / "run.py"), level, *names],
             env={"PYTHONPATH": copy, "TMPDIR": str(temporary), "SECRET": "SECRET"},
             cwd="/",
             capture_output=True,

@@ -48,15 +48,10 @@ def _find(
     """What is found on a machine that lacks something."""
     command = [*prefix, sys.executable, "-c", FIND if landlock else WITHOUT + FIND, *arguments]
     if not namespaces:
-        command = [
-            shutil.which("unshare"),
-            "-Ur",
-            shutil.which("sh"),
-            "-c",
-            NO_NAMESPACES,
-            "sh",
-            *command,
-        ]
+        unshare, shell = shutil.which("unshare"), shutil.which("sh")  # not by the given `path`
+        assert unshare
+        assert shell
+        command = [unshare, "-Ur", shell, "-c", NO_NAMESPACES, "sh", *command]
     done = subprocess.run(
         command, cwd=ROOT, env={"PATH": path}, capture_output=True, text=True, check=True
     )

@@ -227,7 +227,7 @@ def test_private_tests_in_both_spellings(tmp_path: Path) -> None:
     ids=range(16),
 )
 def test_a_problem_that_cannot_be_read_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: object
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, object]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(GradingError, match="problem q1 can't be read"):

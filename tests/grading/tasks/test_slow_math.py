@@ -27,8 +27,9 @@ def _rows() -> Iterator[Row]:
         yield "".join(text * times for text, times in row["given"]), row["truth"], row["right"]
 
 
-def _check(sandbox: Sandbox, given: str, truth: str, public: bool | None, limit: float) -> dict:
-    """The public verdict, or none within the limit; `public` is None where that never ended."""
+def _check(sandbox: Sandbox, row: Row, limit: float) -> dict:
+    """The reply to a row within the limit; its verdict must be the public one."""
+    given, truth, public = row
     with sandbox.start("grading.tasks.math500", Limits(memory=MEMORY)) as process:
         began = time.monotonic()
         try:
@@ -64,7 +65,7 @@ def test_every_labelled_formula_ends(sandbox: Sandbox) -> None:
         rows = list(_rows())
         assert len(rows) >= 14
         with ThreadPoolExecutor(2) as pool:
-            list(pool.map(lambda row: _check(sandbox, *row, LIMIT_S), rows))
+            list(pool.map(lambda row: _check(sandbox, row, LIMIT_S), rows))
     finally:
         done.set()
         watcher.join()
@@ -73,7 +74,7 @@ def test_every_labelled_formula_ends(sandbox: Sandbox) -> None:
 
 @pytest.mark.parametrize("row", [row for row in _rows() if row[0] in SHORT], ids=lambda row: row[0])
 def test_some_of_them_end_at_once(row: Row, sandbox: Sandbox) -> None:
-    reply = _check(sandbox, *row, 1)
+    reply = _check(sandbox, row, 1)
     assert ("error" in reply) is (row[2] is None)
 
 

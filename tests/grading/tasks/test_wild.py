@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from grading.sandbox.inside.limits import Limits
+from grading.sandbox.process import Confined
 from grading.sandbox.sandbox import Sandbox
 from grading.sandbox.types import ProcessEnded, TimeLimit
 from grading.tasks import aime, choice, livecodebench, math500, outputs
@@ -78,9 +79,9 @@ def _extract_and_compare(text: str, truth: object, value: object) -> None:
         assert found is None or found[0] in letters
         if found:
             assert choice.judge(found[0], truth).right in (True, False)
-    found = aime.extract(text)
-    assert found is None or 0 <= found[0] <= 999
-    assert aime.judge(found[0] if found else 42, truth).right in (True, False)
+    number = aime.extract(text)
+    assert number is None or 0 <= number[0] <= 999
+    assert aime.judge(number[0] if number else 42, truth).right in (True, False)
     for found in (math500.extract(text), livecodebench.extract(text)):
         assert found is None or found[0] in text
     assert outputs.same_output(text, str(truth)) in (True, False)
@@ -112,7 +113,7 @@ class _Worker:
 
     def __init__(self, sandbox: Sandbox) -> None:
         self._sandbox = sandbox
-        self._process = None
+        self._process: Confined | None = None
 
     def check(self, given_text: str, truth: object) -> None:
         if self._process is None:

@@ -15,10 +15,9 @@ import tempfile
 import time
 from pathlib import Path
 
-import programs
-
 from grading.sandbox.sandbox import Sandbox
 from grading.tasks.livecodebench import Case, Problem, passes
+from tests.grading.sandbox.attacks import programs
 
 GOOD = "def f(t):\n    return t['port'] + 1\n"
 SECONDS = {"signals_blocked": 0.5, "kill_all": 2.0, "fork_bomb": 2.0, "sleeping_child": 0.5}
