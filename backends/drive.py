@@ -120,7 +120,7 @@ async def collect(
             finish, last_ns = delta.finish, delta.at_ns
     finally:
         watch.close(request)
-        await deltas.aclose()  # type: ignore[attr-defined]
+        await deltas.aclose()
     if first_ns is None or finish is None:
         raise EngineError(f"{request.name}: the engine's stream ended before the answer")
     return Completion(request.id, ids, finish, first_ns, last_ns)

@@ -13,7 +13,7 @@ Its options (`--engine-arg`), all numbers:
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import nullcontext
 from itertools import takewhile
 
@@ -51,7 +51,7 @@ class EchoEngine(Backend):
         if self._options["fail_start"]:
             raise EngineError("echo: told to fail at the start")
 
-    async def stream(self, request: Request) -> AsyncIterator[Delta]:
+    async def stream(self, request: Request) -> AsyncGenerator[Delta, None]:
         self._requests += 1
         number = self._requests
         if number == self._options["fail_at"]:

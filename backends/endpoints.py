@@ -190,7 +190,7 @@ class Endpoints(Backend):
                 return text
         return None
 
-    async def stream(self, request: Request) -> AsyncIterator[Delta]:
+    async def stream(self, request: Request) -> AsyncGenerator[Delta, None]:
         async with AsyncExitStack() as stack:
             if self._slots:
                 await stack.enter_async_context(self._slots)

@@ -11,7 +11,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -131,7 +131,7 @@ class PyTorchBackend(Backend):
             "cache_tokens": sum(pool.blocks * pool.block_size for pool in pools),
         }
 
-    async def stream(self, request: Request) -> AsyncIterator[Delta]:
+    async def stream(self, request: Request) -> AsyncGenerator[Delta, None]:
         """Raises: LengthError, ModelError, UsageError for this request alone, EngineError before
         `start`, otherwise whatever stopped the engine."""
         if self._failure:

@@ -10,7 +10,7 @@ import secrets
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, NoReturn
@@ -83,11 +83,11 @@ class SglangBackend(Backend):
             await cancel([ready, failing])
         children.started()
 
-    async def stream(self, request: Request) -> AsyncIterator[Delta]:
+    async def stream(self, request: Request) -> AsyncGenerator[Delta, None]:
         if self._server is None:
             raise EngineError("SGLang has not been started")
         try:
-            async with aclosing(self._server.stream(request)) as deltas:  # type: ignore[type-var]
+            async with aclosing(self._server.stream(request)) as deltas:
                 async for delta in deltas:
                     yield delta
         except EngineError as error:

@@ -6,7 +6,7 @@ new ids alone, and never a stop id: `finish="stop"` stands for the stop id that 
 
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -380,7 +380,7 @@ class Backend(ABC):
         return None
 
     @abstractmethod
-    def stream(self, request: Request) -> AsyncIterator[Delta]:
+    def stream(self, request: Request) -> AsyncGenerator[Delta, None]:
         """Answer one request. Closing the iterator early aborts the request."""
 
     def location(self, request: Request) -> str:

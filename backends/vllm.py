@@ -8,7 +8,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -90,7 +90,7 @@ class VllmBackend(Backend):
         self._engine = loading.result()
         children.started()
 
-    async def stream(self, request: Request) -> AsyncIterator[Delta]:
+    async def stream(self, request: Request) -> AsyncGenerator[Delta, None]:
         if self._engine is None:
             raise EngineError("vLLM has not been started")
         prompt = tokens_input(list(request.prompt_ids))

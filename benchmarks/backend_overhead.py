@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ class Timed(Backend):
     async def close(self) -> None:
         await self.inner.close()
 
-    def stream(self, request: Request) -> AsyncIterator[Delta]:
+    def stream(self, request: Request) -> AsyncGenerator[Delta, None]:
         self.arrivals.append((time.monotonic(), request))
         return self.inner.stream(request)
 

@@ -26,13 +26,14 @@ if __name__ == "__main__":  # the packages of this tree, and none of the files b
     sys.path[0] = str(Path(__file__).parents[1])
 
 from benchmarks import roofline
-from ref_dsinfer import fp8, gemm, rope
+from ref_dsinfer import fp8_format, gemm, rope
 from ref_dsinfer.batch import Batch, Decodes
 from ref_dsinfer.cache import PagedCache
 from ref_dsinfer.config import ModelConfig, Yarn
 from ref_dsinfer.layers import Weight
 from ref_dsinfer.model import Layer
 from ref_dsinfer.parallel import RankInfo, Ranks
+from ref_dsinfer.rounding import ceil_div
 
 NO_GPU = 3  # exit code
 RANKS = 8
@@ -130,10 +131,10 @@ class Bench:
 
     def weights(self, *shape: int) -> tuple[Tensor, Tensor]:
         """A random block-fp8 weight, and its scales."""
-        values = torch.empty(shape, dtype=fp8.E4M3, device=self.device)
+        values = torch.empty(shape, dtype=fp8_format.E4M3, device=self.device)
         for part in values if len(shape) > 2 else [values]:
             part.copy_(torch.randn(part.shape, device=self.device))
-        return values, torch.full(fp8.scale_shape(shape), 0.02, device=self.device)
+        return values, torch.full(fp8_format.scale_shape(shape), 0.02, device=self.device)
 
     def decode_inputs(self, batch: int) -> Decodes:
         """So many sequences of `context` tokens, their blocks spread over the cache."""
@@ -180,7 +181,7 @@ class Bench:
         self, shape: tuple[int, int], batch: int, arithmetic: gemm.Arithmetic
     ) -> tuple[float, float]:
         """Seconds and bytes of one product."""
-        count = -(-L2 // (shape[0] * shape[1])) if self.timed else 1
+        count = ceil_div(L2, shape[0] * shape[1]) if self.timed else 1
         copies = [self.weights(*shape) for _ in range(count)]
         x = torch.randn(batch, shape[1], device=self.device, dtype=torch.bfloat16)
         calls = [partial(gemm.dense, x, weight, scale, arithmetic) for weight, scale in copies]
@@ -207,7 +208,7 @@ class Slice:
             for part in parameter if many else [parameter]:
                 part.data.copy_(torch.randn(part.shape, device=device) * 0.02)
         for name, parameter in modules.named_parameters():
-            if parameter.dtype == fp8.E4M3:
+            if parameter.dtype == fp8_format.E4M3:
                 parameter.data.view(torch.uint8).bitwise_or_(0x20)  # no tiny values
             elif name.endswith("weight_scale_inv") or "norm" in name:
                 parameter.data.fill_(0.02 if "scale" in name else 1.0)

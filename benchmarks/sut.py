@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from array import array
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -58,7 +58,7 @@ class Rows:
 class Streaming(EchoEngine):
     """Answers as engines do: each iteration of the event loop brings a token to every stream."""
 
-    async def stream(self, request: Request) -> AsyncIterator[Delta]:
+    async def stream(self, request: Request) -> AsyncGenerator[Delta, None]:
         last = len(request.prompt_ids) - 1
         for position, id_ in enumerate(request.prompt_ids):
             await asyncio.sleep(0)

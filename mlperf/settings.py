@@ -14,6 +14,7 @@ from errors import LoadGenError, UsageError
 from mlperf import user_conf
 from mlperf.compliance import AUDIT
 from mlperf.user_conf import KEYS, UserConf
+from ref_dsinfer.rounding import ceil_div
 
 HERE = Path(__file__).parent
 BENCHMARK_CONF = HERE / "mlperf.conf"
@@ -256,7 +257,7 @@ def expected_samples(settings: Any, rows: int) -> int:
     if not settings.sample_concatenate_permutation:
         return least
     rows = min(rows, settings.performance_sample_count_override or rows)
-    return -(-least // rows) * rows  # whole passes over the data set
+    return ceil_div(least, rows) * rows  # whole passes over the data set
 
 
 def expected_seconds(settings: Any, samples: int, accuracy: bool) -> float | None:

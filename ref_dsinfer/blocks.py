@@ -6,6 +6,8 @@ give every rank the same numbers.
 
 import heapq
 
+from ref_dsinfer.rounding import ceil_div
+
 
 class BlockPool:
     """Blocks are numbered from 0. The lowest free ones are allocated first, so that the blocks in
@@ -23,7 +25,7 @@ class BlockPool:
 
     def needed(self, tokens: int) -> int:
         """Blocks that hold this many tokens."""
-        return -(-tokens // self.block_size)
+        return ceil_div(tokens, self.block_size)
 
     def allocate(self, count: int) -> list[int]:
         """`count` blocks; as many must be free."""

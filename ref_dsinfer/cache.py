@@ -12,6 +12,7 @@ from torch import Tensor
 from errors import UsageError
 from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.parallel import Ranks
+from ref_dsinfer.rounding import ceil_div
 
 BLOCK_SIZE = 64  # tokens
 MEMORY_FRACTION = 0.95  # of the memory that is free once weights are loaded; steps need the rest
@@ -75,7 +76,7 @@ def block_count(
     if tokens is None:
         free = int(free_memory(ranks) * MEMORY_FRACTION)
         tokens = ranks.minimum(free // config.token_bytes(dtype.itemsize))
-    blocks, sequence_blocks = tokens // block_size, -(-max_model_len // block_size)
+    blocks, sequence_blocks = tokens // block_size, ceil_div(max_model_len, block_size)
     if blocks < sequence_blocks:
         raise UsageError(
             f"the KV cache holds {blocks * block_size} tokens and one request may need"

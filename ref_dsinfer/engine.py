@@ -22,9 +22,10 @@ from ref_dsinfer.config import CONFIG_FILE, ModelConfig
 from ref_dsinfer.model import Model
 from ref_dsinfer.options import EngineOptions
 from ref_dsinfer.parallel import RankInfo
+from ref_dsinfer.rounding import ceil_div
 from ref_dsinfer.runner import Runner
 from ref_dsinfer.sampler import sample
-from ref_dsinfer.scheduler import Scheduler, ceil_div
+from ref_dsinfer.scheduler import Scheduler
 from ref_dsinfer.sequence import Finish, Output, Sequence
 from ref_dsinfer.speculative import SpeculativeRunner, accepted
 

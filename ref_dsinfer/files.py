@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ from errors import OutputError
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a hidden file beside `path`, flush it to disk, and rename it to `path`.
 
-    The hidden file's name is always the same: what a killed run leaves, the next one overwrites.
+    Of several writers at once, each has a hidden file of its own, and the last rename wins. If the
+    process is killed, its hidden file stays and can be deleted.
     Raises: OutputError; `path` is then as it was.
     """
-    partial = path.with_name(f".{path.name}.partial")
+    # not by tempfile, whose files only their owner can read
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         try:
             write(partial)

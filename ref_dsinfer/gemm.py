@@ -20,10 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ref_dsinfer import fp8
+from ref_dsinfer import fp8_format
 
 Arithmetic = Literal["bf16", "fp8"]
-ARITHMETICS = ("bf16", "fp8")
+ARITHMETICS: tuple[Arithmetic, ...] = ("bf16", "fp8")
 
 
 def dense(
@@ -79,10 +79,10 @@ def plain(
     if scale is None:
         return F.linear(x_TI, weight.flatten(0, -2))
     if arithmetic == "bf16":
-        return F.linear(x_TI, fp8.dequantise(weight, scale, x_TI.dtype).flatten(0, -2))
-    values, scales = fp8.quantise_rows(x_TI)
-    matrix = fp8.dequantise(weight, scale, torch.float32).flatten(0, -2)
-    return F.linear(fp8.dequantise_rows(values, scales), matrix).to(x_TI.dtype)
+        return F.linear(x_TI, fp8_format.dequantise(weight, scale, x_TI.dtype).flatten(0, -2))
+    values, scales = fp8_format.quantise_rows(x_TI)
+    matrix = fp8_format.dequantise(weight, scale, torch.float32).flatten(0, -2)
+    return F.linear(fp8_format.dequantise_rows(values, scales), matrix).to(x_TI.dtype)
 
 
 def plain_grouped(

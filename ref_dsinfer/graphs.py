@@ -17,6 +17,7 @@ from torch import Tensor
 from ref_dsinfer.batch import Batch, Decodes
 from ref_dsinfer.cache import PagedCache
 from ref_dsinfer.model import Model
+from ref_dsinfer.rounding import ceil_div
 from ref_dsinfer.scheduler import ScheduledTokens
 
 log = logging.getLogger(__name__)
@@ -117,7 +118,7 @@ class Decoder:
         """For `max_batch` sequences of `max_model_len` tokens; no sequence may hold
         `padding_block`."""
         device = model.rotations.device
-        max_blocks = -(-max_model_len // cache.block_size)
+        max_blocks = ceil_div(max_model_len, cache.block_size)
         self.model, self.cache, self.sizes = model, cache, padded_sizes(max_batch)
         self.inputs = Inputs(max_batch, max_blocks, padding_block, cache.block_size, device)
         dtype = model.embed_tokens.weight.dtype

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ref_dsinfer import fp8, gemm
+from ref_dsinfer import fp8_format, gemm
 from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.parallel import Ranks
 
@@ -26,15 +26,15 @@ class Weight(nn.Module):
     def __init__(self, *shape: int, dtype: torch.dtype, quantised: bool = False) -> None:
         super().__init__()
         self.dtype = dtype
-        self.weight = parameter(shape, fp8.E4M3 if quantised else dtype)
-        scales = parameter(fp8.scale_shape(shape), torch.float32) if quantised else None
+        self.weight = parameter(shape, fp8_format.E4M3 if quantised else dtype)
+        scales = parameter(fp8_format.scale_shape(shape), torch.float32) if quantised else None
         self.weight_scale_inv = scales
 
     def matrix(self) -> Tensor:
         """The weight in the model's dtype."""
         if self.weight_scale_inv is None:
             return self.weight
-        return fp8.dequantise(self.weight, self.weight_scale_inv, self.dtype)
+        return fp8_format.dequantise(self.weight, self.weight_scale_inv, self.dtype)
 
     def product(self, x_TD: Tensor) -> Tensor:
         """x [T, in] times the matrix, or each of the stack: [T, all outs side by side]."""

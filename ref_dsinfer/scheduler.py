@@ -4,6 +4,7 @@ from collections import Counter, deque
 from dataclasses import dataclass
 
 from ref_dsinfer.blocks import BlockPool
+from ref_dsinfer.rounding import ceil_div
 from ref_dsinfer.sequence import Sequence
 
 STEP_TOKENS = 2048  # token budget of a step: long prompts are prefilled in chunks, beside decodes
@@ -27,11 +28,6 @@ class ScheduledTokens:
     def is_decode(self) -> bool:
         """Whether this is one token, with its drafts, that attends to the KV cache."""
         return self.start > 0 and self.count == max(self.samples, 1)
-
-
-def ceil_div(total: int, parts: int) -> int:
-    """The largest part when `total` is divided as evenly as whole numbers allow."""
-    return -(-total // parts)
 
 
 class Scheduler:

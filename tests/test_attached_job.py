@@ -33,7 +33,9 @@ def servers() -> Iterator[Servers]:
         process.communicate()
 
 
-def start(script: str, model: Path, data: Path, servers: Servers, *options: object):
+def start(
+    script: str, model: Path, data: Path, servers: Servers, *options: object
+) -> subprocess.Popen[str]:
     words = ["--backend", "vllm", "--model", model, "--input-file", data, "--served-model", "echo"]
     words += ["--endpoint", ",".join(servers), "--output-dir", data.parent, *options]
     return subprocess.Popen(

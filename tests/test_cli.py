@@ -1,4 +1,4 @@
-"""What entry scripts say before they do anything."""
+"""Messages and exit codes of entry scripts and modules before they start an engine."""
 
 import os
 import subprocess
@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from entrypoint import OURS
+
 ROOT = Path(__file__).parent.parent
 SCRIPTS = (
     "run_eval.py",
@@ -16,11 +18,13 @@ SCRIPTS = (
     "run_mlperf_mpi.py",
     "eval_accuracy.py",
 )
-MODULES = (
-    *("mlperf.summary", "mlperf.submission"),
-    *("ref_dsinfer.generate", "ref_dsinfer.convert", "ref_dsinfer.fp8"),
+MODULES = tuple(  # those that users run by python -m
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__")
+    for package in OURS
+    for path in sorted((ROOT / package).rglob("*.py"))
+    if path.read_text(encoding="utf-8").endswith("entrypoint.run(main)\n")
 )
-# neither the site's packages nor the environment's: what the standard library alone can import
+# Python without any installed package
 BARE = (sys.executable, "-S", "-E", "-s")
 
 
@@ -39,10 +43,15 @@ def call(
     )
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_commands_of_the_packages_are_known() -> None:
+    commands = {"data.journal", "mlperf.submission", "ref_dsinfer.convert", "ref_dsinfer.fp8"}
+    assert commands < set(MODULES)
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS, *MODULES])
 def test_help_needs_no_package(script: str) -> None:
-    """So it answers at once: none that takes long to load is asked for."""
-    done = call(BARE, script, "--help")
+    """So it is fast: packages that take long to import are not imported."""
+    done = call((*BARE, *(["-m"] if script in MODULES else [])), script, "--help")
     assert done.returncode == 0, done.stderr
     assert "usage:" in done.stdout
 
@@ -128,7 +137,7 @@ def test_a_bad_data_set_is_one_line(
     assert done.returncode == code, done.stderr
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
-    assert not [found for found in (tmp_path / "out").rglob("*") if found.is_file()]
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
 
 
 @pytest.mark.parametrize("output", ["rows.jsonl.pkl", "rows.pkl", "rows"])

@@ -10,6 +10,7 @@ import sys
 import time
 from array import array
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -40,12 +41,12 @@ ROWS = [
 EXACT_MATCH = 100 * 5 / 7
 
 
-def run(*arguments, **options):
+def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
     return forked.run("eval_accuracy.py", *arguments, timeout=120, **options)
 
 
 @pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tokenizer of single bytes: <s> 0, </s> 1, byte b is b + 2."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -67,7 +68,7 @@ def model_dir(tmp_path_factory):
 
 
 @pytest.fixture
-def a_run(tmp_path, model_dir):
+def a_run(tmp_path: Path, model_dir: Path) -> Path:
     """The files of a run: data set, problems, results, and LoadGen's log."""
     prompts = Prompts(model_dir)
     names, truths, texts = zip(*ROWS, strict=True)
@@ -88,7 +89,7 @@ def a_run(tmp_path, model_dir):
     return tmp_path
 
 
-def test_pickle_parquet_and_log_of_one_run_say_the_same(a_run, model_dir):
+def test_pickle_parquet_and_log_of_one_run_say_the_same(a_run: Path, model_dir: Path) -> None:
     lines = {}
     for name in ("results.pkl", "results.parquet", "mlperf_log_accuracy.json"):
         more = ("--dataset-file", a_run / "data.pkl", "--model", model_dir) if "log" in name else ()
@@ -108,7 +109,7 @@ def test_pickle_parquet_and_log_of_one_run_say_the_same(a_run, model_dir):
     assert figures["tokens_per_sample"] == pytest.approx(sum(texts) / 7)
 
 
-def test_an_output_file_is_taken_by_its_name(a_run):
+def test_an_output_file_is_taken_by_its_name(a_run: Path) -> None:
     output = a_run / "graded" / "mine.pkl"
     done = run("--input-file", a_run / "results.pkl", "--output-file", output)
     assert done.returncode == 0, done.stderr
@@ -135,7 +136,9 @@ def test_an_output_file_is_taken_by_its_name(a_run):
         (["results.pkl", "--time-limit", "0"], 2, "--time-limit"),
     ],
 )
-def test_bad_input_ends_in_one_line_and_its_code(a_run, arguments, code, message):
+def test_bad_input_ends_in_one_line_and_its_code(
+    a_run: Path, arguments: list[str], code: int, message: str
+) -> None:
     (a_run / "cut.json").write_text('[\n{ "seq_id" : 0, "qsl_idx"')
     before = sorted(a_run.iterdir())
     done = run("--input-file", *arguments, cwd=a_run, env={"PATH": ""})
@@ -163,16 +166,27 @@ CALL = PROBLEM | {
     [("double", "import time\nwhile True: time.sleep(1)"), ("call", FORGED)],
     ids=["while a program runs", "while its answer is compared"],
 )
-def test_an_interrupt_ends_it_and_its_children_at_once(a_run, problem, code):
+def test_an_interrupt_ends_it_and_its_children_at_once(
+    a_run: Path, problem: str, code: str
+) -> None:
     with (a_run / "livecodebench.jsonl").open("a") as file:
         file.write(json.dumps(CALL) + "\n")
-    row = {"dataset": "livecodebench", "ground_truth": problem, "tok_model_output_len": 1}
+    row: dict[str, object] = {
+        "dataset": "livecodebench",
+        "ground_truth": problem,
+        "tok_model_output_len": 1,
+    }
     rows = [row | {"model_output": f"```python\n{code}\n```"}] * 4
     (a_run / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    command = [sys.executable, ROOT / "eval_accuracy.py", "--input-file", a_run / "a.jsonl"]
+    command = [
+        sys.executable,
+        str(ROOT / "eval_accuracy.py"),
+        "--input-file",
+        str(a_run / "a.jsonl"),
+    ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
-    def children():
+    def children() -> list[str]:
         found = Path(f"/proc/{process.pid}/task").glob("*/children")
         return [child for tasks in found for child in tasks.read_text().split()]
 
@@ -193,22 +207,8 @@ def test_an_interrupt_ends_it_and_its_children_at_once(a_run, problem, code):
         time.sleep(0.02)
 
 
-def test_help_needs_no_package_and_no_time():
-    script = f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv = ['eval', '--help'];"
-    start = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", script + "import eval_accuracy; eval_accuracy.main()"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "--livecodebench-file" in done.stdout
-    assert time.monotonic() - start < 3  # 0.3 s on a quiet machine
-
-
-def test_json_lines_with_odd_text_are_graded(tmp_path):
-    rows = [
+def test_json_lines_with_odd_text_are_graded(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [
         {"dataset": "gpqa", "ground_truth": "B", "model_output": "\ud800 ANSWER: B"},
         {"dataset": "math500", "ground_truth": "\ud800", "model_output": r"\boxed{\ud800 \0}"},
         {"dataset": "aime", "ground_truth": 1, "model_output": r"\boxed{2}"},
@@ -225,8 +225,15 @@ def test_json_lines_with_odd_text_are_graded(tmp_path):
     ("column", "value"),
     [("model_output", 1.5), ("model_output", ["A"]), ("ground_truth", [1]), ("ground_truth", {})],
 )
-def test_what_is_no_text_is_refused_with_its_row(tmp_path, column, value):
-    row = {"dataset": "aime", "ground_truth": 1, "model_output": "1", "tok_model_output_len": 3}
+def test_what_is_no_text_is_refused_with_its_row(
+    tmp_path: Path, column: str, value: object
+) -> None:
+    row: dict[str, object] = {
+        "dataset": "aime",
+        "ground_truth": 1,
+        "model_output": "1",
+        "tok_model_output_len": 3,
+    }
     rows = [row, row | {column: value}]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for more in ([], ["--explain", 0]):
@@ -236,7 +243,7 @@ def test_what_is_no_text_is_refused_with_its_row(tmp_path, column, value):
         assert "Traceback" not in done.stderr
 
 
-def test_fewer_rows_are_stamped_and_more_refused(a_run):
+def test_fewer_rows_are_stamped_and_more_refused(a_run: Path) -> None:
     results = a_run / "results.pkl"
     done = run("--input-file", results, "--expected-rows", 9)
     assert done.returncode == 0, done.stderr
@@ -250,7 +257,7 @@ def test_fewer_rows_are_stamped_and_more_refused(a_run):
     assert "no answers to samples 2, 3, but answers to later ones" in done.stderr
 
 
-def test_ids_of_eight_bytes_are_graded_and_said(a_run, model_dir):
+def test_ids_of_eight_bytes_are_graded_and_said(a_run: Path, model_dir: Path) -> None:
     log = a_run / "mlperf_log_accuracy.json"
     entries = json.loads(log.read_text())
     for entry in entries:
@@ -269,7 +276,7 @@ def test_ids_of_eight_bytes_are_graded_and_said(a_run, model_dir):
     assert "sample 0 are not token ids" in done.stderr
 
 
-def test_another_tokenizer_is_noticed(a_run, model_dir):
+def test_another_tokenizer_is_noticed(a_run: Path, model_dir: Path) -> None:
     log = a_run / "mlperf_log_accuracy.json"
     entries = json.loads(log.read_text())
     entries[1]["data"] = struct.pack("<2i", 128_000, 3).hex()
@@ -280,7 +287,7 @@ def test_another_tokenizer_is_noticed(a_run, model_dir):
     assert "1 token ids are outside the tokenizer's vocabulary of 258" in done.stderr
 
 
-def test_one_row_is_explained_and_nothing_written(a_run):
+def test_one_row_is_explained_and_nothing_written(a_run: Path) -> None:
     before = sorted(a_run.iterdir())
     done = run("--input-file", a_run / "results.pkl", "--explain", 5)
     assert done.returncode == 0, done.stderr
@@ -289,11 +296,11 @@ def test_one_row_is_explained_and_nothing_written(a_run):
 
 
 @pytest.mark.slow
-def test_two_gradings_are_compared(a_run):
+def test_two_gradings_are_compared(a_run: Path) -> None:
     given = ("--input-file", a_run / "results.pkl", "--output-file")
     assert run(*given, a_run / "one.pkl").returncode == 0
     frame = read_frame(a_run / "results.pkl")
-    frame.loc[5, "model_output"] = frame.loc[4, "model_output"]
+    frame["model_output"] = frame["model_output"].where(frame.index != 5, frame["model_output"][4])
     frame.to_parquet(a_run / "other.parquet")
     assert run("--input-file", a_run / "other.parquet").returncode == 0
     before = sorted(a_run.iterdir())
@@ -309,7 +316,7 @@ def test_two_gradings_are_compared(a_run):
 
 
 @pytest.mark.slow
-def test_how_programs_read_is_chosen_and_kept_apart(a_run):
+def test_how_programs_read_is_chosen_and_kept_apart(a_run: Path) -> None:
     given = ("--input-file", a_run / "results.pkl")
     assert run(*given).returncode == 0
     done = run(*given, "--lcb-mode", "fixed-stdio")
@@ -322,7 +329,7 @@ def test_how_programs_read_is_chosen_and_kept_apart(a_run):
     assert "graded already" not in run(*given, "--fresh").stderr
 
 
-def test_without_a_sandbox_only_where_it_is_said(a_run):
+def test_without_a_sandbox_only_where_it_is_said(a_run: Path) -> None:
     done = run("--input-file", a_run / "results.pkl", "--no-sandbox-i-trust-this-code")
     assert done.returncode == 0, done.stderr
     report = json.loads((a_run / "results_report.json").read_text())
@@ -330,7 +337,7 @@ def test_without_a_sandbox_only_where_it_is_said(a_run):
     assert run("--input-file", a_run / "results.pkl", "--sandbox", "none").returncode == 2
 
 
-def test_without_a_sandbox_the_end_is_an_error_after_all_is_written(a_run):
+def test_without_a_sandbox_the_end_is_an_error_after_all_is_written(a_run: Path) -> None:
     script = """
 import eval_accuracy
 from grading.sandbox import levels
@@ -357,7 +364,7 @@ entrypoint.run(eval_accuracy.main)
 
 
 @pytest.mark.slow
-def test_programs_over_their_limit_are_timeouts_and_a_hostile_answer_is_one(a_run):
+def test_programs_over_their_limit_are_timeouts_and_a_hostile_answer_is_one(a_run: Path) -> None:
     (a_run / "livecodebench.jsonl").write_text(f"{json.dumps(PROBLEM)}\n{json.dumps(CALL)}\n")
     rows = [("double", "while True: pass"), ("call", FORGED), ("call", "f = lambda a: a + a")]
     names = ("ground_truth", "model_output")
@@ -385,7 +392,7 @@ def test_programs_over_their_limit_are_timeouts_and_a_hostile_answer_is_one(a_ru
         ("results.pkl", "link.pkl"),
     ],
 )
-def test_what_is_read_is_not_written_over(a_run, source, output):
+def test_what_is_read_is_not_written_over(a_run: Path, source: str, output: str) -> None:
     (a_run / "link.pkl").symlink_to("results.pkl")
     before = {path: path.read_bytes() for path in a_run.iterdir()}
     done = run("--input-file", source, "--output-file", output, cwd=a_run)
@@ -396,7 +403,7 @@ def test_what_is_read_is_not_written_over(a_run, source, output):
     assert {path: path.read_bytes() for path in a_run.iterdir()} == before
 
 
-def test_nor_are_data_set_and_problems(a_run):
+def test_nor_are_data_set_and_problems(a_run: Path) -> None:
     given = ("--input-file", "results.pkl", "--dataset-file", "data.pkl", "--output-file")
     assert run(*given, "data.parquet", cwd=a_run).returncode == 2
     (a_run / "livecodebench.jsonl").rename(a_run / "mine_grades.jsonl")
@@ -405,7 +412,7 @@ def test_nor_are_data_set_and_problems(a_run):
     assert "mine_grades.jsonl would overwrite the input mine_grades.jsonl" in done.stderr
 
 
-def test_a_log_with_a_byte_order_mark_is_graded(a_run, model_dir):
+def test_a_log_with_a_byte_order_mark_is_graded(a_run: Path, model_dir: Path) -> None:
     log = a_run / "mlperf_log_accuracy.json"
     log.write_bytes("\ufeff".encode() + log.read_bytes())
     done = run("--input-file", log, "--dataset-file", a_run / "data.pkl", "--model", model_dir)
@@ -417,7 +424,7 @@ HOSTILE = "\x1b]0;title\x07\x1b[2J\ud800\r\n\u202e\x9b é"
 
 
 @pytest.fixture
-def hostile(tmp_path):
+def hostile(tmp_path: Path) -> Path:
     """Answers and problems that hold what steers a terminal, wherever they may."""
     test = {"input": "1", "output": HOSTILE, "testtype": "stdin"}
     problem = PROBLEM | {"question_id": HOSTILE, "public_test_cases": json.dumps([test])}
@@ -441,8 +448,10 @@ def hostile(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
-def test_what_files_hold_steers_no_terminal_and_fits_its_encoding(hostile, encoding):
-    def said(*arguments, code=0):
+def test_what_files_hold_steers_no_terminal_and_fits_its_encoding(
+    hostile: Path, encoding: str
+) -> None:
+    def said(*arguments: str, code: int = 0) -> str:
         done = subprocess.run(
             [sys.executable, ROOT / "eval_accuracy.py", "--input-file", *arguments],
             cwd=hostile,

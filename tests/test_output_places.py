@@ -71,7 +71,7 @@ def test_a_disk_that_fills_up_leaves_what_it_holds(
     (tmp_path / "disk").mkdir()
     ended = subprocess.run(
         [
-            *(*ALONE, "bash", "-c", SHELL, "bash", size, sys.executable, ROOT / script),
+            *(*ALONE, "bash", "-c", SHELL, "bash", size, sys.executable, str(ROOT / script)),
             *("--backend", "echo", "--model", echo_model, "--input-file", data_set(rows)),
             *(SCRIPTS[script] if script in SCRIPTS else SCRIPTS["run_mlperf.py"] + FILL),
             *(("--engine-arg", f"room={ROOM[named]}") if script == FAULTY else ()),

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -121,7 +122,7 @@ def of_engines(*engines: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("engine", [pytest.param(e, marks=MARKS[e]) for e in engines])
 
 
-def long(test):
+def long(test: Callable[..., None]) -> Callable[..., None]:
     """What needs the commands to have been run."""
     for mark in (pytest.mark.slow, pytest.mark.engine, pytest.mark.timeout(1800)):
         test = mark(test)

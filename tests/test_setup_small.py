@@ -217,13 +217,13 @@ def test_an_environment_of_another_engine_is_not_mixed(made: Tree, tmp_path: Pat
 
 @pytest.mark.slow
 def test_in_an_image_its_environment_is_taken(made: Tree) -> None:
-    image = {"MLPERF_VENV": str(made.root / ".venv-vllm-cpu")}
-    ended = made.setup(**image)
+    image = str(made.root / ".venv-vllm-cpu")
+    ended = made.setup(MLPERF_VENV=image)
     assert ended.returncode == 0, ended.stderr
-    assert f"source {image['MLPERF_VENV']}/bin/activate" in ended.stdout
+    assert f"source {image}/bin/activate" in ended.stdout
     for other in (
-        made.setup("--backend", "sglang", **image),
-        made.setup(MLPERF_BACKEND="sglang", **image),
+        made.setup("--backend", "sglang", MLPERF_VENV=image),
+        made.setup(MLPERF_BACKEND="sglang", MLPERF_VENV=image),
     ):
         assert other.returncode == 2
         assert "./launch.sh --backend sglang --device cpu" in other.stderr
@@ -289,8 +289,8 @@ def test_where_there_is_nothing_it_is_pytorch(tree: Tree) -> None:
 def test_where_uv_fails_pip_installs(made: Tree, tmp_path: Path) -> None:
     (tmp_path / "uv").write_text("#!/bin/sh\nexit 2\n")
     (tmp_path / "uv").chmod(0o755)
-    path = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
-    ended = made.setup("--backend", "vllm", "--venv", str(tmp_path / "venv"), **path)
+    path = f"{tmp_path}:/usr/bin:/bin"
+    ended = made.setup("--backend", "vllm", "--venv", str(tmp_path / "venv"), PATH=path)
     assert ended.returncode == 0, ended.stderr
     assert "uv could not install the packages; trying pip" in ended.stderr
     assert made.has(str(tmp_path / "venv"), "vllm")

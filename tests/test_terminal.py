@@ -33,7 +33,7 @@ entrypoint.run(main)
 """
 
 
-def ended(what, setting):
+def ended(what: str, setting: str) -> subprocess.CompletedProcess[bytes]:
     text = HOSTILE.encode("unicode_escape").decode()
     settings = dict(pair.split("=") for pair in setting.split())
     return subprocess.run(
@@ -47,7 +47,7 @@ def ended(what, setting):
 
 @pytest.mark.parametrize("setting", [*PLAIN, NO_LOCALE])
 @pytest.mark.parametrize(("what", "code"), [("help", 0), ("error", 3)])
-def test_whatever_is_said_is_harmless_in_every_encoding(setting, what, code):
+def test_whatever_is_said_is_harmless_in_every_encoding(setting: str, what: str, code: int) -> None:
     done = ended(what, setting)
     assert done.returncode == code, done.stderr
     said = (done.stdout + done.stderr).decode("latin-1" if "latin" in setting else "utf-8")
@@ -59,7 +59,7 @@ def test_whatever_is_said_is_harmless_in_every_encoding(setting, what, code):
     assert done.stderr.count(b"Traceback") == 1  # the one that was logged
 
 
-def test_a_stream_that_is_closed_is_no_fault():
+def test_a_stream_that_is_closed_is_no_fault() -> None:
     script = "import entrypoint\nentrypoint.run(lambda: print('x'))"
     for closed in (">&-", "2>&-", ">&- 2>&-"):
         command = ["sh", "-c", f'exec "$0" -c "$1" {closed}', sys.executable, script]
@@ -67,13 +67,13 @@ def test_a_stream_that_is_closed_is_no_fault():
         assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_lines_and_tabs_stay_but_in_one_line():
+def test_lines_and_tabs_stay_but_in_one_line() -> None:
     assert harmless("a\tb\nc\x00ä\x7f") == "a\tb\nc\\x00ä\\x7f"
     assert one_line("a\tb\nc") == r"a\tb\nc"
 
 
-def _doubled(times):
-    value = ["x"]
+def _doubled(times: int) -> list:
+    value: list = ["x"]
     for _ in range(times):
         value = [value, value]
     return value
@@ -92,7 +92,7 @@ def _doubled(times):
         ([1, {"a": (2,)}], "[1, {'a': (2,)}]"),
     ],
 )
-def test_a_value_is_quoted_plainly(value, told):
+def test_a_value_is_quoted_plainly(value: object, told: str) -> None:
     assert quoted(value) == told
 
 
@@ -100,5 +100,5 @@ def test_a_value_is_quoted_plainly(value, told):
     "value",
     ["x" * 10**6, [1] * 10**6, _doubled(60), b"x" * 10**6, 10**4000, [10**9999], list(range(99))],
 )
-def test_a_quoted_value_is_short_however_large_it_is(value):
+def test_a_quoted_value_is_short_however_large_it_is(value: object) -> None:
     assert len(quoted(value)) < 120

@@ -3,17 +3,18 @@
 import argparse
 import json
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 import entrypoint
 from data.samples import read_frame
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 SCORES = Path(__file__).parent / "scores.json"
 
 
-def scores(graded: pd.DataFrame) -> dict[str, Any]:
+def scores(graded: "pd.DataFrame") -> dict[str, Any]:
     """exact_match of all rows and of each task, in percent, and answer lengths in tokens."""
     lengths = graded["tok_model_output_len"]
     tasks = graded.groupby("dataset")["prompt_accuracy"].mean()

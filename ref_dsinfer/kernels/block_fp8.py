@@ -16,8 +16,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ref_dsinfer.fp8 import E4M3, LARGEST, SMALLEST_AMAX
+from ref_dsinfer.fp8_format import E4M3, LARGEST, SMALLEST_AMAX
 from ref_dsinfer.keys import FP8_BLOCK
+from ref_dsinfer.rounding import ceil_div
 
 BLOCK = tl.constexpr(FP8_BLOCK)
 PROGRAMS = 264  # to launch at least: two for each of an H100's 132 processors
@@ -141,10 +142,10 @@ def _quantise(x_ptr, q_ptr, scale_ptr, IN, LARGEST: tl.constexpr, SMALLEST: tl.c
 
 
 def quantise_rows(x_TI: Tensor) -> tuple[Tensor, Tensor]:
-    """`fp8.quantise_rows` in one kernel."""
+    """`fp8_format.quantise_rows` in one kernel."""
     x_TI = x_TI.contiguous()
     rows, columns = x_TI.shape
-    blocks = -(-columns // FP8_BLOCK)
+    blocks = ceil_div(columns, FP8_BLOCK)
     q_TI = torch.empty_like(x_TI, dtype=E4M3)
     scale = x_TI.new_empty(rows, blocks, dtype=torch.float32)
     if rows:
@@ -177,14 +178,14 @@ def product(
     y = x_TI.new_empty(rows, matrices * outs, dtype=dtype or x_TI.dtype)
     if not rows:
         return y
-    tiles = matrices * -(-outs // FP8_BLOCK)
+    tiles = matrices * ceil_div(outs, FP8_BLOCK)
     tall = _tile_rows(rows // groups, x_TI)
-    row_tiles = -(-rows // tall)
+    row_tiles = ceil_div(rows, tall)
     splits = 1
     if ends_E is not None:
         row_tiles = min(rows // tall + groups, rows)
     elif rows <= SPLIT_ROWS:
-        splits = _splits(tiles, -(-columns // FP8_BLOCK))
+        splits = _splits(tiles, ceil_div(columns, FP8_BLOCK))
     parts = y if splits == 1 else y.new_empty(splits, *y.shape, dtype=torch.float32)
     warps, stages = launch(tall, weight.itemsize, x_TI.itemsize)
     _product[(tiles * row_tiles, splits)](
@@ -205,7 +206,7 @@ def product(
     )
     if splits > 1:
         size = y.numel()
-        _add_up[(triton.cdiv(size, 1024),)](parts, y, size, splits, 1024)
+        _add_up[(ceil_div(size, 1024),)](parts, y, size, splits, 1024)
     return y
 
 
@@ -223,6 +224,6 @@ def _tile_rows(rows: int, x_TI: Tensor) -> int:
 
 def _splits(tiles: int, blocks: int) -> int:
     """Number of parts, none empty, that the sum over `blocks` of 128 columns is split into."""
-    parts = max(1, min(-(-PROGRAMS // tiles), blocks // SPLIT_BLOCKS))
-    each = -(-blocks // parts)
-    return -(-blocks // each)
+    parts = max(1, min(ceil_div(PROGRAMS, tiles), blocks // SPLIT_BLOCKS))
+    each = ceil_div(blocks, parts)
+    return ceil_div(blocks, each)

@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ref_dsinfer.rounding import ceil_div
+
 PROGRAMS = 512  # to launch at least: about two rounds of what 132 processors run at once
 MOST_PARTS = 64
 LOG2_E = 1.4426950408889634
@@ -133,7 +135,7 @@ def attend(
     q_NHL = q_NHL.to(blocks_BSL.dtype).contiguous()
     count, heads, width = q_NHL.shape
     tall = min(max(16, triton.next_power_of_2(heads)), 64)
-    head_blocks = triton.cdiv(heads, tall)
+    head_blocks = ceil_div(heads, tall)
     parts = parts_of(count * head_blocks)
     part = q_NHL.new_empty(count, heads, parts, kept, dtype=torch.float32)
     sums = q_NHL.new_empty(count, heads, parts, dtype=torch.float32)

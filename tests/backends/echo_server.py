@@ -109,6 +109,7 @@ class Exchange(asyncio.Protocol):
         self.keeps_up = True
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
         self.transport = transport
         self.server.peers.add(self)
         self._begin()

@@ -1,6 +1,6 @@
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import pytest
@@ -39,7 +39,7 @@ def test_an_empty_answer_is_an_answer() -> None:
 
 
 class CutShort(EchoEngine):
-    async def stream(self, request: Request) -> AsyncIterator[Delta]:
+    async def stream(self, request: Request) -> AsyncGenerator[Delta, None]:
         yield Delta((5,), None, time.monotonic_ns())
 
 
@@ -55,7 +55,7 @@ class Answers(EchoEngine):
         super().__init__(EngineConfig(str(model)))
         self._deltas = deltas
 
-    async def stream(self, request: Request) -> AsyncIterator[Delta]:
+    async def stream(self, request: Request) -> AsyncGenerator[Delta, None]:
         for delta in self._deltas:
             yield delta
 

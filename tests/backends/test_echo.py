@@ -66,7 +66,7 @@ def test_it_fails_where_it_is_told_to() -> None:
 @pytest.mark.parametrize(("key", "value"), [("speed", "9"), ("token_ms", "fast")])
 def test_bad_options_are_named(key: str, value: str) -> None:
     with pytest.raises(UsageError, match=key):
-        engine(**{key: value})
+        engine(False, **{key: value})
 
 
 @pytest.mark.parametrize(("slots", "waits"), [(1, True), (2, False)])

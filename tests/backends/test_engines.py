@@ -252,7 +252,7 @@ class TestStarted:
         stop = free.token_ids[5]
         (held,) = engine.answers([request(1, stop=frozenset({stop, 1}))])
         assert held.finish == "stop"
-        assert held.token_ids == free.token_ids[: free.token_ids.index(stop)]
+        assert held.token_ids == free.token_ids[: list(free.token_ids).index(stop)]
 
     def test_a_coalesced_answer_is_the_same(self, engine: Started) -> None:
         requests = [request(number, limit=20) for number in range(12)]

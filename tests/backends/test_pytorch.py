@@ -10,6 +10,7 @@ import time
 import weakref
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -65,12 +66,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config(model: Path, **changes: object) -> EngineConfig:
-    fixed = {"device": "cpu", "dtype": "float32", "options": {"threads": "1"}}
+    fixed: dict[str, Any] = {"device": "cpu", "dtype": "float32", "options": {"threads": "1"}}
     return EngineConfig(str(model), **(fixed | changes))
 
 
 def request(number: int, limit: int = 10, **changes: object) -> Request:
-    fixed = {"prompt_ids": tuple(range(number + 1)), "stop_ids": frozenset()}
+    fixed: dict[str, Any] = {"prompt_ids": tuple(range(number + 1)), "stop_ids": frozenset()}
     return Request(id=number, max_new_tokens=limit, **(fixed | changes))
 
 
@@ -142,6 +143,7 @@ def test_closing_a_stream_early_ends_its_request_in_the_engine(model: Path) -> N
     backend = PyTorchBackend(config(model, max_running=2))
 
     async def body() -> None:
+        assert backend._engine
         scheduler = backend._engine.scheduler
         endless = [backend.stream(request(number, limit=400)) for number in range(2)]
         for stream in endless:
@@ -197,6 +199,7 @@ def test_a_fault_in_the_engine_reaches_every_open_stream_with_its_origin(
     async def body() -> None:
         streams = [asyncio.create_task(collect(backend, request(n, 400))) for n in range(3)]
         await asyncio.sleep(0.1)
+        assert backend._engine
         backend._engine.runner.cache._layers = torch.empty(0)
         for stream in streams:
             with pytest.raises(RuntimeError, match="engine stopped") as caught:

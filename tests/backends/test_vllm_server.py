@@ -175,7 +175,7 @@ class TestReal:
         (free,) = asyncio.run(run(config(servers), request))
         assert (len(free.token_ids), free.finish) == (120, "length")
         stop = free.token_ids[5]
-        first = free.token_ids.index(stop)
+        first = list(free.token_ids).index(stop)
         (stopped,) = asyncio.run(run(config(servers), replace(request, stop_ids=frozenset({stop}))))
         assert (stopped.token_ids, stopped.finish) == (free.token_ids[:first], "stop")
 
@@ -188,7 +188,7 @@ class TestReal:
                 stream = backend.stream(request)
                 await anext(stream)
                 before = await asyncio.to_thread(servers[0].running)
-                await stream.aclose()  # type: ignore[attr-defined]
+                await stream.aclose()
                 await asyncio.sleep(1)
                 return before, await asyncio.to_thread(servers[0].running)
 

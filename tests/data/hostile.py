@@ -10,7 +10,7 @@ import io
 import pickle
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,82 +34,98 @@ COLUMNS = ("dataset", "question", "text_input", "ground_truth", "model_output")
 
 
 class Call:
-    """Pickled as a call of `function`, and a state that is set in what it gives."""
+    """Pickled as a call of `function`, and a state for the object that it returns."""
 
-    def __init__(self, function, *arguments, state=None):
+    def __init__(
+        self, function: Callable[..., object], *arguments: object, state: object = None
+    ) -> None:
         self.reduced = (function, arguments) if state is None else (function, arguments, state)
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[object, ...]:
         return self.reduced
 
 
-RECONSTRUCT = np.zeros(1).__reduce__()[0]
-FROM_BUFFER = np.zeros(1).__reduce_ex__(5)[0]
-BLOCK = FRAME._mgr.blocks[0].__reduce__()[0]
+def _rebuilder(value: object, protocol: int = 2) -> Callable[..., object]:
+    """The function that a pickle of `value` calls."""
+    reduced = value.__reduce_ex__(protocol)
+    assert isinstance(reduced, tuple)
+    return reduced[0]
+
+
+RECONSTRUCT = _rebuilder(np.zeros(1))
+FROM_BUFFER = _rebuilder(np.zeros(1), protocol=5)
+BLOCK = _rebuilder(FRAME._mgr.blocks[0])
 MANAGER = type(FRAME._mgr)
-NEW_INDEX = FRAME.index.__reduce__()[0]
-BACKED = pd.Series(pd.to_datetime(["2025-01-01"])).array.__reduce__()[0]
-SCALAR = np.float64(1).__reduce__()[0]
+NEW_INDEX = _rebuilder(FRAME.index)
+BACKED = _rebuilder(pd.Series(pd.to_datetime(["2025-01-01"])).array)
+SCALAR = _rebuilder(np.float64(1))
 OBJECTS, LONGS = np.dtype(object), np.dtype("i8")
 
 
-def _array(shape, dtype, content, fortran=False):
+def _array(
+    shape: tuple[int, ...], dtype: np.dtype | str, content: Sequence[object], fortran: bool = False
+) -> Call:
     return Call(RECONSTRUCT, np.ndarray, (0,), b"b", state=(1, shape, dtype, fortran, content))
 
 
-def _index(data, kind=pd.Index):
+def _index(data: object, kind: type = pd.Index) -> Call:
     return Call(NEW_INDEX, kind, {"data": data, "name": None})
 
 
-def _range(stop, start=0, step=1):
+def _range(stop: int | str, start: int = 0, step: int = 1) -> Call:
     return Call(
         NEW_INDEX, pd.RangeIndex, {"start": start, "stop": stop, "step": step, "name": None}
     )
 
 
-def _names(*names):
+def _names(*names: str) -> Call:
     return _index(_array((len(names),), OBJECTS, list(names)))
 
 
-def _plain_object(kind, state=None):
-    return Call(copyreg._reconstructor, kind, object, None, state=state)
+def _plain_object(kind: type, state: object = None) -> Call:
+    function = copyreg._reconstructor  # type: ignore[attr-defined]  # private, but in pickles
+    return Call(function, kind, object, None, state=state)
 
 
-def _frame(manager, **more):
+def _frame(manager: object, **more: object) -> Call:
     return _plain_object(pd.DataFrame, {"_mgr": manager, **more})
 
 
-def _of(*blocks, names=("a",), rows=None):
+def _of(*blocks: Call, names: Sequence[str] = ("a",), rows: Call | None = None) -> Call:
     return _frame(Call(MANAGER, blocks, [_names(*names), rows or _range(1)]))
 
 
-def _block(values, start=0, stop=1, step=1, dimensions=2):
+def _block(
+    values: object, start: int = 0, stop: int = 1, step: int = 1, dimensions: int = 2
+) -> Call:
     return Call(BLOCK, values, slice(start, stop, step), dimensions)
 
 
-def _cells(*cells, columns=1):
+def _cells(*cells: object, columns: int = 1) -> Call:
     rows = len(cells) // columns
     values = _array((columns, rows), OBJECTS, list(cells))
     names = [f"c{number}" for number in range(columns)]
     return _of(_block(values, 0, columns), names=names, rows=_range(rows))
 
 
-def _doubling(depth, leaf="x" * 10, kind=list):
+def _doubling(
+    depth: int, leaf: object = "x" * 10, kind: Callable[[list[object]], object] = list
+) -> object:
     value = leaf
     for _ in range(depth):
         value = kind([value, value])
     return value
 
 
-def _in_column(column, value):
+def _in_column(column: str, value: object) -> pd.DataFrame:
     return FRAME.assign(**{column: pd.Series([FRAME[column][0], value], dtype=object)})
 
 
-def _raw(*parts):
+def _raw(*parts: bytes) -> bytes:
     return b"\x80\x04" + b"".join(parts) + b"."
 
 
-def _opcode_list(item, count):
+def _opcode_list(item: bytes, count: int) -> bytes:
     return b"](" + item * count + b"e"
 
 
@@ -220,7 +236,7 @@ def _extensions() -> Iterator[tuple[str, object]]:
     categories = pd.CategoricalDtype(["a"])
     backed = pd.Categorical(["a"])
 
-    def state(kind, *parts):
+    def state(kind: type, *parts: object) -> Call:
         return Call(BACKED, kind, backed.__reduce__()[1][1], None, state=parts)
 
     yield "a category beyond", state(pd.Categorical, categories, np.array([7], np.int8))
@@ -242,7 +258,7 @@ def _extensions() -> Iterator[tuple[str, object]]:
     for name, parts in _arrow_parts():
         text = Call(pa.lib._restore_array, parts)
         yield name, _plain_object(pd.arrays.ArrowStringArray, {"_pa_array": text})
-    whole = (
+    whole: tuple[object, ...] = (
         Call(pa.lib.type_for_alias, "large_string"),
         1,
         0,
@@ -261,7 +277,9 @@ def _extensions() -> Iterator[tuple[str, object]]:
 
 
 def _arrow_parts() -> Iterator[tuple[str, tuple]]:
-    def parts(*buffers, length=1, offset=0, alias="large_string"):
+    def parts(
+        *buffers: bytes | None, length: int = 1, offset: int = 0, alias: str = "large_string"
+    ) -> tuple[object, ...]:
         return (
             Call(pa.lib.type_for_alias, alias),
             length,
@@ -352,14 +370,14 @@ def _dumps(value: object) -> bytes:
     return buffer.getvalue()
 
 
-def _deep(depth):
+def _deep(depth: int) -> list:
     value: list = []
     for _ in range(depth):
         value = [value]
     return value
 
 
-def _ends(*places):
+def _ends(*places: int) -> bytes:
     return struct.pack(f"<{len(places)}q", *places)
 
 

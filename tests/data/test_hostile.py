@@ -1,4 +1,4 @@
-"""Files that attack their reader: no signal, nothing run, little memory and time, one line each."""
+"""Hostile files: no crash, nothing executed, little memory and time, a message of one line each."""
 
 import os
 import pickle
@@ -8,8 +8,11 @@ import resource
 import signal
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import pytest
 
 from data.samples import COLUMNS, is_missing, read_frame, require_text, samples
@@ -25,7 +28,7 @@ MEGABYTES = 1000
 MUTANTS = cases(6_000, 20_000)
 
 
-def _read(path):
+def _read(path: Path) -> pd.DataFrame:
     """All that run_eval and eval_accuracy do with a file before they use it."""
     frame = read_frame(path)
     if not set(COLUMNS) - set(frame.columns):
@@ -35,10 +38,11 @@ def _read(path):
     return frame
 
 
-def _apart(work):
-    """Run in a process of its own: what it said, and its peak memory in megabytes.
+def _apart(work: Callable[[], str]) -> tuple[str, int, int]:
+    """Run `work` in a process of its own. Returns its result or error as text, the exit code, and
+    the peak memory in megabytes.
 
-    What it returns is one line; anything but a UserError is its end.
+    The exit code is a UserError's own, 99 for every other exception, and negative for a signal.
     """
     read, write = os.pipe()
     child = os.fork()
@@ -50,40 +54,40 @@ def _apart(work):
             resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))
             code = 0
             try:
-                said = work()
+                message = work()
             except UserError as error:
-                said, code = str(error), error.exit_code
-            except BaseException as error:  # noqa: BLE001 - told in the other process
-                said, code = f"{type(error).__name__}: {error}"[:500], 99
-            os.write(write, said.encode(errors="backslashreplace")[:4000])
+                message, code = str(error), error.exit_code
+            except BaseException as error:  # noqa: BLE001 - reported by the parent
+                message, code = f"{type(error).__name__}: {error}"[:500], 99
+            os.write(write, message.encode(errors="backslashreplace")[:4000])
         finally:
             os._exit(code)
     os.close(write)
     with os.fdopen(read, "rb") as pipe:
-        said = pipe.read().decode()
+        message = pipe.read().decode()
     _, status, used = os.wait4(child, 0)
-    return said, os.waitstatus_to_exitcode(status), used.ru_maxrss >> 10
+    return message, os.waitstatus_to_exitcode(status), used.ru_maxrss >> 10
 
 
-def test_there_are_many_kinds():
+def test_there_are_many_kinds() -> None:
     assert len(HOSTILE) >= 100
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_pickle_ends_in_one_line(tmp_path, name):
+def test_a_hostile_pickle_ends_in_one_line(tmp_path: Path, name: str) -> None:
     path = tmp_path / "a.pkl"
     path.write_bytes(HOSTILE[name])
-    said, code, megabytes = _apart(lambda: f"a frame of {len(_read(path))} rows")
-    assert code in (3, 4, 5), (code, said)  # an input file, its columns, no rows
-    assert said.startswith(f"{path}: ") or said.startswith("row "), said
-    assert "\n" not in said
-    assert said.isprintable(), said
-    assert len(said) < 600
+    message, code, megabytes = _apart(lambda: f"a frame of {len(_read(path))} rows")
+    assert code in (3, 4, 5), (code, message)  # an input file, its columns, no rows
+    assert message.startswith(f"{path}: ") or message.startswith("row "), message
+    assert "\n" not in message
+    assert message.isprintable(), message
+    assert len(message) < 600
     assert megabytes < MEGABYTES
 
 
 @pytest.mark.parametrize("path", FRAMES, ids=lambda path: f"{path.parent.name}-{path.stem}")
-def test_frames_of_every_pandas_are_read(path):
+def test_frames_of_every_pandas_are_read(path: Path) -> None:
     """The values are those that this pandas makes of the same frame."""
     expected = {name: frame for name, frame, _ in frames()}[path.stem]
     if path.stem == "empty":
@@ -99,8 +103,8 @@ def test_frames_of_every_pandas_are_read(path):
         assert [row.prompt_text for row in samples(frame)] == expected["text_input"].tolist()
 
 
-def _alike(new, old):
-    """Whether a cell holds what another does, as plain as a reader makes it."""
+def _alike(new: Any, old: Any) -> bool:
+    """Whether a cell that was read has the value of the original, as a plain type."""
     if is_missing(old):
         return is_missing(new)
     if isinstance(new, str) and not isinstance(old, str):
@@ -114,14 +118,14 @@ def _alike(new, old):
 
 
 class Mutants:
-    """Frames with some opcodes changed, taken from others or left out; the same for a seed."""
+    """Pickled frames, mutated: opcodes changed, copied or left out; the same for the same seed."""
 
-    def __init__(self, seed):
+    def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
         self._files = [_opcodes_of(path.read_bytes()) for path in FRAMES]
         self._everything = [part for file in self._files for part in file]
 
-    def one(self):
+    def one(self) -> bytes:
         chance = self._random
         parts = list(chance.choice(self._files))
         for _ in range(chance.choice((1, 1, 1, 2, 3, 8))):
@@ -148,20 +152,20 @@ class Mutants:
             parts = parts or [b"."]
         return b"".join(parts)
 
-    def _number(self, part):
-        """Another number in the place of one, or none."""
+    def _number(self, part: bytes) -> bytes:
+        """The opcodes of another number, or of another value."""
         edges = (0, 1, -1, 255, 1 << 31, -(1 << 31), (1 << 63) - 1, 1 << 63, 10**30, 10**5000)
         value = pickle.dumps(self._random.choice((*edges, None, (), [], {}, "a", b"b", 1.5)), 4)
         return value[2:-1] if value[2:3] != b"\x95" else value[11:-1]
 
 
-def _opcodes_of(data):
+def _opcodes_of(data: bytes) -> list[bytes]:
     starts = [position for _, _, position in pickletools.genops(data)]
     return [data[a:b] for a, b in zip(starts, [*starts[1:], len(data)], strict=True)]
 
 
-def _read_mutants(seed, count):
-    """Read so many mutants, and say how many were frames."""
+def _read_mutants(seed: int, count: int) -> str:
+    """Read `count` mutants. Returns how many of them were frames, as text."""
     mutants, whole = Mutants(seed), 0
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "a.pkl")
@@ -182,9 +186,9 @@ def _read_mutants(seed, count):
 @pytest.mark.parametrize(
     "count", [1000, pytest.param(MUTANTS, marks=[pytest.mark.slow, pytest.mark.timeout(600)])]
 )
-def test_mutants_of_real_frames_are_read_or_refused(count):
-    said, code, megabytes = _apart(lambda: _read_mutants(count, count))
-    assert code == 0, said
-    assert 0 < int(said.split()[0]) < count
+def test_mutants_of_real_frames_are_read_or_refused(count: int) -> None:
+    message, code, megabytes = _apart(lambda: _read_mutants(count, count))
+    assert code == 0, message
+    assert 0 < int(message.split()[0]) < count
     assert megabytes < MEGABYTES
-    print(said, file=sys.stderr)
+    print(message, file=sys.stderr)

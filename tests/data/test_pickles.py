@@ -4,6 +4,9 @@ import io
 import pickle
 import random
 import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,19 +21,19 @@ from errors import UserError
 LENGTHS = (0, 1, 2, 63, 64, 65, 999, 1000, 1001, 2000, 2001, 2064, 20_000)
 
 
-def _load(data, tmp_path):
+def _load(data: bytes, tmp_path: Path) -> pd.DataFrame:
     (tmp_path / "a.pkl").write_bytes(data)
     with (tmp_path / "a.pkl").open("rb") as file:
         return pickles.load(file)
 
 
-def _cell(value, protocol, tmp_path):
+def _cell(value: object, protocol: int, tmp_path: Path) -> Any:
     """A value as the cell of a frame, through a pickle of that protocol."""
     frame = pd.DataFrame({"v": pd.Series([value, None], dtype=object)})
     return _load(pickle.dumps(frame, protocol), tmp_path)["v"][0]
 
 
-def _plain(value):
+def _plain(value: object) -> Any:
     """Arrays of one dimension as lists, however deep."""
     if isinstance(value, np.ndarray):
         return value.tolist()
@@ -43,7 +46,9 @@ def _plain(value):
 
 @pytest.mark.parametrize("protocol", [3, 4, 5])
 @pytest.mark.parametrize("largest", [255, 65_535, 129_000, 2**31 - 1])
-def test_lists_of_every_length_are_what_they_were(tmp_path, protocol, largest):
+def test_lists_of_every_length_are_what_they_were(
+    tmp_path: Path, protocol: int, largest: int
+) -> None:
     rng = random.Random(largest)
     lists = [[rng.randint(-largest if largest > 2**20 else 0, largest) for _ in range(n)]
              for n in LENGTHS]  # fmt: skip
@@ -76,17 +81,17 @@ ODD = [
 
 @pytest.mark.parametrize("protocol", range(2, 6))
 @pytest.mark.parametrize("value", ODD, ids=range(len(ODD)))
-def test_other_lists_are_left_alone(tmp_path, protocol, value):
+def test_other_lists_are_left_alone(tmp_path: Path, protocol: int, value: object) -> None:
     assert _plain(_cell(value, protocol, tmp_path)) == value
 
 
-def test_a_list_that_occurs_twice_is_one_object(tmp_path):
+def test_a_list_that_occurs_twice_is_one_object(tmp_path: Path) -> None:
     first, (again,) = _cell([MIXED, [MIXED]], 5, tmp_path)
     assert first is again
 
 
 @pytest.mark.parametrize("rows", [1, 3, 64, 1000, 1500])
-def test_columns_of_objects_stay_columns(tmp_path, rows):
+def test_columns_of_objects_stay_columns(tmp_path: Path, rows: int) -> None:
     # the cells of such columns are one list in the pickle
     frame = pd.DataFrame(
         {"a": pd.Series(range(rows), dtype=object), "b": pd.Series(["x"] * rows, dtype=object)}
@@ -104,13 +109,15 @@ VALUES = st.recursive(
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.integers(0, 2**17), max_size=3000) | VALUES, st.integers(2, 5))
-def test_any_value_is_read_as_the_library_reads_it(tmp_path, value, protocol):
+def test_any_value_is_read_as_the_library_reads_it(
+    tmp_path: Path, value: object, protocol: int
+) -> None:
     assert _plain(_cell(value, protocol, tmp_path)) == value
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=200))
-def test_wild_bytes_are_read_or_refused(tmp_path, data):
+def test_wild_bytes_are_read_or_refused(tmp_path: Path, data: bytes) -> None:
     admitted = pickle.dumps(pd.DataFrame({"a": [[1] * 70]}), 4)
     cut = len(data) % len(admitted)
     path = tmp_path / "a.pkl"
@@ -123,7 +130,7 @@ def test_wild_bytes_are_read_or_refused(tmp_path, data):
         assert len(frame) == 1
 
 
-def test_reading_takes_a_fraction_of_the_memory(tmp_path):
+def test_reading_takes_a_fraction_of_the_memory(tmp_path: Path) -> None:
     rows, length = 300, 4000
     rng = random.Random(1)
     ids = [[rng.randrange(300, 129_000) for _ in range(length)] for _ in range(rows)]
@@ -139,7 +146,7 @@ def test_reading_takes_a_fraction_of_the_memory(tmp_path):
 
 
 @pytest.mark.parametrize("kind", [list, np.array])
-def test_arrays_and_lists_are_written_as_lists(tmp_path, kind):
+def test_arrays_and_lists_are_written_as_lists(tmp_path: Path, kind: Callable) -> None:
     lists = [list(range(n, n + n)) for n in (1, 2, 64, 1000, 1001)]
     cells = [np.array(ids, np.int32) if kind is np.array else ids for ids in lists]
     frame = pd.DataFrame({"ids": pd.Series(cells, dtype=object), "again": [cells[2]] * 5})
@@ -154,7 +161,7 @@ def test_arrays_and_lists_are_written_as_lists(tmp_path, kind):
     assert [list(ids) for ids in again["ids"]] == lists
 
 
-def test_what_is_written_is_what_the_library_writes(tmp_path):
+def test_what_is_written_is_what_the_library_writes(tmp_path: Path) -> None:
     frame = pd.DataFrame({"ids": [[1, 2], list(range(3000))], "t": ["a", "ü"]}, index=[4, 2])
     pickles.dump(frame, tmp_path / "out.pkl")
     whole = io.BytesIO((tmp_path / "out.pkl").read_bytes())

@@ -16,7 +16,7 @@ BOS, EOS, THINK, END_THINK, USER, ASSISTANT = 0, 1, 128798, 128799, 128803, 1288
 
 
 @pytest.fixture
-def small_dir(echo_model, tmp_path):
+def small_dir(echo_model: Path, tmp_path: Path) -> Path:
     """A model directory of one test, whose tokenizer is read in no time."""
     folder = Path(shutil.copytree(echo_model, tmp_path / "model"))
     config = json.loads((folder / "tokenizer_config.json").read_text())
@@ -27,11 +27,11 @@ def small_dir(echo_model, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def prompts(r1_model):
+def prompts(r1_model: Path) -> Prompts:
     return Prompts(r1_model)
 
 
-def test_a_question_begins_with_one_bos_and_ends_where_the_model_thinks(prompts):
+def test_a_question_begins_with_one_bos_and_ends_where_the_model_thinks(prompts: Prompts) -> None:
     ids = prompts.ids("What is 1+1?")
     assert ids[:2] == (BOS, USER)
     assert ids[-3:] == (ASSISTANT, THINK, 201)
@@ -39,20 +39,20 @@ def test_a_question_begins_with_one_bos_and_ends_where_the_model_thinks(prompts)
     assert prompts.text(ids) == "<｜User｜>What is 1+1?<｜Assistant｜><think>\n"
 
 
-def test_digits_are_split_by_threes(prompts):
+def test_digits_are_split_by_threes(prompts: Prompts) -> None:
     # the pre-tokenizer of tokenizer.json; the tokenizer classes named in R1's files lose it
     ids = prompts.ids("12345678")[2:-3]
     assert [prompts.text([id_]) for id_ in ids] == ["123", "456", "78"]
 
 
-def test_text_keeps_reasoning_and_drops_bos_and_eos_alone(prompts):
+def test_text_keeps_reasoning_and_drops_bos_and_eos_alone(prompts: Prompts) -> None:
     ids = (BOS, THINK, *prompts.ids("so")[2:-3], END_THINK, EOS)
     assert prompts.text(ids) == "<think>so</think>"
     assert prompts.text([]) == ""
     assert prompts.text([129_279]) == ""  # a padded row of the embedding
 
 
-def test_stop_ids(small_dir, prompts):
+def test_stop_ids(small_dir: Path, prompts: Prompts) -> None:
     assert (prompts.eos_id, prompts.stop_ids) == (EOS, {EOS})
     for stops, wanted in ((5, {1, 5}), ([1, 7], {1, 7}), (None, {1})):
         (small_dir / "generation_config.json").write_text(json.dumps({"eos_token_id": stops}))
@@ -61,7 +61,7 @@ def test_stop_ids(small_dir, prompts):
 
 @given(st.text(max_size=40))
 @settings(max_examples=60, deadline=None)
-def test_any_text_comes_back(prompts, text):
+def test_any_text_comes_back(prompts: Prompts, text: str) -> None:
     question = prompts.text(prompts.ids(text)).removeprefix("<｜User｜>")
     assert question.removesuffix("<｜Assistant｜><think>\n") == text
 
@@ -73,13 +73,13 @@ def test_any_text_comes_back(prompts, text):
         ("tokenizer_config.json", "tokenizer_config.json is missing"),
     ],
 )
-def test_missing_files_are_named(small_dir, missing, message):
+def test_missing_files_are_named(small_dir: Path, missing: str, message: str) -> None:
     (small_dir / missing).unlink()
     with pytest.raises(ModelError, match=message):
         Prompts(small_dir)
 
 
-def test_no_directory(tmp_path):
+def test_no_directory(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no such model directory"):
         Prompts(tmp_path / "none")
 
@@ -88,7 +88,9 @@ def test_no_directory(tmp_path):
     ("change", "message"),
     [({"chat_template": None}, "no chat_template"), ({"eos_token": None}, "no eos_token")],
 )
-def test_missing_settings_are_named(small_dir, change, message):
+def test_missing_settings_are_named(
+    small_dir: Path, change: dict[str, str | None], message: str
+) -> None:
     config = json.loads((small_dir / "tokenizer_config.json").read_text())
     (small_dir / "tokenizer_config.json").write_text(json.dumps(config | change))
     with pytest.raises(ModelError, match=message):
@@ -112,7 +114,9 @@ def test_missing_settings_are_named(small_dir, change, message):
         (["a", "b"], "is a list with entries other than {name, template}"),
     ],
 )
-def test_a_template_that_can_not_be_used_is_named(small_dir, template, said):
+def test_a_template_that_can_not_be_used_is_named(
+    small_dir: Path, template: object, said: str
+) -> None:
     config = json.loads((small_dir / "tokenizer_config.json").read_text())
     path = small_dir / "tokenizer_config.json"
     path.write_text(json.dumps(config | {"chat_template": template}))
@@ -126,7 +130,7 @@ def test_a_template_that_can_not_be_used_is_named(small_dir, template, said):
             Prompts(small_dir).template_tokens_in([])
 
 
-def test_of_several_templates_the_default_is_taken(small_dir):
+def test_of_several_templates_the_default_is_taken(small_dir: Path) -> None:
     ids = Prompts(small_dir).ids("Why?")
     config = json.loads((small_dir / "tokenizer_config.json").read_text())
     several = {"tool_use": "{{ nothing.at.all }}", "default": R1_TEMPLATE}
@@ -137,7 +141,7 @@ def test_of_several_templates_the_default_is_taken(small_dir):
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe{{ bos_token }}"])
-def test_a_damaged_template_file_is_named(small_dir, content):
+def test_a_damaged_template_file_is_named(small_dir: Path, content: bytes) -> None:
     (small_dir / "chat_template.jinja").write_bytes(content)
     with pytest.raises(ModelError, match=r"chat_template\.jinja: (no chat_template|not UTF-8)"):
         Prompts(small_dir)
@@ -151,14 +155,16 @@ def test_a_damaged_template_file_is_named(small_dir, content):
         ({"eos_token": "</s>"}, "eos_token '</s>' is not in tokenizer.json"),
     ],
 )
-def test_a_token_that_the_tokenizer_does_not_know_is_named(small_dir, change, said):
+def test_a_token_that_the_tokenizer_does_not_know_is_named(
+    small_dir: Path, change: dict[str, str | None], said: str
+) -> None:
     config = json.loads((small_dir / "tokenizer_config.json").read_text())
     (small_dir / "tokenizer_config.json").write_text(json.dumps(config | change))
     with pytest.raises(ModelError, match=said):
         Prompts(small_dir)
 
 
-def test_the_template_s_own_tokens_are_found_in_a_text(prompts):
+def test_the_template_s_own_tokens_are_found_in_a_text(prompts: Prompts) -> None:
     found = prompts.template_tokens_in(prompts.ids("<｜begin▁of▁sentence｜><｜User｜>1+1?"))
     assert found == {"<｜begin▁of▁sentence｜>": BOS, "<｜User｜>": USER}
     assert prompts.template_tokens_in(prompts.ids("see <｜Assistant｜> there")) == {
@@ -170,7 +176,7 @@ def test_the_template_s_own_tokens_are_found_in_a_text(prompts):
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '"x"'])
-def test_damaged_files_are_a_model_error(small_dir, name, content):
+def test_damaged_files_are_a_model_error(small_dir: Path, name: str, content: str) -> None:
     (small_dir / name).write_text(content)
     with pytest.raises(ModelError):
         Prompts(small_dir)
@@ -188,14 +194,16 @@ def test_damaged_files_are_a_model_error(small_dir, name, content):
         ("Entry not found", "is text that begins 'Entry not found'"),
     ],
 )
-def test_what_is_no_tokenizer_s_file_is_told(small_dir, name, content, said):
+def test_what_is_no_tokenizer_s_file_is_told(
+    small_dir: Path, name: str, content: str, said: str
+) -> None:
     (small_dir / name).write_text(content)
     with pytest.raises(ModelError, match=f"{name} {said}"):
         Prompts(small_dir)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"eos_token_id": "x"}', '{"eos_token_id": {}}'])
-def test_a_damaged_generation_config_is_a_model_error(small_dir, content):
+def test_a_damaged_generation_config_is_a_model_error(small_dir: Path, content: str) -> None:
     (small_dir / "generation_config.json").write_text(content)
     with pytest.raises(ModelError, match="generation_config"):
         Prompts(small_dir)

@@ -1,22 +1,16 @@
 """The results frame and the files it is kept in."""
 
 from array import array
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from backends.types import Completion
+from data.prompts import Prompts
 from data.results import check_writable, results_frame, write_frame
 from data.samples import read_frame
 from errors import OutputError
-
-
-class Spelled:
-    """Stands where Prompts does: a text that shows the ids."""
-
-    def text(self, ids):
-        return " ".join(map(str, ids))
-
 
 COMPLETIONS = [
     (1, Completion(12, array("i", [5, 6, 7]), "stop", 100, 200)),
@@ -25,31 +19,38 @@ COMPLETIONS = [
 ]
 
 
-def _frame():
+def _frame() -> pd.DataFrame:
     return pd.DataFrame(
         {"dataset": ["gpqa", "aime"], "ground_truth": ["A", 3], "tok_input": [[1], [2, 3]]}
     )
 
 
-def test_a_results_frame_has_a_row_an_answer_in_order():
-    results = results_frame(_frame(), COMPLETIONS, Spelled(), "echo")
+@pytest.fixture(scope="module")
+def prompts(echo_model: Path) -> Prompts:
+    return Prompts(echo_model)
+
+
+def test_a_results_frame_has_a_row_an_answer_in_order(prompts: Prompts) -> None:
+    results = results_frame(_frame(), COMPLETIONS, prompts, "echo")
     assert results["sample_index"].tolist() == [0, 1, 1]
     assert results["query_id"].tolist() == [30, 3, 12]
     assert results["dataset"].tolist() == ["gpqa", "aime", "aime"]
     assert results["ground_truth"].tolist() == ["A", 3, 3]
-    assert results["model_output"].tolist() == ["", "8", "5 6 7"]
+    assert results["model_output"].tolist() == ["", "%", '"#$']
     assert [ids.tolist() for ids in results["tok_model_output"]] == [[], [8], [5, 6, 7]]
     assert results["tok_model_output_len"].tolist() == [0, 1, 3]
     assert results["finish"].tolist() == ["stop", "length", "stop"]
     assert results["model_backend"].tolist() == ["echo"] * 3
-    again = results_frame(results, [(0, COMPLETIONS[0][1])], Spelled(), "other")
+    again = results_frame(results, [(0, COMPLETIONS[0][1])], prompts, "other")
     assert again.columns.is_unique
     assert again["model_backend"].tolist() == ["other"]
 
 
 @pytest.mark.parametrize("name", ["out", "out.pkl", "out.parquet", "out.pickle", "v1.5"])
-def test_both_twins_are_written_and_say_the_same(tmp_path, name):
-    results = results_frame(_frame(), COMPLETIONS, Spelled(), "echo")
+def test_both_twins_are_written_and_say_the_same(
+    tmp_path: Path, name: str, prompts: Prompts
+) -> None:
+    results = results_frame(_frame(), COMPLETIONS, prompts, "echo")
     stem = "v1.5" if name == "v1.5" else "out"
     paths = write_frame(results, tmp_path / name)
     assert [path.name for path in paths] == [f"{stem}.pkl", f"{stem}.parquet"]
@@ -59,11 +60,16 @@ def test_both_twins_are_written_and_say_the_same(tmp_path, name):
     assert parquet["ground_truth"].tolist() == ["A", "3", "3"]
     for frame in (pickled, parquet):
         assert [list(ids) for ids in frame["tok_model_output"]] == [[], [8], [5, 6, 7]]
-        assert frame["model_output"].tolist() == ["", "8", "5 6 7"]
+        assert frame["model_output"].tolist() == ["", "%", '"#$']
 
 
-def test_what_parquet_cannot_hold_is_text_there(tmp_path):
-    values = [["a", 1], [10**30, 1], ["\ud800", None], [{"a": 1}, "b"]]
+def test_what_parquet_cannot_hold_is_text_there(tmp_path: Path) -> None:
+    values: list[tuple[object, object]] = [
+        ("a", 1),
+        (10**30, 1),
+        ("\ud800", None),
+        ({"a": 1}, "b"),
+    ]
     for first, second in values:
         frame = pd.DataFrame({"a": pd.Series([first, second], dtype=object), 5: [1, 2]})
         pickled, parquet = map(read_frame, write_frame(frame, tmp_path / "out"))
@@ -71,11 +77,13 @@ def test_what_parquet_cannot_hold_is_text_there(tmp_path):
         assert parquet["a"].tolist()[0] == str(first).replace("\ud800", "?")
 
 
-def test_a_failed_write_leaves_the_old_file_whole(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_the_old_file_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_frame(_frame(), tmp_path / "out")
     old = (tmp_path / "out.pkl").read_bytes()
 
-    def half(frame, path):
+    def half(frame: pd.DataFrame, path: Path) -> None:
         path.write_bytes(old[:10])
         raise OSError(28, "No space left on device")
 
@@ -86,7 +94,7 @@ def test_a_failed_write_leaves_the_old_file_whole(tmp_path, monkeypatch):
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_check_writable(tmp_path):
+def test_check_writable(tmp_path: Path) -> None:
     check_writable(tmp_path / "new" / "folder")
     assert (tmp_path / "new" / "folder").is_dir()
     check_writable(tmp_path / "other" / "out.pkl")

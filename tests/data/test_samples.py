@@ -8,7 +8,9 @@ import json
 import os
 import pathlib
 import pickle
+from collections.abc import Callable
 from decimal import Decimal
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -23,7 +25,7 @@ from data.samples import TASKS, Sample, is_missing, read_frame, samples
 from errors import ColumnsError, EmptyDataError, InputFileError, UserError
 
 
-def _frame():
+def _frame() -> pd.DataFrame:
     return pd.DataFrame(
         {
             "dataset": ["gpqa", "math500"],
@@ -38,7 +40,7 @@ def _frame():
     )
 
 
-def _write(frame, path):
+def _write(frame: pd.DataFrame, path: Path) -> Path:
     if path.suffix == ".parquet":
         frame.assign(ground_truth=frame["ground_truth"].map(str)).to_parquet(path)
     elif path.suffix == ".jsonl":
@@ -49,7 +51,7 @@ def _write(frame, path):
 
 
 @pytest.mark.parametrize("suffix", [".pkl", ".pickle", ".parquet", ".jsonl"])
-def test_every_kind_gives_the_same_samples(tmp_path, suffix):
+def test_every_kind_gives_the_same_samples(tmp_path: Path, suffix: str) -> None:
     frame = read_frame(_write(_frame(), tmp_path / f"a{suffix}"))
     number = "7" if suffix == ".parquet" else 7
     assert samples(frame) == [
@@ -61,17 +63,19 @@ def test_every_kind_gives_the_same_samples(tmp_path, suffix):
 
 @pytest.mark.parametrize("protocol", [3, 4, 5])
 @pytest.mark.parametrize("strings", [object, "string", "str"])
-def test_pickles_of_older_makes_are_read(tmp_path, protocol, strings):
+def test_pickles_of_older_makes_are_read(
+    tmp_path: Path, protocol: int, strings: type | str
+) -> None:
     path = tmp_path / "a.pkl"
     frame = _frame().astype({"dataset": strings, "question": strings, "text_input": strings})
-    frame["arrays"] = [np.array([1, 2]), np.array([3])]
+    frame["arrays"] = pd.Series([np.array([1, 2]), np.array([3])], frame.index, dtype=object)
     frame["scalars"] = pd.Series([np.int64(1), np.float32(2)], frame.index, dtype=object)
     with path.open("wb") as file:
         pickle.dump(frame[frame["tok_input_len"] > 0], file, protocol=protocol)
     assert len(samples(read_frame(path))) == 2
 
 
-def test_numpy_1_names_are_understood(tmp_path):
+def test_numpy_1_names_are_understood(tmp_path: Path) -> None:
     data = pickle.dumps(_frame().astype({"dataset": object}), protocol=3)
     old = data.replace(b"numpy._core.", b"numpy.core.")
     assert old != data
@@ -80,10 +84,10 @@ def test_numpy_1_names_are_understood(tmp_path):
 
 
 class Attack:
-    def __init__(self, call, *arguments):
+    def __init__(self, call: Callable[..., object], *arguments: object) -> None:
         self.reduced = call, arguments
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[object, ...]:
         return self.reduced
 
 
@@ -99,7 +103,9 @@ class Attack:
     ],
     ids=range(6),
 )
-def test_a_pickle_cannot_call_anything(tmp_path, monkeypatch, attack):
+def test_a_pickle_cannot_call_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attack: object
+) -> None:
     monkeypatch.chdir(tmp_path)
     for value in (attack, pd.DataFrame({"a": [attack]})):
         (tmp_path / "a.pkl").write_bytes(pickle.dumps(value))
@@ -114,7 +120,7 @@ def test_a_pickle_cannot_call_anything(tmp_path, monkeypatch, attack):
 @pytest.mark.parametrize(
     "state", [b"}X\x04\x00\x00\x00meanK\x01s", b"N}X\x04\x00\x00\x00meanK\x01s\x86"]
 )
-def test_a_pickle_cannot_change_what_it_names(tmp_path, named, state):
+def test_a_pickle_cannot_change_what_it_names(tmp_path: Path, named: bytes, state: bytes) -> None:
     before = vars(pd.DataFrame).get("mean")
     (tmp_path / "a.pkl").write_bytes(b"\x80\x04" + named + state + b"b.")
     with pytest.raises(InputFileError, match="it changes a function or class"):
@@ -122,7 +128,7 @@ def test_a_pickle_cannot_change_what_it_names(tmp_path, named, state):
     assert vars(pd.DataFrame).get("mean") is before
 
 
-def test_a_dotted_name_is_not_resolved(tmp_path):
+def test_a_dotted_name_is_not_resolved(tmp_path: Path) -> None:
     (tmp_path / "a.pkl").write_bytes(b"\x80\x04\x8c\x06pandas\x8c\x0eDataFrame.eval\x93.")
     with pytest.raises(InputFileError, match=r"DataFrame\.eval"):
         read_frame(tmp_path / "a.pkl")
@@ -145,26 +151,28 @@ def test_a_dotted_name_is_not_resolved(tmp_path):
         ("a.jsonl", b"[" * 200_000, "not a .jsonl data frame"),
     ],
 )
-def test_what_is_no_frame_is_named(tmp_path, name, content, message):
+def test_what_is_no_frame_is_named(
+    tmp_path: Path, name: str, content: bytes | None, message: str
+) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(InputFileError, match=message):
         read_frame(tmp_path / name)
 
 
-def test_a_folder_is_no_file(tmp_path):
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
     (tmp_path / "a.pkl").mkdir()
     with pytest.raises(InputFileError, match="directory"):
         read_frame(tmp_path / "a.pkl")
 
 
 @pytest.mark.parametrize("suffix", [".pkl", ".parquet", ".jsonl"])
-def test_no_rows(tmp_path, suffix):
+def test_no_rows(tmp_path: Path, suffix: str) -> None:
     with pytest.raises(EmptyDataError, match="no rows"):
         read_frame(_write(_frame().iloc[:0], tmp_path / f"a{suffix}"))
 
 
-def test_missing_columns_are_named_with_those_there():
+def test_missing_columns_are_named_with_those_there() -> None:
     with pytest.raises(
         ColumnsError, match=r"missing columns: question, text_input \(present: data"
     ):
@@ -172,7 +180,7 @@ def test_missing_columns_are_named_with_those_there():
 
 
 @pytest.mark.parametrize("value", [None, 3, float("nan"), ["a"]])
-def test_a_prompt_must_be_text(value):
+def test_a_prompt_must_be_text(value: object) -> None:
     frame = _frame().astype({"text_input": object})
     frame["text_input"] = pd.Series(["fine", value], frame.index, dtype=object)
     with pytest.raises(ColumnsError, match="row 1: text_input is"):
@@ -191,7 +199,7 @@ def test_a_prompt_must_be_text(value):
         ([[]], "row 1: dataset is list, not text"),
     ],
 )
-def test_an_unknown_data_set_is_named_with_its_row(value, message):
+def test_an_unknown_data_set_is_named_with_its_row(value: object, message: str) -> None:
     frame = _frame()
     frame["dataset"] = pd.Series(["gpqa", value], frame.index, dtype=object)
     with pytest.raises(ColumnsError, match=message):
@@ -200,7 +208,7 @@ def test_an_unknown_data_set_is_named_with_its_row(value, message):
 
 @pytest.mark.parametrize("column", ["question", "text_input"])
 @pytest.mark.parametrize("suffix", [".pkl", ".jsonl"])
-def test_half_a_surrogate_is_no_text(tmp_path, column, suffix):
+def test_half_a_surrogate_is_no_text(tmp_path: Path, column: str, suffix: str) -> None:
     frame = _frame()
     frame[column] = pd.Series(["fine", "half \ud83d"], frame.index, dtype=object)
     message = rf"row 1: {column} is not valid Unicode: lone surrogate U\+D83D at character 5"
@@ -209,14 +217,14 @@ def test_half_a_surrogate_is_no_text(tmp_path, column, suffix):
 
 
 @pytest.mark.parametrize("value", [["A"], {"a": 1}, b"A", np.array([1])])
-def test_a_truth_is_text_or_a_number(value):
+def test_a_truth_is_text_or_a_number(value: object) -> None:
     frame = _frame()
     frame["ground_truth"] = pd.Series(["A", value], frame.index, dtype=object)
     with pytest.raises(ColumnsError, match=r"row 1: ground_truth is .*, neither text nor number"):
         samples(frame)
 
 
-def test_a_column_that_is_there_twice_is_named(tmp_path):
+def test_a_column_that_is_there_twice_is_named(tmp_path: Path) -> None:
     frame = _frame()
     twice = pd.concat([frame, frame[["question"]]], axis=1)
     twice.to_pickle(tmp_path / "a.pkl")
@@ -230,12 +238,12 @@ def test_a_column_that_is_there_twice_is_named(tmp_path):
         read_frame(tmp_path / "a.jsonl")
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path):
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"a": "\xc3\xbc"}\n')
     assert read_frame(tmp_path / "a.jsonl")["a"].tolist() == ["ü"]
 
 
-def test_a_bad_line_is_numbered_in_the_file(tmp_path):
+def test_a_bad_line_is_numbered_in_the_file(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"a": 1}\n\n{"a": 2}\n{"a": }\n')
     with pytest.raises(InputFileError, match="line 4, column 7: Expecting value"):
         read_frame(tmp_path / "a.jsonl")
@@ -266,7 +274,7 @@ PLAIN = {
 
 
 @pytest.mark.parametrize("kind", RICH)
-def test_columns_of_every_type_become_plain_ones(tmp_path, kind):
+def test_columns_of_every_type_become_plain_ones(tmp_path: Path, kind: str) -> None:
     """What is read from parquet, and written as results, is read from either of the two files."""
     frame = _frame().astype({"ground_truth": str})
     frame["tok_input"] = [[1, 2], [3]]
@@ -284,7 +292,7 @@ def test_columns_of_every_type_become_plain_ones(tmp_path, kind):
             assert made == PLAIN[kind]
 
 
-def test_a_column_that_cannot_be_read_is_named_with_the_twin_file(tmp_path):
+def test_a_column_that_cannot_be_read_is_named_with_the_twin_file(tmp_path: Path) -> None:
     frame = _frame().assign(made=pd.Series([1j, 2j]).to_numpy())
     frame.to_pickle(tmp_path / "a.pkl")
     with pytest.raises(
@@ -314,7 +322,7 @@ WRONG = {
 
 @pytest.mark.parametrize("suffix", [".pkl", ".parquet", ".jsonl"])
 @pytest.mark.parametrize("told", WRONG)
-def test_what_is_not_what_its_name_says_is_told(tmp_path, told, suffix):
+def test_what_is_not_what_its_name_says_is_told(tmp_path: Path, told: str, suffix: str) -> None:
     if suffix == ".jsonl" and told in ("a server's error message", "empty: download it again"):
         return  # a row of one column is no error; nothing at all has no rows
     (tmp_path / f"a{suffix}").write_bytes(WRONG[told])
@@ -324,7 +332,7 @@ def test_what_is_not_what_its_name_says_is_told(tmp_path, told, suffix):
         read_frame(tmp_path / f"a{suffix}")
 
 
-def test_frames_under_another_ending_are_told(tmp_path):
+def test_frames_under_another_ending_are_told(tmp_path: Path) -> None:
     _frame().to_pickle(tmp_path / "a.parquet")
     _write(_frame(), tmp_path / "b.parquet").rename(tmp_path / "b.pkl")
     with pytest.raises(InputFileError, match="it is a pickle"):
@@ -333,12 +341,12 @@ def test_frames_under_another_ending_are_told(tmp_path):
         read_frame(tmp_path / "b.pkl")
 
 
-def _parquet_of(table, tmp_path, **options):
+def _parquet_of(table: pa.Table, tmp_path: Path, **options: bool) -> Path:
     pq.write_table(table, tmp_path / "a.parquet", **options)
     return tmp_path / "a.parquet"
 
 
-def test_a_few_bytes_of_parquet_do_not_fill_memory(tmp_path):
+def test_a_few_bytes_of_parquet_do_not_fill_memory(tmp_path: Path) -> None:
     many = pa.table({"a": pa.array(np.zeros(1_000_001, np.int8))})
     with pytest.raises(InputFileError, match="1000001 rows, more than 1000000"):
         read_frame(_parquet_of(many, tmp_path))
@@ -349,7 +357,7 @@ def test_a_few_bytes_of_parquet_do_not_fill_memory(tmp_path):
         read_frame(long)
 
 
-def _pickled():
+def _pickled() -> bytes:
     buffer = io.BytesIO()
     _frame().to_pickle(buffer)
     return buffer.getvalue()
@@ -362,7 +370,9 @@ PICKLED = _pickled()
 @settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-def test_damaged_files_end_in_a_named_error(tmp_path, data, suffix):
+def test_damaged_files_end_in_a_named_error(
+    tmp_path: Path, data: st.DataObject, suffix: str
+) -> None:
     """A damaged pickle is cut short or has bytes put over its beginning; others are wild bytes."""
     path = tmp_path / f"wild{suffix}"
     if suffix == ".pkl":
@@ -378,7 +388,7 @@ def test_damaged_files_end_in_a_named_error(tmp_path, data, suffix):
 
 @given(st.text(st.characters(exclude_categories=())))
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_wild_names_are_known_or_a_columns_error(name):
+def test_wild_names_are_known_or_a_columns_error(name: str) -> None:
     frame = _frame().assign(dataset=pd.Series([name] * 2, [5, 9], dtype=object))
     with contextlib.suppress(ColumnsError):
         assert samples(frame)[0].task in TASKS

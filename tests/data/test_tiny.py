@@ -25,7 +25,7 @@ MIB = 2**20
 @pytest.fixture(scope="module")
 def frame() -> pd.DataFrame:
     rows = read_frame(TINY / "final_output.pkl")
-    return rows.assign(tok_input=[list(ids) for ids in rows.tok_input])
+    return rows.assign(tok_input=rows.tok_input.map(list))
 
 
 def test_rows_have_the_benchmarks_columns_and_tasks(frame: pd.DataFrame) -> None:

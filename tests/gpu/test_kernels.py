@@ -5,6 +5,8 @@ from importlib.util import find_spec
 import pytest
 import torch
 
+from ref_dsinfer.gemm import Arithmetic
+
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
@@ -23,13 +25,13 @@ def seed() -> None:
 
 @pytest.mark.parametrize("arithmetic", ["bf16", "fp8"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_products(dtype: torch.dtype, arithmetic: str) -> None:
+def test_products(dtype: torch.dtype, arithmetic: Arithmetic) -> None:
     checks.check_products("cuda", dtype, arithmetic)
 
 
 @pytest.mark.parametrize("arithmetic", ["bf16", "fp8"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_groups(dtype: torch.dtype, arithmetic: str) -> None:
+def test_groups(dtype: torch.dtype, arithmetic: Arithmetic) -> None:
     checks.check_groups("cuda", dtype, arithmetic)
 
 

@@ -1,11 +1,13 @@
 """What tests of grading share."""
 
+from collections.abc import Iterator
+
 import pytest
 
 from grading.sandbox.sandbox import Sandbox
 
 
 @pytest.fixture(scope="session")
-def sandbox():
+def sandbox() -> Iterator[Sandbox]:
     with Sandbox() as started:
         yield started

@@ -2,6 +2,8 @@
 
 import json
 import struct
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,12 +14,12 @@ from errors import GradingError, InputFileError
 from grading import accuracy_log
 
 
-def _entry(index, ids, **more):
+def _entry(index: int, ids: list[int], **more: int) -> dict:
     data = struct.pack(f"<{len(ids)}i", *ids).hex().upper()
     return {"seq_id": index + 10, "qsl_idx": index, "data": data} | more
 
 
-def _log(path, entries):
+def _log(path: Path, entries: list[dict]) -> Path:
     # spelled as LoadGen spells it
     path.write_text("[" + ",".join(f"\n{{ {json.dumps(e)[1:-1]} }}" for e in entries) + "\n]\n")
     return path
@@ -29,13 +31,13 @@ ENTRIES = [_entry(1, [7, 128798, 3], token_count=3), _entry(0, [1]), _entry(2, [
 WANTED = [(0, (1,)), (1, (7, 128798, 3)), (2, (9, 0))]
 
 
-def _read(path, rows=None):
+def _read(path: Path, rows: int | None = None) -> list[tuple[int, tuple[int, ...]]]:
     log = accuracy_log.read(path, rows)
     assert log.id_bytes == 4
     return [(index, tuple(ids.tolist())) for index, ids in log.answers]
 
 
-def test_a_whole_log_is_read_in_order(tmp_path):
+def test_a_whole_log_is_read_in_order(tmp_path: Path) -> None:
     path = _log(tmp_path / "log.json", ENTRIES)
     assert _read(path) == WANTED
     assert _read(path, rows=3) == WANTED
@@ -58,13 +60,13 @@ def test_a_whole_log_is_read_in_order(tmp_path):
     ],
     ids=range(9),
 )  # fmt: skip
-def test_every_spelling_is_read(tmp_path, spell):
+def test_every_spelling_is_read(tmp_path: Path, spell: Callable[[list[dict]], str]) -> None:
     (tmp_path / "log.json").write_text(spell(ENTRIES))
     assert _read(tmp_path / "log.json", 3) == WANTED
 
 
 @pytest.mark.parametrize("counted", [False, True])
-def test_ids_of_eight_bytes_are_told_and_read(tmp_path, counted):
+def test_ids_of_eight_bytes_are_told_and_read(tmp_path: Path, counted: bool) -> None:
     entries = [
         {"qsl_idx": i, "data": struct.pack(f"<{len(ids)}q", *ids).hex()}
         | ({"token_count": len(ids)} if counted else {})
@@ -75,11 +77,11 @@ def test_ids_of_eight_bytes_are_told_and_read(tmp_path, counted):
     assert [(i, tuple(ids.tolist())) for i, ids in log.answers] == WANTED
 
 
-def test_counts_tell_small_ids_from_wide_ones(tmp_path):
+def test_counts_tell_small_ids_from_wide_ones(tmp_path: Path) -> None:
     assert _read(_log(tmp_path / "log.json", [_entry(0, [5, 0], token_count=2)])) == [(0, (5, 0))]
 
 
-def test_loadgens_own_log_is_read(tmp_path):
+def test_loadgens_own_log_is_read(tmp_path: Path) -> None:
     # what LoadGen's source writes: upper case, blanks, its keys, one entry a line
     (tmp_path / "log.json").write_text(
         '[\n{ "seq_id" : 0, "qsl_idx" : 1, "data" : "0A000000FF010000", "token_data" : "0A000000",'
@@ -119,19 +121,19 @@ def test_loadgens_own_log_is_read(tmp_path):
         ([_entry(0, [5]) | {"data": None}], "entry 0 lacks qsl_idx .*or data"),
     ],
 )
-def test_what_cannot_be_used_is_an_error(tmp_path, entries, message):
+def test_what_cannot_be_used_is_an_error(tmp_path: Path, entries: list[dict], message: str) -> None:
     with pytest.raises(GradingError, match=message):
         accuracy_log.read(_log(tmp_path / "log.json", entries), rows=10)
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[1]", '"x"', "[" * 100_000, "null"], ids=range(6))
-def test_other_json_is_an_error(tmp_path, content):
+def test_other_json_is_an_error(tmp_path: Path, content: str) -> None:
     (tmp_path / "log.json").write_text(content)
     with pytest.raises(GradingError):
         accuracy_log.read(tmp_path / "log.json")
 
 
-def test_a_log_cut_short_anywhere_is_an_error(tmp_path):
+def test_a_log_cut_short_anywhere_is_an_error(tmp_path: Path) -> None:
     path = _log(tmp_path / "log.json", ENTRIES)
     whole = path.read_text().rstrip()
     for end in range(len(whole)):
@@ -150,14 +152,14 @@ def test_a_log_cut_short_anywhere_is_an_error(tmp_path):
         accuracy_log.read(path)
 
 
-def test_no_such_file(tmp_path):
+def test_no_such_file(tmp_path: Path) -> None:
     with pytest.raises(InputFileError, match="No such file"):
         accuracy_log.read(tmp_path / "none.json")
 
 
 @given(st.binary(max_size=60) | st.text(max_size=60).map(str.encode))
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_wild_data_is_ids_or_a_named_error(tmp_path, data):
+def test_wild_data_is_ids_or_a_named_error(tmp_path: Path, data: bytes) -> None:
     entry = {"qsl_idx": 0, "seq_id": 0, "data": data.hex()}
     path = _log(tmp_path / "log.json", [entry])
     try:
@@ -170,7 +172,7 @@ def test_wild_data_is_ids_or_a_named_error(tmp_path, data):
 
 @given(st.binary(max_size=40))
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_wild_files_are_a_named_error(tmp_path, content):
+def test_wild_files_are_a_named_error(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "log.json").write_bytes(content)
     with pytest.raises(GradingError):
         accuracy_log.read(tmp_path / "log.json")
@@ -179,20 +181,20 @@ def test_wild_files_are_a_named_error(tmp_path, content):
 @pytest.mark.parametrize(
     ("ids", "left"), [([1], []), ([5], []), ([7], [7]), ([7, 1], [7, 1]), ([1, 1], [1, 1])]
 )
-def test_only_a_lone_stop_id_stands_for_an_empty_answer(ids, left):
+def test_only_a_lone_stop_id_stands_for_an_empty_answer(ids: list[int], left: list[int]) -> None:
     assert accuracy_log.without_stop(np.array(ids), frozenset({1, 5})).tolist() == left
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
 @pytest.mark.parametrize("lines", [False, True])
-def test_a_byte_order_mark_is_passed_over(tmp_path, encoding, lines):
+def test_a_byte_order_mark_is_passed_over(tmp_path: Path, encoding: str, lines: bool) -> None:
     path = tmp_path / "log.json"
     spelled = "\n".join(map(json.dumps, ENTRIES)) if lines else json.dumps(ENTRIES)
     path.write_text(spelled, encoding=encoding)
     assert _read(path) == WANTED
 
 
-def test_what_is_no_text_and_where_a_log_breaks_off_is_named(tmp_path):
+def test_what_is_no_text_and_where_a_log_breaks_off_is_named(tmp_path: Path) -> None:
     path = tmp_path / "log.json"
     path.write_bytes(b'[{"qsl_idx": "\xff"}]')
     with pytest.raises(GradingError, match="not JSON: byte 14 is not valid utf-8"):

@@ -7,7 +7,7 @@ from errors import ColumnsError, GradingError
 from grading.compare import comparison, mcnemar
 
 
-def _frame(right, **columns):
+def _frame(right: list[int], **columns: object) -> pd.DataFrame:
     rows = range(len(right))
     return pd.DataFrame(
         {
@@ -20,7 +20,7 @@ def _frame(right, **columns):
     )
 
 
-def test_disagreements_are_counted_and_listed():
+def test_disagreements_are_counted_and_listed() -> None:
     first, second = _frame([1, 1, 0, 0, 1, 1]), _frame([1, 0, 1, 0, 0, 0])
     second["grading_rule"] = "boxed"
     second.loc[1, "extracted_answer"] = "x" * 80
@@ -34,7 +34,7 @@ def test_disagreements_are_counted_and_listed():
     ]
 
 
-def test_rows_are_paired_by_their_sample():
+def test_rows_are_paired_by_their_sample() -> None:
     first = _frame([1, 0], sample_index=[0, 1])
     second = first.iloc[::-1].reset_index(drop=True)
     assert comparison(first, second).splitlines()[0].startswith("rows 2, both right 1, neither 1")
@@ -47,12 +47,12 @@ def test_rows_are_paired_by_their_sample():
     ("one", "two", "p"),
     [(0, 0, 1), (1, 1, 1), (3, 3, 1), (5, 0, 0.0625), (0, 10, 2 / 1024), (2, 8, 112 / 1024)],
 )
-def test_mcnemar(one, two, p):
+def test_mcnemar(one: int, two: int, p: float) -> None:
     assert mcnemar(one, two) == mcnemar(two, one) == pytest.approx(p)
     assert 0 <= mcnemar(4000, 300) < 1e-300  # no overflow
 
 
-def test_what_can_not_be_compared():
+def test_what_can_not_be_compared() -> None:
     with pytest.raises(GradingError, match="\\(3 and 2\\)"):
         comparison(_frame([1, 1, 1]), _frame([1, 1]))
     with pytest.raises(ColumnsError, match="prompt_accuracy"):
@@ -66,7 +66,7 @@ def test_what_can_not_be_compared():
             comparison(odd, odd)
 
 
-def test_what_is_quoted_steers_no_terminal_and_stays_in_its_line():
+def test_what_is_quoted_steers_no_terminal_and_stays_in_its_line() -> None:
     hostile = "\x1b[2J\ud800\nrow 9, aime: \x9bx"
     text = pd.Series([hostile], dtype=object)
     first = _frame([1], extracted_answer=text, dataset=text, grading_rule=text)

@@ -6,6 +6,8 @@ import json
 import re
 from decimal import Decimal
 from fractions import Fraction
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,8 +17,10 @@ from data.samples import read_frame
 from errors import ColumnsError, GradingError
 from grading import evaluate
 from grading.evaluate import GradingOptions
-from grading.metrics import Totals
+from grading.metrics import Evaluation, Totals
 from grading.sandbox import levels
+from grading.sandbox.inside.limits import Limits
+from grading.sandbox.process import Confined
 from grading.sandbox.sandbox import Sandbox
 from grading.sandbox.types import SandboxError
 
@@ -26,7 +30,7 @@ CHECKER = (r".*'exact_match':\s([\d.]+).*", r".*'tokens_per_sample':\s([\d.]+).*
 HASH = r"^hash=([\w\d]+)$"
 
 
-def _frame():
+def _frame() -> pd.DataFrame:
     return pd.DataFrame(
         {
             "dataset": ["gpqa", "AIME1983", "math-500", "mmlu_pro", "aime1983"],
@@ -39,14 +43,14 @@ def _frame():
     )
 
 
-def _run(tmp_path, frame=None, **options):
+def _run(tmp_path: Path, frame: pd.DataFrame | None = None, **options: Any) -> Evaluation:
     return evaluate.evaluate_and_report(
         *(_frame() if frame is None else frame, tmp_path / "d.pkl", None, tmp_path),
         GradingOptions(**options),
     )
 
 
-def test_totals_count_every_row():
+def test_totals_count_every_row() -> None:
     evaluation = evaluate.evaluate(_frame(), None)
     assert evaluation.total == Totals("all", 5, 3, 4008.0, 1, 2, 0, 0)
     assert evaluation.exact_match == 60.0
@@ -67,20 +71,21 @@ def test_totals_count_every_row():
     assert evaluation.verdict == "not comparable with the official limits: 5 of 4388 rows"
 
 
-def test_a_graded_frame_may_be_graded_again():
+def test_a_graded_frame_may_be_graded_again() -> None:
     once = evaluate.evaluate(_frame(), None).frame
     again = evaluate.evaluate(once.assign(lenient_accuracy=1.0), None).frame
     pd.testing.assert_frame_equal(once, again)
 
 
-def test_the_line_is_what_the_checker_reads():
+def test_the_line_is_what_the_checker_reads() -> None:
     line = evaluate.evaluate(_frame(), None).result_line
     assert ast.literal_eval(line) == {
         "exact_match": 60.0,
         "tokens_per_sample": 4008.0,
         "num-samples": 5,
     }
-    assert [float(re.match(pattern, line)[1]) for pattern in CHECKER] == [60.0, 4008.0]
+    matches = [re.match(pattern, line) for pattern in CHECKER]
+    assert [match and float(match[1]) for match in matches] == [60.0, 4008.0]
 
 
 NO_LENGTHS = [None, float("nan"), -1, "x", [1], float("inf"), 10**400, "1e999999999", np.arange(3)]
@@ -89,7 +94,7 @@ NO_LENGTHS = [None, float("nan"), -1, "x", [1], float("inf"), 10**400, "1e999999
 @pytest.mark.parametrize(
     "value", [*NO_LENGTHS, Decimal("1E+999999999"), Decimal("sNaN"), np.int64(-1)], ids=repr
 )
-def test_a_length_that_is_no_number_is_named(value):
+def test_a_length_that_is_no_number_is_named(value: object) -> None:
     frame = _frame()
     lengths = [1, 2, value, 3, 4]
     frame["tok_model_output_len"] = pd.Series(lengths, frame.index, dtype=object)
@@ -98,7 +103,7 @@ def test_a_length_that_is_no_number_is_named(value):
     assert "np." not in str(caught.value)
 
 
-def test_numbers_of_a_billion_digits_are_no_truth():
+def test_numbers_of_a_billion_digits_are_no_truth() -> None:
     frame = _frame().iloc[[1, 4, 1, 1, 1]].reset_index(drop=True)
     truths = [Decimal("1E+999999999"), Decimal("7"), Fraction(85, 2), Decimal("sNaN"), 42]
     frame["ground_truth"] = pd.Series(truths, dtype=object)
@@ -110,22 +115,24 @@ def test_numbers_of_a_billion_digits_are_no_truth():
 
 
 @pytest.mark.parametrize("column", evaluate.COLUMNS)
-def test_a_missing_column_is_named(column):
+def test_a_missing_column_is_named(column: str) -> None:
     with pytest.raises(ColumnsError, match=f"missing columns: {column} "):
         evaluate.evaluate(_frame().drop(columns=column), None)
 
 
-def test_an_unknown_data_set_is_named_with_its_row():
+def test_an_unknown_data_set_is_named_with_its_row() -> None:
     with pytest.raises(ColumnsError, match="row 0: unknown data set 'cifar'"):
         evaluate.evaluate(_frame().assign(dataset="cifar"), None)
 
 
-def test_missing_problems_name_the_option():
+def test_missing_problems_name_the_option() -> None:
     with pytest.raises(GradingError, match="--livecodebench-file"):
         evaluate.evaluate(_frame().assign(dataset="livecodebench"), None)
 
 
-def test_a_run_is_reported_with_the_hash_of_its_log(tmp_path, capsys):
+def test_a_run_is_reported_with_the_hash_of_its_log(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "mlperf_log_accuracy.json").write_bytes(b"[\n]\n")
     evaluation = _run(tmp_path)
     digest = "3fbbd4c6d76130399b0c79cdf41758669224a91e05b7b216953f0c9728750865"
@@ -150,14 +157,16 @@ def test_a_run_is_reported_with_the_hash_of_its_log(tmp_path, capsys):
     assert told["livecodebench"]["mode"] == "reference"
 
 
-def test_the_whole_data_set_is_not_stamped(tmp_path):
+def test_the_whole_data_set_is_not_stamped(tmp_path: Path) -> None:
     frame = pd.concat([_frame().iloc[:1].assign(tok_model_output_len=3900)] * 4388)
     evaluation = _run(tmp_path, frame)
     assert evaluation.verdict.startswith("valid: ")
     assert (tmp_path / "accuracy.txt").read_text() == evaluation.result_line + "\n"
 
 
-def test_what_is_too_slow_is_wrong_and_said(monkeypatch, tmp_path):
+def test_what_is_too_slow_is_wrong_and_said(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr("grading.tasks.table.MATH_LIMIT_S", 0.5)
     frame = _frame().assign(dataset="math500", model_output=r"\boxed{9**9**9**9}", ground_truth="x")
     frame = pd.concat([_frame(), frame[:2]])
@@ -168,7 +177,9 @@ def test_what_is_too_slow_is_wrong_and_said(monkeypatch, tmp_path):
     evaluation.require_all()
 
 
-def test_without_a_sandbox_no_formula_is_judged(monkeypatch, tmp_path, capsys):
+def test_without_a_sandbox_no_formula_is_judged(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with monkeypatch.context() as elsewhere:
         elsewhere.setattr(levels, "find", lambda *_: levels.ProbeResult(None, "nothing holds here"))
         evaluation = _run(tmp_path)
@@ -181,11 +192,13 @@ def test_without_a_sandbox_no_formula_is_judged(monkeypatch, tmp_path, capsys):
     assert _run(tmp_path).frame["grading_status"].tolist()[2] == "ok"  # tried again
 
 
-def test_a_process_that_can_not_start_costs_one_row(monkeypatch, tmp_path):
+def test_a_process_that_can_not_start_costs_one_row(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     start = Sandbox.start
-    broken = []
+    broken: list[str] = []
 
-    def once(self, module, limits):
+    def once(self: Sandbox, module: str, limits: Limits) -> Confined:
         if not broken:
             broken.append(module)
             raise SandboxError("no more processes")
@@ -200,7 +213,7 @@ def test_a_process_that_can_not_start_costs_one_row(monkeypatch, tmp_path):
         evaluation.require_all()
 
 
-def test_what_was_graded_is_kept_by_its_content(tmp_path):
+def test_what_was_graded_is_kept_by_its_content(tmp_path: Path) -> None:
     _run(tmp_path)
     path = tmp_path / "results_grades.jsonl"
     lines = path.read_text().splitlines()
@@ -217,7 +230,7 @@ def test_what_was_graded_is_kept_by_its_content(tmp_path):
     assert len(path.read_text().splitlines()) == 9  # the fourth is the same
 
 
-def test_the_opinion_of_another_package_changes_nothing(tmp_path):
+def test_the_opinion_of_another_package_changes_nothing(tmp_path: Path) -> None:
     pytest.importorskip("math_verify")
     frame = pd.concat([_frame(), _frame().iloc[2:3].assign(model_output="so it is $1/2$.")])
     evaluation = _run(tmp_path, frame, lenient=True)
@@ -228,7 +241,7 @@ def test_the_opinion_of_another_package_changes_nothing(tmp_path):
     assert dataclasses.replace(evaluation.total, lenient=None) == evaluation.total
 
 
-def test_the_opinion_needs_its_package(monkeypatch):
+def test_the_opinion_needs_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluate, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError) as caught:
         evaluate.evaluate(_frame(), None, GradingOptions(lenient=True))

@@ -1,6 +1,7 @@
 """What is said of one row."""
 
 import json
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -43,20 +44,16 @@ ROWS = [
 
 
 @pytest.fixture
-def frame():
+def frame() -> pd.DataFrame:
     names, truths, texts, _ = zip(*ROWS, strict=True)
     columns = {"dataset": names, "ground_truth": truths, "model_output": texts}
     return pd.DataFrame(columns).assign(tok_model_output_len=1)
 
 
-@pytest.fixture(scope="module")
-def sandbox():
-    with Sandbox() as started:
-        yield started
-
-
 @pytest.mark.parametrize("row", range(len(ROWS)))
-def test_the_steps_of_each_task(tmp_path, frame, row, sandbox):
+def test_the_steps_of_each_task(
+    tmp_path: Path, frame: pd.DataFrame, row: int, sandbox: Sandbox
+) -> None:
     problems = tmp_path / "p.jsonl"
     problems.write_text(json.dumps(PROBLEM) + "\n")
     told = explain(frame, row, problems, Rules(), sandbox)
@@ -67,7 +64,7 @@ def test_the_steps_of_each_task(tmp_path, frame, row, sandbox):
     assert sorted(tmp_path.iterdir()) == [problems]
 
 
-def test_what_can_not_be_explained(frame, sandbox):
+def test_what_can_not_be_explained(frame: pd.DataFrame, sandbox: Sandbox) -> None:
     for row in (-1, len(ROWS)):
         with pytest.raises(UsageError, match="rows are 0 to 5"):
             explain(frame, row, None, Rules(), sandbox)

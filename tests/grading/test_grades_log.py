@@ -1,6 +1,8 @@
 """The log of grades: what it keeps, what it tries again, what it refuses."""
 
 import json
+from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
@@ -18,13 +20,13 @@ GRADES = [
 ]
 
 
-def _write(path, grades=GRADES):
+def _write(path: Path, grades: Sequence[tuple[str, Grade]] = GRADES) -> None:
     with GradesLog(path) as log:
         for key, grade in grades:
             log.add(key, grade)
 
 
-def test_verdicts_are_kept_and_the_rest_is_tried_again(tmp_path):
+def test_verdicts_are_kept_and_the_rest_is_tried_again(tmp_path: Path) -> None:
     path = tmp_path / "a_grades.jsonl"
     _write(path)
     with GradesLog(path) as log:
@@ -36,7 +38,7 @@ def test_verdicts_are_kept_and_the_rest_is_tried_again(tmp_path):
     assert path.read_bytes() == b""
 
 
-def test_a_torn_last_line_is_cut_off_wherever_it_is_torn(tmp_path):
+def test_a_torn_last_line_is_cut_off_wherever_it_is_torn(tmp_path: Path) -> None:
     path = tmp_path / "a_grades.jsonl"
     _write(path, GRADES[:2])
     whole = path.read_bytes()
@@ -54,7 +56,7 @@ def test_a_torn_last_line_is_cut_off_wherever_it_is_torn(tmp_path):
     [{"status": "fine"}, {"status": None}, {"more": 1}, {"hash": None, "seconds": None}],
     ids=str,
 )
-def test_what_is_no_grade_is_named(tmp_path, change):
+def test_what_is_no_grade_is_named(tmp_path: Path, change: dict[str, object]) -> None:
     path = tmp_path / "a_grades.jsonl"
     _write(path, GRADES[:1])
     row = json.loads(path.read_text()) | change
@@ -66,6 +68,6 @@ def test_what_is_no_grade_is_named(tmp_path, change):
     GradesLog(path, fresh=True).__exit__(None, None, None)
 
 
-def test_a_folder_that_is_not_there(tmp_path):
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="can't be written"):
         GradesLog(tmp_path / "none" / "a_grades.jsonl")

@@ -1,6 +1,9 @@
 """Which rows are graded: none twice, none missing, and of the data set they are said to be of."""
 
 import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,13 +12,15 @@ import pytest
 from errors import GradingError, UsageError
 from grading import inputs
 
+Files = tuple[Path, Callable[..., Path]]  # the data set, and a function that writes results of it
 
-def _frame(indices):
+
+def _frame(indices: Sequence[object] | np.ndarray) -> pd.DataFrame:
     return pd.DataFrame({"sample_index": indices})
 
 
 @pytest.mark.parametrize("indices", [[0], [0, 1, 2], [2, 0, 1], list(range(10))])
-def test_whole_or_the_first_rows(indices):
+def test_whole_or_the_first_rows(indices: Sequence[object] | np.ndarray) -> None:
     inputs.check_rows(_frame(indices), 10)
 
 
@@ -35,31 +40,33 @@ def test_whole_or_the_first_rows(indices):
         (list(range(11)), "11 rows, but 10 are expected: add --expected-rows"),
     ],
 )
-def test_rows_that_are_twice_missing_or_too_many_are_named(indices, message):
+def test_rows_that_are_twice_missing_or_too_many_are_named(
+    indices: Sequence[object] | np.ndarray, message: str
+) -> None:
     with pytest.raises(GradingError, match=message):
         inputs.check_rows(_frame(indices), 10)
 
 
-def test_rows_without_a_number_are_counted():
+def test_rows_without_a_number_are_counted() -> None:
     inputs.check_rows(pd.DataFrame({"a": [1, 2]}), 3)
     with pytest.raises(GradingError, match="2 rows, but 1 are expected"):
         inputs.check_rows(pd.DataFrame({"a": [1, 2]}), 1)
 
 
 @pytest.fixture
-def files(tmp_path):
+def files(tmp_path: Path) -> Files:
     data = pd.DataFrame({"dataset": ["aime", "gpqa", "aime"], "ground_truth": [1, "B", 3]})
     data["question"] = ["q", "r", "s"]
     data.to_pickle(tmp_path / "data.pkl")
 
-    def results(**columns):
+    def results(**columns: Any) -> Path:
         data.assign(model_output="x", **columns).to_pickle(tmp_path / "results.pkl")
         return tmp_path / "results.pkl"
 
     return tmp_path / "data.pkl", results
 
 
-def test_results_are_held_against_their_data_set(files):
+def test_results_are_held_against_their_data_set(files: Files) -> None:
     data, results = files
     frame, expected = inputs.read_results(results(), data, None)
     assert (len(frame), expected) == (3, 3)
@@ -70,7 +77,9 @@ def test_results_are_held_against_their_data_set(files):
         inputs.read_results(path, data, None)
 
 
-def test_rows_without_a_number_are_told_apart_by_their_question(files, tmp_path, caplog):
+def test_rows_without_a_number_are_told_apart_by_their_question(
+    files: Files, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.WARNING)
     data, results = files
     path = tmp_path / "twice.pkl"
@@ -95,7 +104,9 @@ def test_rows_without_a_number_are_told_apart_by_their_question(files, tmp_path,
     assert caplog.messages == []
 
 
-def test_rows_without_number_and_question_are_warned_of(files, tmp_path, caplog):
+def test_rows_without_number_and_question_are_warned_of(
+    files: Files, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     _, results = files
     path = tmp_path / "bare.pkl"
     bare = pd.read_pickle(results()).drop(columns="question")
@@ -110,7 +121,7 @@ def test_rows_without_number_and_question_are_warned_of(files, tmp_path, caplog)
     assert said.startswith(told)
 
 
-def test_how_many_rows_there_should_be(files):
+def test_how_many_rows_there_should_be(files: Files) -> None:
     data, results = files
     assert inputs.read_results(results(), None, None)[1] == 4388
     assert inputs.read_results(results(), None, None, 7)[1] == 7
@@ -119,7 +130,7 @@ def test_how_many_rows_there_should_be(files):
         inputs.read_results(results(), None, None, 2)
 
 
-def test_a_log_needs_data_set_and_tokenizer(tmp_path):
+def test_a_log_needs_data_set_and_tokenizer(tmp_path: Path) -> None:
     log = tmp_path / "mlperf_log_accuracy.json"
     with pytest.raises(UsageError, match="--dataset-file"):
         inputs.read_results(log, None, "model")
@@ -127,7 +138,7 @@ def test_a_log_needs_data_set_and_tokenizer(tmp_path):
         inputs.read_results(log, tmp_path / "data.pkl", None)
 
 
-def test_problems_lie_beside_the_data(tmp_path):
+def test_problems_lie_beside_the_data(tmp_path: Path) -> None:
     (tmp_path / "livecodebench.jsonl").write_text("")
     near = [tmp_path / "none" / "a.pkl", tmp_path / "a.pkl"]
     assert inputs.find_problems(None, near) == tmp_path / "livecodebench.jsonl"

@@ -9,12 +9,14 @@ from grading.metrics import Evaluation, SandboxInfo, Totals
 HELD = SandboxInfo("full", "", {"fork": "held", "file": "held"})
 
 
-def _totals(rows, right, tokens=3886.0, **counts):
+def _totals(rows: int, right: int, tokens: float = 3886.0, **counts: int) -> Totals:
     fixed = dict.fromkeys(("no_answer", "truncated", "timeouts", "ungraded"), 0)
     return Totals("all", rows, right, tokens, **(fixed | counts))
 
 
-def _evaluation(rows, right, tokens=3886.0, expected=4388, **counts):
+def _evaluation(
+    rows: int, right: int, tokens: float = 3886.0, expected: int = 4388, **counts: int
+) -> Evaluation:
     return Evaluation(pd.DataFrame(), [], _totals(rows, right, tokens, **counts), HELD, expected)
 
 
@@ -35,11 +37,13 @@ def _evaluation(rows, right, tokens=3886.0, expected=4388, **counts):
         (4387, 4387, 3886.0, "not comparable with the official limits: 4387 of 4388 rows"),
     ],
 )
-def test_the_verdict_is_for_the_whole_data_set(rows, right, tokens, verdict):
+def test_the_verdict_is_for_the_whole_data_set(
+    rows: int, right: int, tokens: float, verdict: str
+) -> None:
     assert _evaluation(rows, right, tokens).verdict.startswith(verdict)
 
 
-def test_fewer_rows_than_expected_are_said():
+def test_fewer_rows_than_expected_are_said() -> None:
     partial = _evaluation(80, 80, expected=100)
     assert partial.verdict == "not comparable with the official limits: 80 of 100 rows"
     assert not partial.whole
@@ -47,7 +51,7 @@ def test_fewer_rows_than_expected_are_said():
     assert whole.verdict == "not comparable with the official limits: 100 of 4388 rows"
 
 
-def test_rows_that_were_not_judged_make_it_no_result():
+def test_rows_that_were_not_judged_make_it_no_result() -> None:
     evaluation = _evaluation(4388, 4000, ungraded=349)
     said = "349 of 4388 rows could not be judged and count as wrong here"
     assert evaluation.verdict == f"NOT A RESULT: {said}"
@@ -66,11 +70,11 @@ def test_rows_that_were_not_judged_make_it_no_result():
     ("right", "rows", "low", "high"),
     [(0, 10, 0, 27.75), (10, 10, 72.25, 100), (81, 263, 25.53, 36.62), (1, 29, 0.61, 17.18)],
 )
-def test_wilsons_interval(right, rows, low, high):
+def test_wilsons_interval(right: int, rows: int, low: float, high: float) -> None:
     assert _totals(rows, right).interval == pytest.approx((low, high), abs=6e-3)
 
 
-def test_the_table_has_rates_and_an_opinion_where_one_was_asked():
+def test_the_table_has_rates_and_an_opinion_where_one_was_asked() -> None:
     task = Totals("math500", 40, 30, 12.25, 1, 2, 3, 4, lenient=77.5)
     evaluation = Evaluation(pd.DataFrame(), [task], _totals(40, 30), HELD)
     head, row, total = evaluation.table().splitlines()
@@ -83,6 +87,6 @@ def test_the_table_has_rates_and_an_opinion_where_one_was_asked():
     assert "lenient" not in Evaluation(pd.DataFrame(), [], _totals(4, 3), HELD).table()
 
 
-def test_the_fence_says_what_held():
+def test_the_fence_says_what_held() -> None:
     assert str(HELD) == "sandbox: full (2 of 2 canaries held)"
     assert str(SandboxInfo(None, "no namespaces", {})) == "sandbox: no level holds: no namespaces"

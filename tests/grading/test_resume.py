@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +15,8 @@ import pytest
 from data.samples import read_frame
 from tests.effort import cases
 
+# stdout, parquet and pickle files, report, and accuracy.txt
+Results = tuple[bytes, pd.DataFrame, pd.DataFrame, dict, str]
 ROOT = Path(__file__).parents[2]
 KILLS, BETWEEN = cases(8, 20), 4  # a run is left to its end after every so many kills
 TESTS = [{"input": f"{n}", "output": f"{2 * n}", "testtype": "stdin"} for n in range(3)]
@@ -25,7 +28,7 @@ PROBLEM = {
 }
 
 
-def _rows():
+def _rows() -> Iterator[dict]:
     rng = random.Random(6)
     for number in range(300):
         kind = rng.choice(["aime", "gpqa", "math500", "math500", "livecodebench"])
@@ -47,19 +50,19 @@ def _rows():
         }
 
 
-def _start(folder):
-    command = [sys.executable, ROOT / "eval_accuracy.py", "--input-file", "a.jsonl"]
+def _start(folder: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, str(ROOT / "eval_accuracy.py"), "--input-file", "a.jsonl"]
     return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
 
 
-def _folder(path):
+def _folder(path: Path) -> Path:
     path.mkdir()
     (path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in _rows()))
     (path / "livecodebench.jsonl").write_text(json.dumps(PROBLEM) + "\n")
     return path
 
 
-def _results(folder):
+def _results(folder: Path) -> Results:
     """What a run has left, and what of it was graded before."""
     process = _start(folder)
     out, _ = process.communicate(timeout=120)
@@ -69,24 +72,25 @@ def _results(folder):
     return out, parquet, pickled, report, (folder / "accuracy.txt").read_text()
 
 
-def _grades(folder):
+def _grades(folder: Path) -> list[dict]:
     lines = (folder / "a_grades.jsonl").read_bytes().split(b"\n")[:-1]
     grades = [json.loads(line) for line in lines]
     return [{name: value for name, value in grade.items() if name != "seconds"} for grade in grades]
 
 
-def _assert_same(one, other):
+def _assert_same(one: Results, other: Results) -> None:
     assert one[0] == other[0]
     pd.testing.assert_frame_equal(one[1], other[1])
-    pd.testing.assert_frame_equal(
-        *(frame.assign(tok_model_output=frame["tok_model_output"].map(list))
-          for frame in (one[2], other[2]))
-    )  # fmt: skip
+    left, right = (
+        frame.assign(tok_model_output=frame["tok_model_output"].map(list))
+        for frame in (one[2], other[2])
+    )
+    pd.testing.assert_frame_equal(left, right)
     assert one[3:] == other[3:]
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_it_comes_to_the_same(tmp_path):
+def test_killed_at_random_moments_it_comes_to_the_same(tmp_path: Path) -> None:
     rng = random.Random(1)
     whole = _folder(tmp_path / "whole")
     start = time.monotonic()
@@ -115,7 +119,7 @@ def test_killed_at_random_moments_it_comes_to_the_same(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_goes_on_where_it_stopped(tmp_path):
+def test_a_run_that_is_killed_goes_on_where_it_stopped(tmp_path: Path) -> None:
     folder = _folder(tmp_path / "killed")
     process = _start(folder)
     log = folder / "a_grades.jsonl"

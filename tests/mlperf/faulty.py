@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import replace
 from itertools import cycle, islice
 from pathlib import Path
@@ -25,7 +25,7 @@ if __name__ == "__main__":
 
 from backends import registry  # noqa: E402
 from backends.echo import EchoEngine  # noqa: E402
-from backends.types import BackendSpec, Delta, EngineConfig, Request  # noqa: E402
+from backends.types import BackendSpec, Delta, EngineConfig, Finish, Request  # noqa: E402
 from errors import EngineError  # noqa: E402
 
 TOKEN_S = 0.004
@@ -59,7 +59,7 @@ class FaultyEngine(EchoEngine):
         if self._fault == "full disk":
             resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
 
-    async def stream(self, request: Request) -> AsyncIterator[Delta]:
+    async def stream(self, request: Request) -> AsyncGenerator[Delta, None]:
         self._requests += 1
         fault = self._fault if self._requests == self._at else ""
         assert request.row is not None
@@ -75,7 +75,7 @@ class FaultyEngine(EchoEngine):
                 if fault == "wrong id":
                     yield Delta((1 << 31,), None, time.monotonic_ns())
             yield Delta(ids[start : start + step], None, time.monotonic_ns())
-        finish = "length" if count == request.max_new_tokens else "stop"
+        finish: Finish = "length" if count == request.max_new_tokens else "stop"
         yield Delta((), finish, time.monotonic_ns())
         if fault == "twice":
             yield Delta((), finish, time.monotonic_ns())
@@ -101,7 +101,7 @@ class FaultyEngine(EchoEngine):
 
 
 if __name__ == "__main__":
-    registry._TABLE += (
+    registry._TABLE += (  # type: ignore[assignment]  # it has a fixed length elsewhere
         BackendSpec(
             name="faulty",
             target="tests.mlperf.faulty:FaultyEngine",

@@ -49,7 +49,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 class Ended:
     """A run that has ended, and what it has left."""
 
-    def __init__(self, process: subprocess.CompletedProcess[str], results: Path, sent: Path):
+    def __init__(
+        self, process: subprocess.CompletedProcess[str], results: Path, sent: Path
+    ) -> None:
         self.code, self.stderr, self.results = process.returncode, process.stderr, results
         path = results / "state.json"
         self.state: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
@@ -83,7 +85,9 @@ def run(echo_model: Path, data_set: Callable[[int], Path], tmp_path: Path) -> Ru
     """Starts a run with a fault, and returns how it ended."""
     rows = data_set(ROWS)
 
-    def start(fault: str, mode: str, *options: object, accuracy: bool = False, **own: object):
+    def start(
+        fault: str, mode: str, *options: object, accuracy: bool = False, **own: object
+    ) -> Ended:
         sent = tmp_path / "sent"
         sent.write_bytes(b"")
         arguments = {"fault": fault, "sent": sent, **own}
@@ -147,7 +151,8 @@ def test_runs_that_are_killed_and_resumed_come_to_the_same_results(
     assert whole.code == 0, whole.stderr
     expected = (tmp_path / "mlperf_results").rename(tmp_path / "whole") / "offline" / "accuracy"
     moments = random.Random(0)
-    kills, resume, kept = 0, [], 0
+    resume: list[str] = []
+    kills = kept = 0
     while kills < 20:
         after_s = moments.uniform(0.05, 0.35)
         ended = run("kill", "offline", *resume, accuracy=True, after_s=after_s)

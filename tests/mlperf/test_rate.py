@@ -5,6 +5,7 @@ import heapq
 import json
 import math
 import random
+from array import array
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ import pytest
 
 from backends.drive import cancel, collect
 from backends.echo import EchoEngine
-from backends.types import Completion, Delta, EngineConfig, Request
+from backends.types import TOKEN, Completion, Delta, EngineConfig, Request
 from errors import LoadGenError
 from mlperf import rate, report, settings, user_conf
 from mlperf.early_stopping import late_allowed
@@ -85,9 +86,9 @@ def test_a_meter_takes_latencies_and_gives_up_in_time() -> None:
     meter.start(2)
     assert meter.late_first == 2
     now = 1.9 + 2 * 0.09
-    meter.finish(Completion(0, (5, 6, 7), "stop", 0, 0))
-    meter.finish(Completion(1, (5,), "stop", 0, 0))  # has no TPOT
-    meter.finish(Completion(2, tuple(range(9)), "stop", 0, 0))
+    meter.finish(Completion(0, array(TOKEN, [5, 6, 7]), "stop", 0, 0))
+    meter.finish(Completion(1, array(TOKEN, [5]), "stop", 0, 0))  # has no TPOT
+    meter.finish(Completion(2, array(TOKEN, range(9)), "stop", 0, 0))
     assert meter.late_tokens == 1
     for request in range(3, 6):
         meter.arrive(request)
@@ -182,7 +183,8 @@ class Trial:
             tpots.append(self._second_s)
 
         rng = random.Random(self._draw.random())  # not the luck of the last probe again
-        end, tasks = loop.time() + duration_s, []
+        end = loop.time() + duration_s
+        tasks: list[asyncio.Task[None]] = []
         run = max(ROWS, round(600 * rate_))
         while (loop.time() < end or len(tasks) < QUERIES) and not meter.hopeless:
             meter.arrive(len(tasks))
@@ -203,7 +205,7 @@ class Trial:
             "result_mean_latency_ns": sum(answers_s) / len(answers_s) * 1e9,
         }
         late = (meter.late_first, meter.late_tokens)
-        return judged(rate_, report.DetailLog(values, []), late, meter.arrived, run)
+        return judged(rate_, report.DetailLog(values, {}), late, meter.arrived, run)
 
 
 @pytest.mark.slow

@@ -258,14 +258,14 @@ def assert_same_results(results: Path, whole: Path) -> None:
         for one in (results, whole)
     )
     pd.testing.assert_frame_equal(ours, theirs)
-    ours, theirs = (
+    our_answers, their_answers = (
         {
             entry["qsl_idx"]: (entry["data"], entry["token_count"])
             for entry in json.loads((one / "mlperf_log_accuracy.json").read_text())
         }
         for one in (results, whole)
     )
-    assert ours == theirs
+    assert our_answers == their_answers
     assert (results / "accuracy.txt").read_text().split("hash")[0] == (
         (whole / "accuracy.txt").read_text().split("hash")[0]
     )

@@ -11,7 +11,9 @@ from ref_dsinfer.kernels import block_fp8, mla
 SHARED = 227 * 1024  # bytes a program may have
 
 
-def build(kernel: triton.JITFunction, types: dict[str, str], warps: int, stages: int, **fixed):
+def build(
+    kernel: triton.JITFunction, types: dict[str, str], warps: int, stages: int, **fixed: int
+) -> str:
     """The compiled kernel. Pointers and sizes are as aligned as R1's are."""
     names = kernel.arg_names
     signature = {n: "constexpr" if n in fixed else types.get(n, "i32") for n in names}

@@ -6,11 +6,12 @@ do: there fp16 and fp32 stand in, and values are quantised by the definition.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from ref_dsinfer import fp8, gemm
+from ref_dsinfer import fp8_format, gemm
 from ref_dsinfer.attention import plain
 from ref_dsinfer.kernels import block_fp8, mla
 from tests.effort import cases
@@ -25,20 +26,20 @@ ATTENTION = ((3, 4, 64, 16, 16, 7), (1, 16, 512, 64, 64, 3), (5, 70, 48, 20, 8, 
 def check_products(device: str, dtype: torch.dtype, arithmetic: gemm.Arithmetic) -> None:
     """Dense products, in each of the two arithmetics."""
     for shape, rows in DENSE:
-        weight, scale = fp8.quantise(torch.randn(shape, device=device))
+        weight, scale = fp8_format.quantise(torch.randn(shape, device=device))
         x = torch.randn(rows, shape[-1], device=device).to(dtype)
-        values, x_scale = fp8.quantise_rows(x) if arithmetic == "fp8" else (x, None)
+        values, x_scale = fp8_format.quantise_rows(x) if arithmetic == "fp8" else (x, None)
         found = block_fp8.product(values, weight, scale, x_scale=x_scale, dtype=dtype)
-        bound = _bound(x, fp8.dequantise(weight, scale, torch.float32))
+        bound = _bound(x, fp8_format.dequantise(weight, scale, torch.float32))
         _close(found, gemm.plain(x.float(), weight, scale, arithmetic), bound, dtype)
 
 
 def check_groups(device: str, dtype: torch.dtype, arithmetic: gemm.Arithmetic) -> None:
     """Products of experts, of which some have no rows, and rows that no expert has."""
-    weight, scale = fp8.quantise(torch.randn(5, 2, 150, 200, device=device))
+    weight, scale = fp8_format.quantise(torch.randn(5, 2, 150, 200, device=device))
     x = torch.randn(13, 200, device=device).to(dtype)
     tokens = torch.randint(0, 13, (40,), device=device)
-    values, x_scale = fp8.quantise_rows(x) if arithmetic == "fp8" else (x, None)
+    values, x_scale = fp8_format.quantise_rows(x) if arithmetic == "fp8" else (x, None)
     for numbers in ENDS:
         ends = torch.tensor(numbers, dtype=torch.int32, device=device)
         for rows in (tokens, None):
@@ -46,7 +47,11 @@ def check_groups(device: str, dtype: torch.dtype, arithmetic: gemm.Arithmetic) -
                 continue
             found = block_fp8.product(values, weight, scale, ends, rows, x_scale, dtype)
             expected = gemm.plain_grouped(x.float(), weight, scale, ends, rows, arithmetic)
-            size = fp8.dequantise(weight, scale, torch.float32).abs().amax() * x.abs().amax() * 200
+            size = (
+                fp8_format.dequantise(weight, scale, torch.float32).abs().amax()
+                * x.abs().amax()
+                * 200
+            )
             kept = slice(0, numbers[-1])
             _close(found[kept], expected[kept], size.float(), dtype)
 
@@ -66,15 +71,15 @@ def check_rounding(device: str, exact: bool) -> None:
     """Activations become the definition's values and scales; `exact`: rounded by the kernel."""
     x = torch.randn(7, 300, device=device) * torch.logspace(-6, 4, 7, device=device)[:, None]
     x[3] = 0
-    values, scale = fp8.quantise_rows(x)
+    values, scale = fp8_format.quantise_rows(x)
     if exact:
         found, found_scale = block_fp8.quantise_rows(x)
     else:
         found, found_scale = torch.empty_like(x), torch.empty_like(scale)
-        largest, smallest = fp8.LARGEST, fp8.SMALLEST_AMAX
+        largest, smallest = fp8_format.LARGEST, fp8_format.SMALLEST_AMAX
         block_fp8._quantise[scale.shape](x, found, found_scale, 300, largest, smallest)
     assert torch.equal(found_scale, scale)
-    assert torch.equal(found.to(fp8.E4M3).view(torch.uint8), values.view(torch.uint8))
+    assert torch.equal(found.to(fp8_format.E4M3).view(torch.uint8), values.view(torch.uint8))
 
 
 def check_attention(device: str, dtype: torch.dtype) -> None:
@@ -108,13 +113,13 @@ def _close(found: Tensor, expected: Tensor, bound: Tensor, dtype: torch.dtype) -
 
 
 def in_the_interpreter() -> None:
-    checks: list[Callable[[], None]] = [lambda: check_rounding("cpu", exact=False)]
+    checks: list[Callable[[], None]] = [partial(check_rounding, "cpu", exact=False)]
     for dtype in (torch.float16, torch.float32)[: cases(1, 2)]:
-        checks.append(lambda dtype=dtype: check_unscaled_groups("cpu", dtype))
-        checks.append(lambda dtype=dtype: check_attention("cpu", dtype))
+        checks.append(partial(check_unscaled_groups, "cpu", dtype))
+        checks.append(partial(check_attention, "cpu", dtype))
         for arithmetic in gemm.ARITHMETICS:
-            checks.append(lambda d=dtype, a=arithmetic: check_products("cpu", d, a))
-            checks.append(lambda d=dtype, a=arithmetic: check_groups("cpu", d, a))
+            checks.append(partial(check_products, "cpu", dtype, arithmetic))
+            checks.append(partial(check_groups, "cpu", dtype, arithmetic))
     for check in checks:
         torch.manual_seed(0)
         check()

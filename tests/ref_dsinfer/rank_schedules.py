@@ -10,9 +10,8 @@ import os
 import sys
 from pathlib import Path
 
-from test_schedules import scheduled
-
 import entrypoint
+from tests.ref_dsinfer.test_schedules import scheduled
 
 
 def main() -> None:

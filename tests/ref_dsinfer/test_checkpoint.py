@@ -2,17 +2,21 @@
 
 import json
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from errors import CheckpointError, ModelError, OutputError, ParallelError
 from ref_dsinfer import checkpoint, fp8, weight_files
+from ref_dsinfer.attention import Attention
 from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.convert import convert
 from ref_dsinfer.model import Model
+from ref_dsinfer.moe import MoE
 from ref_dsinfer.parallel import ATTENTION, RankInfo
 
 
@@ -37,7 +41,7 @@ def copied(random_model: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def fp8_model(tmp_path_factory: pytest.TempPathFactory, write_model) -> Path:
+def fp8_model(tmp_path_factory: pytest.TempPathFactory, write_model: Callable[..., Path]) -> Path:
     """Block-fp8, with sizes that leave whole blocks to each of two ranks."""
     path = tmp_path_factory.mktemp("fp8")
     inner = {"intermediate_size": 256, "moe_intermediate_size": 128}
@@ -61,7 +65,7 @@ def test_converted_and_direct_loads_are_the_same_bits(
             direct = load(random_model, rank, world, attention)
             same_bits(direct, load(tmp_path, rank, world, attention))
             parts = world if attention == "tp" else 1
-            assert direct.layers[0].self_attn.heads == 4 // parts
+            assert attention_of(direct, 0).heads == 4 // parts
 
 
 def test_fp8_converted_and_direct_loads_are_the_same_bits(fp8_model: Path, tmp_path: Path) -> None:
@@ -78,13 +82,26 @@ def same_bits(one: Model, two: Model) -> None:
     assert ones.keys() == twos.keys()
     for name, tensor in ones.items():
         assert torch.equal(tensor.view(torch.uint8), twos[name].view(torch.uint8)), name
-    for a, b in zip(one.layers, two.layers, strict=True):
-        assert torch.equal(a.self_attn.unfold, b.self_attn.unfold)
+    assert len(one.layers) == len(two.layers)
+    for layer in range(len(one.layers)):
+        assert torch.equal(attention_of(one, layer).unfold, attention_of(two, layer).unfold)
+
+
+def attention_of(model: Model, layer: int) -> Attention:
+    attention = model.layers[layer].self_attn
+    assert isinstance(attention, Attention)
+    return attention
+
+
+def moe_of(model: Model, layer: int) -> MoE:
+    mlp = model.layers[layer].mlp
+    assert isinstance(mlp, MoE)
+    return mlp
 
 
 def test_ranks_hold_the_parts_of_the_whole(random_model: Path) -> None:
-    whole = load(random_model).layers[1].mlp
-    parts = [load(random_model, rank, 2).layers[1].mlp for rank in range(2)]
+    whole = moe_of(load(random_model), 1)
+    parts = [moe_of(load(random_model, rank, 2), 1) for rank in range(2)]
     experts = torch.cat([part.experts.gate_up_proj.weight for part in parts])
     assert torch.equal(experts, whole.experts.gate_up_proj.weight)
     up = torch.cat([part.shared_experts.gate_up_proj.weight for part in parts], dim=1)
@@ -111,7 +128,7 @@ def test_a_written_file_is_what_the_library_reads(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_write_leaves_no_file(tmp_path: Path) -> None:
-    def tensors():
+    def tensors() -> Iterator[tuple[str, Tensor]]:
         yield "a", torch.zeros(4)
         raise KeyboardInterrupt
 

@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from errors import ModelError
 from ref_dsinfer import rope
 from ref_dsinfer.config import ModelConfig
 
-R1 = {
+R1: dict[str, Any] = {
     "architectures": ["DeepseekV3ForCausalLM"],
     "vocab_size": 129280,
     "hidden_size": 7168,

@@ -52,7 +52,7 @@ def test_answers_do_not_depend_on_company(engine: Engine, temperature: float) ->
         ids = prompt(number, lengths[number])
         engine.add(number, ids, limits[number], temperature=temperature)
 
-    alone = {}
+    alone: dict[int, tuple[list[int], str | None]] = {}
     for number in lengths:
         add(number)
         alone |= finish(engine, [number])

@@ -1,15 +1,20 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from errors import UsageError
-from ref_dsinfer import fp8
+from ref_dsinfer import fp8, fp8_format
 from ref_dsinfer.layers import Linear
+
+if TYPE_CHECKING:
+    from tests.ref_dsinfer.conftest import Bench
 
 
 @pytest.mark.parametrize(
@@ -27,46 +32,47 @@ def test_what_is_quantised_comes_back_within_half_a_step(
 ) -> None:
     torch.manual_seed(0)
     weight = torch.randn(shape)
-    values, scale = fp8.quantise(weight)
+    values, scale = fp8_format.quantise(weight)
     assert (values.dtype, values.shape) == (torch.float8_e4m3fn, shape)
     assert (scale.dtype, tuple(scale.shape)) == (torch.float32, scales)
-    back = fp8.dequantise(values, scale, torch.float32)
+    back = fp8_format.dequantise(values, scale, torch.float32)
     # 3 bits of mantissa: half a step is 1/16 of the value, or of the smallest normal one.
     smallest = scale.amax() * 2**-6
     assert ((back - weight).abs() <= weight.abs().clamp(min=smallest) / 16 * 1.001).all()
-    assert torch.equal(values, fp8.quantise(back)[0])  # what fp8 can hold it holds exactly
+    assert torch.equal(values, fp8_format.quantise(back)[0])  # what fp8 can hold it holds exactly
 
 
 def test_the_scale_multiplies_and_each_block_has_its_own() -> None:
     weight = torch.ones(256, 130)
     weight[128:] = 1000.0
     weight[:, 128:] *= 0.01
-    values, scale = fp8.quantise(weight)
+    values, scale = fp8_format.quantise(weight)
     expected = torch.tensor([[1.0, 0.01], [1000.0, 10.0]]) / 448
     torch.testing.assert_close(scale, expected)
     assert values.float().unique().tolist() == [448.0]
-    torch.testing.assert_close(fp8.dequantise(values, scale, torch.float32), weight)
+    torch.testing.assert_close(fp8_format.dequantise(values, scale, torch.float32), weight)
 
 
 def test_a_block_of_zeros_stays_zero() -> None:
-    values, scale = fp8.quantise(torch.zeros(128, 256))
+    values, scale = fp8_format.quantise(torch.zeros(128, 256))
     assert scale.isfinite().all()
     assert (scale > 0).all()
-    assert not fp8.dequantise(values, scale, torch.bfloat16).any()
+    assert not fp8_format.dequantise(values, scale, torch.bfloat16).any()
 
 
 def test_a_linear_dequantises_before_its_product() -> None:
     torch.manual_seed(0)
     weight, x = torch.randn(200, 300), torch.randn(4, 300).bfloat16()
     linear = Linear(200, 300, dtype=torch.bfloat16, quantised=True)
-    values, scale = fp8.quantise(weight)
+    values, scale = fp8_format.quantise(weight)
+    assert linear.weight_scale_inv is not None
     linear.weight.data, linear.weight_scale_inv.data = values, scale
-    expected = x @ fp8.dequantise(values, scale, torch.bfloat16).T
+    expected = x @ fp8_format.dequantise(values, scale, torch.bfloat16).T
     assert torch.equal(linear(x), expected)
 
 
 @pytest.fixture(scope="module")
-def wide_model(tmp_path_factory: pytest.TempPathFactory, write_model) -> Path:
+def wide_model(tmp_path_factory: pytest.TempPathFactory, write_model: Callable[..., Path]) -> Path:
     """Sizes with edge blocks, in more than one file."""
     from transformers import DeepseekV3ForCausalLM
 
@@ -85,7 +91,7 @@ def wide_model(tmp_path_factory: pytest.TempPathFactory, write_model) -> Path:
     return path
 
 
-def logits_of(path: Path, bench) -> torch.Tensor:
+def logits_of(path: Path, bench: "type[Bench]") -> torch.Tensor:
     model = bench(path, tuple(range(2, 40)))
     return torch.stack([model.step(), model.step(5)])
 
@@ -98,7 +104,7 @@ def all_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def test_a_twin_computes_what_its_dequantised_weights_compute(
-    wide_model: Path, tmp_path: Path, bench
+    wide_model: Path, tmp_path: Path, bench: "type[Bench]"
 ) -> None:
     twin, plain = tmp_path / "twin", tmp_path / "plain"
     command = [sys.executable, "-m", "ref_dsinfer.fp8"]
@@ -116,7 +122,9 @@ def test_a_twin_computes_what_its_dequantised_weights_compute(
 
     plain.mkdir()
     dequantised = {
-        name: fp8.dequantise(tensor, tensors[f"{name}_scale_inv"], torch.float32).contiguous()
+        name: fp8_format.dequantise(
+            tensor, tensors[f"{name}_scale_inv"], torch.float32
+        ).contiguous()
         if name in quantised
         else tensor
         for name, tensor in tensors.items()

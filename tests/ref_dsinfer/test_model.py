@@ -1,7 +1,9 @@
 """The model against transformers' DeepseekV3ForCausalLM, in fp32, through the engine's cache."""
 
 import random
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -9,8 +11,13 @@ from torch import Tensor
 
 from ref_dsinfer import attention as decode
 from ref_dsinfer import cpu_kernels
+from ref_dsinfer.attention import Attention
 from ref_dsinfer.batch import Decodes, Prefill
 from ref_dsinfer.config import ModelConfig
+from ref_dsinfer.rounding import ceil_div
+
+if TYPE_CHECKING:
+    from tests.ref_dsinfer.conftest import Bench
 
 TINY = Path(__file__).parents[2] / "data/tiny/model"
 TOLERANCE = 2e-4
@@ -25,7 +32,7 @@ YARN_UNEVEN = {
     "mscale": 0.7,
     "mscale_all_dim": 1.0,
 }
-SHAPES = {
+SHAPES: dict[str, dict[str, Any]] = {
     # YaRN and q_lora are conftest's own.
     "like-r1": {"hub_keys": True},
     "no-q-lora": {
@@ -56,7 +63,9 @@ SHAPES = {
 
 @pytest.fixture(scope="module", params=[*SHAPES, "tiny"])
 def model_dir(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, write_model
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    write_model: Callable[..., Path],
 ) -> Path:
     if request.param == "tiny":
         return TINY
@@ -72,13 +81,13 @@ def prompts_for(config: ModelConfig) -> list[tuple[int, ...]]:
     return [tuple(chance.randrange(config.vocab_size) for _ in range(n)) for n in lengths]
 
 
-def theirs(model, ids: tuple[int, ...]) -> Tensor:
+def theirs(model: Any, ids: tuple[int, ...]) -> Tensor:
     with torch.no_grad():
         return model(torch.tensor([ids])).logits[0]
 
 
 def test_logits_of_prompts_and_decoded_tokens_are_those_of_transformers(
-    model_dir: Path, bench
+    model_dir: Path, bench: "type[Bench]"
 ) -> None:
     from transformers import DeepseekV3ForCausalLM
 
@@ -97,7 +106,9 @@ def test_logits_of_prompts_and_decoded_tokens_are_those_of_transformers(
 
 
 @pytest.mark.parametrize("step_tokens", [1000, 33, 5])
-def test_every_position_of_a_prompt_is_right(model_dir: Path, bench, step_tokens: int) -> None:
+def test_every_position_of_a_prompt_is_right(
+    model_dir: Path, bench: "type[Bench]", step_tokens: int
+) -> None:
     """Read at once, and in parts."""
     from transformers import DeepseekV3ForCausalLM
 
@@ -122,10 +133,13 @@ def test_every_position_of_a_prompt_is_right(model_dir: Path, bench, step_tokens
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_absorbed_attention_agrees_with_unabsorbed(random_model: Path, bench, whole: bool) -> None:
+def test_absorbed_attention_agrees_with_unabsorbed(
+    random_model: Path, bench: "type[Bench]", whole: bool
+) -> None:
     """Of the tokens of a sequence, each decoded as if it were a sequence of its own."""
     ours = bench(random_model, (1,), block_size=64)
     config, attention = ours.config, ours.runner.model.layers[1].self_attn
+    assert isinstance(attention, Attention)
     torch.manual_seed(0)
     length, heads, block = 50, config.heads, 3
     q_nope = torch.randn(length, heads, config.nope_dim)
@@ -154,7 +168,7 @@ def test_the_compiled_attention_is_the_plain_one(
     table = torch.zeros(5, 4, dtype=torch.int64)
     free = iter(torch.randperm(12).tolist())
     for row, length in zip(table, lengths.tolist(), strict=True):
-        for column in range(-(-length // places)):
+        for column in range(ceil_div(length, places)):
             row[column] = next(free)
     q = torch.randn(5, heads, width)
     exact = decode.plain(q, blocks.float(), table, lengths, kept, 0.1)
@@ -163,7 +177,7 @@ def test_the_compiled_attention_is_the_plain_one(
 
 
 def test_bfloat16_keeps_the_residual_in_bf16_and_logits_norms_and_gate_in_fp32(
-    random_model: Path, bench
+    random_model: Path, bench: "type[Bench]"
 ) -> None:
     rounded = bench(random_model, (3, 5, 7), dtype=torch.bfloat16)
     logits, expected = rounded.step(), bench(random_model, (3, 5, 7)).step()

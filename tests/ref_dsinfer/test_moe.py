@@ -1,6 +1,7 @@
 """Routing against a plain definition, written with loops."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 
 from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.layers import Weight
-from ref_dsinfer.moe import Experts, route
+from ref_dsinfer.model import Model
+from ref_dsinfer.moe import Experts, Gate, MoE, route
 from ref_dsinfer.parallel import RankInfo, Ranks
 
 CPU = torch.device("cpu")
@@ -90,10 +92,17 @@ def test_groups_with_negative_biased_scores_stay_out(config: ModelConfig) -> Non
     assert sorted(experts[0].tolist()) == [4, 5]
 
 
-def test_a_bias_near_seven_is_kept_in_fp32_by_a_bf16_model(tmp_path: Path, write_model) -> None:
-    from safetensors.torch import load_file, save_file
+def gate_of(model: Model) -> Gate:
+    """The gate of the first MoE layer."""
+    mlp = model.layers[1].mlp
+    assert isinstance(mlp, MoE)
+    return mlp.gate
 
-    from ref_dsinfer.model import Model
+
+def test_a_bias_near_seven_is_kept_in_fp32_by_a_bf16_model(
+    tmp_path: Path, write_model: Callable[..., Path]
+) -> None:
+    from safetensors.torch import load_file, save_file
 
     path = write_model(tmp_path / "hf")
     tensors = load_file(path / "model.safetensors")
@@ -102,7 +111,7 @@ def test_a_bias_near_seven_is_kept_in_fp32_by_a_bf16_model(tmp_path: Path, write
     save_file(tensors, path / "model.safetensors", {"format": "pt"})
     config = ModelConfig.read(path)
     model = Model.load(path, config, torch.bfloat16, Ranks(RankInfo(), CPU), 16)
-    gate = model.layers[1].mlp.gate
+    gate = gate_of(model)
     torch.manual_seed(0)
     x = torch.randn(200, config.hidden, dtype=torch.bfloat16) * 0.02
     logits = x.float() @ tensors["model.layers.1.mlp.gate.weight"].T
@@ -154,10 +163,8 @@ def fill(weight: Weight, values: torch.Tensor) -> None:
     weight.weight.data.copy_(values)
 
 
-def test_v2_models_load_without_a_bias(tmp_path: Path, write_model) -> None:
+def test_v2_models_load_without_a_bias(tmp_path: Path, write_model: Callable[..., Path]) -> None:
     from safetensors.torch import load_file, save_file
-
-    from ref_dsinfer.model import Model
 
     path = write_model(tmp_path / "hf", hub_keys=True)
     tensors = load_file(path / "model.safetensors")
@@ -168,6 +175,7 @@ def test_v2_models_load_without_a_bias(tmp_path: Path, write_model) -> None:
     (path / "config.json").write_text(json.dumps(raw))
     config = ModelConfig.read(path)
     model = Model.load(path, config, torch.float32, Ranks(RankInfo(), CPU), 16)
-    assert model.layers[1].mlp.gate.e_score_correction_bias is None
-    weights, _ = model.layers[1].mlp.gate(torch.randn(5, config.hidden))
+    gate = gate_of(model)
+    assert gate.e_score_correction_bias is None
+    weights, _ = gate(torch.randn(5, config.hidden))
     torch.testing.assert_close(weights.sum(-1), torch.full((5,), config.routed_scale))

@@ -1,4 +1,5 @@
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ ALONE = Ranks(RankInfo(), torch.device("cpu"))
 LOGITS = torch.tensor([0.5, 0.1, 0.3, 0.1]).log()
 
 
-def sequence(number: int = 0, seed: int = 0, **sampling: float) -> Sequence:
+def sequence(number: int = 0, seed: int = 0, **sampling: Any) -> Sequence:
     return Sequence(number, (1,), 1, seed=seed, **sampling)
 
 

@@ -4,6 +4,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from ref_dsinfer.blocks import BlockPool
+from ref_dsinfer.rounding import ceil_div
 from ref_dsinfer.scheduler import Scheduler
 from ref_dsinfer.sequence import Sequence
 
@@ -24,7 +25,7 @@ class Traffic(RuleBasedStateMachine):
     def start(
         self, size: int, more: int, running: int, tokens: int, ranks: int, drafts: int
     ) -> None:
-        self.pools = [BlockPool(-(-LONGEST // size) + more, size) for _ in range(ranks)]
+        self.pools = [BlockPool(ceil_div(LONGEST, size) + more, size) for _ in range(ranks)]
         self.scheduler = Scheduler(self.pools, running, tokens, drafts)
         self.drafts = drafts
         self.memory: dict[tuple[int, int, int], tuple[int, int]] = {}
@@ -100,7 +101,7 @@ class Traffic(RuleBasedStateMachine):
             assert len(held) == len(set(held))
             assert len(held) + pool.free == pool.blocks
             assert set(held).isdisjoint(pool._free)
-            most = -(-self.scheduler.max_running // len(self.pools))
+            most = ceil_div(self.scheduler.max_running, len(self.pools))
             assert sum(one.dp_rank == rank for one in running) <= most
         assert not any(one.block_table or one.cached or one.drafts for one in waiting)
         assert {*running, *waiting} == set(self.arrived)

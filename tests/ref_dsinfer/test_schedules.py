@@ -10,6 +10,7 @@ from errors import UsageError
 from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.engine import Engine
 from ref_dsinfer.options import EngineOptions
+from ref_dsinfer.rounding import ceil_div
 from tests.effort import cases
 
 PROMPTS = 12
@@ -60,7 +61,7 @@ def scheduled(model: Path, alone: dict[Prompt, list[int]], seed: int, shares: in
     sequence had to start over. With `shares`, on so many ranks of data-parallel attention."""
     chance = random.Random(seed)
     block = chance.choice([1, 3, 8, 16, 64])
-    least = -(-(LONGEST_PROMPT + LONGEST_ANSWER) // block) * block
+    least = ceil_div(LONGEST_PROMPT + LONGEST_ANSWER, block) * block
     engine = made(
         model,
         attention="tp" if shares == 1 else "dp",

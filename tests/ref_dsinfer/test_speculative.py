@@ -26,7 +26,12 @@ Answers = dict[int, tuple[list[int], str | None]]
 
 
 def made(model: Path, speculative: bool = True, **arguments: Any) -> Engine:
-    defaults = {"device": "cpu", "dtype": "float32", "threads": 1, "max_model_len": LONGEST}
+    defaults: dict[str, Any] = {
+        "device": "cpu",
+        "dtype": "float32",
+        "threads": 1,
+        "max_model_len": LONGEST,
+    }
     return Engine(model, EngineOptions(speculative=speculative, **(defaults | arguments)))
 
 

@@ -17,7 +17,8 @@ from ref_dsinfer import fp8
 from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.convert import convert
 from ref_dsinfer.engine import Engine
-from ref_dsinfer.model import Model
+from ref_dsinfer.keys import QUANTIZATION_CONFIG
+from ref_dsinfer.model import Layer, Model
 from ref_dsinfer.options import EngineOptions
 from ref_dsinfer.parallel import ATTENTION, RankInfo
 from ref_dsinfer.weight_files import INDEX, check_for_others, locate
@@ -193,7 +194,7 @@ def test_activations_scaled_by_powers_of_two_are_refused_where_they_are_rounded(
 
 def test_a_word_of_fp8_without_fp8_weights_is_told(copied: Path) -> None:
     raw = json.loads((copied / "config.json").read_text())
-    raw["quantization_config"] = fp8.QUANTIZATION_CONFIG
+    raw["quantization_config"] = QUANTIZATION_CONFIG
     (copied / "config.json").write_text(json.dumps(raw))
     with pytest.raises(CheckpointError, match="as F32, but config"):
         Engine(copied, EngineOptions("cpu"))
@@ -282,8 +283,11 @@ def load(path: Path, rank: int, world: int, attention: str) -> dict[str, Tensor]
     ranks = ATTENTION[attention](RankInfo(), torch.device("cpu"))
     ranks.rank, ranks.world_size = rank, world
     model = Model.load(path, ModelConfig.read(path), torch.float32, ranks, 16)
-    unfolded = {f"unfold {n}": layer.self_attn.unfold for n, layer in enumerate(model.layers)}
-    return dict(model.named_parameters()) | unfolded
+    tensors: dict[str, Tensor] = dict(model.named_parameters())
+    for number, layer in enumerate(model.layers):
+        assert isinstance(layer, Layer)
+        tensors[f"unfold {number}"] = layer.self_attn.unfold
+    return tensors
 
 
 def same_bits(one: dict[str, Tensor], two: dict[str, Tensor]) -> None:

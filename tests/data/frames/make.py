@@ -7,8 +7,10 @@ The folders beside this file were made so by pandas 1.5.3 and 2.0.3 (numpy 1.26)
 import datetime
 import pickle
 import sys
+from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,7 +30,7 @@ BASE = pd.DataFrame(
 )
 
 
-def frames():
+def frames() -> Iterator[tuple[str, pd.DataFrame, int]]:
     """Name, frame and protocol."""
     base, newest = BASE, pickle.HIGHEST_PROTOCOL
     yield from ((f"protocol{protocol}", base, protocol) for protocol in (2, 3, 4, 5))
@@ -40,7 +42,7 @@ def frames():
     yield "empty", base.iloc[:0], newest
     yield "string", base.astype({"dataset": "string", "question": "string"}), newest
     yield "category", base.assign(dataset=base.dataset.astype("category")), newest
-    days = pd.to_datetime(["2025-01-02", None, "2025-01-03"])
+    days = pd.to_datetime(["2025-01-02", "NaT", "2025-01-03"])
     stamps = pd.Series([pd.Timestamp("2025-01-02")] * 3, base.index, dtype=object)
     day = [datetime.date(2025, 1, 2)] * 3
     yield "dates", base.assign(made=days, day=day, stamp=stamps), newest
@@ -52,7 +54,7 @@ def frames():
         "d": pd.array([1, 2, 3], "UInt8"),
     }
     yield "nullable", base.assign(**nullable), newest
-    odd = {
+    odd: dict[str, Any] = {
         "decimals": [Decimal("1.50"), None, Decimal("2")],
         "arrays": [np.array([1, 2]), np.array([1.5]), None],
         "scalars": pd.Series([np.int64(1), np.float32(2), np.str_("é")], base.index, dtype=object),
@@ -68,7 +70,7 @@ def frames():
     yield "odd", base.assign(**odd), newest
 
 
-def main():
+def main() -> None:
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
     for name, frame, protocol in frames():

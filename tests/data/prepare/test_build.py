@@ -166,7 +166,7 @@ def test_the_official_row_of_aime_has_the_official_token_ids(r1_model: Path) -> 
         [1240, 24574, 28, 128804, 128798, 201],
     )
     assert frame["templated_text_input"][0].endswith("\n\nSolution:<｜Assistant｜><think>\n")
-    assert frame.loc[0, ["dataset", "ground_truth", "metric"]].tolist() == [
+    assert [frame[name][0] for name in ("dataset", "ground_truth", "metric")] == [
         "aime1983",
         "750",
         "exact_match",
@@ -284,7 +284,8 @@ def test_every_row_that_differs_from_an_official_file_is_named(
     frame.loc[2, "text_input"] = frame["text_input"][2].replace("step by step", "quickly")
     frame.loc[3, "question"] = "Nobody asked this?"
     frame.loc[4, "ground_truth"] = "5"
-    frame.at[5, "tok_input"] = [0, *frame["tok_input"][5]]
+    tokens = frame["tok_input"].tolist()
+    frame["tok_input"] = [[0, *ids] if row == 5 else ids for row, ids in enumerate(tokens)]
     frame.loc[6, "question"] = f"  {frame['question'][6]} "  # is still the same
     frame.to_pickle(tmp_path / "official.pkl")
     output = tmp_path / "like.pkl"

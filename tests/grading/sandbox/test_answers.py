@@ -3,13 +3,16 @@
 import resource
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
 
 from grading.sandbox.inside.limits import Limits
-from grading.tasks.livecodebench import Case, Problem, passes
+from grading.sandbox.sandbox import Sandbox
+from grading.tasks import Verdict
+from grading.tasks.livecodebench import Case, Mode, Problem, passes
 from tests.grading.sandbox.attacks.answers import LONG, PRINTED, QUICK
 
 SECONDS = 2.0  # for a program, and for a comparison
@@ -17,11 +20,11 @@ BEAT_S = 0.02
 
 
 @contextmanager
-def _beating():
+def _beating() -> Iterator[list[float]]:
     """The longest time in which no other thread of the grader could run, in seconds."""
     longest, over = [0.0], threading.Event()
 
-    def beat():
+    def beat() -> None:
         last = time.monotonic()
         while not over.wait(BEAT_S):
             now = time.monotonic()
@@ -37,11 +40,17 @@ def _beating():
         thread.join()
 
 
-def _verdicts(programs, function, expected, sandbox, mode="reference"):
+def _verdicts(
+    programs: dict[str, str],
+    function: str | None,
+    expected: str,
+    sandbox: Sandbox,
+    mode: Mode = "reference",
+) -> dict[str, tuple[Verdict, float]]:
     """What becomes of each program, by name: rule, and seconds of wall time."""
     problem = Problem("q", function, [Case("1", expected)])
 
-    def verdict(name):
+    def verdict(name: str) -> tuple[Verdict, float]:
         start = time.monotonic()
         found = passes(programs[name], problem, sandbox, SECONDS, mode)
         assert not found.right, name
@@ -52,12 +61,12 @@ def _verdicts(programs, function, expected, sandbox, mode="reference"):
 
 
 @pytest.fixture(autouse=True)
-def brief(monkeypatch):
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("grading.tasks.livecodebench.COMPARE_LIMIT_S", SECONDS)
 
 
 @pytest.mark.parametrize("expected", ["7", "[7.5]", '{"a": 7}'])
-def test_answers_without_end_are_wrong(sandbox, expected):
+def test_answers_without_end_are_wrong(sandbox: Sandbox, expected: str) -> None:
     with _beating() as longest:
         found = _verdicts(QUICK, "f", expected, sandbox)
     assert max(seconds for _, seconds in found.values()) < 5 * SECONDS
@@ -66,7 +75,7 @@ def test_answers_without_end_are_wrong(sandbox, expected):
 
 
 @pytest.mark.slow
-def test_answers_of_any_size_are_wrong(sandbox):
+def test_answers_of_any_size_are_wrong(sandbox: Sandbox) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_utime
     with _beating() as longest:
         found = _verdicts(LONG, "f", "7", sandbox)
@@ -79,21 +88,21 @@ def test_answers_of_any_size_are_wrong(sandbox):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["reference", "fixed-stdio"])
-def test_output_of_any_size_is_wrong(sandbox, mode):
+def test_output_of_any_size_is_wrong(sandbox: Sandbox, mode: Mode) -> None:
     with _beating() as longest:
         found = _verdicts(PRINTED, None, "7 8", sandbox, mode)
     assert max(seconds for _, seconds in found.values()) < 10 * SECONDS
     assert longest[0] < 5
 
 
-def test_what_is_compared_may_not_take_all_memory(sandbox):
+def test_what_is_compared_may_not_take_all_memory(sandbox: Sandbox) -> None:
     with sandbox.start("grading.tasks.outputs", Limits(memory=256 << 20)) as comparer:
         reply = '{"ok": true, "value": [' + "[]," * 10_000_000 + "[]]}"
         answer = comparer.ask({"reply": reply, "function": True, "expected": "7"}, 20)
     assert answer == {"error": "memory limit"}
 
 
-def test_one_comparer_serves_after_another_has_failed(sandbox):
+def test_one_comparer_serves_after_another_has_failed(sandbox: Sandbox) -> None:
     """A hostile answer costs no other its verdict."""
     from grading.tasks.livecodebench import Comparer
 

@@ -8,24 +8,25 @@ import sys
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.grading.sandbox.attacks.programs import BITES, BITES_AS_ROOT, BODIES
 
 ROOT = Path(__file__).parents[3]
-HERE = Path(__file__).parent / "attacks"
+ATTACKS = Path(__file__).parent / "attacks"
 NOBODY = 65534
 IS_ROOT = os.geteuid() == 0
 USERS = ("this user", "nobody")
 
 
-def _as(user):
+def _as(user: str) -> dict[str, Any]:
     return {"user": NOBODY, "group": NOBODY, "extra_groups": []} if user == "nobody" else {}
 
 
 @cache
-def _interpreter(user):
+def _interpreter(user: str) -> str | None:
     """One that the user may run: this one is often in a home that is closed to others."""
     names = (f"python3.{minor}" for minor in range(11, 15))
     found = (shutil.which(name, path="/usr/bin:/usr/local/bin") for name in names)
@@ -40,7 +41,7 @@ def _interpreter(user):
 
 
 @cache
-def _run(level, user, names):
+def _run(level: str, user: str, names: tuple[str, ...]) -> dict[str, Any]:
     """What became of attacks at a level, as `attacks/run.py` prints it."""
     if user == "nobody" and not IS_ROOT:
         pytest.skip("only root can become another user")
@@ -51,13 +52,14 @@ def _run(level, user, names):
         shutil.copytree(ROOT / "grading", Path(copy, "grading"))
         for module in ("errors.py", "terminal.py"):
             shutil.copy(ROOT / module, copy)
-        shutil.copytree(HERE, Path(copy, "attacks"))
+        attacks = Path(copy, ATTACKS.relative_to(ROOT))
+        shutil.copytree(ATTACKS, attacks)
         subprocess.run(["chmod", "-R", "a+rX", copy], check=True)
         temporary = Path(copy, "tmp")
         temporary.mkdir()
         temporary.chmod(0o777)
         done = subprocess.run(
-            [python, str(Path(copy, "attacks", "run.py")), level, *names],
+            [python, str(attacks / "run.py"), level, *names],
             env={"PYTHONPATH": copy, "TMPDIR": str(temporary), "SECRET": "SECRET"},
             cwd="/",
             capture_output=True,
@@ -69,7 +71,7 @@ def _run(level, user, names):
     return json.loads(done.stdout)
 
 
-def _held(level, user):
+def _held(level: str, user: str) -> dict[str, dict]:
     result = _run(level, user, tuple(BODIES))
     if result["level"] is None:
         pytest.skip(f"level {level} does not hold on this machine: {result['reason']}")
@@ -82,14 +84,14 @@ def _held(level, user):
 @pytest.mark.parametrize("user", USERS)
 @pytest.mark.parametrize("level", ["full", "kernel", "bwrap"])
 class TestWhereALevelHolds:
-    def test_no_attack_gets_through_and_the_run_goes_on(self, level, user):
+    def test_no_attack_gets_through_and_the_run_goes_on(self, level: str, user: str) -> None:
         if level == "bwrap" and not shutil.which("bwrap"):
             pytest.skip("bubblewrap is not installed")
         outcomes = _held(level, user)
         assert [name for name, outcome in outcomes.items() if outcome["bitten"]] == []
         assert outcomes.keys() == BODIES.keys()
 
-    def test_the_host_is_as_it_was(self, level, user):
+    def test_the_host_is_as_it_was(self, level: str, user: str) -> None:
         if level == "bwrap" and not shutil.which("bwrap"):
             pytest.skip("bubblewrap is not installed")
         changes = {name: outcome["changes"] for name, outcome in _held(level, user).items()}
@@ -98,7 +100,7 @@ class TestWhereALevelHolds:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("user", ["this user", "nobody"])
-def test_attacks_bite_where_nothing_holds(user):
+def test_attacks_bite_where_nothing_holds(user: str) -> None:
     names = BITES_AS_ROOT if user == "this user" and IS_ROOT else BITES
     outcomes = _run("none", user, tuple(sorted(names)))["outcomes"]
     assert {name: out["rule"] for name, out in outcomes.items() if not out["bitten"]} == {}

@@ -38,33 +38,34 @@ needs_bubblewrap = pytest.mark.skipif(
 )
 
 
-def _find(*arguments, landlock=True, namespaces=True, path=os.environ["PATH"], prefix=()):
+def _find(
+    *arguments: str,
+    landlock: bool = True,
+    namespaces: bool = True,
+    path: str = os.environ["PATH"],
+    prefix: tuple[str, ...] = (),
+) -> tuple[str | None, str, dict[str, str]]:
     """What is found on a machine that lacks something."""
     command = [*prefix, sys.executable, "-c", FIND if landlock else WITHOUT + FIND, *arguments]
     if not namespaces:
-        command = [
-            shutil.which("unshare"),
-            "-Ur",
-            shutil.which("sh"),
-            "-c",
-            NO_NAMESPACES,
-            "sh",
-            *command,
-        ]
+        unshare, shell = shutil.which("unshare"), shutil.which("sh")  # not by the given `path`
+        assert unshare
+        assert shell
+        command = [unshare, "-Ur", shell, "-c", NO_NAMESPACES, "sh", *command]
     done = subprocess.run(
         command, cwd=ROOT, env={"PATH": path}, capture_output=True, text=True, check=True
     )
     return json.loads(done.stdout)
 
 
-def test_the_strongest_level_that_holds_is_found(sandbox):
+def test_the_strongest_level_that_holds_is_found(sandbox: Sandbox) -> None:
     assert sandbox.level == "full"
     assert sandbox.reason == ""
     assert len(sandbox.canaries) > 15
     assert set(sandbox.canaries.values()) == {"held"}
 
 
-def test_without_user_namespaces_it_is_the_kernel():
+def test_without_user_namespaces_it_is_the_kernel() -> None:
     level, reason, canaries = _find(namespaces=False)
     assert level == "kernel"
     assert "full: " in reason
@@ -73,13 +74,13 @@ def test_without_user_namespaces_it_is_the_kernel():
 
 
 @pytest.mark.parametrize("arguments", [("full",), ("auto", "full")])
-def test_what_does_not_hold_is_refused(arguments):
+def test_what_does_not_hold_is_refused(arguments: tuple[str, ...]) -> None:
     level, reason, _ = _find(*arguments, namespaces=False)
     assert level is None
     assert "full: " in reason
 
 
-def test_without_landlock_the_kernel_level_leaks_and_is_not_used():
+def test_without_landlock_the_kernel_level_leaks_and_is_not_used() -> None:
     level, reason, canaries = _find("kernel", landlock=False)
     assert level is None
     assert "reading a file outside" in reason
@@ -90,20 +91,20 @@ def test_without_landlock_the_kernel_level_leaks_and_is_not_used():
 
 
 @needs_bubblewrap
-def test_without_both_bubblewrap_steps_in_for_root():
+def test_without_both_bubblewrap_steps_in_for_root() -> None:
     level, reason, canaries = _find(landlock=False, namespaces=False)
     assert level == ("bwrap" if os.geteuid() == 0 else None), reason
     assert level is None or set(canaries.values()) == {"held"}
 
 
-def test_without_all_nothing_holds():
+def test_without_all_nothing_holds() -> None:
     level, reason, _ = _find(landlock=False, namespaces=False, path="/bin/nowhere")
     assert level is None
     assert all(f"{name}: " in reason for name in ("full", "kernel", "bwrap"))
     assert "bubblewrap (the command bwrap) is not installed" in reason
 
 
-def test_a_container_is_believed_and_told_what_is_open():
+def test_a_container_is_believed_and_told_what_is_open() -> None:
     level, reason, canaries = _find("container", landlock=False, namespaces=False)
     assert level == "container"
     assert "Landlock" in reason
@@ -111,14 +112,14 @@ def test_a_container_is_believed_and_told_what_is_open():
     assert canaries["TCP connection"] == "held"
 
 
-def test_none_is_loud(caplog):
+def test_none_is_loud(caplog: pytest.LogCaptureFixture) -> None:
     with Sandbox("none") as sandbox:
         assert sandbox.level == "none"
         assert sandbox.canaries["reading a file outside"] == "open"
     assert "NO SANDBOX" in caplog.text
 
 
-def test_nothing_starts_where_nothing_holds(monkeypatch):
+def test_nothing_starts_where_nothing_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     with Sandbox("bwrap") as sandbox:
         assert sandbox.level is None
@@ -128,14 +129,14 @@ def test_nothing_starts_where_nothing_holds(monkeypatch):
 
 
 @needs_bubblewrap
-def test_bubblewrap_holds():
+def test_bubblewrap_holds() -> None:
     with Sandbox("bwrap") as sandbox:
         assert sandbox.level == "bwrap", sandbox.reason
         assert set(sandbox.canaries.values()) == {"held"}
 
 
 @needs_bubblewrap
-def test_what_bubblewrap_complains_of_is_told():
+def test_what_bubblewrap_complains_of_is_told() -> None:
     """Where it may make no namespaces, neither by a user's right nor by a capability."""
     without_capabilities = ("setpriv", "--bounding-set=-all", "--inh-caps=-all")
     level, reason, _ = _find("bwrap", namespaces=False, prefix=without_capabilities)
@@ -143,7 +144,7 @@ def test_what_bubblewrap_complains_of_is_told():
     assert "bwrap: the grading processes' fork server can't be started: bwrap: " in reason
 
 
-def test_unknown_levels_are_refused():
+def test_unknown_levels_are_refused() -> None:
     with pytest.raises(ValueError, match="unknown sandbox level 'strong'"):
         Sandbox("strong")
     with pytest.raises(ValueError, match="unknown sandbox level 'some'"):

@@ -2,12 +2,14 @@
 
 import importlib.util
 import json
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from grading.sandbox.inside.limits import Limits
 from grading.sandbox.sandbox import Sandbox
-from grading.tasks.livecodebench import Case, Problem, passes
+from grading.tasks.livecodebench import Case, Mode, Problem, passes
 
 USUAL = {
     "threads": "import threading\nt = threading.Thread(target=int); t.start(); t.join()",
@@ -72,7 +74,7 @@ ADD = Problem("add", None, [Case("1 2", "3"), Case("5 6", "11")])
 
 
 @pytest.fixture(scope="module", params=["full", "kernel"])
-def leveled(request):
+def leveled(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
     with Sandbox(request.param) as sandbox:
         if sandbox.level is None:
             pytest.fail(f"this machine can't hold it: {sandbox.reason}")
@@ -80,7 +82,7 @@ def leveled(request):
 
 
 @pytest.mark.parametrize("name", USUAL)
-def test_what_programs_usually_do_works(name, leveled):
+def test_what_programs_usually_do_works(name: str, leveled: Sandbox) -> None:
     body = "\n    ".join(USUAL[name].split("\n"))
     problem = Problem("q", "f", [Case("1", "2")])
     verdict = passes(f"def f(a):\n    {body}\n    return 2\n", problem, leveled, 30)
@@ -88,12 +90,12 @@ def test_what_programs_usually_do_works(name, leveled):
 
 
 @pytest.mark.parametrize("name", READ_AND_PRINT)
-def test_standard_input_and_output_are_real_in_every_test(name, leveled):
+def test_standard_input_and_output_are_real_in_every_test(name: str, leveled: Sandbox) -> None:
     verdict = passes(READ_AND_PRINT[name], ADD, leveled, 20, "fixed-stdio")
     assert verdict.right, verdict.rule
 
 
-def test_formulas_are_compared(leveled):
+def test_formulas_are_compared(leveled: Sandbox) -> None:
     with leveled.start("grading.tasks.math500", Limits(memory=1 << 30)) as process:
         assert process.ask({"answer": "1+x", "truth": "x+1"}, 20)["right"] is True
 
@@ -133,14 +135,14 @@ LIES = {
 }
 
 
-def _naive(code, argument, expected):
-    names = {}
+def _naive(code: str, argument: int, expected: int) -> bool:
+    names: dict[str, Any] = {}
     exec(code, names)
     return names["f"](argument) == expected
 
 
 @pytest.mark.parametrize("name", CHEATS | LIES)
-def test_cheats_fail(name, sandbox):
+def test_cheats_fail(name: str, sandbox: Sandbox) -> None:
     expected = {"secret": [918273645]}
     code = (CHEATS | LIES)[name]
     problem = Problem("q", "f", [Case("1", json.dumps(*expected["secret"]))])
@@ -160,8 +162,9 @@ def test_cheats_fail(name, sandbox):
     ],
     ids=range(3),
 )
-def test_cheats_on_standard_output_fail(code, sandbox):
-    for mode in ("reference", "fixed-stdio"):
+def test_cheats_on_standard_output_fail(code: str, sandbox: Sandbox) -> None:
+    modes: tuple[Mode, ...] = ("reference", "fixed-stdio")
+    for mode in modes:
         assert not passes(code, ADD, sandbox, 5, mode).right
 
 
@@ -203,7 +206,9 @@ RETURNS = ("exit", "exit with a code", "interrupt", "no more files", "the group"
 
 
 @pytest.mark.parametrize("name", ENDS)
-def test_a_right_answer_and_then_an_end_is_the_same_at_every_level(name, leveled):
+def test_a_right_answer_and_then_an_end_is_the_same_at_every_level(
+    name: str, leveled: Sandbox
+) -> None:
     end, right = ENDS[name]
     code = "import sys\na, b = map(int, input().split())\nprint(a + b)\nsys.stdout.flush()\n"
     verdict = passes(f"{code}{end}\n", ADD, leveled, 1)
@@ -211,7 +216,7 @@ def test_a_right_answer_and_then_an_end_is_the_same_at_every_level(name, leveled
 
 
 @pytest.mark.parametrize("name", ENDS)
-def test_an_end_within_a_function_fails_at_every_level(name, leveled):
+def test_an_end_within_a_function_fails_at_every_level(name: str, leveled: Sandbox) -> None:
     body = ENDS[name][0].replace("\n", "\n        ")
     code = f"def f(a):\n    try:\n        {body}\n    finally: return 2\n"
     problem = Problem("q", "f", [Case("1", "2"), Case("1", "2")])

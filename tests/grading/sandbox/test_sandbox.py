@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from grading.sandbox.inside.limits import Limits
+from grading.sandbox.process import Confined
 from grading.sandbox.sandbox import Sandbox
 from grading.sandbox.types import ProcessEnded, SandboxError, TimeLimit
 from grading.tasks.livecodebench import Case, Problem, passes
@@ -21,7 +23,7 @@ ROOT = Path(__file__).parents[3]
 RIGHT = "a, b = map(int, input().split())\nprint(a + b)\n"
 
 
-def _of(owner):
+def _of(owner: int) -> dict[int, list[str]]:
     """Processes of a grader's sandbox, by number; its own children are servers."""
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):
@@ -32,7 +34,7 @@ def _of(owner):
 
 
 @pytest.fixture
-def nothing_left():
+def nothing_left() -> Iterator[None]:
     """No process may be left but servers."""
     yield
     assert [n for n, stat in _of(os.getpid()).items() if int(stat[1]) != os.getpid()] == []
@@ -50,7 +52,7 @@ def nothing_left():
     ],
     ids=["loop", "sleep", "signals blocked", "catches everything", "threads"],
 )
-def test_time_is_limited(attack, nothing_left, sandbox):
+def test_time_is_limited(attack: str, nothing_left: None, sandbox: Sandbox) -> None:
     start = time.monotonic()
     assert not passes(f"{attack}\n{RIGHT}", ADD, sandbox, 1.0).right
     assert time.monotonic() - start < 10
@@ -82,11 +84,11 @@ def test_time_is_limited(attack, nothing_left, sandbox):
     ],
     ids=range(20),
 )
-def test_misbehaving_programs_fail(attack, nothing_left, sandbox):
+def test_misbehaving_programs_fail(attack: str, nothing_left: None, sandbox: Sandbox) -> None:
     assert not passes(f"{attack}\n{RIGHT}", ADD, sandbox, 2.0).right
 
 
-def test_a_program_sees_one_input_and_no_expected_output(sandbox):
+def test_a_program_sees_one_input_and_no_expected_output(sandbox: Sandbox) -> None:
     code = (
         "import sys, gc\n"
         "a, b = map(int, input().split())\n"
@@ -99,7 +101,9 @@ def test_a_program_sees_one_input_and_no_expected_output(sandbox):
     ).right
 
 
-def test_environment_descriptors_and_directory_are_empty(monkeypatch, sandbox):
+def test_environment_descriptors_and_directory_are_empty(
+    monkeypatch: pytest.MonkeyPatch, sandbox: Sandbox
+) -> None:
     monkeypatch.setenv("SECRET", "x")
     inherited = os.open("/dev/null", os.O_RDONLY)
     os.set_inheritable(inherited, True)
@@ -119,12 +123,12 @@ def test_environment_descriptors_and_directory_are_empty(monkeypatch, sandbox):
         os.close(inherited)
 
 
-def _loaded(process, code, function):
+def _loaded(process: Confined, code: str, function: str | None) -> None:
     message = {"code": code, "function": function, "mode": "fixed-stdio"}
     assert process.ask(message, 5) == {"ok": True}
 
 
-def test_a_program_that_prints_too_much_does_not_fill_the_memory(sandbox):
+def test_a_program_that_prints_too_much_does_not_fill_the_memory(sandbox: Sandbox) -> None:
     with sandbox.start("grading.tasks.program", Limits(file=1 << 20)) as process:
         _loaded(process, "while True: print('y' * 1000)", None)
         process.set_input(b"")
@@ -142,14 +146,16 @@ def test_a_program_that_prints_too_much_does_not_fill_the_memory(sandbox):
         'b\'{"ok": true}\\n{"ok": true}\\n\'',
     ],
 )
-def test_a_forged_reply_is_no_answer(forged, sandbox):
+def test_a_forged_reply_is_no_answer(forged: str, sandbox: Sandbox) -> None:
     with sandbox.start("grading.tasks.program", Limits()) as process:
         _loaded(process, f"import os\ndef f(a):\n    os.write(3, {forged})\n    os._exit(0)\n", "f")
         with pytest.raises(ProcessEnded):
             process.ask({"input": "1"}, 5)
 
 
-def test_a_reply_without_end_is_no_answer(monkeypatch, sandbox):
+def test_a_reply_without_end_is_no_answer(
+    monkeypatch: pytest.MonkeyPatch, sandbox: Sandbox
+) -> None:
     monkeypatch.setattr("grading.sandbox.process.REPLY_BYTES", 1 << 20)
     with sandbox.start("grading.tasks.program", Limits()) as process:
         _loaded(process, "import os\ndef f(a):\n    while True: os.write(3, b'x' * 9999)\n", "f")
@@ -157,30 +163,30 @@ def test_a_reply_without_end_is_no_answer(monkeypatch, sandbox):
             process.ask({"input": "1"}, 5)
 
 
-def test_end_all_wakes_whoever_waits(sandbox):
+def test_end_all_wakes_whoever_waits(sandbox: Sandbox) -> None:
     with sandbox.start("grading.tasks.program", Limits()) as process:
         sandbox.end_all()
         with pytest.raises(ProcessEnded):
             process.ask({"code": "while True: 1", "function": "f", "mode": "reference"}, 5)
 
 
-def test_too_late_is_told_apart(sandbox):
+def test_too_late_is_told_apart(sandbox: Sandbox) -> None:
     with sandbox.start("grading.tasks.program", Limits()) as process, pytest.raises(TimeLimit):
         process.ask({"code": "while True: 1", "function": "f", "mode": "reference"}, 0.2)
 
 
-def test_a_long_input_arrives_whole_however_long_it_may_take(sandbox):
+def test_a_long_input_arrives_whole_however_long_it_may_take(sandbox: Sandbox) -> None:
     size = 20 << 20  # a hundred times what a socket holds
     problem = Problem("length", "len", [Case(f'"{"x" * size}"', str(size))])
     assert passes("len", problem, sandbox, 1e8).right
 
 
-def test_a_module_that_fails_to_start_is_named(sandbox):
+def test_a_module_that_fails_to_start_is_named(sandbox: Sandbox) -> None:
     with pytest.raises(SandboxError, match="no_such_module"):
         sandbox.start("grading.tasks.no_such_module", Limits())
 
 
-def test_forked_processes_draw_other_random_numbers(sandbox):
+def test_forked_processes_draw_other_random_numbers(sandbox: Sandbox) -> None:
     code = "import random\ndef f(a):\n    return random.random()\n"
     drawn = set()
     for _ in range(3):
@@ -190,7 +196,7 @@ def test_forked_processes_draw_other_random_numbers(sandbox):
     assert len(drawn) == 3
 
 
-def test_a_start_costs_little(sandbox):
+def test_a_start_costs_little(sandbox: Sandbox) -> None:
     seconds = []
     for _ in range(20):
         start = time.perf_counter()
@@ -200,7 +206,7 @@ def test_a_start_costs_little(sandbox):
     assert min(seconds) < 0.015  # others may use the machine: the best of 20
 
 
-def test_a_server_that_is_killed_costs_nobody_a_process():
+def test_a_server_that_is_killed_costs_nobody_a_process() -> None:
     with Sandbox() as sandbox, sandbox.start("grading.tasks.program", Limits()) as before:
         server = max(n for n, stat in _of(os.getpid()).items() if int(stat[1]) == os.getpid())
         os.kill(server, signal.SIGKILL)
@@ -210,7 +216,9 @@ def test_a_server_that_is_killed_costs_nobody_a_process():
 
 
 @pytest.mark.parametrize("level", ["full", "kernel"])
-def test_nothing_outlives_a_killed_grader(level, tmp_path, monkeypatch):
+def test_nothing_outlives_a_killed_grader(
+    level: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     script = (
         "import time\n"
@@ -235,7 +243,7 @@ def test_nothing_outlives_a_killed_grader(level, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_closed_sandbox_leaves_no_server():
+def test_a_closed_sandbox_leaves_no_server() -> None:
     before = set(_of(os.getpid()))
     with Sandbox() as sandbox:
         sandbox.start("grading.tasks.program", Limits())

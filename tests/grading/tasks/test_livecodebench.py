@@ -13,8 +13,9 @@ from data.livecodebench import Case, Problem
 from data.problems import Problems
 from errors import GradingError
 from grading.pool import grade_all
+from grading.sandbox.sandbox import Sandbox
 from grading.tasks import Answer
-from grading.tasks.livecodebench import extract, passes
+from grading.tasks.livecodebench import Mode, extract, passes
 from grading.tasks.outputs import same_output, same_value
 from grading.tasks.table import Context, Rules
 
@@ -26,14 +27,14 @@ TAKEN = {"hm_add:os_system", "hm_add:os_getcwd", "hm_add:multiprocessing_pool"}
 ROWS = [json.loads(line) for line in CASES.read_text().splitlines()]
 
 
-def _passed(row, sandbox, code_limit, mode, tmp_path):
+def _passed(row: dict, sandbox: Sandbox, code_limit: float, mode: Mode, tmp_path: Path) -> bool:
     path = tmp_path / f"{row['id'].replace(':', '-')}-{mode}.jsonl"
     path.write_text(json.dumps(row["problem"]) + "\n")
     problem = Problems(path).read(row["problem"]["question_id"])
     return passes(row["code"], problem, sandbox, code_limit, mode).right
 
 
-def _check(tmp_path, sandbox, mode, slow):
+def _check(tmp_path: Path, sandbox: Sandbox, mode: Mode, slow: bool) -> set[str]:
     rows = [row for row in ROWS if slow == (row["category"] == "time")]
     with ThreadPoolExecutor(2) as pool:
         got = pool.map(
@@ -51,18 +52,18 @@ def _check(tmp_path, sandbox, mode, slow):
 
 
 @pytest.mark.parametrize("mode", ["reference", "fixed-stdio"])
-def test_labelled_programs_agree(tmp_path, sandbox, mode):
+def test_labelled_programs_agree(tmp_path: Path, sandbox: Sandbox, mode: Mode) -> None:
     elsewhere = _check(tmp_path, sandbox, mode, slow=False)
     if mode == "reference":
         assert elsewhere <= TAKEN
 
 
 @pytest.mark.slow
-def test_labelled_programs_that_take_their_time_agree(tmp_path, sandbox):
+def test_labelled_programs_that_take_their_time_agree(tmp_path: Path, sandbox: Sandbox) -> None:
     _check(tmp_path, sandbox, "reference", slow=True)
 
 
-def _problem(*tests, function=None):
+def _problem(*tests: tuple[str, str], function: str | None = None) -> Problem:
     return Problem("q", function, [Case(*test) for test in tests])
 
 
@@ -99,12 +100,12 @@ def _problem(*tests, function=None):
         ("exit()", "null", False),
     ],
 )
-def test_returned_values(returned, expected, right, sandbox):
+def test_returned_values(returned: str, expected: str, right: bool, sandbox: Sandbox) -> None:
     code = f"class Solution:\n    def f(self, a):\n        return {returned}"
     assert passes(code, _problem(("7", expected), function="f"), sandbox, 5).right is right
 
 
-def test_a_recursive_value_is_wrong(sandbox):
+def test_a_recursive_value_is_wrong(sandbox: Sandbox) -> None:
     code = "def f(a):\n    x = []\n    x.append(x)\n    return x"
     assert not passes(code, _problem(("7", "[]"), function="f"), sandbox, 5).right
 
@@ -125,12 +126,12 @@ def test_a_recursive_value_is_wrong(sandbox):
         ("1 2", "1", False),
     ],
 )
-def test_same_output(printed, expected, right):
+def test_same_output(printed: str, expected: str, right: bool) -> None:
     assert same_output(printed, expected) is right
 
 
 @given(st.lists(st.decimals(allow_nan=False, allow_infinity=False), max_size=4))
-def test_numbers_equal_in_any_spelling(numbers):
+def test_numbers_equal_in_any_spelling(numbers: list[Decimal]) -> None:
     plain = " ".join(str(number) for number in numbers)
     assert same_output(" ".join(f"{Decimal(number):E}" for number in numbers), plain)
 
@@ -144,11 +145,11 @@ JSON = st.recursive(
 
 @given(JSON, JSON)
 @settings(deadline=None)
-def test_hostile_values_are_never_an_exception(tagged, expected):
+def test_hostile_values_are_never_an_exception(tagged: object, expected: object) -> None:
     assert same_value(tagged, expected) in (True, False)
 
 
-def _row(**changes):
+def _row(**changes: object) -> dict:
     row = {
         "question_id": "q1",
         "public_test_cases": '[{"input": "1", "output": "1", "testtype": "stdin"}]',
@@ -158,7 +159,7 @@ def _row(**changes):
     return row | changes
 
 
-def test_an_unknown_problem_is_the_error_of_its_row(tmp_path, sandbox):
+def test_an_unknown_problem_is_the_error_of_its_row(tmp_path: Path, sandbox: Sandbox) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text(json.dumps(_row()) + "\n")
     code = "```python\nprint(input())\n```"
@@ -170,13 +171,13 @@ def test_an_unknown_problem_is_the_error_of_its_row(tmp_path, sandbox):
     assert "no problem q2" in str(second.detail)
 
 
-def test_an_expected_value_that_can_not_be_read_is_the_problems(sandbox):
+def test_an_expected_value_that_can_not_be_read_is_the_problems(sandbox: Sandbox) -> None:
     for expected in ("[1", "[" * 100_000, "1" * 60_000):
         with pytest.raises(GradingError, match="problem q: expected output is not JSON"):
             passes("f = abs", _problem(("7", expected), function="f"), sandbox, 5)
 
 
-def test_too_slow_is_told_apart(tmp_path, sandbox):
+def test_too_slow_is_told_apart(tmp_path: Path, sandbox: Sandbox) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text(json.dumps(_row()) + "\n")
     answer = Answer(0, "livecodebench", "```python\nwhile True: pass\n```", "q1")
@@ -187,6 +188,6 @@ def test_too_slow_is_told_apart(tmp_path, sandbox):
     assert not passes("1 / 0", _problem(("1", "1")), sandbox, 5).too_slow
 
 
-def test_the_first_closed_fence_counts():
+def test_the_first_closed_fence_counts() -> None:
     assert extract("```python\na\n```\n```python\nb\n```") == ("a", "first fence")
     assert extract("```python\na") is None

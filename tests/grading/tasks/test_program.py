@@ -2,12 +2,14 @@
 
 import json
 import sys
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+from grading.sandbox.sandbox import Sandbox
 from grading.tasks import program
 from grading.tasks.livecodebench import Case, Problem, passes
 
@@ -27,7 +29,7 @@ def f(_):
 
 
 @pytest.fixture
-def runner(monkeypatch):
+def runner(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[dict], dict]]:
     """A runner in this process, whose changes to the interpreter are taken back."""
     for name in ("exit", "quit", "help", "copyright", "credits", "license"):
         monkeypatch.setattr(f"builtins.{name}", None, raising=False)
@@ -37,7 +39,9 @@ def runner(monkeypatch):
     sys.setrecursionlimit(depth)
 
 
-def test_a_solution_finds_what_the_prelude_imports(runner, monkeypatch):
+def test_a_solution_finds_what_the_prelude_imports(
+    runner: Callable[[dict], dict], monkeypatch: pytest.MonkeyPatch
+) -> None:
     with open(0, closefd=False) as stdin, open(1, "w", closefd=False) as stdout:
         monkeypatch.setattr(sys, "stdin", stdin)  # others than when the runner was made
         monkeypatch.setattr(sys, "stdout", stdout)
@@ -59,8 +63,10 @@ def test_a_solution_finds_what_the_prelude_imports(runner, monkeypatch):
         (f"import sys\nf = abs\nassert sys._getframe().f_lineno == {LINES + 5}", True),
     ],
 )
-def test_a_solution_loads_as_after_the_prelude(code, loads, runner):
-    def loads_plainly():
+def test_a_solution_loads_as_after_the_prelude(
+    code: str, loads: bool, runner: Callable[[dict], dict]
+) -> None:
+    def loads_plainly() -> bool:
         try:
             exec(program.PRELUDE + "\n\n" + code, {"__doc__": ""})
         except (SyntaxError, AssertionError):
@@ -72,10 +78,10 @@ def test_a_solution_loads_as_after_the_prelude(code, loads, runner):
     assert loads_plainly() == loads
 
 
-def test_labelled_solutions_agree(sandbox):
+def test_labelled_solutions_agree(sandbox: Sandbox) -> None:
     rows = [json.loads(line) for line in CASES.read_text().splitlines()]
 
-    def right(row):
+    def right(row: dict) -> bool:
         problem = Problem("sum", row["function"], SUMS[row["function"]])
         return passes(row["code"], problem, sandbox, 10).right
 

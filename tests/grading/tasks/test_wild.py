@@ -13,6 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from grading.sandbox.inside.limits import Limits
+from grading.sandbox.process import Confined
+from grading.sandbox.sandbox import Sandbox
 from grading.sandbox.types import ProcessEnded, TimeLimit
 from grading.tasks import aime, choice, livecodebench, math500, outputs
 from tests.effort import cases
@@ -70,16 +72,16 @@ VALUE = st.recursive(
 many = settings(deadline=None, suppress_health_check=list(HealthCheck), database=None)
 
 
-def _extract_and_compare(text, truth, value):
+def _extract_and_compare(text: str, truth: object, value: object) -> None:
     text = text.strip()
     for task, letters in (("gpqa", "ABCD"), ("mmlu_pro", "ABCDEFGHIJİ")):
         found = choice.extract(text, task)
         assert found is None or found[0] in letters
         if found:
             assert choice.judge(found[0], truth).right in (True, False)
-    found = aime.extract(text)
-    assert found is None or 0 <= found[0] <= 999
-    assert aime.judge(found[0] if found else 42, truth).right in (True, False)
+    number = aime.extract(text)
+    assert number is None or 0 <= number[0] <= 999
+    assert aime.judge(number[0] if number else 42, truth).right in (True, False)
     for found in (math500.extract(text), livecodebench.extract(text)):
         assert found is None or found[0] in text
     assert outputs.same_output(text, str(truth)) in (True, False)
@@ -93,7 +95,9 @@ def _extract_and_compare(text, truth, value):
     st.integers(0, choice._END + 20),
     st.sampled_from(["y", " ", r"\n", "a ", "\\"]),
 )
-def test_an_answer_is_the_last_wherever_in_the_text_it_stands(words, padding, filler):
+def test_an_answer_is_the_last_wherever_in_the_text_it_stands(
+    words: list[str], padding: int, filler: str
+) -> None:
     words = ["ANSWER: C ", *words, filler * padding]
     whole = "".join(words).replace(r"\n", "\n").replace(r"\'", "'")
     for task, pattern in choice._ANSWER.items():
@@ -107,11 +111,11 @@ def test_an_answer_is_the_last_wherever_in_the_text_it_stands(words, padding, fi
 class _Worker:
     """A process that compares formulas; a fresh one after any that was killed."""
 
-    def __init__(self, sandbox):
+    def __init__(self, sandbox: Sandbox) -> None:
         self._sandbox = sandbox
-        self._process = None
+        self._process: Confined | None = None
 
-    def check(self, given_text, truth):
+    def check(self, given_text: str, truth: object) -> None:
         if self._process is None:
             self._process = self._sandbox.start("grading.tasks.math500", Limits(memory=1 << 30))
         began = time.monotonic()
@@ -125,18 +129,18 @@ class _Worker:
             assert "error" in reply or (reply["right"] in (True, False) and reply["rule"])
         assert time.monotonic() - began < MATH_LIMIT_S + 1
 
-    def close(self):
+    def close(self) -> None:
         if self._process is not None:
             self._process.close()
             self._process = None
 
 
-def _compare_formulas(sandbox, examples):
+def _compare_formulas(sandbox: Sandbox, examples: int) -> None:
     worker = _Worker(sandbox)
 
     @given(st.lists(st.tuples(TEXT, TEXT), min_size=PAIRS, max_size=PAIRS))
     @settings(many, max_examples=examples // PAIRS)
-    def check(pairs):
+    def check(pairs: list[tuple[str, str]]) -> None:
         for given_text, truth in pairs:
             worker.check(given_text, truth)
 
@@ -148,23 +152,25 @@ def _compare_formulas(sandbox, examples):
 
 @given(TEXT, TRUTH, VALUE)
 @settings(many, max_examples=1000)
-def test_extractors_and_comparers_never_raise(text, truth, value):
+def test_extractors_and_comparers_never_raise(text: str, truth: object, value: object) -> None:
     _extract_and_compare(text, truth, value)
 
 
 @pytest.mark.slow
 @given(TEXT, TRUTH, VALUE)
 @settings(many, max_examples=cases(2_000, 20_000))
-def test_extractors_and_comparers_never_raise_on_thousands(text, truth, value):
+def test_extractors_and_comparers_never_raise_on_thousands(
+    text: str, truth: object, value: object
+) -> None:
     _extract_and_compare(text, truth, value)
 
 
-def test_formulas_are_compared_in_their_time(sandbox):
+def test_formulas_are_compared_in_their_time(sandbox: Sandbox) -> None:
     _compare_formulas(sandbox, 400)
 
 
 @pytest.mark.slow
-def test_thousands_of_formulas_are_compared_in_their_time(sandbox):
+def test_thousands_of_formulas_are_compared_in_their_time(sandbox: Sandbox) -> None:
     _compare_formulas(sandbox, cases(2_000, 20_000))
 
 
@@ -174,7 +180,7 @@ REPEATED = ("ANSWER", "FINAL ", "Answer:", "Answer:9", r"\boxed{", r"\boxed{9", 
 
 
 @pytest.mark.parametrize("unit", UNITS + REPEATED)
-def test_long_texts_are_read_in_linear_time(unit):
+def test_long_texts_are_read_in_linear_time(unit: str) -> None:
     for head in HEADS:
         text = head + unit * math.ceil(200_000 / len(unit)) + "?"
         for extract in (

@@ -15,10 +15,9 @@ import tempfile
 import time
 from pathlib import Path
 
-import programs
-
 from grading.sandbox.sandbox import Sandbox
 from grading.tasks.livecodebench import Case, Problem, passes
+from tests.grading.sandbox.attacks import programs
 
 GOOD = "def f(t):\n    return t['port'] + 1\n"
 SECONDS = {"signals_blocked": 0.5, "kill_all": 2.0, "fork_bomb": 2.0, "sleeping_child": 0.5}
@@ -27,7 +26,7 @@ SECONDS = {"signals_blocked": 0.5, "kill_all": 2.0, "fork_bomb": 2.0, "sleeping_
 class Host:
     """What attacks aim at, in a directory of its own; `changes` says what they have done to it."""
 
-    def __init__(self, folder):
+    def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
         self.secret, self.victim = self.folder / "secret", self.folder / "victim"
         for path in (self.secret, self.victim):
@@ -67,9 +66,9 @@ class Host:
         }
         self.before = self.state()
 
-    def state(self):
+    def state(self) -> dict[str, object]:
         """All that an attack might change, by name."""
-        state = {
+        state: dict[str, object] = {
             "files": [
                 (path.name, path.lstat().st_mode, path.lstat().st_mtime, path.lstat().st_uid)
                 for path in sorted(self.folder.glob("*"))
@@ -89,12 +88,12 @@ class Host:
                 state[f"reached: {kind}"] = True
         return state
 
-    def changes(self):
+    def changes(self) -> list[str]:
         """Names of what is not as it was."""
         now = self.state()
         return [name for name, value in now.items() if self.before.get(name) != value]
 
-    def close(self):
+    def close(self) -> None:
         self.process.kill()
         self.process.wait()
         os.close(self.inherited)
@@ -102,12 +101,12 @@ class Host:
             one.close()
 
 
-def _state(pid):
+def _state(pid: int) -> str:
     state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     return "alive" if state in "SDR" else state
 
 
-def _left_over():
+def _left_over() -> tuple[int, int]:
     """How many processes this run's sandbox has, its server included, and working directories."""
     mine, servers = f'"owner": {os.getpid()},'.encode(), 0
     for line in Path("/proc").glob("[0-9]*/cmdline"):
@@ -116,11 +115,15 @@ def _left_over():
     return servers, len(list(Path(tempfile.gettempdir()).glob("grade-*")))
 
 
-def main():
+def main() -> None:
     level, names = sys.argv[1], sys.argv[2:]
     with Sandbox(level) as sandbox:
-        outcomes = {}
-        result = {"level": sandbox.level, "reason": sandbox.reason, "outcomes": outcomes}
+        outcomes: dict[str, dict] = {}
+        result: dict[str, object] = {
+            "level": sandbox.level,
+            "reason": sandbox.reason,
+            "outcomes": outcomes,
+        }
         good = Problem("good", "f", [Case('{"port": 1}', "2")])
         for name in names if sandbox.level else ():
             if not outcomes:  # and so that the server runs before the state of the host is taken

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[4]
 
 
 @pytest.mark.parametrize("module", ["grading.tasks.program", "grading.sandbox.inside.canaries"])
-def test_a_process_inherits_no_more_than_it_needs(module):
+def test_a_process_inherits_no_more_than_it_needs(module: str) -> None:
     """Each module that registers what to do after a fork makes every start slower."""
     code = (
         f"import sys; sys.path.append({str(ROOT)!r});"
@@ -25,7 +25,7 @@ def test_a_process_inherits_no_more_than_it_needs(module):
     assert done.stdout.split() == []
 
 
-def test_a_working_directory_is_measured_and_removed_however_deep(tmp_path):
+def test_a_working_directory_is_measured_and_removed_however_deep(tmp_path: Path) -> None:
     work = tmp_path / "work"
     work.mkdir()
     here = os.open(work, os.O_RDONLY)

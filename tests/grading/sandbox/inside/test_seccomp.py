@@ -10,7 +10,7 @@ from grading.sandbox.inside import seccomp
 ALLOW, REFUSE, MISSING, KILL = 0x7FFF0000, 0x50000 | errno.EPERM, 0x50000 | errno.ENOSYS, 1 << 31
 
 
-def _verdict(machine, audit, number, *arguments, pid=7):
+def _verdict(machine: str, audit: int, number: int, *arguments: int, pid: int = 7) -> int:
     """What the filter answers, by running it as the kernel does."""
     data = struct.pack("=iIQ6Q", number, audit, 0, *arguments, *[0] * (6 - len(arguments)))
     code = list(struct.iter_unpack("=HBBI", seccomp.program(machine, pid)))
@@ -39,8 +39,10 @@ def _verdict(machine, audit, number, *arguments, pid=7):
         ),
     ],
 )
-def test_the_filter_allows_what_is_listed_and_nothing_else(machine, audit, numbers):
-    def verdict(name, *arguments):
+def test_the_filter_allows_what_is_listed_and_nothing_else(
+    machine: str, audit: int, numbers: dict[str, int]
+) -> None:
+    def verdict(name: str, *arguments: int) -> int:
         return _verdict(machine, audit, numbers[name], *arguments)
 
     assert verdict("read") == ALLOW
@@ -64,6 +66,6 @@ def test_the_filter_allows_what_is_listed_and_nothing_else(machine, audit, numbe
     assert _verdict(machine, audit, 0x40000000 | numbers["read"]) == MISSING
 
 
-def test_other_machines_have_no_filter():
+def test_other_machines_have_no_filter() -> None:
     with pytest.raises(OSError, match="riscv64"):
         seccomp.program("riscv64", 1)
