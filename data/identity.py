@@ -1,9 +1,9 @@
 """Which model a directory holds, told from its small files and the sizes of its weight files.
 
-DeepSeek's models of 671 B parameters have the same architecture, the same tensors and, in block-fp8,
-the same bytes, so a wrong one loads and runs, and only its score is wrong. They differ in the chat
-template and in few keys of config.json; derivatives differ in how their weights are quantized. Marks
-are from the public repositories of deepseek-ai and nvidia on Hugging Face.
+DeepSeek's models of 671 B parameters have the same architecture, the same tensors and, in
+block-fp8, the same sizes: a wrong one loads and runs, and only its score is wrong. They differ in
+the chat template and in few keys of config.json; derivatives differ in how their weights are
+quantized. The marks are those of the public repositories of deepseek-ai and nvidia.
 """
 
 import json
@@ -73,9 +73,9 @@ def identify(model_dir: str | Path) -> Identity:
     config = read_config(folder)
     name, unlike = _name(folder, config)
     weights = _weights(folder, config)
-    if name and weights == FP8 and (size := _shard_bytes(folder)) is not None:
-        if abs(size - FP8_BYTES) > SIZE_TOLERANCE * FP8_BYTES:
-            name, unlike = None, f"{size} bytes of weights, where {name} has {FP8_BYTES}"
+    size = _shard_bytes(folder) if name and weights == FP8 else None
+    if size is not None and abs(size - FP8_BYTES) > SIZE_TOLERANCE * FP8_BYTES:
+        name, unlike = None, f"{size} bytes of weights, where {name} has {FP8_BYTES}"
     revision, strays = _revision(folder)
     return Identity(name, weights, revision, unlike, strays)
 

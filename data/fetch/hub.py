@@ -1,6 +1,6 @@
 """Repositories of Hugging Face, in its cache, where every engine looks for them.
 
-`huggingface_hub` downloads: addresses, tokens and proxies are those of its environment (HF_ENDPOINT,
+`huggingface_hub` downloads; its environment has addresses, tokens and proxies (HF_ENDPOINT,
 HF_TOKEN, HF_HOME, HTTPS_PROXY). It compares sizes only, so every file is compared with its checksum
 here, which is the name of its file in the cache: SHA-256, or Git's for small text files.
 """
@@ -128,11 +128,9 @@ def check(
     """
     files = [folder / name for name in names or _names(folder)]
     total = sum(file.stat().st_size for file in files if file.is_file())
-    with progress_bar(total, f"checking {folder.parents[1].name}") as seen:
-        with ThreadPoolExecutor(workers) as pool:
-            for found in pool.map(lambda file: _check_file(file, seen), files):
-                if found:
-                    yield found
+    name = f"checking {folder.name}"
+    with progress_bar(total, name) as seen, ThreadPoolExecutor(workers) as pool:
+        yield from filter(None, pool.map(lambda file: _check_file(file, seen), files))
 
 
 def _check_file(file: Path, seen: Callable[[int], object]) -> tuple[str, Path] | None:
