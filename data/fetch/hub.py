@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.fetch.bars import bar_class, progress_bar
-from data.fetch.download import CHUNK
+from data.fetch.download import CHUNK, PASSING
 from data.fetch.space import require_space
 from errors import FetchError, OutputError
 from ref_dsinfer.files import write_whole
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SHA256, GIT_SHA1 = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
-TRIES = 5  # downloads that break off; the library itself repeats each request
+TRIES = 5  # in a row that bring nothing; the library itself repeats some requests
+WAIT_S = 1.0  # after the first one; doubled after each further one
 
 
 @dataclass(frozen=True)
@@ -69,14 +71,7 @@ def fetch(repository: Repository, endpoint: str | None = None, workers: int = 8)
     _make(cache)
     require_space(cache, needed, repository.name)
     for last in (False, True):
-        for attempt in range(TRIES):
-            try:
-                _ask(repository, lambda: _download(repository, endpoint, workers))
-                break
-            except FetchError as error:
-                if attempt == TRIES - 1 or not _is_passing(error.__cause__):
-                    raise
-                log.warning("%s: continuing", error)
+        _insist(repository, lambda: _download(repository, endpoint, workers))
         folder = repository.snapshot(cache)
         wrong = list(check(folder, [file.filename for file in wanted], workers))
         if not wrong:
@@ -194,6 +189,26 @@ def _download(
     return found if dry_run else []
 
 
+def _insist(repository: Repository, ask: "Callable[[], list[DryRunFileInfo]]") -> None:
+    """Download until it succeeds, or has broken off too often without bringing anything.
+
+    Raises: FetchError, OutputError.
+    """
+    failures, held = 0, -1
+    while True:
+        try:
+            _ask(repository, ask)
+            return
+        except FetchError as error:
+            blobs = cache_folder() / repository.folder / "blobs"
+            now = sum(blob.stat().st_size for blob in blobs.glob("*") if blob.is_file())
+            failures, held = (failures + 1 if now == held else 1), now
+            if failures >= TRIES or not _is_passing(error.__cause__):
+                raise
+            log.warning("%s: continuing", error)
+            time.sleep(WAIT_S * 2 ** (failures - 1))
+
+
 def _ask(repository: Repository, ask: "Callable[[], list[DryRunFileInfo]]") -> Any:
     """Call the library. Raises: FetchError, OutputError."""
     import httpx
@@ -210,6 +225,8 @@ def _ask(repository: Repository, ask: "Callable[[], list[DryRunFileInfo]]") -> A
     except (errors.LocalEntryNotFoundError, httpx.HTTPError, errors.FileMetadataError) as error:
         raise FetchError(f"{repository.name}: {_line(error)}") from error
     except OSError as error:
+        if error.errno is None:  # the library's own, such as for a file of the wrong size
+            raise FetchError(f"{repository.name}: {_line(error)}") from error
         raise OutputError(
             f"{cache_folder()}: can't be written: {error.strerror or error}; what is there is kept,"
             " and the same command continues it"
@@ -217,9 +234,17 @@ def _ask(repository: Repository, ask: "Callable[[], list[DryRunFileInfo]]") -> A
 
 
 def _is_passing(error: BaseException | None) -> bool:
+    """Whether another try may help."""
     import httpx
 
-    return isinstance(error, httpx.TransportError) or "consistency" in str(error).lower()
+    response = getattr(error, "response", None)
+    if response is not None:
+        return response.status_code in PASSING
+    if isinstance(error, httpx.TransportError):
+        return True
+    if isinstance(error, OSError) and error.errno is None and error.__cause__ is None:
+        return True
+    return error is not None and _is_passing(error.__cause__)
 
 
 def _line(error: Exception) -> str:

@@ -18,8 +18,12 @@ class Handler(BaseHTTPRequestHandler):
     server: "Server"
 
     def do_HEAD(self) -> None:
+        path = unquote(urlsplit(self.path).path)
         content = self.server.content(self.path)
-        self.begin(404 if content is None else 200, len(content or b""))
+        if location := self.server.moved.get(path):
+            self.begin(302, 0, {"Location": location})
+        else:
+            self.begin(404 if content is None else 200, len(content or b""))
         self.end_headers()
 
     def do_GET(self) -> None:
@@ -30,6 +34,8 @@ class Handler(BaseHTTPRequestHandler):
         content = self.server.content(self.path)
         if fault:
             fault(self, content or b"")
+        elif location := self.server.moved.get(path):
+            self.send(302, b"", {"Location": location})
         elif content is None:
             self.send(404, b"no such file")
         else:
@@ -52,9 +58,10 @@ class Handler(BaseHTTPRequestHandler):
     def begin(self, status: int, length: int | None, headers: dict[str, str] | None = None) -> None:
         """Send a response's head, but for its end."""
         self.send_response(status)
+        headers = self.server.heads.get(unquote(urlsplit(self.path).path), {}) | (headers or {})
         if length is not None:
             self.send_header("Content-Length", str(length))
-        for name, value in (headers or {}).items():
+        for name, value in headers.items():
             self.send_header(name, value)
 
     def send(
@@ -85,6 +92,8 @@ class Server(ThreadingHTTPServer):
     def __init__(self, root: Path | None = None, tls: ssl.SSLContext | None = None) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.files: dict[str, bytes] = {}
+        self.moved: dict[str, str] = {}  # addresses that files have moved to
+        self.heads: dict[str, dict[str, str]] = {}  # further headers
         self.faults: dict[str, list[Fault | None]] = {}
         self.requests: list[tuple[str, dict[str, str]]] = []  # path and headers of each GET
         self.released = threading.Event()  # ends all stalls
@@ -96,6 +105,11 @@ class Server(ThreadingHTTPServer):
     @property
     def url(self) -> str:
         return f"{self._scheme}://127.0.0.1:{self.server_port}"
+
+    @property
+    def elsewhere(self) -> str:
+        """The same server under another host's name."""
+        return self.url.replace("127.0.0.1", "localhost")
 
     def content(self, path: str) -> bytes | None:
         path = unquote(urlsplit(path).path)

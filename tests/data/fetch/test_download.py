@@ -142,8 +142,8 @@ def test_a_file_that_changes_between_two_requests_is_not_mixed(
 def test_a_redirect_to_another_host_is_followed(server: Server, tmp_path: Path) -> None:
     with serving() as other:
         other.files["/there"] = CONTENT
-        to = other.url.replace("127.0.0.1", "localhost") + "/there"
-        server.faults["/file"] = [faults.status(302, Location=to)]
+        to = faults.status(302, Location=f"{other.elsewhere}/there")
+        server.faults["/file"] = [to]
         get(f"{server.url}/file", tmp_path / "file")
     assert (tmp_path / "file").read_bytes() == CONTENT
 
@@ -275,7 +275,7 @@ def test_a_list_is_read_whole_or_not_at_all(server: Server) -> None:
     server.faults["/file"] = [faults.cut(1000)]
     assert read_text(f"{server.url}/file", QUICK) == CONTENT
     server.files["/huge"] = bytes(download.LONGEST_TEXT + 1)
-    with pytest.raises(FetchError, match="/huge: expected a list, and over 16777216 bytes came|over"):
+    with pytest.raises(FetchError, match="/huge: over 16777216 bytes came"):
         read_text(f"{server.url}/huge", QUICK)
 
 
