@@ -3,48 +3,45 @@
 import logging
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from data.progress import EVERY_S
 
 log = logging.getLogger(__name__)
 
 
-def bar_class() -> Any:
-    """tqdm's class for this process's standard error, as libraries take it."""
+@contextmanager
+def progress_bar(
+    total: int | None, name: str, every_s: float = EVERY_S
+) -> Iterator[Callable[[int], object]]:
+    """A function that any thread tells how many bytes more are done; `total` in bytes."""
     from tqdm import tqdm
 
-    class Bar(tqdm):
-        """A bar on a terminal."""
-
-        def __init__(self, *args: Any, **options: Any) -> None:
-            options.pop("name", None)  # huggingface_hub's groups of bars
-            # tqdm's control characters must not be escaped: see terminal
-            super().__init__(*args, **(options | {"file": sys.__stderr__, "dynamic_ncols": True}))
-
-    class Lines(Bar):
-        """Lines in the log."""
-
-        def __init__(self, *args: Any, **options: Any) -> None:
-            super().__init__(*args, **(options | {"mininterval": EVERY_S, "delay": EVERY_S}))
-
-        def display(self, msg: str | None = None, pos: int | None = None) -> bool:
-            log.info("%s", msg or self)
-            return True
-
-    return Bar if sys.stderr and sys.stderr.isatty() else Lines
-
-
-@contextmanager
-def progress_bar(total: int | None, name: str) -> Iterator[Callable[[int], object]]:
-    """A function that is told how many bytes are done, by any thread; `total` in bytes."""
     lock = threading.Lock()
-    with bar_class()(total=total, desc=name, unit="B", unit_scale=True) as bar:
+    terminal = bool(sys.stderr and sys.stderr.isatty())
+    begun = last = time.monotonic()
+    with tqdm(
+        total=total,
+        desc=name,
+        unit="B",
+        unit_scale=True,
+        dynamic_ncols=True,
+        disable=not terminal,
+        file=sys.__stderr__,  # tqdm's control characters must not be escaped: see terminal
+    ) as bar:
+        done = 0
 
         def seen(count: int) -> None:
+            nonlocal done, last
             with lock:
+                done += count
                 bar.update(count)
+                now = time.monotonic()
+                if not terminal and now - last >= every_s:
+                    last = now
+                    options = {"unit": "B", "unit_scale": True, "ncols": 0, "prefix": name}
+                    log.info("%s", tqdm.format_meter(done, total, now - begun, **options))
 
         yield seen

@@ -113,9 +113,9 @@ def _fetch(args: argparse.Namespace, wanted: list[str]) -> None:
 def _repository(args: argparse.Namespace, repository: hub.Repository) -> Path:
     """Get a repository into the cache. Raises: FetchError, OutputError."""
     if args.mirror and Path(args.mirror).is_dir():
-        snapshot = hub.copy(repository, Path(args.mirror) / "hub", args.jobs)
+        snapshot = hub.copy(repository, Path(args.mirror) / "hub", Patience(), args.jobs)
     else:
-        snapshot = hub.fetch(repository, args.mirror, args.jobs)
+        snapshot = hub.fetch(repository, Patience(), args.jobs, args.mirror)
     log.info("%s is there, in %s", repository.name, snapshot)
     return snapshot
 
@@ -178,8 +178,8 @@ def _verify_repository(
     if not folder.is_dir():
         yield FetchError(f"{folder}: not there")
         return
-    wrong = [problem for problem, _ in hub.check(folder, names, jobs)]
-    yield from map(FetchError, wrong)
+    wrong = list(hub.check(folder, names, jobs))
+    yield from wrong
     if not wrong:
         yield f"{folder} has the published files"
 

@@ -1,22 +1,22 @@
 """Get one file over HTTP: resumed, retried, checked, and under its name only once it is right."""
 
-import hashlib
 import http.client
 import logging
 import os
-import queue
 import re
 import ssl
-import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from data.fetch.bars import progress_bar
+from data.fetch.sink import CHUNK, Digest, Sink
 from errors import FetchError, OutputError
 from ref_dsinfer.lookalike import HEAD, what_it_is
 from terminal import quoted
@@ -24,8 +24,6 @@ from terminal import quoted
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-CHUNK = 1 << 20  # bytes that are read at once, at most
-WAITING = 16  # chunks that wait to be digested, at most
 LONGEST_TEXT = 16 << 20  # bytes of a list of files
 AGENT = "mlperf-deepseek-r1"
 # Statuses that another try may change; all others are final.
@@ -51,30 +49,20 @@ class Patience:
 
 
 @dataclass(frozen=True)
-class Digest:
-    """A published checksum."""
-
-    algorithm: str  # as hashlib names it
-    value: str  # hexadecimal, lower case
-
-    def __str__(self) -> str:
-        return f"{self.algorithm} {self.value}"
-
-
-@dataclass(frozen=True)
 class Remote:
     """A published file."""
 
     url: str
     digest: Digest
+    authorization: str = field(default="", repr=False)  # for its host alone
 
 
 class MissingError(FetchError):
     """There is no such file."""
 
 
-class _Failed(Exception):
-    """A try that failed; another one may not."""
+class FailedError(Exception):
+    """A try that failed, where another one may not."""
 
     def __init__(self, reason: str, wait_s: float = 0.0) -> None:
         super().__init__(reason)
@@ -83,12 +71,6 @@ class _Failed(Exception):
 
 class _Unusable(Exception):
     """What is there of a file can't be continued: begin again."""
-
-
-def digest_of(path: Path, algorithm: str) -> Digest:
-    """The checksum of a file. Raises: OSError."""
-    with path.open("rb") as file:
-        return Digest(algorithm, hashlib.file_digest(file, algorithm).hexdigest())
 
 
 def partial_of(path: Path) -> Path:
@@ -109,7 +91,7 @@ def read_text(url: str, patience: Patience) -> bytes:
             _check_end(response)
         return content
 
-    return _tried(url, attempt, patience, progress=lambda: 0)
+    return insist(url, attempt, patience)
 
 
 def size_of(url: str, patience: Patience) -> int | None:
@@ -117,7 +99,7 @@ def size_of(url: str, patience: Patience) -> int | None:
     try:
         with _opened(url, {}, patience, "HEAD") as response:
             size = response.headers.get("Content-Length", "")
-    except (_Failed, FetchError):  # the download itself will say why
+    except (FailedError, FetchError):  # the download itself will say why
         return None
     return int(size) if size.isdecimal() else None
 
@@ -133,8 +115,8 @@ def download(remote: Remote, path: Path, patience: Patience, seen: Callable[[int
     """
     partial = partial_of(path)
     for last in (False, True):
-        with _Sink(partial, remote.digest.algorithm, seen) as sink:
-            _fill(remote.url, sink, patience)
+        with Sink(partial, remote.digest, seen) as sink:
+            _fill(remote, sink, patience)
             came, size = sink.digest(), sink.size
         if came == remote.digest:
             _move(partial, path)
@@ -148,8 +130,31 @@ def download(remote: Remote, path: Path, patience: Patience, seen: Callable[[int
         log.warning("%s: downloading it once more", problem)
 
 
-def _fill(url: str, sink: "_Sink", patience: Patience) -> None:
+def download_all(
+    files: Mapping[Path, Remote], total: int | None, patience: Patience, workers: int
+) -> None:
+    """Download several files at once, with progress; `total` in bytes, if it is known.
+
+    Raises: FetchError, OutputError; other downloads are then left as they are.
+    """
+    pool = ThreadPoolExecutor(workers)
+    try:
+        with progress_bar(total, f"fetching {len(files)} files") as seen:
+            ends = [
+                pool.submit(download, remote, path, patience, seen)
+                for path, remote in files.items()
+            ]
+            for end in as_completed(ends):
+                end.result()
+    except BaseException:  # an interrupt, too, must not wait for the threads
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
+
+
+def _fill(remote: Remote, sink: Sink, patience: Patience) -> None:
     """Append to a sink until a response has ended as it should. Raises: FetchError, OutputError."""
+    url = remote.url
     etag = None  # of the file that the sink holds the beginning of, once it is known
 
     def attempt() -> None:
@@ -157,7 +162,7 @@ def _fill(url: str, sink: "_Sink", patience: Patience) -> None:
         headers = {"Range": f"bytes={sink.size}-"} if sink.size else {}
         if sink.size and etag:
             headers["If-Range"] = etag
-        with _opened(url, headers, patience) as response:
+        with _opened(url, headers, patience, authorization=remote.authorization) as response:
             _check_range(response, sink)
             if not sink.size:
                 etag = _strong_etag(response)
@@ -167,7 +172,7 @@ def _fill(url: str, sink: "_Sink", patience: Patience) -> None:
 
     for last in (False, True):
         try:
-            return _tried(url, attempt, patience, progress=lambda: sink.size)
+            return insist(url, attempt, patience, lambda: sink.size)
         except _Unusable as error:
             if last:
                 raise FetchError(f"{url}: {error}, twice") from error
@@ -177,7 +182,7 @@ def _fill(url: str, sink: "_Sink", patience: Patience) -> None:
     raise AssertionError  # the last try returns or raises
 
 
-def _check_range(response: Any, sink: "_Sink") -> None:
+def _check_range(response: Any, sink: Sink) -> None:
     """Empty the sink if the server sends the file from its start.
 
     Raises: _Unusable if it sends neither that nor what follows the sink's content.
@@ -192,10 +197,10 @@ def _check_range(response: Any, sink: "_Sink") -> None:
 
 
 def _check_end(response: Any) -> None:
-    """Raises: _Failed if a response ended before its stated length."""
+    """Raises: FailedError if a response ended before its stated length."""
     left = getattr(response, "length", None)  # None if chunked, or the server stated none
     if left:
-        raise _Failed(f"the connection ended {left} bytes before the stated length")
+        raise FailedError(f"the connection ended {left} bytes before the stated length")
 
 
 def _strong_etag(response: Any) -> str | None:
@@ -203,39 +208,50 @@ def _strong_etag(response: Any) -> str | None:
     return None if etag is None or etag.startswith("W/") else etag
 
 
-def _tried(
-    url: str, attempt: Callable[[], T], patience: Patience, progress: Callable[[], int]
+def insist(
+    name: str,
+    attempt: Callable[[], T],
+    patience: Patience,
+    progress: Callable[[], int] = lambda: 0,
 ) -> T:
     """Run an attempt until it succeeds, or has failed too often without bringing CHUNK bytes.
 
-    Raises: FetchError; _Unusable, OutputError from an attempt.
+    Raises: FetchError; what an attempt raises, but for FailedError.
     """
     failures, reached = 0, progress()
     while True:
         try:
             return attempt()
-        except _Failed as error:
+        except FailedError as error:
             if progress() >= reached + CHUNK:
                 failures, reached = 0, progress()
             failures += 1
             if failures >= patience.tries:
-                raise FetchError(f"{url}: {error} (tried {failures} times)") from error
+                raise FetchError(f"{name}: {error} (tried {failures} times)") from error
             wait = max(patience.wait_s * 2 ** (failures - 1), error.wait_s)
             wait = min(wait, patience.longest_wait_s)
-            log.warning("%s: %s: trying again in %.0f s", url, error, wait)
+            log.warning("%s: %s: trying again in %.0f s", name, error, wait)
             time.sleep(wait)
 
 
 @contextmanager
 def _opened(
-    url: str, headers: dict[str, str], patience: Patience, method: str = "GET"
+    url: str,
+    headers: Mapping[str, str],
+    patience: Patience,
+    method: str = "GET",
+    authorization: str = "",
 ) -> Iterator[Any]:
     """A server's response, with a status that is good. Proxies are the environment's.
 
-    Raises: _Failed, also while the response is read; _Unusable, FetchError.
+    `authorization`: a header that no other host gets, after a redirect.
+
+    Raises: FailedError, also while the response is read; _Unusable, FetchError.
     """
     headers = {"Accept-Encoding": "identity", "User-Agent": AGENT, **headers}
     request = urllib.request.Request(url, headers=headers, method=method)
+    if authorization:
+        request.add_unredirected_header("Authorization", authorization)
     try:
         with _opener().open(request, timeout=patience.stall_s) as response:
             if encoding := response.headers.get("Content-Encoding", "").replace("identity", ""):
@@ -248,11 +264,11 @@ def _opened(
         with error:
             raise _refused(url, error) from error
     except TimeoutError as error:
-        raise _Failed(f"no data for {patience.stall_s:g} s") from error
+        raise FailedError(f"no data for {patience.stall_s:g} s") from error
     except urllib.error.URLError as error:
         raise _unreachable(url, error.reason) from error
     except (http.client.HTTPException, OSError) as error:
-        raise _Failed(f"the connection broke: {str(error) or type(error).__name__}") from error
+        raise FailedError(f"the connection broke: {str(error) or type(error).__name__}") from error
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -263,7 +279,10 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     ) -> urllib.request.Request | None:
         if req.type == "https" and not newurl.startswith("https://"):
             raise FetchError(f"{req.full_url}: redirects to {quoted(newurl)}, without TLS")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
+        request = super().redirect_request(req, fp, code, msg, headers, newurl)
+        if request and (request.type, request.host) == (req.type, req.host):
+            request.unredirected_hdrs.update(req.unredirected_hdrs)
+        return request
 
 
 def _opener() -> urllib.request.OpenerDirector:
@@ -277,7 +296,7 @@ def _refused(url: str, error: urllib.error.HTTPError) -> Exception:
     reason = f"status {error.code} {error.reason}"
     if error.code in PASSING:
         asked = error.headers.get("Retry-After", "")
-        return _Failed(reason, float(asked) if asked.isdecimal() else 0.0)
+        return FailedError(reason, float(asked) if asked.isdecimal() else 0.0)
     hint = HINTS.get(error.code)
     kind = MissingError if error.code in (404, 410) else FetchError
     return kind(f"{url}: {reason}" + (f": {hint}" if hint else ""))
@@ -292,9 +311,9 @@ def _unreachable(url: str, reason: str | BaseException) -> Exception:
     if isinstance(reason, FileNotFoundError | NotADirectoryError | IsADirectoryError):
         return MissingError(f"{url}: {reason.strerror}")
     if isinstance(reason, TimeoutError):
-        return _Failed("could not connect in time")
+        return FailedError("could not connect in time")
     text = reason.strerror if isinstance(reason, OSError) else None
-    return _Failed(f"can't be reached: {text or reason}")
+    return FailedError(f"can't be reached: {text or reason}")
 
 
 def _what_came(partial: Path) -> str:
@@ -311,81 +330,3 @@ def _move(partial: Path, path: Path) -> None:
         partial.replace(path)
     except OSError as error:
         raise OutputError(f"{path}: can't be written: {error.strerror}") from error
-
-
-class _Sink:
-    """A file that is written, and digested by a thread of its own meanwhile.
-
-    What the file holds already is kept and digested first.
-    """
-
-    def __init__(self, path: Path, algorithm: str, seen: Callable[[int], object]) -> None:
-        self.size = 0  # bytes
-        self._path = path
-        self._algorithm = algorithm
-        self._seen = seen
-
-    def __enter__(self) -> "_Sink":
-        try:
-            # not through a link, which could lead anywhere
-            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
-            self._file = os.fdopen(os.open(self._path, flags, 0o644), "r+b", buffering=0)
-        except OSError as error:
-            raise self._error(error) from error
-        self._begin()
-        while data := self._file.read(CHUNK):
-            self._add(data)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._chunks.put(None)
-        self._thread.join()
-        self._file.close()
-
-    def write(self, data: bytes) -> None:
-        """Append. Raises: OutputError."""
-        try:
-            rest = memoryview(data)
-            while rest:
-                rest = rest[self._file.write(rest) :]
-        except OSError as error:
-            raise self._error(error) from error
-        self._add(data)
-
-    def clear(self) -> None:
-        """Drop everything."""
-        if self.size:
-            self._seen(-self.size)
-            self._chunks.put(None)
-            self._thread.join()
-            self._file.seek(0)
-            self._file.truncate()
-            self._begin()
-
-    def digest(self) -> Digest:
-        """The checksum of everything written; nothing can be written after it."""
-        self._chunks.put(None)
-        self._thread.join()
-        return Digest(self._algorithm, self._hash.hexdigest())
-
-    def _begin(self) -> None:
-        self.size = 0
-        self._hash = hashlib.new(self._algorithm, usedforsecurity=False)
-        self._chunks: queue.Queue[bytes | None] = queue.Queue(WAITING)
-        self._thread = threading.Thread(target=self._digest_chunks, daemon=True)
-        self._thread.start()
-
-    def _add(self, data: bytes) -> None:
-        self.size += len(data)
-        self._seen(len(data))
-        self._chunks.put(data)
-
-    def _digest_chunks(self) -> None:
-        while (data := self._chunks.get()) is not None:
-            self._hash.update(data)
-
-    def _error(self, error: OSError) -> OutputError:
-        return OutputError(
-            f"{self._path}: can't be written: {error.strerror}; what is there is kept, and the same"
-            " command continues it"
-        )

@@ -1,36 +1,39 @@
 """Repositories of Hugging Face, in its cache, where every engine looks for them.
 
-`huggingface_hub` downloads; its environment has addresses, tokens and proxies (HF_ENDPOINT,
-HF_TOKEN, HF_HOME, HTTPS_PROXY). It compares sizes only, so every file is compared with its checksum
-here, which is the name of its file in the cache: SHA-256, or Git's for small text files.
+`huggingface_hub` knows addresses, tokens and the cache, by its environment (HF_ENDPOINT, HF_TOKEN,
+HF_HOME). The files are downloaded here, since it compares only sizes, and begins a file again after
+its process was killed. A file's name in the cache is its checksum: SHA-256, or Git's for small texts.
 """
 
-import hashlib
-import logging
 import os
 import re
-import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from data.fetch.bars import bar_class, progress_bar
-from data.fetch.download import CHUNK, PASSING
+from data.fetch.bars import progress_bar
+from data.fetch.download import (
+    PASSING,
+    FailedError,
+    Patience,
+    Remote,
+    download_all,
+    insist,
+    partial_of,
+)
+from data.fetch.sink import Digest, git, git_lfs
 from data.fetch.space import require_space
+from data.fetch.store import inside
+from data.lock import locked
 from errors import FetchError, OutputError
-from ref_dsinfer.files import write_whole
 
 if TYPE_CHECKING:
-    from huggingface_hub import DryRunFileInfo
+    from huggingface_hub import RepoFile
 
-log = logging.getLogger(__name__)
-
+LOCK = ".fetch.lock"
 SHA256, GIT_SHA1 = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
-TRIES = 5  # in a row that bring nothing; the library itself repeats some requests
-WAIT_S = 1.0  # after the first one; doubled after each further one
 
 
 @dataclass(frozen=True)
@@ -52,116 +55,178 @@ class Repository:
         return cache / self.folder / "snapshots" / self.revision
 
 
+@dataclass(frozen=True)
+class _File:
+    """A file of a repository."""
+
+    path: str  # in the repository
+    size: int  # bytes
+    remote: Remote
+
+
 def cache_folder() -> Path:
-    """The cache that the environment says. A variable set later has no effect."""
-    from huggingface_hub.constants import HF_HUB_CACHE
+    """The cache that the environment says, when the library is imported first."""
+    from huggingface_hub import constants
 
-    return Path(HF_HUB_CACHE)
+    return Path(constants.HF_HUB_CACHE)
 
 
-def fetch(repository: Repository, endpoint: str | None = None, workers: int = 8) -> Path:
-    """Download a repository, or what is missing of it, and compare every file with its checksum.
+def fetch(
+    repository: Repository, patience: Patience, workers: int = 8, endpoint: str | None = None
+) -> Path:
+    """Download what the cache lacks of a repository, every file compared with its checksum.
 
     `endpoint`: a mirror's address instead of HF_ENDPOINT.
     Returns the folder of its files. Raises: FetchError, OutputError.
     """
-    wanted = _ask(repository, lambda: _download(repository, endpoint, workers, dry_run=True))
-    needed = sum(file.file_size for file in wanted if file.will_download)
-    cache = cache_folder()
-    _make(cache)
-    require_space(cache, needed, repository.name)
-    for last in (False, True):
-        _insist(repository, lambda: _download(repository, endpoint, workers))
-        folder = repository.snapshot(cache)
-        wrong = list(check(folder, [file.filename for file in wanted], workers))
-        if not wrong:
-            return folder
-        for problem, blob in wrong:
-            log.warning("%s: removed", problem)
-            blob.unlink(missing_ok=True)
-        if last:
-            raise FetchError(f"{wrong[0][0]}: twice, so it was not kept")
-    raise AssertionError  # the last turn returns or raises
+    return _get(repository, _published(repository, patience, endpoint), patience, workers)
 
 
-def copy(repository: Repository, mirror: Path, workers: int = 8) -> Path:
-    """Copy a repository from another cache, comparing every file with its checksum.
+def copy(repository: Repository, mirror: Path, patience: Patience, workers: int = 8) -> Path:
+    """Copy what the cache lacks of a repository from another cache, with the same comparison.
 
     Returns the folder of its files. Raises: FetchError, OutputError.
     """
-    source, target = repository.snapshot(mirror), repository.snapshot(cache_folder())
+    source = repository.snapshot(mirror)
     if not source.is_dir():
         raise FetchError(f"{source}: not there: --mirror has no {repository.name} of this revision")
-    if source.resolve() == target.resolve():
-        raise FetchError(f"{source}: --mirror is the cache itself: --verify checks it")
-    names = repository.files or tuple(_names(source))
-    if wrong := list(check(source, names, workers)):
-        raise FetchError(wrong[0][0])
-    missing = [name for name in names if not (target / name).is_file()]
-    _make(target)
-    require_space(target, sum((source / n).stat().st_size for n in missing), repository.name)
-    for name in missing:
-        blob = (source / name).resolve()
-        place = target.parents[1] / "blobs" / _published(source / name, blob)
-        link = target / name
-        for folder in (place.parent, link.parent):
-            _make(folder)
-        write_whole(place, lambda partial, blob=blob: shutil.copyfile(blob, partial))  # type: ignore[misc]
-        link.unlink(missing_ok=True)  # a dangling one
-        link.symlink_to(os.path.relpath(place, link.parent))
-    if wrong := list(check(target, names, workers)):
-        raise FetchError(wrong[0][0])
-    return target
+    files = []
+    for path in repository.files or _names(source):
+        digest = _checksum(source / path)
+        if not digest:
+            raise FetchError(f"{source / path}: missing, or its checksum is unknown")
+        blob = (source / path).resolve()
+        files.append(_File(path, blob.stat().st_size, Remote(blob.as_uri(), digest)))
+    return _get(repository, files, patience, workers)
 
 
-def check(
-    folder: Path, names: tuple[str, ...] | list[str] = (), workers: int = 8
-) -> Iterator[tuple[str, Path]]:
-    """The files of a snapshot that are missing or differ from their checksums.
+def check(folder: Path, names: Sequence[str] = (), workers: int = 8) -> Iterator[FetchError]:
+    """The files of a snapshot that are missing, or differ from the checksums in their names.
 
-    `names`: all that are there if empty. Yields a message and the file that should be removed.
+    `names`: all that are there if empty.
     """
     files = [folder / name for name in names or _names(folder)]
     total = sum(file.stat().st_size for file in files if file.is_file())
-    name = f"checking {folder.name}"
-    with progress_bar(total, name) as seen, ThreadPoolExecutor(workers) as pool:
-        yield from filter(None, pool.map(lambda file: _check_file(file, seen), files))
+
+    with progress_bar(total, f"checking {folder.name}") as seen:
+
+        def compare(file: Path) -> FetchError | None:
+            if not file.is_file():
+                return FetchError(f"{file}: missing")
+            expected = _checksum(file)
+            if not expected:
+                return FetchError(f"{file}: its checksum is unknown: it is no link into a cache")
+            came = expected.of(file, seen)
+            return (
+                None if came == expected else FetchError(f"{file}: expected {expected}, not {came}")
+            )
+
+        with ThreadPoolExecutor(workers) as pool:
+            yield from filter(None, pool.map(compare, files))
 
 
-def _check_file(file: Path, seen: Callable[[int], object]) -> tuple[str, Path] | None:
-    if not file.is_file():
-        return f"{file}: missing", file
-    blob = file.resolve()
-    published = _published(file, blob)
-    if not published:
-        log.warning("%s: its checksum is unknown", file)
+def _get(repository: Repository, files: Sequence[_File], patience: Patience, workers: int) -> Path:
+    """Bring files into the cache. Raises: FetchError, OutputError."""
+    base = cache_folder() / repository.folder
+    snapshot = repository.snapshot(cache_folder())
+    _make(base / "blobs")
+    with locked(base / LOCK):
+        blobs = {base / "blobs" / file.remote.digest.value: file for file in files}
+        missing = {
+            blob: file.remote
+            for blob, file in blobs.items()
+            if not (blob.is_file() and blob.stat().st_size == file.size)
+        }
+        total = sum(blobs[blob].size for blob in missing)
+        parts = [part for blob in missing if (part := partial_of(blob)).is_file()]
+        require_space(base, total - sum(p.stat().st_size for p in parts), repository.name)
+        if missing:
+            download_all(missing, total, patience, workers)
+        for file in files:
+            _link(snapshot / file.path, base / "blobs" / file.remote.digest.value)
+    return snapshot
+
+
+def _link(link: Path, blob: Path) -> None:
+    """Let a name in a snapshot be a file of the cache. Raises: OutputError."""
+    _make(link.parent)
+    target = os.path.relpath(blob, link.parent)
+    try:
+        if link.is_symlink() and os.readlink(link) == target:  # noqa: PTH115
+            return
+        link.unlink(missing_ok=True)
+        link.symlink_to(target)
+    except OSError as error:
+        raise OutputError(f"{link}: can't be written: {error.strerror}") from error
+
+
+def _published(repository: Repository, patience: Patience, endpoint: str | None) -> list[_File]:
+    """The hub's list of a repository's files. Raises: FetchError."""
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.utils import build_hf_headers
+
+    authorization = build_hf_headers().get("authorization", "")
+    tree = insist(repository.name, lambda: _ask(repository, endpoint), patience)
+    found = {}
+    for entry in tree:
+        if inside(entry.path) != entry.path:
+            raise FetchError(f"{repository.name}: a file's path is {entry.path!r}")
+        url = hf_hub_url(
+            repository.name,
+            entry.path,
+            repo_type=repository.kind,
+            revision=repository.revision,
+            endpoint=endpoint,
+        )
+        digest = git_lfs(entry.lfs.sha256) if entry.lfs else git(entry.blob_id, entry.size)
+        if not (SHA256 if entry.lfs else GIT_SHA1).fullmatch(digest.value):
+            raise FetchError(f"{repository.name}: the checksum of {entry.path} is {digest}")
+        found[entry.path] = _File(entry.path, entry.size, Remote(url, digest, authorization))
+    if missing := [path for path in repository.files if path not in found]:
+        raise FetchError(f"{repository.name}: the hub has no {missing[0]} at this revision")
+    return [found[path] for path in repository.files or found]
+
+
+def _ask(repository: Repository, endpoint: str | None) -> "list[RepoFile]":
+    """Raises: FetchError; FailedError if another try may help."""
+    import httpx
+    from huggingface_hub import HfApi, RepoFile, errors
+
+    try:
+        tree = HfApi(endpoint).list_repo_tree(
+            repository.name,
+            recursive=True,
+            revision=repository.revision,
+            repo_type=repository.kind,
+        )
+        return [entry for entry in tree if isinstance(entry, RepoFile)]
+    except errors.GatedRepoError as error:
+        raise FetchError(
+            f"{repository.name} is gated: accept its terms on its page, and set HF_TOKEN"
+        ) from error
+    except errors.HfHubHTTPError as error:
+        reason = _line(error)
+        if error.response.status_code in PASSING:
+            raise FailedError(reason) from error
+        raise FetchError(f"{repository.name}: {reason}") from error
+    except (httpx.TransportError, ConnectionError) as error:
+        raise FailedError(f"the hub can't be reached: {_line(error)}") from error
+    except (ValueError, KeyError, TypeError) as error:  # its answer is no list of files
+        raise FetchError(f"{repository.name}: no list of files came: {_line(error)}") from error
+
+
+def _checksum(file: Path) -> Digest | None:
+    """The checksum of a file in a snapshot: the name of its link's target, if that is one."""
+    if not file.is_symlink() or not file.is_file():
         return None
-    came = _checksum(blob, published, seen)
-    if came == published:
-        return None
-    return f"{file}: expected the checksum {published}, and it has {came}", blob
+    name = Path(os.readlink(file)).name  # noqa: PTH115
+    if SHA256.fullmatch(name):
+        return git_lfs(name)
+    return git(name, file.stat().st_size) if GIT_SHA1.fullmatch(name) else None
 
 
-def _published(file: Path, blob: Path) -> str:
-    """The checksum of a file: the name of its link's target; empty if that is none."""
-    name = Path(os.readlink(file)).name if file.is_symlink() else ""  # noqa: PTH115
-    return name if SHA256.fullmatch(name) or GIT_SHA1.fullmatch(name) else ""
-
-
-def _checksum(path: Path, like: str, seen: Callable[[int], object]) -> str:
-    if SHA256.fullmatch(like):
-        digest = hashlib.sha256(usedforsecurity=False)
-    else:
-        digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
-    with path.open("rb") as file:
-        while data := file.read(CHUNK):
-            digest.update(data)
-            seen(len(data))
-    return digest.hexdigest()
-
-
-def _names(folder: Path) -> Iterator[str]:
-    return (str(p.relative_to(folder)) for p in sorted(folder.rglob("*")) if not p.is_dir())
+def _names(folder: Path) -> list[str]:
+    return [str(p.relative_to(folder)) for p in sorted(folder.rglob("*")) if not p.is_dir()]
 
 
 def _make(folder: Path) -> None:
@@ -169,82 +234,6 @@ def _make(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{folder}: can't be made: {error.strerror}") from error
-
-
-def _download(
-    repository: Repository, endpoint: str | None, workers: int, dry_run: bool = False
-) -> "list[DryRunFileInfo]":
-    from huggingface_hub import snapshot_download
-
-    found: Any = snapshot_download(
-        repository.name,
-        repo_type=repository.kind,
-        revision=repository.revision,
-        allow_patterns=list(repository.files) or None,
-        endpoint=endpoint,
-        max_workers=workers,
-        tqdm_class=bar_class(),
-        dry_run=dry_run,
-    )
-    return found if dry_run else []
-
-
-def _insist(repository: Repository, ask: "Callable[[], list[DryRunFileInfo]]") -> None:
-    """Download until it succeeds, or has broken off too often without bringing anything.
-
-    Raises: FetchError, OutputError.
-    """
-    failures, held = 0, -1
-    while True:
-        try:
-            _ask(repository, ask)
-            return
-        except FetchError as error:
-            blobs = cache_folder() / repository.folder / "blobs"
-            now = sum(blob.stat().st_size for blob in blobs.glob("*") if blob.is_file())
-            failures, held = (failures + 1 if now == held else 1), now
-            if failures >= TRIES or not _is_passing(error.__cause__):
-                raise
-            log.warning("%s: continuing", error)
-            time.sleep(WAIT_S * 2 ** (failures - 1))
-
-
-def _ask(repository: Repository, ask: "Callable[[], list[DryRunFileInfo]]") -> Any:
-    """Call the library. Raises: FetchError, OutputError."""
-    import httpx
-    from huggingface_hub import errors
-
-    try:
-        return ask()
-    except errors.GatedRepoError as error:
-        raise FetchError(
-            f"{repository.name} is gated: accept its terms on its page, and set HF_TOKEN"
-        ) from error
-    except errors.HfHubHTTPError as error:
-        raise FetchError(f"{repository.name}: {_line(error)}") from error
-    except (errors.LocalEntryNotFoundError, httpx.HTTPError, errors.FileMetadataError) as error:
-        raise FetchError(f"{repository.name}: {_line(error)}") from error
-    except OSError as error:
-        if error.errno is None:  # the library's own, such as for a file of the wrong size
-            raise FetchError(f"{repository.name}: {_line(error)}") from error
-        raise OutputError(
-            f"{cache_folder()}: can't be written: {error.strerror or error}; what is there is kept,"
-            " and the same command continues it"
-        ) from error
-
-
-def _is_passing(error: BaseException | None) -> bool:
-    """Whether another try may help."""
-    import httpx
-
-    response = getattr(error, "response", None)
-    if response is not None:
-        return response.status_code in PASSING
-    if isinstance(error, httpx.TransportError):
-        return True
-    if isinstance(error, OSError) and error.errno is None and error.__cause__ is None:
-        return True
-    return error is not None and _is_passing(error.__cause__)
 
 
 def _line(error: Exception) -> str:

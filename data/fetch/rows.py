@@ -3,11 +3,9 @@
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-from data.fetch.bars import progress_bar
-from data.fetch.download import Patience, Remote, digest_of, download, partial_of, size_of
+from data.fetch.download import Patience, Remote, download_all, partial_of, size_of
 from data.fetch.sources import DATA_SET, ROWS_NAME
 from data.fetch.space import require_space
 from data.fetch.store import LIST, files_of, listing
@@ -38,13 +36,7 @@ def fetch(
     require_space(folder, max(sum(size or 0 for size in sizes) - here, 0), ROWS_NAME)
     total = None if None in sizes else sum(size or 0 for size in sizes)
     if missing:
-        with progress_bar(total, f"fetching {len(missing)} files") as seen, _pool(workers) as pool:
-            ends = [
-                pool.submit(download, remote, path, patience, seen)
-                for path, remote in missing.items()
-            ]
-            for end in ends:
-                end.result()
+        download_all(missing, total, patience, workers)
     write_whole(folder / f"{ROWS_NAME}{LIST}", lambda partial: partial.write_bytes(content))
     _link(folder)
     return list(wanted)
@@ -68,7 +60,7 @@ def verify(names: Iterable[str], folder: Path) -> Iterator[FetchError | str]:
         path = folder / name
         try:
             expected = _find(name, published, str(source)).digest
-            came = digest_of(path, expected.algorithm)
+            came = expected.of(path)
         except FetchError as error:
             yield error
         except OSError as error:
@@ -91,7 +83,7 @@ def _find(name: str, published: Mapping[str, Remote], source: str) -> Remote:
 def _is_right(path: Path, remote: Remote) -> bool:
     """Whether a file is there and as published. One that is wrong will be replaced."""
     try:
-        came = digest_of(path, remote.digest.algorithm)
+        came = remote.digest.of(path)
     except FileNotFoundError:
         return False
     except OSError as error:
@@ -110,15 +102,3 @@ def _link(folder: Path) -> None:
             used.symlink_to(DATA_SET)
         except OSError as error:
             raise OutputError(f"{used}: can't be written: {error.strerror}") from error
-
-
-@contextmanager
-def _pool(workers: int) -> Iterator[ThreadPoolExecutor]:
-    """A pool that does not wait for its threads after an error or an interrupt."""
-    pool = ThreadPoolExecutor(workers)
-    try:
-        yield pool
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        raise
-    pool.shutdown()

@@ -12,7 +12,8 @@ import re
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote, urljoin, urlsplit
 
-from data.fetch.download import Digest, MissingError, Patience, Remote, read_text
+from data.fetch.download import MissingError, Patience, Remote, read_text
+from data.fetch.sink import md5
 from errors import FetchError, UsageError
 from ref_dsinfer.lookalike import HEAD, what_it_is
 from terminal import quoted
@@ -80,13 +81,13 @@ def files_of(source: str, content: bytes, folder: str = "") -> dict[str, Remote]
         match = LINE.fullmatch(line)
         if not match:
             raise FetchError(f"{source}, line {number}: {_not_a_list(content, line)}")
-        path = _inside(match[2].strip())
+        path = inside(match[2].strip())
         if path is None:
             raise FetchError(
                 f"{source}, line {number}: expected a path inside the folder of the files, and"
                 f" {quoted(match[2])} came"
             )
-        digest = Digest("md5", match[1].lower())
+        digest = md5(match[1])
         if path in files and files[path].digest != digest:
             raise FetchError(f"{source}, line {number}: {path} has two checksums")
         files[path] = Remote(folder + quote(path), digest)
@@ -109,7 +110,7 @@ def _folder(url: str, content: bytes, root: str) -> str:
     return folder.geturl().rstrip("/") + "/"
 
 
-def _inside(text: str) -> str | None:
+def inside(text: str) -> str | None:
     """A path of a list without `./`; None if it is not one inside the folder."""
     path = PurePosixPath(text)
     if path.is_absolute() or ".." in path.parts or not path.parts or not text.isprintable():

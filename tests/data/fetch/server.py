@@ -28,7 +28,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
-        self.server.requests.append((path, dict(self.headers)))
+        headers = {name.title(): value for name, value in self.headers.items()}
+        self.server.requests.append((path, headers))
         waiting = self.server.faults.get(path)
         fault = waiting.pop(0) if waiting else None
         content = self.server.content(self.path)

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from data.fetch import download
-from data.fetch.download import Digest, Patience, Remote, partial_of, read_text
+from data.fetch.download import Patience, Remote, partial_of, read_text
+from data.fetch.sink import Digest, md5
 from errors import FetchError, OutputError
 from tests.data.fetch import server as faults
 from tests.data.fetch.server import Fault, Server, serving
@@ -24,8 +25,8 @@ from tests.data.fetch.server import Fault, Server, serving
 ROOT = Path(__file__).parents[3]
 CONTENT = random.Random(1).randbytes(300_000)
 OTHER = random.Random(2).randbytes(300_000)
-MD5 = Digest("md5", hashlib.md5(CONTENT).hexdigest())
-QUICK = Patience(tries=4, wait_s=0.01, longest_wait_s=0.3, stall_s=0.3)
+MD5 = md5(hashlib.md5(CONTENT).hexdigest())
+QUICK = Patience(tries=3, wait_s=0.01, longest_wait_s=0.2, stall_s=1)
 HTML = b"<!DOCTYPE html><html><title>Sign in</title></html>"
 
 
@@ -86,13 +87,13 @@ def test_the_right_file_comes_whatever_happens_first(
     [
         (faults.corrupt, rf"expected {MD5}, and 300000 bytes of md5 \w+ came: twice"),
         (faults.lying_range, "asked for bytes from 0, and got 'bytes 0-299999/300000', twice"),
-        (faults.stall(0), r"no data for 0.3 s \(tried 4 times\)"),
-        (faults.cut(0), r"the connection ended 300000 bytes before the stated length \(tried 4"),
+        (faults.stall(0), r"no data for 1 s \(tried 3 times\)"),
+        (faults.cut(0), r"the connection ended 300000 bytes before the stated length \(tried 3"),
         (faults.compressed, r"expected the file as it is, and it came compressed \('gzip'\)"),
         (faults.status(403), "status 403 Forbidden: sign in, or ask for access"),
         (faults.status(404), "status 404 Not Found: is the address right"),
-        (faults.status(429, Retry_After="100000"), r"status 429 Too Many Requests \(tried 4"),
-        (faults.status(500), r"status 500 Internal Server Error \(tried 4 times\)"),
+        (faults.status(429, Retry_After="100000"), r"status 429 Too Many Requests \(tried 3"),
+        (faults.status(500), r"status 500 Internal Server Error \(tried 3 times\)"),
         (faults.status(200, HTML), r"came; it is an HTML page, such as a sign-in .*: twice"),
         (faults.status(200), "and 0 bytes of .* came; it is empty"),
         (faults.status(302, Location="/file"), "infinite loop"),
@@ -160,7 +161,7 @@ def test_a_server_that_is_not_there(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}/file"
-        with pytest.raises(FetchError, match=r"can't be reached: Connection refused \(tried 4"):
+        with pytest.raises(FetchError, match=r"can't be reached: Connection refused \(tried 3"):
             get(url, tmp_path / "file")
 
 
@@ -168,13 +169,12 @@ def test_a_server_that_is_not_there(tmp_path: Path) -> None:
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A certificate for 127.0.0.1 that nobody has signed, with its key."""
     path = tmp_path_factory.mktemp("tls") / "certificate.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
-        + ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
-        + ["-keyout", path, "-out", path.with_suffix(".crt")],
-        check=True,
-        capture_output=True,
-    )
+    words = [
+        *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
+        *("-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"),
+        *("-keyout", path, "-out", path.with_suffix(".crt")),
+    ]
+    subprocess.run(words, check=True, capture_output=True)
     with path.open("a") as file:
         file.write(path.with_suffix(".crt").read_text())
     return path
@@ -220,14 +220,15 @@ def test_a_link_in_the_place_of_a_partial_file_is_not_followed(
 CLIENT = """
 import resource, sys
 from pathlib import Path
-from data.fetch.download import Digest, Patience, Remote, download
+from data.fetch.download import Patience, Remote, download
+from data.fetch.sink import md5
 from entrypoint import run
 limit = int(sys.argv[4])
 if limit:
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 def main():
-    digest = Digest("md5", sys.argv[2])
-    download(Remote(sys.argv[1], digest), Path(sys.argv[3]), Patience(), lambda count: None)
+    remote = Remote(sys.argv[1], md5(sys.argv[2]))
+    download(remote, Path(sys.argv[3]), Patience(), lambda count: None)
 run(main)
 """
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from data.fetch import store
-from data.fetch.download import Digest, Patience
+from data.fetch.download import Patience
+from data.fetch.sink import md5
 from data.fetch.store import files_of, listing, mirror_root
 from errors import FetchError, UsageError
 from tests.data.fetch import server as faults
@@ -34,7 +35,7 @@ def test_files_of_the_store(server: Server) -> None:
     assert list(files) == ["a.pkl", "sub/b c.pkl"]
     assert files["a.pkl"].url == f"{server.elsewhere}/deepseek/r1/a.pkl"
     assert files["sub/b c.pkl"].url == f"{server.elsewhere}/deepseek/r1/sub/b%20c.pkl"
-    assert {file.digest for file in files.values()} == {Digest("md5", SUM)}
+    assert {file.digest for file in files.values()} == {md5(SUM)}
 
 
 def test_the_older_form_of_the_pointer(server: Server) -> None:
@@ -120,7 +121,7 @@ def test_lists_that_are_refused(content: str, message: str) -> None:
 
 
 def test_a_list_that_is_no_text_is_refused() -> None:
-    with pytest.raises(FetchError, match="LIST: expected a list .* gzip"):
+    with pytest.raises(FetchError, match=r"LIST: expected a list .* gzip"):
         files_of("LIST", b"\x1f\x8b\xff\xff")
 
 
