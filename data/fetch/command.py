@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,12 +33,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--verify",
         action="store_true",
-        help="compare what is here with its checksums, without a network",
+        help="compare what is here, or WHAT, with its checksums, without a network",
     )
     parser.add_argument(
         "--mirror",
+        default=os.environ.get("MLPERF_MIRROR"),
         metavar="URL|DIR",
-        help="fetch from a copy of the store and the hub, or from a folder of an earlier fetch",
+        help="fetch from a copy of the store and the hub, or from a folder of an earlier fetch"
+        " (default: $MLPERF_MIRROR)",
     )
     parser.add_argument(
         "--output-dir",
@@ -140,7 +143,14 @@ def _check_model(folder: Path) -> None:
 
 
 def _verify(args: argparse.Namespace, wanted: list[str]) -> None:
-    """Print a line for what is right. Raises: the first error, all further ones are logged."""
+    """Print a line for what is right; without names, of all that is here.
+
+    Raises: the first error, all further ones are logged.
+    """
+    if not args.what:
+        wanted = [name for name in sources.SOURCES if _is_here(args, name)]
+        if not wanted:
+            raise FetchError("there is nothing to verify here: `python -m data.fetch` fetches")
     found: list[UserError | str] = []
     if names := [FILES[name] for name in wanted if name in FILES]:
         found += rows.verify(names, args.output_dir)

@@ -2,7 +2,7 @@
 
 `huggingface_hub` knows addresses, tokens and the cache, by its environment (HF_ENDPOINT, HF_TOKEN,
 HF_HOME). The files are downloaded here, since it compares only sizes, and begins a file again after
-its process was killed. A file's name in the cache is its checksum: SHA-256, or Git's for small texts.
+its process was killed. In a cache a file's name is its checksum: SHA-256, or Git's for small files.
 """
 
 import os

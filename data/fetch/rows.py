@@ -5,16 +5,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
+from data.fetch import sources
 from data.fetch.download import Patience, Remote, download_all, partial_of, size_of
-from data.fetch.sources import DATA_SET, ROWS_NAME
+from data.fetch.sources import ROWS_NAME
 from data.fetch.space import require_space
 from data.fetch.store import LIST, files_of, listing
+from data.samples import DATA_SET
 from errors import FetchError, OutputError
 from ref_dsinfer.files import write_whole
 
 log = logging.getLogger(__name__)
-
-USED = "final_output.pkl"  # what the scripts read unless they are told another data set
 
 
 def fetch(
@@ -23,7 +23,7 @@ def fetch(
     """Download the files of these names into `folder`; those that are there and right stay.
 
     `root`: the address of the store or of a mirror. The published list is kept beside the files, as
-    `verify` needs it. The data set is also linked to as USED, unless there is such a file.
+    `verify` needs it. The data set is also linked to as DATA_SET, unless there is such a file.
 
     Returns the files. Raises: FetchError, OutputError.
     """
@@ -94,11 +94,11 @@ def _is_right(path: Path, remote: Remote) -> bool:
 
 
 def _link(folder: Path) -> None:
-    """Let USED be the data set, unless something of that name exists."""
-    used = folder / USED
-    if (folder / DATA_SET).is_file() and not used.exists():
+    """Let DATA_SET be the data set, unless something of that name exists."""
+    used = folder / DATA_SET
+    if (folder / sources.DATA_SET).is_file() and not used.exists():
         try:
             used.unlink(missing_ok=True)  # a dangling link
-            used.symlink_to(DATA_SET)
+            used.symlink_to(sources.DATA_SET)
         except OSError as error:
             raise OutputError(f"{used}: can't be written: {error.strerror}") from error

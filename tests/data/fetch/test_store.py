@@ -126,5 +126,5 @@ def test_a_list_that_is_no_text_is_refused() -> None:
 
 
 def test_a_list_of_a_whole_model() -> None:
-    lines = "".join(f"{SUM}  model-{n:05}.safetensors\n" for n in range(50_000))
-    assert len(files_of("LIST", lines.encode())) == 50_000
+    lines = "".join(f"{SUM}  model-{n:05}.safetensors\n" for n in range(5_000))
+    assert len(files_of("LIST", lines.encode())) == 5_000
