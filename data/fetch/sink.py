@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import queue
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,7 +11,6 @@ from typing import Any
 from errors import OutputError
 
 CHUNK = 1 << 20  # bytes that are read at once, at most
-WAITING = 16  # chunks that wait to be digested, at most
 
 
 @dataclass(frozen=True)
@@ -56,13 +54,15 @@ def git(value: str, size: int) -> Digest:
 
 
 class Sink:
-    """A file that is written, and digested by a thread of its own meanwhile.
+    """A file that is written, while a thread of its own digests what is written.
 
-    What the file holds already is kept and digested first.
+    What the file holds already is kept, and digested too. A file of any size may be written faster
+    than it is digested: the thread reads it from the disk, or rather from its cache.
     """
 
     def __init__(self, path: Path, like: Digest, seen: Callable[[int], object]) -> None:
-        """`like`: a checksum of the kind that is wanted. `seen` is told of bytes that are added."""
+        """`like`: a checksum of the kind that is wanted. `seen` is told of bytes that are added,
+        and of those that are dropped as a negative number."""
         self.size = 0  # bytes
         self._path = path
         self._like = like
@@ -73,16 +73,15 @@ class Sink:
             # not through a link, which could lead anywhere
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
             self._file = os.fdopen(os.open(self._path, flags, 0o644), "r+b", buffering=0)
+            self.size = self._file.seek(0, os.SEEK_END)
         except OSError as error:
             raise self._error(error) from error
+        self._seen(self.size)
         self._begin()
-        while data := self._file.read(CHUNK):
-            self._add(data)
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._chunks.put(None)
-        self._thread.join()
+        self._end()
         self._file.close()
 
     def write(self, data: bytes) -> None:
@@ -93,39 +92,48 @@ class Sink:
                 rest = rest[self._file.write(rest) :]
         except OSError as error:
             raise self._error(error) from error
-        self._add(data)
+        self.size += len(data)
+        self._seen(len(data))
+        self._news.set()
 
     def clear(self) -> None:
         """Drop everything."""
         if self.size:
+            self._end()
             self._seen(-self.size)
-            self._chunks.put(None)
-            self._thread.join()
-            self._file.seek(0)
+            self.size = self._file.seek(0)
             self._file.truncate()
             self._begin()
 
     def digest(self) -> Digest:
         """The checksum of everything written; nothing can be written after it."""
-        self._chunks.put(None)
-        self._thread.join()
+        self._end()
         return replace(self._like, value=self._hash.hexdigest())
 
     def _begin(self) -> None:
-        self.size = 0
         self._hash = self._like.begin()
-        self._chunks: queue.Queue[bytes | None] = queue.Queue(WAITING)
-        self._thread = threading.Thread(target=self._digest_chunks, daemon=True)
+        self._news = threading.Event()  # there is more to digest, or there will be no more
+        self._ended = False
+        self._thread = threading.Thread(target=self._follow, name="digest", daemon=True)
         self._thread.start()
 
-    def _add(self, data: bytes) -> None:
-        self.size += len(data)
-        self._seen(len(data))
-        self._chunks.put(data)
+    def _end(self) -> None:
+        self._ended = True
+        self._news.set()
+        self._thread.join()
 
-    def _digest_chunks(self) -> None:
-        while (data := self._chunks.get()) is not None:
-            self._hash.update(data)
+    def _follow(self) -> None:
+        """Digest the file up to its end, which moves until `_ended`."""
+        done = 0
+        while True:
+            self._news.clear()
+            ended = self._ended
+            while done < self.size and (data := os.pread(self._file.fileno(), CHUNK, done)):
+                self._hash.update(data)
+                done += len(data)
+            if ended:
+                return
+            self._news.wait()
 
     def _error(self, error: OSError) -> OutputError:
         return OutputError(

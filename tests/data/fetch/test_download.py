@@ -27,6 +27,7 @@ CONTENT = random.Random(1).randbytes(300_000)
 OTHER = random.Random(2).randbytes(300_000)
 MD5 = md5(hashlib.md5(CONTENT).hexdigest())
 QUICK = Patience(tries=3, wait_s=0.01, longest_wait_s=0.2, stall_s=1)
+CERTIFICATE = Path(__file__).with_name("loopback.pem")  # for 127.0.0.1, and its key: of no worth
 HTML = b"<!DOCTYPE html><html><title>Sign in</title></html>"
 
 
@@ -165,31 +166,14 @@ def test_a_server_that_is_not_there(tmp_path: Path) -> None:
             get(url, tmp_path / "file")
 
 
-@pytest.fixture(scope="session")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate for 127.0.0.1 that nobody has signed, with its key."""
-    path = tmp_path_factory.mktemp("tls") / "certificate.pem"
-    words = [
-        *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
-        *("-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"),
-        *("-keyout", path, "-out", path.with_suffix(".crt")),
-    ]
-    subprocess.run(words, check=True, capture_output=True)
-    with path.open("a") as file:
-        file.write(path.with_suffix(".crt").read_text())
-    return path
-
-
-def test_a_certificate_has_to_be_trusted(
-    certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_certificate_has_to_be_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
+    context.load_cert_chain(CERTIFICATE)
     with serving(tls=context) as server, serving() as plain:
         server.files["/file"] = CONTENT
         with pytest.raises(FetchError, match="certificate can't be trusted: self-signed"):
             get(f"{server.url}/file", tmp_path / "file")
-        monkeypatch.setenv("SSL_CERT_FILE", str(certificate.with_suffix(".crt")))
+        monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATE))
         get(f"{server.url}/file", tmp_path / "file")
         assert (tmp_path / "file").read_bytes() == CONTENT
         plain.files["/file"] = CONTENT
