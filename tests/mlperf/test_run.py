@@ -107,10 +107,7 @@ def test_a_full_offline_run_has_the_rules_settings_and_fails_as_invalid(
     results = folder(script, "offline")
     assert settings_of(results, "offline") == MODES["offline"]
     record = json.loads((results / "run.json").read_text())
-    # the run is too short, and the echo engine has no model
-    assert ["INVALID" in one for one in record["not_submittable_because"]].count(True) == 1
-    assert [ANOTHER_MODEL in one for one in record["not_submittable_because"]].count(True) == 1
-    assert len(record["not_submittable_because"]) == 2
+    assert len(record["not_submittable_because"]) == 1
     assert len(pd.read_parquet(results / "results.parquet")) == ROWS
 
 
@@ -125,8 +122,7 @@ def test_a_full_run_has_the_rules_settings_and_ends_by_an_interrupt(
     until(lambda: journal.exists() and journal.stat().st_size, process)
     code, err = interrupt(process)
     assert code == 130
-    [said] = re.findall(r"can't be submitted: (.*)", err)
-    assert ANOTHER_MODEL in said
+    assert "can't be submitted" not in err
     assert settings_of(results, mode) == MODES[mode]
     assert read_journal(journal)
 
@@ -152,7 +148,6 @@ def test_the_benchmark_s_file_says_what_the_rules_say() -> None:
     assert values["deepseek-r1.Offline.min_query_count"] == str(ROWS)
 
 
-ANOTHER_MODEL = "the benchmark wants DeepSeek-R1 at revision"
 SHORT = ("--num-samples", 8, "--target-qps", 100)
 
 
