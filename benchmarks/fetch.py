@@ -3,8 +3,8 @@
     python benchmarks/fetch.py [--megabytes 146]
 
 The limit is for curl and then md5sum or sha256sum as the peer, since a fetch compares every file
-too. Beside curl alone, a fetch can't be faster than a core digests: 0.5 GB/s for MD5, which is slower
-than loopback and faster than most networks.
+too. Beside curl alone, a fetch can't be faster than a core digests: 0.5 GB/s for MD5, which is
+slower than loopback and faster than most networks.
 """
 
 import argparse

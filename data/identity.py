@@ -18,7 +18,6 @@ from data.prompts import CONFIG, TEMPLATE
 from errors import ModelError
 from ref_dsinfer.config import ARCHITECTURE, CONFIG_FILE, read_config
 from ref_dsinfer.lookalike import read_object
-from ref_dsinfer.weight_files import INDEX
 
 R1 = MODEL.partition("/")[2]
 FP8, FP4, BF16 = "block-fp8", "FP4", "bf16"
@@ -124,9 +123,9 @@ def _weights(folder: Path, config: Mapping[str, Any]) -> str | None:
         return _format(inner if isinstance(inner, Mapping) else {})
     if quantization := _quantization(config):
         return _format(quantization)
-    if not (folder / INDEX).is_file():
-        return None
     names = _weight_map(folder)
+    if names is None:
+        return None
     for ending, stored in SCALES:
         if any(name.endswith(ending) for name in names):
             return stored
@@ -147,20 +146,23 @@ def _quantization(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _weight_map(folder: Path) -> Mapping[str, str]:
-    """File names by tensor, as the index has them."""
-    names = read_object(folder / INDEX).get("weight_map")
+def _weight_map(folder: Path) -> Mapping[str, str] | None:
+    """File names by tensor, as the index has them; None without an index."""
+    from ref_dsinfer.weight_files import INDEX
+
+    path = folder / INDEX
+    if not path.is_file():
+        return None
+    names = read_object(path).get("weight_map")
     if not isinstance(names, Mapping) or not all(isinstance(one, str) for one in names.values()):
-        raise ModelError(f"{folder / INDEX} is no safetensors index: it has no weight_map of files")
+        raise ModelError(f"{path} is no safetensors index: it has no weight_map of files")
     return names
 
 
 def _shard_bytes(folder: Path) -> int | None:
     """Bytes of the weight files; None where some are missing, which others report."""
-    if not (folder / INDEX).is_file():
-        return None
-    files = [folder / name for name in set(_weight_map(folder).values())]
-    if not all(file.is_file() for file in files):
+    files = [folder / name for name in set((_weight_map(folder) or {}).values())]
+    if not files or not all(file.is_file() for file in files):
         return None
     return sum(file.stat().st_size for file in files)
 
