@@ -85,6 +85,17 @@ def cached_revision(model_dir: str | Path) -> str | None:
     return path.name if path.parent.name == "snapshots" else None
 
 
+def local_notes(folder: Path) -> dict[str, tuple[str, str]]:
+    """What `hf download --local-dir` has noted of each file: its commit, and its checksum."""
+    notes = {}
+    for note in sorted((folder / LOCAL_METADATA).rglob("*.metadata")):
+        lines = note.read_text(encoding="utf-8", errors="replace").splitlines()
+        if len(lines) >= 2:
+            file = note.relative_to(folder / LOCAL_METADATA).with_suffix("")
+            notes[str(file)] = lines[0].strip(), lines[1].strip()
+    return notes
+
+
 def _name(folder: Path, config: Mapping[str, Any]) -> tuple[str | None, str]:
     """The model's name, or why it is unknown."""
     architectures = config.get("architectures")
@@ -174,12 +185,11 @@ def _revision(folder: Path) -> tuple[str | None, tuple[str, ...]]:
     """
     if revision := cached_revision(folder):
         return revision, ()
-    commits: dict[str, str] = {}
-    for note in sorted((folder / LOCAL_METADATA).rglob("*.metadata")):
-        file = note.relative_to(folder / LOCAL_METADATA).with_suffix("")
-        first = note.read_text(encoding="utf-8", errors="replace").partition("\n")[0].strip()
-        if COMMIT.fullmatch(first) and (folder / file).is_file():
-            commits[str(file)] = first
+    commits = {
+        file: commit
+        for file, (commit, _) in local_notes(folder).items()
+        if COMMIT.fullmatch(commit) and (folder / file).is_file()
+    }
     if not commits:
         return None, ()
     found = list(commits.values())

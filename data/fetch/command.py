@@ -57,9 +57,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--model",
-        default=MODEL,
+        default=os.environ.get("MLPERF_MODEL", MODEL),
         metavar="DIR|ID",
-        help="with --verify: another model than that of the benchmark in the Hugging Face cache",
+        help="that --verify compares: a directory, or a name in the Hugging Face cache (default:"
+        f" $MLPERF_MODEL, else {MODEL})",
     )
     parser.add_argument(
         "--jobs", type=positive_int, default=8, metavar="N", help="files at once (default: 8)"

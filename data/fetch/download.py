@@ -54,6 +54,7 @@ class Remote:
 
     url: str
     digest: Digest
+    size: int | None = None  # bytes, if it is known
     authorization: str = field(default="", repr=False)  # for its host alone
 
 
@@ -116,7 +117,8 @@ def download(remote: Remote, path: Path, patience: Patience, seen: Callable[[int
     partial = partial_of(path)
     for last in (False, True):
         with Sink(partial, remote.digest, seen) as sink:
-            _fill(remote, sink, patience)
+            if sink.size != remote.size:
+                _fill(remote, sink, patience)
             came, size = sink.digest(), sink.size
         if came == remote.digest:
             _move(partial, path)
@@ -286,7 +288,22 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 def _opener() -> urllib.request.OpenerDirector:
-    return urllib.request.build_opener(_Redirects())
+    tls = urllib.request.HTTPSHandler(context=trust())
+    return urllib.request.build_opener(_Redirects(), tls)
+
+
+def trust() -> ssl.SSLContext:
+    """The certificate authorities of SSL_CERT_FILE, SSL_CERT_DIR or the system.
+
+    A Python that was built elsewhere may look for the system's in vain: then it is certifi's.
+    """
+    context = ssl.create_default_context()
+    paths = ssl.get_default_verify_paths()
+    if paths.cafile is None and paths.capath is None:
+        import certifi
+
+        context.load_verify_locations(certifi.where())
+    return context
 
 
 def _refused(url: str, error: urllib.error.HTTPError) -> Exception:

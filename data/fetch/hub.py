@@ -7,7 +7,7 @@ its process was killed. In a cache a file's name is its checksum: SHA-256, or Gi
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from data.fetch.download import (
 from data.fetch.sink import Digest, git, git_lfs
 from data.fetch.space import require_space
 from data.fetch.store import inside
+from data.identity import local_notes
 from data.lock import locked
 from errors import FetchError, OutputError
 
@@ -55,15 +56,6 @@ class Repository:
         return cache / self.folder / "snapshots" / self.revision
 
 
-@dataclass(frozen=True)
-class _File:
-    """A file of a repository."""
-
-    path: str  # in the repository
-    size: int  # bytes
-    remote: Remote
-
-
 def cache_folder() -> Path:
     """The cache that the environment says, when the library is imported first."""
     from huggingface_hub import constants
@@ -90,60 +82,75 @@ def copy(repository: Repository, mirror: Path, patience: Patience, workers: int 
     source = repository.snapshot(mirror)
     if not source.is_dir():
         raise FetchError(f"{source}: not there: --mirror has no {repository.name} of this revision")
-    files = []
+    files = {}
     for path in repository.files or _names(source):
         digest = _checksum(source / path)
         if not digest:
             raise FetchError(f"{source / path}: missing, or its checksum is unknown")
         blob = (source / path).resolve()
-        files.append(_File(path, blob.stat().st_size, Remote(blob.as_uri(), digest)))
+        files[path] = Remote(blob.as_uri(), digest, blob.stat().st_size)
     return _get(repository, files, patience, workers)
 
 
 def check(folder: Path, names: Sequence[str] = (), workers: int = 8) -> Iterator[FetchError]:
-    """The files of a snapshot that are missing, or differ from the checksums in their names.
+    """The files of a directory that are missing, or differ from their checksums.
 
-    `names`: all that are there if empty.
+    Checksums are known in a cache, and where `hf download --local-dir` has noted them. `names`: all
+    that are there if empty.
     """
-    files = [folder / name for name in names or _names(folder)]
-    total = sum(file.stat().st_size for file in files if file.is_file())
+    files = {name: folder / name for name in names or _names(folder)}
+    yield from (FetchError(f"{file}: missing") for file in files.values() if not file.is_file())
+    notes = local_notes(folder)
+    known, unknown = {}, []
+    for name, file in files.items():
+        if digest := _checksum(file, notes.get(name, ("", ""))[1]):
+            known[file] = digest
+        elif file.is_file():
+            unknown.append(file)
 
-    with progress_bar(total, f"checking {folder.name}") as seen:
+    with progress_bar(
+        sum(file.stat().st_size for file in known), f"checking {folder.name}"
+    ) as seen:
 
         def compare(file: Path) -> FetchError | None:
-            if not file.is_file():
-                return FetchError(f"{file}: missing")
-            expected = _checksum(file)
-            if not expected:
-                return FetchError(f"{file}: its checksum is unknown: it is no link into a cache")
-            came = expected.of(file, seen)
-            return (
-                None if came == expected else FetchError(f"{file}: expected {expected}, not {came}")
+            came = known[file].of(file, seen)
+            if came == known[file]:
+                return None
+            place = file.resolve()
+            return FetchError(
+                f"{file}: expected {known[file]}, not {came}: remove {place}, and fetch it again"
             )
 
         with ThreadPoolExecutor(workers) as pool:
-            yield from filter(None, pool.map(compare, files))
+            yield from filter(None, pool.map(compare, known))
+    if unknown:
+        yield FetchError(
+            f"{unknown[0]}{f' and {len(unknown) - 1} more' if unknown[1:] else ''}: the checksum is"
+            " unknown, as this is neither a cache nor what `hf download --local-dir` made"
+        )
 
 
-def _get(repository: Repository, files: Sequence[_File], patience: Patience, workers: int) -> Path:
+def _get(
+    repository: Repository, files: Mapping[str, Remote], patience: Patience, workers: int
+) -> Path:
     """Bring files into the cache. Raises: FetchError, OutputError."""
     base = cache_folder() / repository.folder
     snapshot = repository.snapshot(cache_folder())
     _make(base / "blobs")
     with locked(base / LOCK):
-        blobs = {base / "blobs" / file.remote.digest.value: file for file in files}
+        blobs = {base / "blobs" / remote.digest.value: remote for remote in files.values()}
         missing = {
-            blob: file.remote
-            for blob, file in blobs.items()
-            if not (blob.is_file() and blob.stat().st_size == file.size)
+            blob: remote
+            for blob, remote in blobs.items()
+            if not (blob.is_file() and blob.stat().st_size == remote.size)
         }
-        total = sum(blobs[blob].size for blob in missing)
+        total = sum(remote.size or 0 for remote in missing.values())
         parts = [part for blob in missing if (part := partial_of(blob)).is_file()]
         require_space(base, total - sum(p.stat().st_size for p in parts), repository.name)
         if missing:
             download_all(missing, total, patience, workers)
-        for file in files:
-            _link(snapshot / file.path, base / "blobs" / file.remote.digest.value)
+        for path, remote in files.items():
+            _link(snapshot / path, base / "blobs" / remote.digest.value)
     return snapshot
 
 
@@ -160,7 +167,9 @@ def _link(link: Path, blob: Path) -> None:
         raise OutputError(f"{link}: can't be written: {error.strerror}") from error
 
 
-def _published(repository: Repository, patience: Patience, endpoint: str | None) -> list[_File]:
+def _published(
+    repository: Repository, patience: Patience, endpoint: str | None
+) -> dict[str, Remote]:
     """The hub's list of a repository's files. Raises: FetchError."""
     from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import build_hf_headers
@@ -181,10 +190,10 @@ def _published(repository: Repository, patience: Patience, endpoint: str | None)
         digest = git_lfs(entry.lfs.sha256) if entry.lfs else git(entry.blob_id, entry.size)
         if not (SHA256 if entry.lfs else GIT_SHA1).fullmatch(digest.value):
             raise FetchError(f"{repository.name}: the checksum of {entry.path} is {digest}")
-        found[entry.path] = _File(entry.path, entry.size, Remote(url, digest, authorization))
+        found[entry.path] = Remote(url, digest, entry.size, authorization)
     if missing := [path for path in repository.files if path not in found]:
         raise FetchError(f"{repository.name}: the hub has no {missing[0]} at this revision")
-    return [found[path] for path in repository.files or found]
+    return {path: found[path] for path in repository.files or found}
 
 
 def _ask(repository: Repository, endpoint: str | None) -> "list[RepoFile]":
@@ -215,18 +224,20 @@ def _ask(repository: Repository, endpoint: str | None) -> "list[RepoFile]":
         raise FetchError(f"{repository.name}: no list of files came: {_line(error)}") from error
 
 
-def _checksum(file: Path) -> Digest | None:
-    """The checksum of a file in a snapshot: the name of its link's target, if that is one."""
-    if not file.is_symlink() or not file.is_file():
+def _checksum(file: Path, noted: str = "") -> Digest | None:
+    """The checksum of a file, if it is there and one is known: `noted`, or in a cache the name of
+    the link's target."""
+    if not file.is_file():
         return None
-    name = Path(os.readlink(file)).name  # noqa: PTH115
+    name = Path(os.readlink(file)).name if file.is_symlink() else noted  # noqa: PTH115
     if SHA256.fullmatch(name):
         return git_lfs(name)
     return git(name, file.stat().st_size) if GIT_SHA1.fullmatch(name) else None
 
 
 def _names(folder: Path) -> list[str]:
-    return [str(p.relative_to(folder)) for p in sorted(folder.rglob("*")) if not p.is_dir()]
+    found = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if not path.is_dir())
+    return [str(path) for path in found if path.parts[0] != ".cache"]
 
 
 def _make(folder: Path) -> None:

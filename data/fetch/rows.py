@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from data.fetch import sources
@@ -32,6 +33,8 @@ def fetch(
     missing = {path: remote for path, remote in wanted.items() if not _is_right(path, remote)}
     with ThreadPoolExecutor(workers) as pool:
         sizes = list(pool.map(lambda remote: size_of(remote.url, patience), missing.values()))
+    for (path, remote), size in zip(missing.items(), sizes, strict=True):
+        missing[path] = replace(remote, size=size)
     here = sum(part.stat().st_size for path in missing if (part := partial_of(path)).is_file())
     require_space(folder, max(sum(size or 0 for size in sizes) - here, 0), ROWS_NAME)
     total = None if None in sizes else sum(size or 0 for size in sizes)

@@ -119,6 +119,17 @@ def test_what_an_earlier_download_left_is_continued(server: Server, tmp_path: Pa
     assert server.ranges("/file") == ["bytes=123456-"]
 
 
+def test_what_is_whole_is_not_asked_for(server: Server, tmp_path: Path) -> None:
+    partial_of(tmp_path / "file").write_bytes(CONTENT)
+    remote = Remote(f"{server.url}/file", MD5, len(CONTENT))
+    download.download(remote, tmp_path / "file", QUICK, int)
+    assert (tmp_path / "file").read_bytes() == CONTENT
+    assert not server.requests
+    partial_of(tmp_path / "file").write_bytes(OTHER)  # of the same size
+    download.download(remote, tmp_path / "file", QUICK, int)
+    assert (tmp_path / "file").read_bytes() == CONTENT
+
+
 @pytest.mark.parametrize("left", [OTHER[:1000], CONTENT + b"more", OTHER])
 def test_what_is_left_of_another_file_is_dropped(
     server: Server, tmp_path: Path, left: bytes
@@ -180,6 +191,12 @@ def test_a_certificate_has_to_be_trusted(tmp_path: Path, monkeypatch: pytest.Mon
         server.faults["/file"] = [faults.status(302, Location=f"{plain.url}/file")]
         with pytest.raises(FetchError, match=f"redirects to '{plain.url}/file', without TLS"):
             get(f"{server.url}/file", tmp_path / "file2")
+
+
+def test_a_python_without_certificates_has_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = ssl.get_default_verify_paths()._replace(cafile=None, capath=None)
+    monkeypatch.setattr(ssl, "get_default_verify_paths", lambda: paths)
+    assert download.trust().cert_store_stats()["x509_ca"] > 50
 
 
 def test_a_proxy_of_the_environment_is_used(

@@ -205,7 +205,46 @@ def test_missing_and_wrong_files_are_found_without_a_network(server: Server) -> 
     config = (folder / "config.json").resolve()
     config.write_bytes(b"{}")
     found = [str(error) for error in hub.check(folder)]
-    assert found[0].startswith(f"{folder / 'config.json'}: expected sha1 ")
-    assert found[1] == f"{folder / SHARD}: missing"
+    assert found[0] == f"{folder / SHARD}: missing"
+    assert found[1].startswith(f"{folder / 'config.json'}: expected sha1 ")
+    assert found[1].endswith(f": remove {config}, and fetch it again")
     assert len(found) == 2
     assert len(server.requests) == requests
+
+
+def test_a_directory_of_the_hubs_own_client_is_checked(server: Server, tmp_path: Path) -> None:
+    from huggingface_hub import snapshot_download
+
+    publish(server, REPOSITORY, FILES)
+    folder = tmp_path / "local"
+    snapshot_download(
+        REPOSITORY.name, revision=REPOSITORY.revision, local_dir=folder, endpoint=server.url
+    )
+    assert not list(hub.check(folder))
+    (folder / SHARD).write_bytes(FILES[SHARD][::-1])
+    [error] = hub.check(folder)
+    assert str(error).startswith(f"{folder / SHARD}: expected sha256 ")
+    shutil.rmtree(folder / ".cache")
+    [error] = hub.check(folder)
+    assert str(error).startswith(f"{folder / 'config.json'} and 4 more: the checksum is unknown")
+
+
+def test_a_cache_of_the_hubs_own_client_is_completed(server: Server) -> None:
+    from huggingface_hub import snapshot_download
+
+    paths = publish(server, REPOSITORY, FILES)
+    folder = snapshot_download(
+        REPOSITORY.name,
+        revision=REPOSITORY.revision,
+        allow_patterns=[SHARD],
+        cache_dir=hub.cache_folder(),
+        endpoint=server.url,
+    )
+    assert content(fetch(server)) == FILES
+    assert len(server.ranges(paths[SHARD])) == 1
+    assert folder == snapshot_download(
+        REPOSITORY.name,
+        revision=REPOSITORY.revision,
+        cache_dir=hub.cache_folder(),
+        local_files_only=True,
+    )
