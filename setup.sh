@@ -313,7 +313,11 @@ _mlperf_main() (
   [ -z "$verify" ] || _mlperf_verify "$backend" "$device"
   case $task in
     demo) _mlperf_demo "$backend" "$device" ;;
-    *) echo "$VIRTUAL_ENV" >&3 ;;
+    *)
+      [ -e data/final_output.pkl ] ||
+        echo "setup.sh: the benchmark's data set and model are fetched with: python -m data.fetch"
+      echo "$VIRTUAL_ENV" >&3
+      ;;
   esac
 )
 
@@ -323,11 +327,7 @@ if [ "${BASH_SOURCE[0]}" != "$0" ]; then
   # shellcheck source=/dev/null
   [ -z "$_mlperf_venv" ] || source "$_mlperf_venv/bin/activate"
   return $_mlperf_status
-fi
-if [ -n "$_mlperf_venv" ] && [ ! -e "$(dirname "$0")/data/final_output.pkl" ]; then
-  echo "setup.sh: the benchmark's data set and model are fetched with: python -m data.fetch"
-fi
-if [ -n "$_mlperf_venv" ] && [ -t 0 ] && [ -t 1 ]; then
+elif [ -n "$_mlperf_venv" ] && [ -t 0 ] && [ -t 1 ]; then
   echo "setup.sh: starting a shell with $_mlperf_venv activated; leave it with exit" >&2
   exec bash --rcfile <(cat ~/.bashrc 2>/dev/null; echo "source '$_mlperf_venv/bin/activate'")
 elif [ -n "$_mlperf_venv" ]; then

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -288,17 +289,17 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 def _opener() -> urllib.request.OpenerDirector:
-    tls = urllib.request.HTTPSHandler(context=trust())
+    tls = urllib.request.HTTPSHandler(context=trusting(ssl.get_default_verify_paths()))
     return urllib.request.build_opener(_Redirects(), tls)
 
 
-def trust() -> ssl.SSLContext:
+@lru_cache
+def trusting(paths: ssl.DefaultVerifyPaths) -> ssl.SSLContext:
     """The certificate authorities of SSL_CERT_FILE, SSL_CERT_DIR or the system.
 
-    A Python that was built elsewhere may look for the system's in vain: then it is certifi's.
+    A Python that was built elsewhere may look for the system's in vain: then they are certifi's.
     """
     context = ssl.create_default_context()
-    paths = ssl.get_default_verify_paths()
     if paths.cafile is None and paths.capath is None:
         import certifi
 

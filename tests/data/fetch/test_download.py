@@ -193,10 +193,9 @@ def test_a_certificate_has_to_be_trusted(tmp_path: Path, monkeypatch: pytest.Mon
             get(f"{server.url}/file", tmp_path / "file2")
 
 
-def test_a_python_without_certificates_has_some(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_python_without_certificates_has_some() -> None:
     paths = ssl.get_default_verify_paths()._replace(cafile=None, capath=None)
-    monkeypatch.setattr(ssl, "get_default_verify_paths", lambda: paths)
-    assert download.trust().cert_store_stats()["x509_ca"] > 50
+    assert download.trusting(paths).cert_store_stats()["x509_ca"] > 50
 
 
 def test_a_proxy_of_the_environment_is_used(
