@@ -130,7 +130,7 @@ def _link_problems(link: Path, file: Path) -> None:
         return
     try:
         link.unlink(missing_ok=True)  # a dangling link
-        link.symlink_to(file)
+        link.symlink_to(file.absolute())
     except OSError as error:
         raise OutputError(f"{link}: can't be written: {error.strerror}") from error
 

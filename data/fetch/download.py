@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from data.fetch.bars import progress_bar
 from data.fetch.sink import CHUNK, Digest, Sink
+from data.fetch.space import size
 from errors import FetchError, OutputError
 from ref_dsinfer.lookalike import HEAD, what_it_is
 from terminal import quoted
@@ -100,10 +101,10 @@ def size_of(url: str, patience: Patience) -> int | None:
     """The size that a server states, None if it does not: a hint, not a fact."""
     try:
         with _opened(url, {}, patience, "HEAD") as response:
-            size = response.headers.get("Content-Length", "")
+            stated = response.headers.get("Content-Length", "")
     except (FailedError, FetchError):  # the download itself will say why
         return None
-    return int(size) if size.isdecimal() else None
+    return int(stated) if stated.isdecimal() else None
 
 
 def download(remote: Remote, path: Path, patience: Patience, seen: Callable[[int], object]) -> None:
@@ -120,14 +121,14 @@ def download(remote: Remote, path: Path, patience: Patience, seen: Callable[[int
         with Sink(partial, remote.digest, seen) as sink:
             if sink.size != remote.size:
                 _fill(remote, sink, patience)
-            came, size = sink.digest(), sink.size
+            came, count = sink.digest(), sink.size
         if came == remote.digest:
             _move(partial, path)
             return
         what = _what_came(partial)
-        seen(-size)
+        seen(-count)
         partial.unlink(missing_ok=True)
-        problem = f"{remote.url}: expected {remote.digest}, and {size} bytes of {came} came{what}"
+        problem = f"{remote.url}: expected {remote.digest}, and {count} bytes of {came} came{what}"
         if last:
             raise FetchError(f"{problem}: twice, so nothing was kept")
         log.warning("%s: downloading it once more", problem)
@@ -141,8 +142,10 @@ def download_all(
     Raises: FetchError, OutputError; other downloads are then left as they are.
     """
     pool = ThreadPoolExecutor(workers)
+    names = f"{len(files)} file{'' if len(files) == 1 else 's'}"
+    log.info("fetching %s%s", names, "" if total is None else f", {size(total)}")
     try:
-        with progress_bar(total, f"fetching {len(files)} files") as seen:
+        with progress_bar(total, "fetching") as seen:
             ends = [
                 pool.submit(download, remote, path, patience, seen)
                 for path, remote in files.items()

@@ -108,12 +108,14 @@ def check(folder: Path, names: Sequence[str] = (), workers: int = 8) -> Iterator
         elif file.is_file():
             unknown.append(file)
 
-    with progress_bar(
-        sum(file.stat().st_size for file in known), f"checking {folder.name}"
-    ) as seen:
+    total = sum(file.stat().st_size for file in known)
+    with progress_bar(total, f"checking {folder.name}") as seen:
 
         def compare(file: Path) -> FetchError | None:
-            came = known[file].of(file, seen)
+            try:
+                came = known[file].of(file, seen)
+            except OSError as error:
+                return FetchError(f"{file}: can't be read: {error.strerror}")
             if came == known[file]:
                 return None
             place = file.resolve()
@@ -220,6 +222,8 @@ def _ask(repository: Repository, endpoint: str | None) -> "list[RepoFile]":
         raise FetchError(f"{repository.name}: {reason}") from error
     except (httpx.TransportError, ConnectionError) as error:
         raise FailedError(f"the hub can't be reached: {_line(error)}") from error
+    except httpx.InvalidURL as error:
+        raise FetchError(f"{repository.name}: the hub's address: {_line(error)}") from error
     except (ValueError, KeyError, TypeError) as error:  # its answer is no list of files
         raise FetchError(f"{repository.name}: no list of files came: {_line(error)}") from error
 

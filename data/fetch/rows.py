@@ -36,7 +36,7 @@ def fetch(
     for (path, remote), size in zip(missing.items(), sizes, strict=True):
         missing[path] = replace(remote, size=size)
     here = sum(part.stat().st_size for path in missing if (part := partial_of(path)).is_file())
-    require_space(folder, max(sum(size or 0 for size in sizes) - here, 0), ROWS_NAME)
+    require_space(folder, sum(size or 0 for size in sizes) - here, ROWS_NAME)
     total = None if None in sizes else sum(size or 0 for size in sizes)
     if missing:
         download_all(missing, total, patience, workers)

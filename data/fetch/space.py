@@ -5,15 +5,20 @@ from pathlib import Path
 
 from errors import OutputError
 
-GIB = 1 << 30
-SPARE = 64 << 20  # bytes that are left free
+MIB, GIB = 1 << 20, 1 << 30
+SPARE = 64 * MIB  # bytes that are left free
+
+
+def size(count: int) -> str:
+    """A number of bytes, for people."""
+    return f"{count / GIB:.1f} GiB" if count >= GIB else f"{count / MIB:.1f} MiB"
 
 
 def require_space(folder: Path, needed: int, name: str) -> None:
     """Raises: OutputError if the disk of `folder` has less than `needed` bytes free, and some."""
     free = shutil.disk_usage(folder).free
-    if needed and needed + SPARE > free:
+    if needed > 0 and needed + SPARE > free:
         raise OutputError(
-            f"{folder}: {name} needs {needed / GIB:.1f} GiB more, and {free / GIB:.1f} GiB are"
-            " free: free some, or choose another folder (--output-dir; HF_HOME for models)"
+            f"{folder}: {name} needs {size(needed)} more, and {size(free)} are free: free some, or"
+            " choose another folder (--output-dir; HF_HOME for model and problems)"
         )

@@ -110,7 +110,7 @@ def test_room_is_looked_at_first(server: Server, monkeypatch: pytest.MonkeyPatch
     publish(server, REPOSITORY, FILES)
     usage = shutil.disk_usage(ROOT)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100_000))
-    with pytest.raises(OutputError, match=r"owner/name needs 0.0 GiB more, and 0.0 GiB are free"):
+    with pytest.raises(OutputError, match=r"owner/name needs 0\.3 MiB more, and 0\.1 MiB are free"):
         fetch(server)
     assert not [path for path, _ in server.requests if "/cdn/" in path]
 
