@@ -3,8 +3,8 @@
 DeepSeek's models of 671 B parameters have the same architecture, the same tensors and, in
 block-fp8, the same sizes: a wrong one loads and runs, and only its score is wrong. They differ in
 the chat template and in few keys of config.json; derivatives differ in how their weights are
-quantized. The marks are those of the public repositories of deepseek-ai and nvidia. A model with the
-template of another one, as most fine-tunes have, is taken for that: only a revision tells them apart.
+quantized. The marks are those of the public repositories of deepseek-ai and nvidia. A model with
+another one's template, as most fine-tunes have, is taken for that: only revisions tell them apart.
 """
 
 import json

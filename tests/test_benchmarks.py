@@ -86,7 +86,7 @@ def test_it_prints_its_figures(name: str, options: tuple[str, ...], figures: str
 
 def test_fetches_are_beside_curl(tmp_path: Path) -> None:
     figures = fetching(tmp_path, megabytes=2)
-    assert len(figures) == 6
+    assert len(figures) == 10
     assert all(figure.value > 0 and figure.peer for figure in figures)
     assert len(list((tmp_path / "to").iterdir())) == 4
 
