@@ -2,7 +2,6 @@
 
 import http.client
 import logging
-import os
 import re
 import ssl
 import time
@@ -346,8 +345,6 @@ def _what_came(partial: Path) -> str:
 
 def _move(partial: Path, path: Path) -> None:
     try:
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())  # before the rename, or a power cut could leave it empty
         partial.replace(path)
     except OSError as error:
         raise OutputError(f"{path}: can't be written: {error.strerror}") from error

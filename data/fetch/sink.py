@@ -106,7 +106,12 @@ class Sink:
             self._begin()
 
     def digest(self) -> Digest:
-        """The checksum of everything written; nothing can be written after it."""
+        """The checksum of everything written, which is on the disk then; nothing can be written
+        after it. Raises: OutputError."""
+        try:
+            os.fsync(self._file.fileno())  # or a power cut could leave a renamed file empty
+        except OSError as error:
+            raise self._error(error) from error
         self._end()
         return replace(self._like, value=self._hash.hexdigest())
 
