@@ -89,7 +89,7 @@ def fail(error: UserError, quiet: bool = False) -> NoReturn:
 def _stop(by_sigterm: bool) -> NoReturn:
     """Report a signal and exit."""
     reason = "terminated" if by_sigterm else "interrupted"
-    print(f"{reason}: finished samples are on disk", file=sys.stderr)
+    print(f"{reason}: what is finished is on disk", file=sys.stderr)
     _end(TERMINATED if by_sigterm else INTERRUPTED, reason)
 
 

@@ -96,3 +96,9 @@ class SubmissionError(UserError):
     """A submission tree breaks rules, or can't be built from these results."""
 
     exit_code = 15
+
+
+class FetchError(UserError):
+    """A published file can't be fetched, or is not what was published."""
+
+    exit_code = 16

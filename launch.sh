@@ -298,6 +298,10 @@ if [ "$infiniband" = 1 ]; then
   fi
 fi
 
+if [ ! -e "$root/data/final_output.pkl" ] || ! compgen -G "$models/hub/models--*" >/dev/null; then
+  echo "launch.sh: the benchmark's data set or model is not here: in the container," \
+    "python -m data.fetch gets it" >&2
+fi
 run mkdir -p "$home" "$models"
 for target in "${targets[@]}"; do options+=(--mount "${mounts[$target]}"); done
 run exec "$engine" run "${options[@]}" "${docker_arg[@]}" "$image" "${command[@]}"

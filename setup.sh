@@ -313,7 +313,11 @@ _mlperf_main() (
   [ -z "$verify" ] || _mlperf_verify "$backend" "$device"
   case $task in
     demo) _mlperf_demo "$backend" "$device" ;;
-    *) echo "$VIRTUAL_ENV" >&3 ;;
+    *)
+      [ -e data/final_output.pkl ] ||
+        echo "setup.sh: the benchmark's data set and model are fetched with: python -m data.fetch"
+      echo "$VIRTUAL_ENV" >&3
+      ;;
   esac
 )
 

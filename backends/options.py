@@ -177,7 +177,9 @@ def find_model(name: str, revision: str | None = None) -> str:
         raise ModelError(f"{name}: no such model directory")
     if revision is None and name == MODEL:
         revision = REVISION
-    fix = f"hf download {name}" + (f" --revision {revision}" if revision else "")
+    fix = f"`hf download {name}" + (f" --revision {revision}`" if revision else "`")
+    if (name, revision) == (MODEL, REVISION):
+        fix = f"`python -m data.fetch model` gets revision {REVISION}"
     from huggingface_hub import snapshot_download
 
     try:
@@ -185,7 +187,7 @@ def find_model(name: str, revision: str | None = None) -> str:
     except (OSError, ValueError) as error:
         raise ModelError(
             f"{name}: no such directory, and not in the local Hugging Face cache"
-            f" (`{fix}`, or give a directory by --model)"
+            f" ({fix}, or give a directory by --model)"
         ) from error
 
 

@@ -20,6 +20,7 @@ TASKS = ("gpqa", "mmlu_pro", "math500", "aime", "livecodebench")  # in the order
 COLUMNS = ("dataset", "question", "text_input", "ground_truth")
 TEXTS = ("question", "text_input")
 PICKLES = (".pkl", ".pickle")
+DATA_SET = "final_output.pkl"  # in data/, unless a script is told another one
 _TRUTH_BITS = 4096  # Python refuses to convert integers much longer than this to text
 
 
@@ -56,7 +57,9 @@ def read_frame(path: str | Path) -> "pd.DataFrame":
             else:
                 frame = pickles.load(file)
     except OSError as error:
-        raise InputFileError(f"{path}: can't be read: {error.strerror or error}") from error
+        hint = "; `python -m data.fetch` gets the benchmark's" if path.name == DATA_SET else ""
+        reason = f"{error.strerror or error}{hint}"
+        raise InputFileError(f"{path}: can't be read: {reason}") from error
     except ColumnsError as error:
         twin = path.with_suffix(".parquet")
         hint = f", or use {twin}" if kind != ".parquet" and twin.is_file() else ""

@@ -18,7 +18,7 @@ the same. Some options also accept their names in vLLM and SGLang.
 
 def page() -> str:
     """The content of the page; defaults from this shell's environment are not in it."""
-    for name in ("MLPERF_BACKEND", "MLPERF_MODEL"):
+    for name in ("MLPERF_BACKEND", "MLPERF_MIRROR", "MLPERF_MODEL"):
         os.environ.pop(name, None)
     return HEAD + "\n".join(
         line for script, parser in _parsers() for line in _section(script, parser)
@@ -27,6 +27,7 @@ def page() -> str:
 
 def _parsers() -> Iterator[tuple[str, argparse.ArgumentParser]]:
     from data import inference
+    from data.fetch import command as fetch
     from data.prepare import __main__ as prepare
     from grading import cli
     from mlperf import run
@@ -37,6 +38,7 @@ def _parsers() -> Iterator[tuple[str, argparse.ArgumentParser]]:
         ("run_mlperf.py`, `run_mlperf_mpi.py", run.add_options),
         ("eval_accuracy.py", cli.add_options),
         ("data.prepare", prepare.add_options),
+        ("data.fetch", fetch.add_options),
     )
     for name, add_options in adders:
         parser = argparse.ArgumentParser(prog=name, add_help=False)

@@ -75,7 +75,10 @@ def evaluate(
     present = [task for task in TASKS if task in answers.tasks]
     if any(TASKS[task].needs_problems for task in present):
         if problems is None:
-            raise GradingError(f"no {' or '.join(PROBLEMS)} found: pass --livecodebench-file")
+            raise GradingError(
+                f"no {' or '.join(PROBLEMS)} found: pass --livecodebench-file, or"
+                " `python -m data.fetch problems` gets it"
+            )
         store = Problems(problems)
     with sandbox or start_sandbox(options) as started:
         for task in present:

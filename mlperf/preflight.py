@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backends.types import OPTIONS, BackendSpec, EngineConfig
-from benchmark import MODEL, PROMPT_TOKENS, REVISION, ROWS, TASK_ROWS, TOKENS_MAX
+from benchmark import PROMPT_TOKENS, ROWS, TASK_ROWS, TOKENS_MAX
+from data.identity import FP8, R1, identify
 from errors import CheckpointError, ModelError, OutputError, UsageError, UserError
 from mlperf import settings
 from mlperf.machine import GIB, ask_gpus
@@ -106,13 +107,12 @@ def describe(plan: Plan, reasons: list[str]) -> str:
         if (value := getattr(config, name)) != getattr(EngineConfig, name)
     ]
     changed += [f"--engine-arg {name}={value}" for name, value in config.options.items()]
-    revision = _revision(config.model)
     seconds = settings.expected_seconds(plan.test_settings, plan.samples, plan.args.accuracy)
     inputs = workload.inputs(plan.spec.name, config)
     mean = sum(map(len, workload.prompt_ids)) / len(workload)
     free = shutil.disk_usage(plan.folder).free
     rows = [
-        ("model", f"{config.model}{f', revision {revision}' if revision else ''}"),
+        ("model", f"{config.model}: {identify(config.model)}"),
         (
             "data set",
             f"{plan.args.input_file}: {len(workload)} rows, prompts of {mean:.1f} tokens on"
@@ -145,10 +145,15 @@ def _data_set(plan: Plan) -> Iterator[str]:
 
 
 def _model(plan: Plan) -> Iterator[str]:
-    """Whether the model, if its revision is known, is the benchmark's."""
-    revision = _revision(plan.config.model)
-    if revision and revision != REVISION:
-        yield f"revision {revision} of the model, not {MODEL}'s {REVISION}"
+    """Whether the model is the benchmark's."""
+    identity = identify(plan.config.model)
+    yield from (f"{plan.config.model}: {one}" for one in identity.objections())
+    if identity.name == R1 and identity.weights not in (FP8, None):
+        log.warning(
+            "%s: this is %s: the rules allow a closed submission only weights that were quantized"
+            " from the benchmark's",
+            *(plan.config.model, identity),
+        )
 
 
 def _weights(plan: Plan) -> Iterator[UserError]:
@@ -297,12 +302,6 @@ def _free_on_gpus() -> list[int]:
 def _option_names(plan: Plan) -> list[str]:
     """Names of the engine's own options, as the engines spell them in Python."""
     return [name.replace("-", "_") for name in plan.config.options]
-
-
-def _revision(model: str) -> str | None:
-    """The revision of a model in a Hugging Face cache, from its directory's path."""
-    path = Path(model).absolute()
-    return path.name if path.parent.name == "snapshots" else None
 
 
 def _size(count: int) -> str:

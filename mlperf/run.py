@@ -244,7 +244,10 @@ def _problems(args: argparse.Namespace, workload: "Workload") -> Path | None:
     if not rows:
         return path
     if path is None:
-        raise GradingError(f"no {' or '.join(PROBLEMS)} found: pass --livecodebench-file")
+        raise GradingError(
+            f"no {' or '.join(PROBLEMS)} found: pass --livecodebench-file, or"
+            " `python -m data.fetch problems` gets it"
+        )
     problems = Problems(path)
     missing = [row for row in rows if str(row.ground_truth) not in problems]
     if missing:

@@ -15,6 +15,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from benchmark import PROMPT_TOKENS, ROWS, TASK_ROWS
+from data.identity import SIZES
+from ref_dsinfer.config import ARCHITECTURE
 from tests import forked
 
 ROOT = Path(__file__).parent.parent
@@ -64,7 +66,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(scope="session")
 def echo_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model directory without weights: a token a byte, R1's special tokens, R1's length."""
+    """A model directory without weights: a token a byte, R1's special tokens, R1's length.
+
+    What tells R1 from other models is as there, so that it is taken for the benchmark's.
+    """
     folder = tmp_path_factory.mktemp("echo_model")
     specials = [BOS, EOS, USER, ASSISTANT]
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -77,11 +82,12 @@ def echo_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.save(str(folder / "tokenizer.json"))
     template = (
         "{{ bos_token }}{% for message in messages %}" + USER + "{{ message['content'] }}"
-        "{% endfor %}{% if add_generation_prompt %}" + ASSISTANT + "{% endif %}"
+        "{% endfor %}{% if add_generation_prompt %}" + ASSISTANT + "{% endif %}{# </think> #}"
     )
     config = {"bos_token": BOS, "eos_token": EOS, "chat_template": template}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    (folder / "config.json").write_text(json.dumps({"max_position_embeddings": MODEL_LENGTH}))
+    shape = {"architectures": [ARCHITECTURE], "max_position_embeddings": MODEL_LENGTH, **SIZES}
+    (folder / "config.json").write_text(json.dumps(shape))
     return folder
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.fetch import fetching
+
 ROOT = Path(__file__).parent.parent
 FEW = ("--requests", "5", "--prompt-tokens", "3", "20", "--answer-tokens", "2", "9")
 
@@ -85,6 +87,13 @@ def test_engine_tells_its_multiple() -> None:
 def test_it_prints_its_figures(name: str, options: tuple[str, ...], figures: str) -> None:
     printed = run(name, *options)
     assert re.search(figures, printed), printed
+
+
+def test_fetches_are_beside_curl(tmp_path: Path) -> None:
+    figures = fetching(tmp_path, megabytes=2)
+    assert len(figures) == 10
+    assert all(figure.value > 0 and figure.peer for figure in figures)
+    assert len(list((tmp_path / "to").iterdir())) == 4
 
 
 def test_every_kernel_that_is_measured_can_be_called() -> None:

@@ -54,7 +54,7 @@ def test_nothing_outlives_a_run_that_is_ended(
     assert_gone(processes, before)
     if how == signal.SIGINT:
         assert run.returncode == 130
-        assert said.splitlines()[-1] == "interrupted: finished samples are on disk"
+        assert said.splitlines()[-1] == "interrupted: what is finished is on disk"
     assert read_journal(journal(tmp_path))
 
 

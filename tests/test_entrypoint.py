@@ -63,7 +63,7 @@ def test_an_interrupt_waits_for_an_import_that_would_swallow_it(tmp_path: Path) 
 
 @pytest.mark.parametrize(
     ("rank", "code", "stderr"),
-    [("0", entrypoint.TERMINATED, "terminated: finished samples are on disk\n"), ("1", -15, "")],
+    [("0", entrypoint.TERMINATED, "terminated: what is finished is on disk\n"), ("1", -15, "")],
 )
 def test_sigterm_ends_rank_0_as_an_interrupt_does(rank: str, code: int, stderr: str) -> None:
     process = ended(
@@ -84,7 +84,7 @@ def test_a_failure_elsewhere_that_comes_of_sigterm_is_sigterm() -> None:
     )
     assert process.returncode == entrypoint.TERMINATED
     assert process.stdout == "terminated\n"
-    assert process.stderr == "terminated: finished samples are on disk\n"
+    assert process.stderr == "terminated: what is finished is on disk\n"
 
 
 def test_interrupts_amid_an_import_are_one(tmp_path: Path) -> None:

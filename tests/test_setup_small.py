@@ -132,6 +132,7 @@ def test_a_second_run_finds_all_done_by_the_first(engine: str, modules: str, tre
     assert first.returncode == 0, first.stderr
     assert tree.has(f".venv-{engine}-cpu", "base", modules)
     assert tree.tells(f".venv-{engine}-cpu", FINDS_OURS) == "torchrun_nodes:handler"
+    assert "python -m data.fetch" in first.stdout
     start = time.monotonic()
     second = tree.setup("--backend", engine)
     assert time.monotonic() - start < SECOND_RUN_S

@@ -57,7 +57,10 @@ class Context:
     def problem(self, answer: Answer) -> livecodebench.Problem:
         """The problem of an answer. Raises: GradingError if there is none."""
         if self.problems is None:
-            raise GradingError("no problems to test programs with: pass --livecodebench-file")
+            raise GradingError(
+                "no problems to test programs with: pass --livecodebench-file, or"
+                " `python -m data.fetch problems` gets them"
+            )
         return self.problems.read(str(answer.ground_truth))
 
 

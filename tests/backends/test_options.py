@@ -103,8 +103,12 @@ def test_a_model_in_the_cache_is_found_by_name_and_revision(cache: Path) -> None
 
 
 def test_a_model_that_is_not_here_is_named_with_the_way_to_get_it(cache: Path) -> None:
-    with pytest.raises(ModelError, match="hf download some/model"):
+    with pytest.raises(ModelError, match=r"\(`hf download some/model`, or give"):
         options.find_model("some/model")
+    with pytest.raises(
+        ModelError, match=f"`python -m data.fetch model` gets revision {benchmark.REVISION}"
+    ):
+        options.find_model(benchmark.MODEL)
 
 
 @pytest.mark.parametrize("name", ["/no/such", "nowhere", "./a/b", "a/b/c"])

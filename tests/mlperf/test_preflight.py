@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -15,11 +16,13 @@ from safetensors import safe_open
 from backends import registry
 from backends.types import EngineConfig
 from benchmark import REVISION, TASK_ROWS
+from data.identity import R1
 from data.workload import build
 from errors import CheckpointError, OutputError, UsageError
 from mlperf import preflight, run, settings
 from tests import forked
 from tests.conftest import Script
+from tests.data.models import make_model
 from tests.jobs import GIVEN, TINY
 
 ROWS = 20
@@ -76,16 +79,24 @@ def test_what_speaks_against_a_submission_is_in_it(script: Script, tmp_path: Pat
     assert "tokens on average, not the benchmark's 803.8" in out
 
 
-def test_another_revision_of_the_model_is_named(model: Path, tmp_path: Path) -> None:
-    for revision, reasons in ((REVISION, 0), ("4236a6af538feda4548eca9ab308586007567f52", 1)):
-        snapshot = tmp_path / "models--deepseek-ai--DeepSeek-R1" / "snapshots" / revision
-        snapshot.parent.mkdir(parents=True, exist_ok=True)
-        snapshot.symlink_to(model)
-        plan = make_plan(tmp_path, model=snapshot)
-        found = preflight.check(plan)
-        assert len(found) == reasons
-        assert all(revision in reason and REVISION in reason for reason in found)
-        assert f"revision {revision}" in preflight.describe(plan, found)
+def test_another_model_than_the_benchmarks_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    plan = make_plan(tmp_path)
+    [reason] = preflight.check(plan)
+    assert "model: this is an unknown model (hidden_size" in reason
+    assert "an unknown model" in preflight.describe(plan, [reason])
+    other = "4236a6af538feda4548eca9ab308586007567f52"
+    for name, revision, reasons in ((R1, REVISION, 0), (R1, other, 1), ("DeepSeek-V3", None, 1)):
+        snapshot = tmp_path / name / "snapshots" / (revision or "")
+        make_model(snapshot, name)
+        found = list(preflight._model(replace(plan, config=EngineConfig(str(snapshot)))))
+        assert len(found) == reasons, found
+        assert all((revision or name) in reason and REVISION in reason for reason in found)
+    assert "the rules allow" not in caplog.text
+    make_model(tmp_path / "fp4", R1, "FP4")
+    assert not list(preflight._model(replace(plan, config=EngineConfig(str(tmp_path / "fp4")))))
+    assert "this is DeepSeek-R1 in FP4: the rules allow" in caplog.text
 
 
 @pytest.mark.parametrize(
