@@ -274,6 +274,8 @@ _mlperf_main() (
     offline=$(cd "$offline" && pwd)
   fi
   [ -z "$fast" ] || [ "$task" = test ] || _mlperf_fail "--fast requires --test"
+  # Else each of the processes below would compile again all that it imports.
+  [ -z "$task" ] || unset PYTHONDONTWRITEBYTECODE
   cd "$(dirname "${BASH_SOURCE[0]}")"
   _mlperf_choose
   if [ "$task" = test ]; then
