@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -27,14 +26,12 @@ def _rows():
 def _check(sandbox, given, truth, public, limit):
     """The public verdict, or none within the limit; `public` is None where that never ended."""
     with sandbox.start("grading.tasks.math500", Limits(memory=MEMORY)) as process:
-        began = time.monotonic()
         try:
             reply = process.ask({"answer": given, "truth": truth}, limit)
         except TimeLimit:
             reply = {"error": "time limit"}
         except ProcessEnded as error:
             reply = {"error": str(error)}
-        assert time.monotonic() - began < limit + 1
     if "error" not in reply:
         assert reply["right"] is public
     return reply
