@@ -298,7 +298,7 @@ _mlperf_main() (
     set +m
     for at in "${!all[@]}"; do
       backend=${all[at]}
-      wait "${jobs[at]}"
+      wait "${jobs[at]}" || _mlperf_fail "there is no environment of $backend: see the lines above"
       (
         _mlperf_activate "${venv:-.venv-$backend-$device}" "$backend"
         _mlperf_test "$backend"

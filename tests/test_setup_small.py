@@ -196,6 +196,7 @@ def test_tests_begin_before_the_environments_of_other_engines_are_there(tree: Tr
     ended = tree.setup("--test", PATH=f"{linters}:/usr/bin:/bin", PYTHONDONTWRITEBYTECODE="1")
     assert ended.returncode == 2
     assert "vllm==1" in ended.stderr
+    assert "no environment of vllm" in ended.stderr.splitlines()[-1]
     assert ended.stdout.splitlines() == ["pytorch None"]
 
 

@@ -18,6 +18,7 @@ from data.journal import read_journal
 from mlperf.run import JOURNAL
 from mlperf.settings import MODES
 from tests import forked
+from tests.effort import cases
 from tests.jobs import GIVEN, ROOT
 from tests.mlperf.test_run import assert_same_results
 
@@ -121,7 +122,7 @@ def test_a_fault_ends_the_run_with_its_code_and_state(run: Run, fault: str, mode
     ended.check(room=fault != "full disk")
 
 
-@pytest.mark.parametrize("seed", range(25))
+@pytest.mark.parametrize("seed", range(cases(12, 25)))
 def test_a_kill_at_any_moment_loses_nothing(run: Run, seed: int) -> None:
     mode = list(MODES)[seed % len(MODES)]
     ended = run("kill", mode, after_s=random.Random(seed).uniform(0, 0.5))
@@ -148,7 +149,7 @@ def test_runs_that_are_killed_and_resumed_come_to_the_same_results(
     expected = (tmp_path / "mlperf_results").rename(tmp_path / "whole") / "offline" / "accuracy"
     moments = random.Random(0)
     kills, resume, kept = 0, [], 0
-    while kills < 20:
+    while kills < cases(10, 20):
         after_s = moments.uniform(0.05, 0.35)
         ended = run("kill", "offline", *resume, accuracy=True, after_s=after_s)
         if ended.code == 0:
