@@ -274,6 +274,8 @@ _mlperf_main() (
     offline=$(cd "$offline" && pwd)
   fi
   [ -z "$fast" ] || [ "$task" = test ] || _mlperf_fail "--fast requires --test"
+  # Else each of the processes below would compile again all that it imports.
+  [ -z "$task" ] || unset PYTHONDONTWRITEBYTECODE
   cd "$(dirname "${BASH_SOURCE[0]}")"
   _mlperf_choose
   if [ "$task" = test ]; then
@@ -283,22 +285,20 @@ _mlperf_main() (
       all=(pytorch)
       [ -n "$fast" ] || all+=(vllm sglang)
     fi
-    # All before any test, so that a missing package shows early, and side by side. Each is a process
-    # group of its own, which an interrupt of this one ends too.
-    local jobs=() job failed=''
-    trap 'kill -- "${jobs[@]/#/-}" 2>/dev/null; exit 130' INT TERM
+    # Side by side, also with the tests of the engines before. Each is a process group of its own,
+    # which ends with this one.
+    local jobs=() at
+    trap 'kill -- "${jobs[@]/#/-}" 2>/dev/null || true' EXIT
+    trap 'exit 130' INT TERM
     set -m
     for backend in "${all[@]}"; do
       _mlperf_environment "${venv:-.venv-$backend-$device}" "$backend" &
       jobs+=($!)
     done
     set +m
-    for job in "${jobs[@]}"; do
-      wait "$job" || failed=$?
-    done
-    trap - INT TERM
-    [ -z "$failed" ] || exit "$failed"
-    for backend in "${all[@]}"; do
+    for at in "${!all[@]}"; do
+      backend=${all[at]}
+      wait "${jobs[at]}" || _mlperf_fail "there is no environment of $backend: see the lines above"
       (
         _mlperf_activate "${venv:-.venv-$backend-$device}" "$backend"
         _mlperf_test "$backend"

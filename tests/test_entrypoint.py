@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -102,9 +101,9 @@ def test_interrupts_amid_an_import_are_one(tmp_path: Path) -> None:
 
 
 def test_another_rank_holds_a_shared_mistake_back() -> None:
-    began = time.monotonic()
     process = subprocess.Popen(
         [sys.executable, "-c", "import entrypoint, errors\n"
+         "entrypoint.FOLLOWER_GRACE_S = 600\n"
          "def main():\n    raise errors.UsageError('x')\nentrypoint.run(main)"],
         cwd=ROOT,
         env={"PATH": "", "LOCAL_RANK": "1"},
@@ -116,4 +115,3 @@ def test_another_rank_holds_a_shared_mistake_back() -> None:
     process.kill()
     _, said = process.communicate()
     assert said == ""
-    assert time.monotonic() - began < entrypoint.FOLLOWER_GRACE_S

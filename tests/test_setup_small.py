@@ -15,7 +15,6 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ENGINES = ("pytorch", "vllm", "sglang")
-SECOND_RUN_S = 5
 
 # torchrun's own way to look for what is to meet the other machines.
 FINDS_OURS = """
@@ -133,9 +132,7 @@ def test_a_second_run_finds_all_done_by_the_first(engine: str, modules: str, tre
     assert tree.has(f".venv-{engine}-cpu", "base", modules)
     assert tree.tells(f".venv-{engine}-cpu", FINDS_OURS) == "torchrun_nodes:handler"
     assert "python -m data.fetch" in first.stdout
-    start = time.monotonic()
     second = tree.setup("--backend", engine)
-    assert time.monotonic() - start < SECOND_RUN_S
     assert second.returncode == 0
     assert not second.stderr
     active = f"source '{tree.root}/.venv-{engine}-cpu/bin/activate' && echo $MLPERF_BACKEND"
@@ -184,6 +181,24 @@ def test_an_interrupt_ends_the_installations_side_by_side(tree: Tree) -> None:
     assert process.returncode != 0
     _, alive = psutil.wait_procs(installing, timeout=10)
     assert not alive
+
+
+@pytest.mark.slow
+def test_tests_begin_before_the_environments_of_other_engines_are_there(tree: Tree) -> None:
+    """They keep the bytecode of what they import, which is installed without it."""
+    (tree.root / "requirements" / "test.txt").write_text("pytest==1\n")
+    (tree.wheels / "vllm-1-py3-none-any.whl").unlink()
+    shown = ("MLPERF_BACKEND", "PYTHONDONTWRITEBYTECODE")
+    make_wheel(tree.wheels, "pytest", f"import os\nprint(*map(os.environ.get, {shown}))")
+    linters = tree.root / "linters"
+    linters.mkdir()
+    for name in ("ruff", "mypy", "shellcheck"):
+        (linters / name).symlink_to("/bin/true")
+    ended = tree.setup("--test", PATH=f"{linters}:/usr/bin:/bin", PYTHONDONTWRITEBYTECODE="1")
+    assert ended.returncode == 2
+    assert "vllm==1" in ended.stderr
+    assert "no environment of vllm" in ended.stderr.splitlines()[-1]
+    assert ended.stdout.splitlines() == ["pytorch None"]
 
 
 @pytest.mark.slow
@@ -346,11 +361,9 @@ def test_what_does_not_import_is_not_verified(made: Tree) -> None:
 def test_a_real_environment_is_verified_and_found_complete(engine: str) -> None:
     if Path(sys.prefix, ".mlperf").read_text().partition("-")[0] != engine:
         pytest.skip(f"this environment is not {engine}'s")
-    start = time.monotonic()
     found = subprocess.run(
         [ROOT / "setup.sh", "--venv", sys.prefix], capture_output=True, text=True
     )
-    assert time.monotonic() - start < SECOND_RUN_S
     assert found.returncode == 0
     assert not found.stderr
     told = subprocess.run(

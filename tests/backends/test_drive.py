@@ -134,12 +134,10 @@ def test_silence_is_warned_of_and_then_ends_the_run(
     _silence(monkeypatch, 0.1)
     config = EngineConfig("nowhere", options={"hang_at": "1"}, stall_timeout=0.6)
     requests = [Request(900 + row, (5,), 9, frozenset(), row=row) for row in range(3)]
-    start = time.monotonic()
     with pytest.raises(EngineError, match=r"no token of any of 1 open requests for 1 s; .*row 0 "):
         asyncio.run(drive.run_all(EchoEngine(config), requests))
-    assert time.monotonic() - start < 5
     warned = [record.getMessage() for record in caplog.records]
-    assert 2 <= len(warned) <= 3  # after 0.1, 0.2 and 0.4 s
+    assert 1 <= len(warned) <= 3  # after 0.1, 0.2 and 0.4 s, where nothing keeps it from looking
     assert all("oldest, row 0 (request 900), has been open for" in line for line in warned)
     assert all("--stall-timeout" in line for line in warned)
 
@@ -173,13 +171,12 @@ def test_a_wait_for_the_next_request_is_no_silence(monkeypatch: pytest.MonkeyPat
 
 def test_all_requests_are_in_flight_at_once_and_come_back_in_order() -> None:
     done: list[Completion] = []
-    start = time.monotonic()
     found = asyncio.run(
         drive.run_all(
             engine(token_ms=20), [request(id_, 9 - id_ % 7) for id_ in range(50)], done.append
         )
     )
-    assert time.monotonic() - start < 50 * 3 * 0.02  # one after another: three times this at least
+    assert max(one.first_ns for one in found) <= min(one.last_ns for one in found)
     assert [completion.request_id for completion in found] == list(range(50))
     assert sorted(done, key=lambda completion: completion.request_id) == found
     assert done != found  # told as they end, not at the end

@@ -213,22 +213,20 @@ class TestReal:
         """The last test: one server is gone after it."""
         requests = [Request(number, (0, 5, number + 6), 4000, frozenset()) for number in range(8)]
 
-        async def run() -> float:
+        async def run() -> None:
             backend = VllmServer(config(servers))
             async with drive.running(backend):
                 task = asyncio.create_task(drive.run_all(backend, requests))
                 await asyncio.sleep(1.5)
                 assert not task.done()
                 await asyncio.to_thread(servers[1].process.send_signal, signal.SIGKILL)
-                began = time.monotonic()
                 with pytest.raises(EngineError, match="closed the connection") as caught:
                     await task
                 assert servers[1].url in str(caught.value)
                 assert servers[0].url not in str(caught.value)
-                return time.monotonic() - began
 
         with servers[1].ending():
-            assert asyncio.run(run()) < 15
+            asyncio.run(run())
 
 
 class TestDefaults:

@@ -324,12 +324,10 @@ run_mlperf.main()
 def test_a_failing_request_ends_the_run_and_leaves_the_others(
     script: "Script", data_set: Callable[[int], Path]
 ) -> None:
-    start = time.monotonic()
     code, _, err = script.run(
         *("run_mlperf.py", "--mode", "server", "--input-file", data_set(20), *SHORT),
         *("--min-query-count", 200, "--engine-arg", "fail_at=7"),
     )
-    assert time.monotonic() - start < 20
     assert code == 12
     assert err.splitlines()[-1] == "error: echo: told to fail at request 7"
     assert_state(folder(script, "server"), "failed", 6, 200, "echo: told to fail at request 7")

@@ -1,7 +1,10 @@
 """What each rank of test_parallel runs under torchrun: the answers of an engine, and logits of a
 step, written as JSON.
 
-rank_answers.py MODEL OUTPUT ATTENTION DTYPE TEMPERATURE [speculative]
+rank_answers.py CASES
+
+CASES is JSON, a list of arguments of `write_answers`; a process may be in many groups of ranks, one
+after another, and starting it takes longer than its answers.
 """
 
 import json
@@ -49,12 +52,17 @@ def logits(engine: Engine) -> list[list[float]]:
     return [row for _, row in sorted(zip((one.sequence.id for one in work), found, strict=True))]
 
 
-def main() -> None:
+def write_answers(
+    model: str,
+    output: str,
+    attention: str,
+    dtype: str = "float32",
+    temperature: float = 0.0,
+    speculative: bool = False,
+) -> None:
     """Write this rank's answers to OUTPUT.rank."""
-    model, output, attention, dtype, temperature, *speculative = sys.argv[1:]
-    drafts = bool(speculative)
-    engine, found = answers(Path(model), attention, dtype, float(temperature), drafts)
-    assert bool(engine.verified) == drafts
+    engine, found = answers(Path(model), attention, dtype, temperature, speculative)
+    assert bool(engine.verified) == speculative
     words = engine.ranks.broadcast(["x"] * 1000 if engine.ranks.rank == 0 else None)
     nothing = engine.ranks.broadcast(None)
     assert (len(words), nothing) == (1000, None)
@@ -62,6 +70,12 @@ def main() -> None:
     Path(f"{output}.{engine.ranks.rank}").write_text(written)
     assert all(pool.free == pool.blocks for pool in engine.scheduler.pools)
     engine.close()
+
+
+def main() -> None:
+    """Every case in turn."""
+    for case in json.loads(sys.argv[1]):
+        write_answers(*case)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from ref_dsinfer import fp8, parallel
 from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.convert import convert
 from ref_dsinfer.parallel import RankInfo, Ranks, check, choose_device
-from tests.effort import THOROUGH, cases
+from tests.effort import cases
 
 ANSWERS = Path(__file__).with_name("rank_answers.py")
 SCHEDULES = Path(__file__).with_name("rank_schedules.py")
@@ -56,13 +56,14 @@ def run(worker: Path, world: int, *arguments: object) -> tuple[int, str, str]:
     return ranks.returncode, out, err
 
 
-def run_nodes(world: int, *arguments: object) -> list[tuple[int, str]]:
-    """ANSWERS on two machines, each of half the ranks; exit code and standard error of each."""
+def run_nodes(world: int, *case: object) -> list[tuple[int, str]]:
+    """A case of ANSWERS on two machines of half the ranks; exit code and standard error of each."""
+    given = (as_json(case),)
     with socket.create_server(("127.0.0.2", 0)) as server:
         port = server.getsockname()[1]
     several = ("--nnodes=2", "--master-addr=127.0.0.2", f"--master-port={port}")
     nodes = [
-        start(ANSWERS, world // 2, arguments, *several, f"--node-rank={n}", f"--local-addr={addr}")
+        start(ANSWERS, world // 2, given, *several, f"--node-rank={n}", f"--local-addr={addr}")
         for n, addr in enumerate(("127.0.0.2", "127.0.0.3"))
     ]
     told = [node.communicate(timeout=120)[1] for node in nodes]
@@ -76,13 +77,15 @@ def read(world: int, output: Path) -> Found:
     return Found(found[0]["answers"], torch.tensor(found[0]["logits"]))
 
 
-def together(
-    world: int, attention: str, model: Path, output: Path, dtype: str = "float32", drawn: float = 0
-) -> Found:
-    """What all ranks answer at a temperature of `drawn`."""
-    code, _, err = run(ANSWERS, world, model, output, attention, dtype, drawn)
+def as_json(*given: tuple[object, ...]) -> str:
+    """The cases of ANSWERS."""
+    return json.dumps(given, default=str)
+
+
+def answer(world: int, *given: tuple[object, ...]) -> None:
+    """Run the cases of ANSWERS on so many ranks."""
+    code, _, err = run(ANSWERS, world, as_json(*given))
     assert code == 0, err
-    return read(world, output)
 
 
 def one_process(model: Path, attention: str = "tp") -> Found:
@@ -97,23 +100,44 @@ def alone(random_model: Path) -> Found:
     return one_process(random_model)
 
 
+@pytest.fixture(scope="module")
+def two_ranks(
+    random_model: Path,
+    drafting_model: Path,
+    write_model: Callable[..., Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """The folder of what two ranks have answered, and of models made for it; one start for all."""
+    folder = tmp_path_factory.mktemp("two_ranks")
+    inner = {"intermediate_size": 256, "moe_intermediate_size": 128}
+    write_model(folder / "hf", num_attention_heads=3, num_key_value_heads=3, **inner)
+    fp8.write_twin(folder / "hf", folder / "fp8")
+    convert(drafting_model, folder / "drafting", 2)
+    answer(
+        2,
+        (random_model, folder / "tp", "tp"),
+        (random_model, folder / "tp drawn", "tp", "bfloat16", 0.8),
+        (random_model, folder / "dp drawn", "dp", "bfloat16", 0.8),
+        (folder / "fp8", folder / "dp of fp8", "dp"),
+        (folder / "drafting", folder / "drafts", "tp", "float32", 0.0, True),
+        (folder / "drafting", folder / "drafts drawn", "tp", "float32", 0.8, True),
+    )
+    return folder
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("world", "attention", "converted"),
-    [
-        (2, "tp", False),
-        (4, "dp", True),
-        *([(4, "tp", True)] if THOROUGH else []),
-    ],
-)
-def test_ranks_together_give_the_tokens_of_one(
-    world: int, attention: str, converted: bool, random_model: Path, alone: Found, tmp_path: Path
+def test_two_ranks_give_the_tokens_of_one(two_ranks: Path, alone: Found) -> None:
+    assert read(2, two_ranks / "tp").same_as(alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attention", ["dp", "tp"][: cases(1, 2)])
+def test_four_ranks_give_the_tokens_of_one(
+    attention: str, random_model: Path, alone: Found, tmp_path: Path
 ) -> None:
-    model = random_model
-    if converted:
-        model = tmp_path / "converted"
-        convert(random_model, model, world)
-    assert together(world, attention, model, tmp_path / "answers").same_as(alone)
+    convert(random_model, tmp_path / "converted", 4)
+    answer(4, (tmp_path / "converted", tmp_path / "answers", attention))
+    assert read(4, tmp_path / "answers").same_as(alone)
 
 
 def test_for_one_process_both_kinds_of_attention_are_one(random_model: Path, alone: Found) -> None:
@@ -121,16 +145,11 @@ def test_for_one_process_both_kinds_of_attention_are_one(random_model: Path, alo
 
 
 @pytest.mark.slow
-def test_fp8_and_heads_that_do_not_divide(write_model: Callable[..., Path], tmp_path: Path) -> None:
+def test_fp8_and_heads_that_do_not_divide(two_ranks: Path) -> None:
     """Data-parallel attention has its heads whole."""
-    inner = {"intermediate_size": 256, "moe_intermediate_size": 128}
-    write_model(tmp_path / "hf", num_attention_heads=3, num_key_value_heads=3, **inner)
-    fp8.write_twin(tmp_path / "hf", tmp_path / "twin")
-    config = ModelConfig.read(tmp_path / "twin")
     with pytest.raises(ParallelError, match="3 attention heads"):
-        check(config, 2, "tp")
-    expected = one_process(tmp_path / "twin")
-    assert together(2, "dp", tmp_path / "twin", tmp_path / "answers").same_as(expected)
+        check(ModelConfig.read(two_ranks / "fp8"), 2, "tp")
+    assert read(2, two_ranks / "dp of fp8").same_as(one_process(two_ranks / "fp8"))
 
 
 @pytest.mark.slow
@@ -138,7 +157,7 @@ def test_fp8_and_heads_that_do_not_divide(write_model: Callable[..., Path], tmp_
 def test_ranks_on_two_machines_give_the_tokens_of_one(
     world: int, attention: str, random_model: Path, alone: Found, tmp_path: Path
 ) -> None:
-    ended = run_nodes(world, random_model, tmp_path / "answers", attention, "float32", 0)
+    ended = run_nodes(world, random_model, tmp_path / "answers", attention)
     assert [code for code, _ in ended] == [0, 0], ended
     assert read(world, tmp_path / "answers").same_as(alone)
 
@@ -146,9 +165,9 @@ def test_ranks_on_two_machines_give_the_tokens_of_one(
 @pytest.mark.slow
 @pytest.mark.parametrize("attention", ["tp", "dp"])
 def test_ranks_stay_together_where_sums_are_rounded_and_tokens_drawn(
-    attention: str, random_model: Path, alone: Found, tmp_path: Path
+    attention: str, two_ranks: Path, alone: Found
 ) -> None:
-    drawn = together(2, attention, random_model, tmp_path / "answers", "bfloat16", 0.8).answers
+    drawn = read(2, two_ranks / f"{attention} drawn").answers
     assert drawn != alone.answers
     assert [len(answer) for answer in drawn[:7]] == [len(answer) for answer in alone.answers[:7]]
 
@@ -169,17 +188,13 @@ def test_data_parallel_answers_do_not_depend_on_the_schedule(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize(("name", "temperature"), [("drafts", 0.0), ("drafts drawn", 0.8)])
 def test_ranks_that_draft_give_the_tokens_of_one_that_does_not(
-    drafting_model: Path, tmp_path: Path, temperature: float
+    name: str, temperature: float, drafting_model: Path, two_ranks: Path
 ) -> None:
     worker = runpy.run_path(str(ANSWERS))
     _, alone = worker["answers"](drafting_model, "tp", "float32", temperature)
-    convert(drafting_model, tmp_path, 2)
-    options = ("tp", "float32", temperature, "speculative")
-    code, _, err = run(ANSWERS, 2, tmp_path, tmp_path / "answers", *options)
-    assert code == 0, err
-    found = read(2, tmp_path / "answers").answers
+    found = read(2, two_ranks / name).answers
     found[7] = found[7][: len(alone[7])]  # aborted after so many steps, which may give more tokens
     assert found == alone
 
@@ -187,7 +202,7 @@ def test_ranks_that_draft_give_the_tokens_of_one_that_does_not(
 @pytest.mark.slow
 def test_a_mistake_on_one_machine_ends_the_others(random_model: Path, tmp_path: Path) -> None:
     model = tmp_path / "model"
-    first, second = run_nodes(4, model, tmp_path / "answers", "tp", "float32", 0)
+    first, second = run_nodes(4, model, tmp_path / "answers", "tp")
     assert first[0] != 0
     assert second[0] != 0
     for _, err in (first, second):

@@ -53,9 +53,7 @@ def nothing_left() -> Iterator[None]:
     ids=["loop", "sleep", "signals blocked", "catches everything", "threads"],
 )
 def test_time_is_limited(attack: str, nothing_left: None, sandbox: Sandbox) -> None:
-    start = time.monotonic()
-    assert not passes(f"{attack}\n{RIGHT}", ADD, sandbox, 1.0).right
-    assert time.monotonic() - start < 10
+    assert passes(f"{attack}\n{RIGHT}", ADD, sandbox, 1.0).too_slow
 
 
 @pytest.mark.parametrize(
@@ -196,14 +194,11 @@ def test_forked_processes_draw_other_random_numbers(sandbox: Sandbox) -> None:
     assert len(drawn) == 3
 
 
-def test_a_start_costs_little(sandbox: Sandbox) -> None:
-    seconds = []
-    for _ in range(20):
-        start = time.perf_counter()
-        process = sandbox.start("grading.tasks.program", Limits())
-        seconds.append(time.perf_counter() - start)
-        process.close()
-    assert min(seconds) < 0.015  # others may use the machine: the best of 20
+def test_a_start_is_a_fork(sandbox: Sandbox) -> None:
+    """An interpreter that imported the graders' packages would take a second to start."""
+    with sandbox.start("grading.tasks.program", Limits()):
+        found = _of(os.getpid())
+    assert [process for process, stat in found.items() if int(stat[1]) in found]
 
 
 def test_a_server_that_is_killed_costs_nobody_a_process() -> None:

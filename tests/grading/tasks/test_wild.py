@@ -118,7 +118,6 @@ class _Worker:
     def check(self, given_text: str, truth: object) -> None:
         if self._process is None:
             self._process = self._sandbox.start("grading.tasks.math500", Limits(memory=1 << 30))
-        began = time.monotonic()
         try:
             reply = self._process.ask({"answer": given_text, "truth": truth}, MATH_LIMIT_S)
         except TimeLimit:
@@ -127,7 +126,6 @@ class _Worker:
             pytest.fail(f"the worker died of {given_text!r} and {truth!r}: {error}")
         else:
             assert "error" in reply or (reply["right"] in (True, False) and reply["rule"])
-        assert time.monotonic() - began < MATH_LIMIT_S + 1
 
     def close(self) -> None:
         if self._process is not None:
