@@ -26,6 +26,7 @@ from vllm.outputs import RequestOutput
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 from vllm.utils.argparse_utils import FlexibleArgumentParser
+from vllm.v1.attention.backends.registry import AttentionBackendEnum
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -180,6 +181,9 @@ def engine_args(config: EngineConfig) -> AsyncEngineArgs:
     cpu_cache = current_platform.is_cpu() and "kv_cache_memory_bytes" not in options
     if cpu_cache and config.memory_share is None:
         args.kv_cache_memory_bytes = min(CPU_CACHE_BYTES, psutil.virtual_memory().available // 4)
+    if current_platform.is_cpu() and args.dtype != "bfloat16" and args.attention_backend is None:
+        # on a CPU with AMX, vLLM would choose AMX_MLA, which has bfloat16 only
+        args.attention_backend = AttentionBackendEnum.CPU_MLA
     if config.compile:
         args.compilation_config.mode = 3
     if config.speculative:

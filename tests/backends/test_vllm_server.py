@@ -77,7 +77,7 @@ def serve(folder: Path, number: int, *options: str) -> Server:
         port = free.getsockname()[1]
     command = (
         f"-m vllm.entrypoints.openai.api_server --model {TINY / 'model'} --dtype float32"
-        " --enforce-eager --kv-cache-memory-bytes 536870912"
+        " --attention-backend CPU_MLA --enforce-eager --kv-cache-memory-bytes 536870912"
         f" --host 127.0.0.1 --port {port}"
     )
     log = folder / f"server{number}.log"
