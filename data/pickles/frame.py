@@ -294,18 +294,20 @@ def _range(data: Pairs) -> range:
 
 def _placement(value: object, columns: int) -> list[int]:
     """The numbers of a block's columns. Raises: UnsupportedPickle."""
+    numbers: Sequence[int]
     match value:
-        case Call(Name("builtins", "slice"), (int(start), int(stop), int(step))):
-            if not 0 <= start <= stop <= columns or step < 1:
+        case Call(Name("builtins", "slice"), (int(start), int(stop), int(step))) if step:
+            # two columns may be a slice whose stop is beyond the last one: 6 and 9 are 6:12:3
+            numbers = range(start, stop, step)
+            if len(numbers) > columns:
                 raise UnsupportedPickle("a block of columns that have no names")
-            numbers = list(range(start, stop, step))
         case Call() if is_array(value):
             numbers = [int(number) for number in array_of(value).reshape(-1).tolist()]
         case _:
             raise UnsupportedPickle("a block without the numbers of its columns")
     if any(not 0 <= number < columns for number in numbers):
         raise UnsupportedPickle("a block of columns that have no names")
-    return numbers
+    return list(numbers)
 
 
 def _rows(array: "np.ndarray") -> Iterator["np.ndarray"]:

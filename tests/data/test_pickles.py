@@ -159,3 +159,15 @@ def test_what_is_written_is_what_the_library_writes(tmp_path):
     pickles.dump(frame, tmp_path / "out.pkl")
     whole = io.BytesIO((tmp_path / "out.pkl").read_bytes())
     pd.testing.assert_frame_equal(pickle.load(whole), frame)
+
+
+@settings(max_examples=60, deadline=None)
+@given(kinds=st.text("ifo", min_size=1, max_size=9), backwards=st.booleans())
+def test_columns_of_every_order_are_where_they_were(tmp_path_factory, kinds, backwards):
+    """Two number columns at 6 and 9 are a block 6:12:3, whose end is beyond the last column."""
+    values = {"i": 1, "f": 0.5, "o": "a"}
+    frame = pd.DataFrame(
+        {f"{kind}{number}": [values[kind]] for number, kind in enumerate(kinds)}
+    ).iloc[:, :: -1 if backwards else 1]
+    read = _load(pickle.dumps(frame), tmp_path_factory.mktemp("a"))
+    assert read.to_dict("list") == frame.to_dict("list")
