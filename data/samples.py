@@ -1,14 +1,15 @@
 """Read data sets and result files: load a frame safely, check it, make samples of its rows."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from numbers import Number
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data import pickles, tables
+from data import pickles, schema, tables
 from errors import ColumnsError, EmptyDataError, InputFileError
 from ref_dsinfer import lookalike
 from terminal import quoted
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TASKS = ("gpqa", "mmlu_pro", "math500", "aime", "livecodebench")  # in the order of matching
-COLUMNS = ("dataset", "question", "text_input", "ground_truth")
-TEXTS = ("question", "text_input")
 PICKLES = (".pkl", ".pickle")
 _TRUTH_BITS = 4096  # Python refuses to convert integers much longer than this to text
 
@@ -29,8 +28,9 @@ class Sample:
 
     index: int  # row in the data set, from 0
     task: str  # canonical name, one of TASKS
-    prompt_text: str  # instructions and question, before the chat template
+    prompt_text: str  # instructions and question, before the chat template; "" if there are ids
     ground_truth: object  # as the data set holds it: text, a number, or a missing value
+    prompt_ids: tuple[int, ...] | None = None  # of a data set without texts: the prompt as it is
 
 
 def read_frame(path: str | Path) -> "pd.DataFrame":
@@ -74,29 +74,35 @@ def read_frame(path: str | Path) -> "pd.DataFrame":
     return tables.plain(frame)
 
 
-def require_columns(frame: "pd.DataFrame", columns: Sequence[str]) -> None:
-    """Raises: ColumnsError naming the missing columns and those present."""
-    missing = [name for name in columns if name not in frame.columns]
-    if missing:
-        raise ColumnsError(
-            f"missing columns: {', '.join(missing)} (present: {', '.join(map(str, frame.columns))})"
-        )
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Put the file's name before the message of a ColumnsError."""
+    try:
+        yield
+    except ColumnsError as error:
+        raise ColumnsError(f"{path}: {error}") from error
 
 
 def samples(frame: "pd.DataFrame") -> list[Sample]:
-    """The rows of a data set as samples, in order.
+    """The rows of a data set as samples, in order: with their texts, or without any with their ids.
 
     Raises: ColumnsError for a missing column, a prompt or question that is not text, a ground truth
-    that is neither text nor number, or an unknown data set name.
+    that is neither text nor number, an unknown data set name, or ids that are no token ids.
     """
-    require_columns(frame, COLUMNS)
-    require_text(frame, TEXTS)
-    require_unicode(frame, TEXTS)
+    schema.require(frame, schema.FOR_RUN)
+    texts = [name for name in ("question", schema.TEXT) if name in frame.columns]
+    require_text(frame, texts)
+    require_unicode(frame, texts)
     require_truths(frame)
-    columns = (frame[name] for name in ("dataset", "text_input", "ground_truth"))
+    prompts: Iterable[tuple[str, tuple[int, ...] | None]]
+    if schema.TEXT in frame.columns:
+        prompts = ((text, None) for text in frame[schema.TEXT])
+    else:
+        prompts = (("", ids) for ids in schema.token_ids(frame))
+    rows = zip(frame["dataset"], frame["ground_truth"], prompts, strict=True)
     return [
-        Sample(index, row_task(index, dataset), text, truth)
-        for index, (dataset, text, truth) in enumerate(zip(*columns, strict=True))
+        Sample(index, row_task(index, dataset), text, truth, ids)
+        for index, (dataset, truth, (text, ids)) in enumerate(rows)
     ]
 
 

@@ -1,11 +1,12 @@
 """The command line of eval_accuracy, and the grading options that run_mlperf shares."""
 
 import argparse
+import logging
 import os
 from pathlib import Path
 from typing import get_args
 
-from backends.options import positive_int
+from backends.options import positive_int, whole_number
 from benchmark import ROWS
 from errors import UsageError
 from grading.evaluate import (
@@ -95,6 +96,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         " against it",
     )
     parser.add_argument(
+        "--skip-samples",
+        type=whole_number,
+        default=0,
+        metavar="N",
+        help="the run's --skip-samples: its answers belong to the data set's rows from N on"
+        " (default: 0)",
+    )
+    parser.add_argument(
         "--tokenizer",
         metavar="DIR",
         help="directory with the tokenizer, required for LoadGen's log (default: --model)",
@@ -123,6 +132,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--fresh",
         action="store_true",
         help="grade every row again (default: keep the grades of an earlier run)",
+    )
+    parser.add_argument(
+        "--verbose",
+        action="store_true",
+        help="log every row's grade: task, extracted answer, truth, and the rule that decided",
     )
     parser.add_argument(
         "--explain",
@@ -160,6 +174,8 @@ def run(args: argparse.Namespace) -> None:
     from data.paths import keep_inputs
     from data.results import check_writable, result_paths
 
+    if args.verbose:
+        logging.getLogger(__package__).setLevel(logging.DEBUG)
     options = grading_options(args)
     source = args.input_file
     if args.compare is not None:
@@ -170,7 +186,11 @@ def run(args: argparse.Namespace) -> None:
         return
     with start_sandbox(options) as sandbox:
         frame, expected = read_results(
-            source, args.dataset_file, args.tokenizer or args.model, args.expected_rows
+            source,
+            args.dataset_file,
+            args.tokenizer or args.model,
+            args.expected_rows,
+            args.skip_samples,
         )
         neighbours = [path for path in (args.dataset_file, source) if path is not None]
         problems = find_problems(args.livecodebench_file, neighbours)

@@ -55,14 +55,41 @@ _ATTRIBUTES: dict[str, tuple[str, float]] = {
     **{seed: (seed, 1) for seed in ("qsl_rng_seed", "sample_index_rng_seed", "schedule_rng_seed")},
 }
 
+# What FromConfig reads: LoadGen's own settings, which are built in; an mlperf.conf in a file.
+_BUILT_IN, _FROM_MLPERF_CONF = 0, 2
+
 # The least memory that a sample takes: measured with short answers of the echo engine, with 50,000
 # and 200,000 samples. A tenth of it is LoadGen's.
 _BYTES_A_SAMPLE = 3500
 
 
+class _OneMode(argparse.Action):
+    """Stores --mode; an error if its other name, --scenario, says something else."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        earlier, mode = getattr(namespace, "mode_option", (option_string, values))
+        if earlier != option_string and mode != values:
+            parser.error(f"{option_string} {values} contradicts {earlier} {mode}: give one of them")
+        namespace.mode, namespace.mode_option = values, (option_string, values)
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options that set LoadGen's settings."""
-    parser.add_argument("--mode", choices=tuple(MODES), default="offline", help="default: offline")
+    parser.add_argument(
+        "--mode",
+        "--scenario",
+        type=str.lower,
+        choices=tuple(MODES),
+        default="offline",
+        action=_OneMode,
+        help="the scenario, in capital or small letters (default: offline)",
+    )
     tests = parser.add_mutually_exclusive_group()
     tests.add_argument(
         "--accuracy",
@@ -87,8 +114,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="the submitter's LoadGen settings: target rates (default: mlperf/user.conf)",
     )
+    parser.add_argument(
+        "--mlperf-conf",
+        type=Path,
+        metavar="FILE",
+        help="settings of the benchmark that replace LoadGen's own, which are built in; user.conf"
+        " goes before them. Unless they are equal, the result can't be submitted",
+    )
     group = parser.add_argument_group(
-        "short runs", "with one of these, or --num-samples, the result can't be submitted"
+        "short runs",
+        "with one of these, --num-samples or --skip-samples, the result can't be submitted",
     )
     group.add_argument(
         "--target-qps",
@@ -170,6 +205,10 @@ def test_settings(args: argparse.Namespace) -> Any:
             f"{args.user_conf}: LoadGen has read other values: {'; '.join(misread) or failed}: was"
             " the file changed just now?"
         )
+    if args.mlperf_conf:
+        _read_mlperf_conf(args, settings)
+        for attribute, value in wanted.items():
+            setattr(settings, attribute, type(getattr(settings, attribute))(value))
     if args.target_qps is None and mode.rate not in wanted and mode.needs_rate(args.accuracy):
         raise LoadGenError(
             f"{args.user_conf}: no target rate for --mode {args.mode}: add the line"
@@ -198,6 +237,37 @@ def read_user_conf(path: Path) -> UserConf:
     return UserConf(path, models())
 
 
+def _read_mlperf_conf(args: argparse.Namespace, settings: Any) -> None:
+    """Change settings as --mlperf-conf says. Raises: LoadGenError."""
+    user_conf.read_lines(args.mlperf_conf)
+    mode = MODES[args.mode]
+    if settings.FromConfig(
+        os.fsencode(args.mlperf_conf), mode.model, mode.scenario, _FROM_MLPERF_CONF
+    ):
+        raise LoadGenError(f"{args.mlperf_conf}: LoadGen can't read it")
+
+
+def mlperf_conf_reasons(args: argparse.Namespace) -> list[str]:
+    """Why a run with --mlperf-conf can't be submitted: what it changes. Raises: LoadGenError."""
+    if args.mlperf_conf is None:
+        return []
+    mode = MODES[args.mode]
+    own, changed = loadgen().TestSettings(), loadgen().TestSettings()
+    for settings in (own, changed):
+        settings.FromConfig("", mode.model, mode.scenario, _BUILT_IN)
+    _read_mlperf_conf(args, changed)
+    differences = [
+        f"{name} {new}, not {old}"
+        for name in dir(own)
+        if not name.startswith("_")
+        and (new := getattr(changed, name)) != (old := getattr(own, name))
+        and not callable(old)
+    ]
+    return (
+        [f"--mlperf-conf {args.mlperf_conf} sets {', '.join(differences)}"] if differences else []
+    )
+
+
 def benchmark(mode: Mode) -> dict[str, int]:
     """The values of mlperf.conf for a mode, by key, in the file's units.
 
@@ -221,7 +291,9 @@ def reasons(args: argparse.Namespace, settings: Any, rows: int, shortest_limit: 
 
     `rows`: rows of the data set in use. `shortest_limit`: the smallest max_new_tokens of any row.
     """
-    differences = []
+    differences = mlperf_conf_reasons(args)
+    if args.skip_samples:
+        differences.append(f"the first {args.skip_samples} rows were skipped")
     if rows != ROWS:
         differences.append(f"{rows} rows, not the benchmark's {ROWS}")
     if shortest_limit != MAX_NEW_TOKENS:

@@ -166,9 +166,10 @@ def test_no_rows(tmp_path, suffix):
 
 def test_missing_columns_are_named_with_those_there():
     with pytest.raises(
-        ColumnsError, match=r"missing columns: question, text_input \(present: data"
+        ColumnsError,
+        match=r"missing columns: question, text_input or tok_input or input_tokens \(present: data",
     ):
-        samples(_frame().drop(columns=["question", "text_input"]))
+        samples(_frame().drop(columns=["question", "text_input", "tok_input"]))
 
 
 @pytest.mark.parametrize("value", [None, 3, float("nan"), ["a"]])
