@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 TASKS = ("gpqa", "mmlu_pro", "math500", "aime", "livecodebench")  # in the order of matching
 PICKLES = (".pkl", ".pickle")
+ENDINGS = (*PICKLES, ".parquet", ".jsonl")  # of the files that can be read
 _TRUTH_BITS = 4096  # Python refuses to convert integers much longer than this to text
 
 
@@ -45,7 +46,7 @@ def read_frame(path: str | Path) -> "pd.DataFrame":
     """
     path = Path(path)
     kind = path.suffix.lower()
-    if kind not in (*PICKLES, ".parquet", ".jsonl"):
+    if kind not in ENDINGS:
         raise InputFileError(f"{path}: expected a .pkl, .pickle, .parquet or .jsonl file")
     try:
         with path.open("rb") as file:

@@ -11,9 +11,10 @@ import uuid
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from data import pickles
+from data import kinds, pickles
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
 # A parquet file of a few bytes may hold one value a billion times: its rows may take
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 MOST_ROWS = 1_000_000  # far above the benchmark's
 ROOM = 256 << 20  # bytes
 ROOM_A_BYTE = 32  # bytes per byte of the file
+_KINDS = kinds.KEY.encode()
 _BATCH = 128  # rows
 _BATCH_ROOM = 512 << 20  # bytes of a batch if all its texts are as long as the longest
 _PLAIN_CELLS = {type(None), str, int, float, bool, list}
@@ -54,19 +56,41 @@ def parquet(file: BinaryIO) -> "pd.DataFrame":
             raise ValueError(
                 f"its rows take more than {room >> 20} MB of memory, far more than the file's size"
             )
-    return pa.Table.from_batches(batches, target).to_pandas()
+    table = pa.Table.from_batches(batches, target)
+    frame = table.to_pandas()
+    found = (schema.metadata or {}).get(_KINDS, b"{}")
+    for name, kind in kinds.read_kinds(found, schema.names).items():
+        if kinds.NUMPY.fullmatch(kind):
+            frame[name] = frame[name].astype(kind)
+        else:
+            frame[name] = _series(kinds.restore(table.column(name).to_pylist(), kind))
+    return frame
 
 
 def json_lines(file: BinaryIO) -> "pd.DataFrame":
     """A frame from JSON, one object per line. Raises: ValueError naming the line."""
     import pandas as pd
 
+    rows = _json_rows(file)
+    found = rows[0].pop(kinds.KEY, {}) if rows else {}
     # as objects: pandas' own text type would keep a second copy of every text
-    frame = pd.DataFrame(_json_rows(file), dtype=object)
+    frame = pd.DataFrame(rows, dtype=object)
+    found = kinds.read_kinds(found, frame.columns)
     for name in frame:
-        if frame[name].map(type).isin((int, float)).all():
+        if name in found:
+            missing = frame[name].isna()
+            cells = frame[name].mask(missing, None).tolist()
+            frame[name] = _series(kinds.restore(cells, found[name]))
+        elif frame[name].map(type).isin((int, float)).all():
             frame[name] = frame[name].infer_objects()
     return frame
+
+
+def _series(values: "np.ndarray") -> "pd.Series":
+    """A column of these values; pandas would make its own text type of objects."""
+    import pandas as pd
+
+    return pd.Series(values, dtype=values.dtype)
 
 
 def plain(frame: "pd.DataFrame") -> "pd.DataFrame":
