@@ -110,7 +110,7 @@ def assert_same(new: pd.DataFrame, old: pd.DataFrame) -> None:
 
 
 @settings(
-    max_examples=cases(40, 2000),
+    max_examples=cases(25, 600),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from data.samples import COLUMNS, is_missing, read_frame, require_text, samples
+from data import schema
+from data.samples import is_missing, read_frame, require_text, samples
 from errors import UserError
 from tests.data import hostile
 from tests.data.frames.make import frames
@@ -28,7 +29,7 @@ MUTANTS = cases(6_000, 20_000)
 def _read(path):
     """All that run_eval and eval_accuracy do with a file before they use it."""
     frame = read_frame(path)
-    if not set(COLUMNS) - set(frame.columns):
+    if not set(schema.FOR_RUN) - set(frame.columns):
         samples(frame)
     if "model_output" in frame.columns:
         require_text(frame, ["model_output"], missing=True)
