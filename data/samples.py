@@ -57,16 +57,15 @@ def read_frame(path: str | Path) -> "pd.DataFrame":
             else:
                 frame = pickles.load(file)
     except OSError as error:
-        raise InputFileError(f"{path}: can't be read: {error.strerror or error}") from error
+        if error.strerror is None:  # pyarrow's, of what is in the file
+            raise _damaged(path, error) from error
+        raise InputFileError(f"{path}: can't be read: {error.strerror}") from error
     except ColumnsError as error:
         twin = path.with_suffix(".parquet")
         hint = f", or use {twin}" if kind != ".parquet" and twin.is_file() else ""
         raise ColumnsError(f"{path}: {error}{hint}") from error
     except Exception as error:  # on damaged input these libraries raise almost anything
-        expected = {".parquet": lookalike.PARQUET, ".jsonl": lookalike.JSON}
-        actual = lookalike.instead_of(path, expected.get(kind, lookalike.PICKLE))
-        reason = f"it is {actual}" if actual else _first_line(error)
-        raise InputFileError(f"{path}: not a {kind} data frame: {reason}") from error
+        raise _damaged(path, error) from error
     duplicates = frame.columns[frame.columns.duplicated()]
     if len(duplicates):
         raise ColumnsError(f"{path}: two columns are named {quoted(duplicates[0])}: rename one")
@@ -190,6 +189,14 @@ def is_missing(value: object) -> bool:
 
 def _kind(value: object) -> str:
     return "missing" if is_missing(value) else f"{type(value).__name__}"
+
+
+def _damaged(path: Path, error: Exception) -> InputFileError:
+    kind = path.suffix.lower()
+    expected = {".parquet": lookalike.PARQUET, ".jsonl": lookalike.JSON}
+    actual = lookalike.instead_of(path, expected.get(kind, lookalike.PICKLE))
+    reason = f"it is {actual}" if actual else _first_line(error)
+    return InputFileError(f"{path}: not a {kind} data frame: {reason}")
 
 
 def _first_line(error: Exception) -> str:

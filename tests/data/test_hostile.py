@@ -1,11 +1,10 @@
 """Files that attack their reader: no signal, nothing run, little memory and time, one line each."""
 
-import os
 import pickle
 import pickletools
 import random
-import resource
 import signal
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -15,14 +14,14 @@ import pytest
 from data import schema
 from data.samples import is_missing, read_frame, require_text, samples
 from errors import UserError
+from tests.apart import MEGABYTES, SECONDS, apart
 from tests.data import hostile
 from tests.data.frames.make import frames
 from tests.effort import cases
 
 FRAMES = sorted((Path(__file__).parent / "frames").glob("*/*.pkl"))
+FOREIGN = sorted((Path(__file__).parent / "foreign").glob("*.pkl"))
 HOSTILE = dict(hostile.files())
-SECONDS = 20
-MEGABYTES = 1000
 MUTANTS = cases(6_000, 20_000)
 
 
@@ -36,36 +35,6 @@ def _read(path):
     return frame
 
 
-def _apart(work):
-    """Run in a process of its own: what it said, and its peak memory in megabytes.
-
-    What it returns is one line; anything but a UserError is its end.
-    """
-    read, write = os.pipe()
-    child = os.fork()
-    if not child:
-        try:
-            os.close(read)
-            signal.signal(signal.SIGALRM, signal.SIG_DFL)
-            signal.alarm(SECONDS)
-            resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))
-            code = 0
-            try:
-                said = work()
-            except UserError as error:
-                said, code = str(error), error.exit_code
-            except BaseException as error:  # noqa: BLE001 - told in the other process
-                said, code = f"{type(error).__name__}: {error}"[:500], 99
-            os.write(write, said.encode(errors="backslashreplace")[:4000])
-        finally:
-            os._exit(code)
-    os.close(write)
-    with os.fdopen(read, "rb") as pipe:
-        said = pipe.read().decode()
-    _, status, used = os.wait4(child, 0)
-    return said, os.waitstatus_to_exitcode(status), used.ru_maxrss >> 10
-
-
 def test_there_are_many_kinds():
     assert len(HOSTILE) >= 100
 
@@ -74,13 +43,38 @@ def test_there_are_many_kinds():
 def test_a_hostile_pickle_ends_in_one_line(tmp_path, name):
     path = tmp_path / "a.pkl"
     path.write_bytes(HOSTILE[name])
-    said, code, megabytes = _apart(lambda: f"a frame of {len(_read(path))} rows")
+    said, code, megabytes = apart(lambda: f"a frame of {len(_read(path))} rows")
     assert code in (3, 4, 5), (code, said)  # an input file, its columns, no rows
     assert said.startswith(f"{path}: ") or said.startswith("row "), said
     assert "\n" not in said
     assert said.isprintable(), said
     assert len(said) < 600
     assert megabytes < MEGABYTES
+
+
+@pytest.mark.parametrize("path", FOREIGN, ids=lambda path: path.stem)
+def test_what_other_libraries_pickle_runs_nothing(tmp_path, monkeypatch, path):
+    """Frames that cloudpickle writes without code of its own are those of the standard library."""
+    monkeypatch.chdir(tmp_path)
+    said, code, megabytes = apart(lambda: f"a frame of {len(_read(path))} rows")
+    assert list(tmp_path.iterdir()) == []
+    assert megabytes < MEGABYTES
+    if path.stem == "cloudpickle-frame":
+        assert said == "a frame of 2 rows"
+        return
+    assert code == 3
+    assert said.startswith(f"{path}: not a .pkl data frame: it ")
+
+
+def test_the_attacks_of_other_libraries_do_attack(tmp_path):
+    """Loaded as others load them, so that it is the reader here that keeps them from it."""
+    path = next(path for path in FOREIGN if path.stem == "cloudpickle-attack-system")
+    subprocess.run(
+        [sys.executable, "-c", f"import pickle; pickle.load(open({str(path)!r}, 'rb'))"],
+        cwd=tmp_path,
+        check=True,
+    )
+    assert (tmp_path / "attacked").exists()
 
 
 @pytest.mark.parametrize("path", FRAMES, ids=lambda path: f"{path.parent.name}-{path.stem}")
@@ -184,7 +178,7 @@ def _read_mutants(seed, count):
     "count", [1000, pytest.param(MUTANTS, marks=[pytest.mark.slow, pytest.mark.timeout(600)])]
 )
 def test_mutants_of_real_frames_are_read_or_refused(count):
-    said, code, megabytes = _apart(lambda: _read_mutants(count, count))
+    said, code, megabytes = apart(lambda: _read_mutants(count, count))
     assert code == 0, said
     assert 0 < int(said.split()[0]) < count
     assert megabytes < MEGABYTES
