@@ -41,7 +41,7 @@ def write_pickle(frame: "pd.DataFrame", path: Path) -> None:
 
     # pandas before 3 can't read its text type
     texts = {
-        str(name): pd.Series(kinds.objects(_cells(column)), column.index, dtype=object)
+        str(name): pd.Series(kinds.objects(cells_of(column)), column.index, dtype=object)
         for name, column in frame.items()
         if isinstance(column.dtype, pd.StringDtype)
     }
@@ -75,7 +75,7 @@ def write_json_lines(frame: "pd.DataFrame", path: Path, count: Count = lambda ro
     with path.open("wb") as file:
         for start in range(0, len(frame), ROW_GROUP):
             part = frame.iloc[start : start + ROW_GROUP]
-            columns = [map(kinds.tagged, _cells(column)) for _, column in part.items()]
+            columns = [map(kinds.tagged, cells_of(column)) for _, column in part.items()]
             for cells in zip(*columns, strict=True):
                 file.write(_line(header | dict(zip(names, cells, strict=True))))
                 header = {}
@@ -98,7 +98,7 @@ class _ParquetColumn:
         self._convert: Callable[[Any], Any] | None = None
         if _is_numpy(column):
             self.kind, self.type = str(column.dtype), pa.from_numpy_dtype(column.dtype)
-        elif not self._has_type(_cells(column)):
+        elif not self._has_type(cells_of(column)):
             self.kind, self.type = kinds.JSON, pa.large_string()
             self._convert = lambda cell: json.dumps(kinds.tagged(cell))
 
@@ -109,7 +109,7 @@ class _ParquetColumn:
         part = self._column.iloc[rows]
         if _is_numpy(part):
             return pa.array(part.to_numpy(), self.type)
-        cells = _cells(part)
+        cells = cells_of(part)
         if self._convert:
             cells = [None if cell is None else self._convert(cell) for cell in cells]
         return pa.array(cells, self.type)
@@ -142,7 +142,7 @@ def _json_kind(column: "pd.Series") -> str | None:
     if _is_numpy(column):
         told = str(column.dtype) in ("int64", "float64") and not column.isna().any()
         return None if told else str(column.dtype)
-    cells = _cells(column)
+    cells = cells_of(column)
     if set(map(type, cells)) <= {int, float}:
         return kinds.OBJECT
     return kinds.TAGGED if any(kinds.has_tags(kinds.tagged(cell)) for cell in cells) else None
@@ -161,7 +161,7 @@ def _is_numpy(column: "pd.Series") -> bool:
     return isinstance(column.dtype, np.dtype) and column.dtype.kind in "biufM"
 
 
-def _cells(column: "pd.Series") -> list[Any]:
+def cells_of(column: "pd.Series") -> list[Any]:
     """The values of a column as Python has them, a missing one as None, times as text."""
     import numpy as np
 

@@ -102,12 +102,13 @@ def show(path: Path, row: int) -> str:
 
 
 def _row(path: Path, row: int) -> dict[str, Any]:
+    from data.frames import cells_of
     from data.samples import read_frame
 
     frame = read_frame(path)
     if row >= len(frame):
         raise UsageError(f"{path}: no row {row}: rows are 0 to {len(frame) - 1}")
-    return {str(name): column.iloc[row] for name, column in frame.items()}
+    return {str(name): cells_of(column.iloc[row : row + 1])[0] for name, column in frame.items()}
 
 
 def _column(name: str, column: "pd.Series") -> dict[str, Any]:
