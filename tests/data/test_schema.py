@@ -1,6 +1,10 @@
 """Columns by all their names, and data sets that have token ids instead of texts."""
 
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +18,7 @@ from errors import ColumnsError
 from tests.conftest import EOS_ID, Script
 
 BOS_ID, USER_ID, ASSISTANT_ID = 0, 2, 3
+ROOT = Path(__file__).parents[2]
 FIRST, VOCABULARY = 4, 260  # ids of `echo_model` from the first byte on
 
 
@@ -119,3 +124,25 @@ def test_no_name_is_two_columns() -> None:
     assert len(names) == len(set(names))
     assert schema.FOR_RUN == ("dataset", "question", "text_input", "ground_truth")
     assert schema.FOR_GRADING == ("dataset", "ground_truth", "model_output", "tok_model_output_len")
+
+
+def test_the_page_has_the_table() -> None:
+    page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    assert schema.table() in page, "copy the output of: python -m data.schema"
+
+
+@pytest.mark.parametrize("tool", ["inspect", "convert"])
+def test_the_page_s_commands_run(tmp_path: Path, tool: str) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "tiny").symlink_to(ROOT / "data" / "tiny")
+    page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    commands = re.findall(rf"^python (-m data\.{tool} .*)$", page, re.MULTILINE)
+    assert commands
+    for words in commands:
+        subprocess.run(
+            [sys.executable, *words.split()],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            check=True,
+            capture_output=True,
+        )
