@@ -46,7 +46,7 @@ def parquet(file: BinaryIO) -> "pd.DataFrame":
         field.with_type(pa.list_(pa.int32())) if _is_ids(source, field) else field
         for field in schema
     ]
-    target = pa.schema(narrow, schema.metadata)
+    target = pa.schema(narrow, _understood(schema.metadata))
     # in batches: all token ids in 64 bits would take as much memory as everything else
     batches, size = [], 0
     for batch in source.iter_batches(_batch_rows(source)):
@@ -65,6 +65,17 @@ def parquet(file: BinaryIO) -> "pd.DataFrame":
         else:
             frame[name] = _series(kinds.restore(table.column(name).to_pylist(), kind))
     return frame
+
+
+def _understood(metadata: dict[bytes, bytes] | None) -> dict[bytes, bytes] | None:
+    """A file's metadata without what pandas writes of Arrow-backed lists, but can't read."""
+    if not metadata or b"pandas" not in metadata:
+        return metadata
+    about = json.loads(metadata[b"pandas"])
+    for column in about.get("columns", ()):
+        if "<" in str(column.get("numpy_type")):
+            column["numpy_type"] = "object"
+    return metadata | {b"pandas": json.dumps(about).encode()}
 
 
 def json_lines(file: BinaryIO) -> "pd.DataFrame":
@@ -150,7 +161,8 @@ def _is_ids(source: Any, field: Any) -> bool:
     """Whether a column holds lists of integers that fit int32, by the file's statistics."""
     import pyarrow as pa
 
-    if not (pa.types.is_list(field.type) and pa.types.is_integer(field.type.value_type)):
+    lists = pa.types.is_list(field.type) or pa.types.is_large_list(field.type)
+    if not (lists and pa.types.is_integer(field.type.value_type)):
         return False
     footer = source.metadata
     groups = [footer.row_group(number) for number in range(footer.num_row_groups)]

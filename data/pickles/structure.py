@@ -40,7 +40,15 @@ _NAMES: dict[str, frozenset[str]] = {
         {
             *("BlockManager", "DataFrame", "_unpickle_block", "new_block"),
             *("Float64Index", "Index", "Int64Index", "RangeIndex", "UInt64Index", "_new_Index"),
-            *("ArrowStringArray", "BooleanArray", "Categorical", "DatetimeArray", "FloatingArray"),
+            *(
+                "ArrowDtype",
+                "ArrowExtensionArray",
+                "ArrowStringArray",
+                "BooleanArray",
+                "Categorical",
+                "DatetimeArray",
+                "FloatingArray",
+            ),
             *("IntegerArray", "StringArray", "TimedeltaArray", "__pyx_unpickle_NDArrayBacked"),
             *("BooleanDtype", "CategoricalDtype", "DatetimeTZDtype", "StringDtype"),
             *(
@@ -51,7 +59,12 @@ _NAMES: dict[str, frozenset[str]] = {
             *("NA", "__nat_unpickle", "_nat_unpickle", "_unpickle_timestamp"),
         }
     ),
-    "pyarrow": frozenset({"_restore_array", "chunked_array", "py_buffer", "type_for_alias"}),
+    "pyarrow": frozenset(
+        {
+            *("_restore_array", "chunked_array", "field", "large_list", "list_", "py_buffer"),
+            "type_for_alias",
+        }
+    ),
     "pytz": frozenset({"_UTC", "_p"}),
     "zoneinfo": frozenset({"ZoneInfo._unpickle"}),
 }
