@@ -173,6 +173,7 @@ def run(args: argparse.Namespace) -> None:
     """
     from data.paths import keep_inputs
     from data.results import check_writable, result_paths
+    from data.samples import naming
 
     if args.verbose:
         logging.getLogger(__package__).setLevel(logging.DEBUG)
@@ -197,7 +198,8 @@ def run(args: argparse.Namespace) -> None:
         if args.explain is not None:
             from grading.explain import explain
 
-            print(explain(frame, args.explain, problems, options.rules, sandbox))
+            with naming(source):
+                print(explain(frame, args.explain, problems, options.rules, sandbox))
             return
         output = args.output_file or source.with_name(f"{source.stem}{GRADED}.pkl")
         outputs = [*result_paths(output), *companions(output)]
@@ -205,6 +207,7 @@ def run(args: argparse.Namespace) -> None:
         for path in result_paths(output):
             check_writable(path)
         log_path = sibling(output, LOG_ENDING)
-        evaluation = evaluate(frame, problems, options, log_path, expected, sandbox)
+        with naming(source):
+            evaluation = evaluate(frame, problems, options, log_path, expected, sandbox)
     report(evaluation, output, source, options, problems)
     evaluation.require_all()
