@@ -49,7 +49,7 @@ def write_pickle(frame: "pd.DataFrame", path: Path) -> None:
 
 
 def write_parquet(frame: "pd.DataFrame", path: Path, count: Count = lambda rows: None) -> None:
-    """Raises: OSError; ColumnsError for a name that is not valid Unicode."""
+    """Raises: OSError."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -88,10 +88,6 @@ class _ParquetColumn:
     def __init__(self, name: str, column: "pd.Series") -> None:
         import pyarrow as pa
 
-        try:
-            name.encode()
-        except UnicodeEncodeError as error:
-            raise ColumnsError(f"column {name!a}: its name is not valid Unicode") from error
         self.name = name
         self.kind: str | None = None
         self._column = column

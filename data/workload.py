@@ -137,11 +137,12 @@ def build(
     if skip_samples >= total:
         raise UsageError(f"--skip-samples {skip_samples}: {input_file} has only {total} rows")
     frame = frame.iloc[skip_samples:].head(num_samples or total).reset_index(drop=True)
-    with naming(input_file):
+    where = f"{input_file}, after its first {skip_samples} rows" if skip_samples else input_file
+    with naming(where):
         rows = tuple(samples(frame))
     max_len = model_length(config)
     prompts = Prompts(config.model)
-    with naming(input_file):
+    with naming(where):
         prompt_ids = tuple(_prompt(input_file, row, prompts) for row in rows)
     if rows[0].prompt_ids is None:
         _warn_if_templated(input_file, prompts, prompt_ids)

@@ -58,6 +58,18 @@ def test_the_first_rows_are_skipped(script: "Script", data_set: Callable[[int], 
         assert (code, message in err) == (code_, True), err
 
 
+def test_rows_in_messages_are_counted_from_the_first_that_is_used(
+    script: "Script", data_set: Callable[[int], Path]
+) -> None:
+    path = data_set(5)
+    frame = pd.read_parquet(path)
+    frame.loc[3, "text_input"] = None
+    frame.to_parquet(path)
+    code, _, err = script.run("run_eval.py", "--input-file", path, "--skip-samples", 2)
+    assert code == 4
+    assert f"error: {path}, after its first 2 rows: row 1: text_input is missing, not text" in err
+
+
 def test_other_skipped_rows_are_another_run(
     script: "Script", data_set: Callable[[int], Path]
 ) -> None:

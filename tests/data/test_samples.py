@@ -143,6 +143,7 @@ def test_a_dotted_name_is_not_resolved(tmp_path):
         ("a.jsonl", b"[1]\n", "line 1 is not an object"),
         ("a.jsonl", b"\xff", "not a .jsonl data frame"),
         ("a.jsonl", b"[" * 200_000, "not a .jsonl data frame"),
+        ("a.jsonl", rb'{"\ud83d": 1}', "not a .jsonl data frame: 'utf-8' codec can't encode"),
     ],
 )
 def test_what_is_no_frame_is_named(tmp_path, name, content, message):
