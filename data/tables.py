@@ -83,8 +83,8 @@ def json_lines(file: BinaryIO) -> "pd.DataFrame":
     import pandas as pd
 
     rows = _json_rows(file)
-    for name in {name for row in rows for name in row}:
-        name.encode()  # half of a surrogate pair would be found when results are written
+    for key in {key for row in rows for key in row}:
+        key.encode()  # half of a surrogate pair would be found when results are written
     found = rows[0].pop(kinds.KEY, {}) if rows else {}
     # as objects: pandas' own text type would keep a second copy of every text
     frame = pd.DataFrame(rows, dtype=object)

@@ -109,8 +109,9 @@ def assert_same(new: pd.DataFrame, old: pd.DataFrame) -> None:
             assert same_cell(one, other), (name, row, one, other)
 
 
+@pytest.mark.timeout(900)
 @settings(
-    max_examples=cases(25, 600),
+    max_examples=cases(15, 600),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

@@ -14,14 +14,14 @@ from benchmark import PROMPT_TOKENS, ROWS, TASK_ROWS
 from data import inspect
 from data.convert import convert
 from errors import UsageError
+from tests import forked
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "data" / "tiny" / "final_output.pkl"
 
 
 def call(*words: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "data.inspect", *map(str, words)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return forked.run("data/inspect.py", *words)
 
 
 @pytest.mark.parametrize("ending", [".pkl", ".parquet", ".jsonl"])
