@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -197,6 +198,11 @@ def test_the_newer_name_of_launch_is_a_link() -> None:
     link = ROOT / "launch_docker.sh"
     assert link.is_symlink()
     assert link.resolve() == ROOT / "launch.sh"
+    helps = [
+        subprocess.run([path, "--help"], capture_output=True, text=True, check=True)
+        for path in (link, ROOT / "launch.sh")
+    ]
+    assert helps[0].stdout + helps[0].stderr == helps[1].stdout + helps[1].stderr
 
 
 def _grade(script: "Script", *options: object) -> tuple[int, str, str]:
