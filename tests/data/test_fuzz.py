@@ -1,11 +1,14 @@
 """Files of every kind with some bytes changed are read or refused: one line, no hang, no growth."""
 
+import pickle
 import signal
 import sys
 import tempfile
 from pathlib import Path
 
+import pandas as pd
 import psutil
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -14,6 +17,7 @@ from data import frames
 from data.samples import read_frame
 from errors import UserError
 from tests.apart import MEGABYTES, apart
+from tests.data.frames.make import BASE
 from tests.data.frames.make import frames as frames_to_write
 from tests.effort import cases
 
@@ -62,6 +66,12 @@ def seeds(ending: str, folder: Path) -> list[bytes]:
             source, path = path, folder / f"{number}{ending}"
             frames.write(read_frame(source), path, ending)
         found.append(path.read_bytes())
+    if ending == ".pkl":
+        backed = BASE[["dataset", "tok_input_len", "score", "flag"]].convert_dtypes(
+            dtype_backend="pyarrow"
+        )
+        lists = pd.Series([[1, 2], None, []], backed.index, pd.ArrowDtype(pa.list_(pa.int64())))
+        found.append(pickle.dumps(backed.assign(ids=lists)))
     return found
 
 
