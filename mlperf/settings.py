@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmark import MAX_NEW_TOKENS, ROWS
 from errors import LoadGenError, UsageError
-from mlperf import user_conf
+from mlperf import mlperf_conf, user_conf
 from mlperf.compliance import AUDIT
 from mlperf.user_conf import KEYS, UserConf
 
@@ -54,9 +54,6 @@ _ATTRIBUTES: dict[str, tuple[str, float]] = {
     **{key.name: (key.attribute, key.factor) for key in KEYS},
     **{seed: (seed, 1) for seed in ("qsl_rng_seed", "sample_index_rng_seed", "schedule_rng_seed")},
 }
-
-# What FromConfig reads: LoadGen's own settings, which are built in; an mlperf.conf in a file.
-_BUILT_IN, _FROM_MLPERF_CONF = 0, 2
 
 # The least memory that a sample takes: measured with short answers of the echo engine, with 50,000
 # and 200,000 samples. A tenth of it is LoadGen's.
@@ -206,7 +203,7 @@ def test_settings(args: argparse.Namespace) -> Any:
             " the file changed just now?"
         )
     if args.mlperf_conf:
-        _read_mlperf_conf(args, settings)
+        mlperf_conf.apply(args.mlperf_conf, mode.model, mode.scenario, settings)
         for attribute, value in wanted.items():
             setattr(settings, attribute, type(getattr(settings, attribute))(value))
     if args.target_qps is None and mode.rate not in wanted and mode.needs_rate(args.accuracy):
@@ -237,37 +234,6 @@ def read_user_conf(path: Path) -> UserConf:
     return UserConf(path, models())
 
 
-def _read_mlperf_conf(args: argparse.Namespace, settings: Any) -> None:
-    """Change settings as --mlperf-conf says. Raises: LoadGenError."""
-    user_conf.read_lines(args.mlperf_conf)
-    mode = MODES[args.mode]
-    if settings.FromConfig(
-        os.fsencode(args.mlperf_conf), mode.model, mode.scenario, _FROM_MLPERF_CONF
-    ):
-        raise LoadGenError(f"{args.mlperf_conf}: LoadGen can't read it")
-
-
-def mlperf_conf_reasons(args: argparse.Namespace) -> list[str]:
-    """Why a run with --mlperf-conf can't be submitted: what it changes. Raises: LoadGenError."""
-    if args.mlperf_conf is None:
-        return []
-    mode = MODES[args.mode]
-    own, changed = loadgen().TestSettings(), loadgen().TestSettings()
-    for settings in (own, changed):
-        settings.FromConfig("", mode.model, mode.scenario, _BUILT_IN)
-    _read_mlperf_conf(args, changed)
-    differences = [
-        f"{name} {new}, not {old}"
-        for name in dir(own)
-        if not name.startswith("_")
-        and (new := getattr(changed, name)) != (old := getattr(own, name))
-        and not callable(old)
-    ]
-    return (
-        [f"--mlperf-conf {args.mlperf_conf} sets {', '.join(differences)}"] if differences else []
-    )
-
-
 def benchmark(mode: Mode) -> dict[str, int]:
     """The values of mlperf.conf for a mode, by key, in the file's units.
 
@@ -291,7 +257,12 @@ def reasons(args: argparse.Namespace, settings: Any, rows: int, shortest_limit: 
 
     `rows`: rows of the data set in use. `shortest_limit`: the smallest max_new_tokens of any row.
     """
-    differences = mlperf_conf_reasons(args)
+    differences = []
+    mode = MODES[args.mode]
+    if args.mlperf_conf and (
+        changes := mlperf_conf.changes(args.mlperf_conf, mode.model, mode.scenario)
+    ):
+        differences.append(f"--mlperf-conf {args.mlperf_conf} sets {', '.join(changes)}")
     if args.skip_samples:
         differences.append(f"the first {args.skip_samples} rows were skipped")
     if rows != ROWS:
@@ -301,7 +272,7 @@ def reasons(args: argparse.Namespace, settings: Any, rows: int, shortest_limit: 
     if args.target_qps is not None:
         differences.append("--target-qps instead of user.conf's")
     audit = AUDIT if args.compliance else {}
-    for key, required in (benchmark(MODES[args.mode]) | audit).items():
+    for key, required in (benchmark(mode) | audit).items():
         attribute, factor = _ATTRIBUTES[key]
         # in the file's unit; integers stay exact, as seeds need all their digits
         value = getattr(settings, attribute)

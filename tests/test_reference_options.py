@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from data.samples import read_frame
-from mlperf import run, settings
+from mlperf import mlperf_conf, run, settings
 from tests import forked
 
 if TYPE_CHECKING:
@@ -149,8 +149,8 @@ def test_answers_are_not_written_over_their_data_set(
 def test_an_mlperf_conf_like_loadgen_s_own_changes_nothing(mode: str, tmp_path: Path) -> None:
     path = tmp_path / "mlperf.conf"
     path.write_text(settings.BENCHMARK_CONF.read_text())
-    args = parse("--mode", mode, "--mlperf-conf", path)
-    assert settings.mlperf_conf_reasons(args) == []
+    names = settings.MODES[mode]
+    assert mlperf_conf.changes(path, names.model, names.scenario) == []
 
 
 def test_another_mlperf_conf_is_used_and_told(
