@@ -31,6 +31,14 @@ def positive_int(text: str) -> int:
     return value
 
 
+def whole_number(text: str) -> int:
+    """An argparse type: a whole number, 0 or above."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be 0 or more, not {value}")
+    return value
+
+
 def add_engine_options(
     parser: argparse.ArgumentParser, torchrun: bool = False, loadgen: bool = False
 ) -> None:

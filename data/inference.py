@@ -11,7 +11,13 @@ import logging
 from pathlib import Path
 
 from backends import registry
-from backends.options import add_engine_options, choose_backend, engine_config, positive_int
+from backends.options import (
+    add_engine_options,
+    choose_backend,
+    engine_config,
+    positive_int,
+    whole_number,
+)
 from backends.types import Backend, Completion
 from data.journal import Answer, Journal, resumable
 from data.lock import locked
@@ -36,6 +42,13 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
         type=positive_int,
         metavar="N",
         help="answer the first N rows only",
+    )
+    parser.add_argument(
+        "--skip-samples",
+        type=whole_number,
+        default=0,
+        metavar="N",
+        help="leave out the first N rows; --num-samples counts from there (default: 0)",
     )
 
 
@@ -85,7 +98,9 @@ def run(args: argparse.Namespace, torchrun: bool = False) -> None:
     check_writable(output)
     keep_inputs(result_paths(output), [args.input_file])
     config = engine_config(args, spec, world_size, coalesce=True, log=_beside(output, ENGINE_LOG))
-    workload = build(args.input_file, args.num_samples, config, args.max_new_tokens)
+    workload = build(
+        args.input_file, args.num_samples, config, args.max_new_tokens, args.skip_samples
+    )
     backend = registry.load(spec, config)
     if not backend.leads:
         backend.follow()

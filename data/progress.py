@@ -38,15 +38,15 @@ class Progress:
                 file=sys.__stderr__,  # tqdm's control characters must not be escaped: see terminal
             )
 
-    def add(self, tokens: int = 0) -> None:
-        """Count one more unit, with `tokens` tokens."""
-        self.done += 1
+    def add(self, tokens: int = 0, units: int = 1) -> None:
+        """Count more units, one by default, with `tokens` tokens."""
+        self.done += units
         self.tokens += tokens
         now = time.monotonic()
         if self._bar is not None:
             if self.tokens:
                 self._bar.set_postfix_str(self._rate(now), refresh=False)
-            self._bar.update()
+            self._bar.update(units)
         elif now - self._last >= self._every_s:
             self._last = now
             log.info("%s", self.line(now))

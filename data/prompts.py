@@ -55,7 +55,8 @@ class Prompts:
         self.eos_id: int = self._tokenizer.eos_token_id
         self.stop_ids: frozenset[int] = frozenset({self.eos_id, *_generation_stops(folder)})
         self.vocabulary = len(self._tokenizer)  # ids below this have a text
-        self._omitted = {self.eos_id, self._tokenizer.bos_token_id}
+        self.bos_id: int | None = self._tokenizer.bos_token_id
+        self._omitted = {self.eos_id, self.bos_id}
 
     def ids(self, text: str) -> tuple[int, ...]:
         """Token ids of the chat template with `text` as the user message, ready for generation.
@@ -90,6 +91,11 @@ class Prompts:
         """The length in tokens of the prefix that the chat template gives every prompt."""
         pairs = zip(self.ids("0"), self.ids("x"), strict=False)
         return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+    @cached_property
+    def starts_with_bos(self) -> bool:
+        """Whether the chat template starts with BOS."""
+        return self.ids(PROBE)[0] == self.bos_id
 
     @cached_property
     def _template_tokens(self) -> dict[int, int]:

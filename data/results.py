@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data import pickles
+from data import frames, pickles
 from data.journal import Answer
 from data.prompts import Prompts
 from errors import OutputError
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SUFFIXES = (".pkl", ".parquet")
-ROW_GROUP = 512  # rows of a parquet file per write
 
 
 def results_frame(
@@ -75,14 +74,14 @@ def answer_rows(
 def write_frame(frame: "pd.DataFrame", path: str | Path) -> list[Path]:
     """Write a frame as a pickle and a parquet file of the same name, each of them atomically.
 
-    `path`: with or without the ending .pkl, .pickle or .parquet. A column of mixed types (AIME's
-    answers are numbers, other tasks' are text) becomes text in parquet, which allows one type.
+    `path`: with or without the ending .pkl, .pickle or .parquet. Both give the same values: see
+    `data.kinds` for columns of several types (AIME's answers are numbers, other tasks' are text).
 
     Raises: OutputError.
     """
     pickle_path, parquet_path = result_paths(path)
     write_whole(pickle_path, lambda path: pickles.dump(frame, path))
-    write_whole(parquet_path, lambda path: _write_parquet(_with_typed_columns(frame), path))
+    write_whole(parquet_path, lambda path: frames.write_parquet(frame, path))
     return [pickle_path, parquet_path]
 
 
@@ -113,33 +112,3 @@ def check_writable(path: str | Path) -> None:
         raise OutputError(f"{folder}: can't be written: {error.strerror}") from error
     if is_file and path.is_dir():
         raise OutputError(f"{path}: is a directory, but a file is to be written there")
-
-
-def _write_parquet(frame: "pd.DataFrame", path: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    schema = pa.Schema.from_pandas(frame)
-    with pq.ParquetWriter(path, schema) as writer:
-        for start in range(0, len(frame), ROW_GROUP):  # a copy of all rows could fill the memory
-            rows = frame.iloc[start : start + ROW_GROUP]
-            writer.write_table(pa.Table.from_pandas(rows, schema))
-
-
-def _with_typed_columns(frame: "pd.DataFrame") -> "pd.DataFrame":
-    """The frame with columns of mixed types, or of invalid Unicode, converted to text."""
-    import pyarrow as pa
-
-    texts = {}
-    for name, column in frame.items():
-        if column.dtype.kind != "O":
-            continue
-        try:
-            pa.array(column, from_pandas=True)
-        except (pa.ArrowException, OverflowError, UnicodeError):
-            texts[str(name)] = column.map(_writable_text, na_action="ignore")
-    return frame.rename(columns=str).assign(**texts)
-
-
-def _writable_text(value: object) -> str:
-    return str(value).encode(errors="replace").decode()  # a lone surrogate has no UTF-8

@@ -1,14 +1,15 @@
 """Read data sets and result files: load a frame safely, check it, make samples of its rows."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from numbers import Number
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data import pickles, tables
+from data import pickles, schema, tables
 from errors import ColumnsError, EmptyDataError, InputFileError
 from ref_dsinfer import lookalike
 from terminal import quoted
@@ -17,10 +18,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TASKS = ("gpqa", "mmlu_pro", "math500", "aime", "livecodebench")  # in the order of matching
-COLUMNS = ("dataset", "question", "text_input", "ground_truth")
-TEXTS = ("question", "text_input")
 PICKLES = (".pkl", ".pickle")
 DATA_SET = "final_output.pkl"  # in data/, unless a script is told another one
+ENDINGS = (*PICKLES, ".parquet", ".jsonl")  # of the files that can be read
 _TRUTH_BITS = 4096  # Python refuses to convert integers much longer than this to text
 
 
@@ -30,8 +30,9 @@ class Sample:
 
     index: int  # row in the data set, from 0
     task: str  # canonical name, one of TASKS
-    prompt_text: str  # instructions and question, before the chat template
+    prompt_text: str  # instructions and question, before the chat template; "" if there are ids
     ground_truth: object  # as the data set holds it: text, a number, or a missing value
+    prompt_ids: tuple[int, ...] | None = None  # of a data set without texts: the prompt as it is
 
 
 def read_frame(path: str | Path) -> "pd.DataFrame":
@@ -46,7 +47,7 @@ def read_frame(path: str | Path) -> "pd.DataFrame":
     """
     path = Path(path)
     kind = path.suffix.lower()
-    if kind not in (*PICKLES, ".parquet", ".jsonl"):
+    if kind not in ENDINGS:
         raise InputFileError(f"{path}: expected a .pkl, .pickle, .parquet or .jsonl file")
     try:
         with path.open("rb") as file:
@@ -57,18 +58,16 @@ def read_frame(path: str | Path) -> "pd.DataFrame":
             else:
                 frame = pickles.load(file)
     except OSError as error:
+        if error.strerror is None:  # pyarrow's, of what is in the file
+            raise _damaged(path, error) from error
         hint = "; `python -m data.fetch` gets the benchmark's" if path.name == DATA_SET else ""
-        reason = f"{error.strerror or error}{hint}"
-        raise InputFileError(f"{path}: can't be read: {reason}") from error
+        raise InputFileError(f"{path}: can't be read: {error.strerror}{hint}") from error
     except ColumnsError as error:
         twin = path.with_suffix(".parquet")
         hint = f", or use {twin}" if kind != ".parquet" and twin.is_file() else ""
         raise ColumnsError(f"{path}: {error}{hint}") from error
     except Exception as error:  # on damaged input these libraries raise almost anything
-        expected = {".parquet": lookalike.PARQUET, ".jsonl": lookalike.JSON}
-        actual = lookalike.instead_of(path, expected.get(kind, lookalike.PICKLE))
-        reason = f"it is {actual}" if actual else _first_line(error)
-        raise InputFileError(f"{path}: not a {kind} data frame: {reason}") from error
+        raise _damaged(path, error) from error
     duplicates = frame.columns[frame.columns.duplicated()]
     if len(duplicates):
         raise ColumnsError(f"{path}: two columns are named {quoted(duplicates[0])}: rename one")
@@ -77,29 +76,35 @@ def read_frame(path: str | Path) -> "pd.DataFrame":
     return tables.plain(frame)
 
 
-def require_columns(frame: "pd.DataFrame", columns: Sequence[str]) -> None:
-    """Raises: ColumnsError naming the missing columns and those present."""
-    missing = [name for name in columns if name not in frame.columns]
-    if missing:
-        raise ColumnsError(
-            f"missing columns: {', '.join(missing)} (present: {', '.join(map(str, frame.columns))})"
-        )
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Put the file's name before the message of a ColumnsError."""
+    try:
+        yield
+    except ColumnsError as error:
+        raise ColumnsError(f"{path}: {error}") from error
 
 
 def samples(frame: "pd.DataFrame") -> list[Sample]:
-    """The rows of a data set as samples, in order.
+    """The rows of a data set as samples, in order: with their texts, or without any with their ids.
 
     Raises: ColumnsError for a missing column, a prompt or question that is not text, a ground truth
-    that is neither text nor number, or an unknown data set name.
+    that is neither text nor number, an unknown data set name, or ids that are no token ids.
     """
-    require_columns(frame, COLUMNS)
-    require_text(frame, TEXTS)
-    require_unicode(frame, TEXTS)
+    schema.require(frame, schema.FOR_RUN)
+    texts = [name for name in ("question", schema.TEXT) if name in frame.columns]
+    require_text(frame, texts)
+    require_unicode(frame, texts)
     require_truths(frame)
-    columns = (frame[name] for name in ("dataset", "text_input", "ground_truth"))
+    prompts: Iterable[tuple[str, tuple[int, ...] | None]]
+    if schema.TEXT in frame.columns:
+        prompts = ((text, None) for text in frame[schema.TEXT])
+    else:
+        prompts = (("", ids) for ids in schema.token_ids(frame))
+    rows = zip(frame["dataset"], frame["ground_truth"], prompts, strict=True)
     return [
-        Sample(index, row_task(index, dataset), text, truth)
-        for index, (dataset, text, truth) in enumerate(zip(*columns, strict=True))
+        Sample(index, row_task(index, dataset), text, truth, ids)
+        for index, (dataset, truth, (text, ids)) in enumerate(rows)
     ]
 
 
@@ -186,6 +191,14 @@ def is_missing(value: object) -> bool:
 
 def _kind(value: object) -> str:
     return "missing" if is_missing(value) else f"{type(value).__name__}"
+
+
+def _damaged(path: Path, error: Exception) -> InputFileError:
+    kind = path.suffix.lower()
+    expected = {".parquet": lookalike.PARQUET, ".jsonl": lookalike.JSON}
+    actual = lookalike.instead_of(path, expected.get(kind, lookalike.PICKLE))
+    reason = f"it is {actual}" if actual else _first_line(error)
+    return InputFileError(f"{path}: not a {kind} data frame: {reason}")
 
 
 def _first_line(error: Exception) -> str:

@@ -11,9 +11,10 @@ import uuid
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from data import pickles
+from data import kinds, pickles
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
 # A parquet file of a few bytes may hold one value a billion times: its rows may take
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 MOST_ROWS = 1_000_000  # far above the benchmark's
 ROOM = 256 << 20  # bytes
 ROOM_A_BYTE = 32  # bytes per byte of the file
+_KINDS = kinds.KEY.encode()
 _BATCH = 128  # rows
 _BATCH_ROOM = 512 << 20  # bytes of a batch if all its texts are as long as the longest
 _PLAIN_CELLS = {type(None), str, int, float, bool, list}
@@ -44,7 +46,7 @@ def parquet(file: BinaryIO) -> "pd.DataFrame":
         field.with_type(pa.list_(pa.int32())) if _is_ids(source, field) else field
         for field in schema
     ]
-    target = pa.schema(narrow, schema.metadata)
+    target = pa.schema(narrow, _understood(schema.metadata))
     # in batches: all token ids in 64 bits would take as much memory as everything else
     batches, size = [], 0
     for batch in source.iter_batches(_batch_rows(source)):
@@ -54,19 +56,54 @@ def parquet(file: BinaryIO) -> "pd.DataFrame":
             raise ValueError(
                 f"its rows take more than {room >> 20} MB of memory, far more than the file's size"
             )
-    return pa.Table.from_batches(batches, target).to_pandas()
+    table = pa.Table.from_batches(batches, target)
+    frame = table.to_pandas()
+    found = (schema.metadata or {}).get(_KINDS, b"{}")
+    for name, kind in kinds.read_kinds(found, schema.names).items():
+        if kinds.NUMPY.fullmatch(kind):
+            frame[name] = frame[name].astype(kind)
+        else:
+            frame[name] = _series(kinds.restore(table.column(name).to_pylist(), kind))
+    return frame
+
+
+def _understood(metadata: dict[bytes, bytes] | None) -> dict[bytes, bytes] | None:
+    """A file's metadata without what pandas writes of Arrow-backed lists, but can't read."""
+    if not metadata or b"pandas" not in metadata:
+        return metadata
+    about = json.loads(metadata[b"pandas"])
+    for column in about.get("columns", ()):
+        if "<" in str(column.get("numpy_type")):
+            column["numpy_type"] = "object"
+    return metadata | {b"pandas": json.dumps(about).encode()}
 
 
 def json_lines(file: BinaryIO) -> "pd.DataFrame":
     """A frame from JSON, one object per line. Raises: ValueError naming the line."""
     import pandas as pd
 
+    rows = _json_rows(file)
+    for key in {key for row in rows for key in row}:
+        key.encode()  # half of a surrogate pair would be found when results are written
+    found = rows[0].pop(kinds.KEY, {}) if rows else {}
     # as objects: pandas' own text type would keep a second copy of every text
-    frame = pd.DataFrame(_json_rows(file), dtype=object)
+    frame = pd.DataFrame(rows, dtype=object)
+    found = kinds.read_kinds(found, frame.columns)
     for name in frame:
-        if frame[name].map(type).isin((int, float)).all():
+        if name in found:
+            missing = frame[name].isna()
+            cells = frame[name].mask(missing, None).tolist()
+            frame[name] = _series(kinds.restore(cells, found[name]))
+        elif frame[name].map(type).isin((int, float)).all():
             frame[name] = frame[name].infer_objects()
     return frame
+
+
+def _series(values: "np.ndarray") -> "pd.Series":
+    """A column of these values; pandas would make its own text type of objects."""
+    import pandas as pd
+
+    return pd.Series(values, dtype=values.dtype)
 
 
 def plain(frame: "pd.DataFrame") -> "pd.DataFrame":
@@ -126,7 +163,8 @@ def _is_ids(source: Any, field: Any) -> bool:
     """Whether a column holds lists of integers that fit int32, by the file's statistics."""
     import pyarrow as pa
 
-    if not (pa.types.is_list(field.type) and pa.types.is_integer(field.type.value_type)):
+    lists = pa.types.is_list(field.type) or pa.types.is_large_list(field.type)
+    if not (lists and pa.types.is_integer(field.type.value_type)):
         return False
     footer = source.metadata
     groups = [footer.row_group(number) for number in range(footer.num_row_groups)]

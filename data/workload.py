@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from backends.options import model_length
 from backends.types import TOKEN, Backend, EngineConfig, Request
-from errors import LengthError, ModelError
+from errors import ColumnsError, LengthError, ModelError, UsageError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,6 +34,7 @@ class Workload:
     prompt_ids: tuple[tuple[int, ...], ...]  # of each row
     max_new_tokens: int  # tokens, as requested by the user
     max_len: int  # tokens of prompt and answer together
+    skipped: int = 0  # rows of the file before the first one
 
     def __len__(self) -> int:
         return len(self.prompt_ids)
@@ -62,6 +63,7 @@ class Workload:
             "the seed": config.seed,
             "the data set": f"sha256:{_sha256(self.source.read_bytes())}",
             "the number of rows": len(self),
+            "the rows skipped": self.skipped,
             "the prompts": f"sha256:{_sha256(*(array(TOKEN, ids) for ids in self.prompt_ids))}",
             "max_new_tokens": self.max_new_tokens,
             "the model's length": self.max_len,
@@ -112,35 +114,48 @@ async def compare_tokenizers(backend: Backend, workload: Workload) -> None:
 
 
 def build(
-    input_file: Path, num_samples: int | None, config: EngineConfig, max_new_tokens: int
+    input_file: Path,
+    num_samples: int | None,
+    config: EngineConfig,
+    max_new_tokens: int,
+    skip_samples: int = 0,
 ) -> Workload:
-    """Read a data set and build the prompts of all its rows, or of the first `num_samples`.
+    """Read a data set and build the prompts of its rows: without the first `skip_samples`, and of
+    the others all or the first `num_samples`. Rows are then numbered from 0 again.
 
-    Warns once if the chat template was applied to text_input already.
+    A data set without texts has token ids, which are the prompts as they are. Warns once if the
+    chat template was applied to text_input already.
 
-    Raises: InputFileError, EmptyDataError, ColumnsError, ModelError; LengthError naming the first
-    row whose prompt leaves no room for an answer.
+    Raises: InputFileError, EmptyDataError, ColumnsError, ModelError; UsageError if all rows are
+    skipped; LengthError naming the first row whose prompt leaves no room for an answer.
     """
     from data.prompts import Prompts
-    from data.samples import read_frame, samples
+    from data.samples import naming, read_frame, samples
 
     frame = read_frame(input_file)
     total = len(frame)
-    if num_samples is not None:
-        frame = frame.head(num_samples)
-    rows = tuple(samples(frame))
+    if skip_samples >= total:
+        raise UsageError(f"--skip-samples {skip_samples}: {input_file} has only {total} rows")
+    frame = frame.iloc[skip_samples:].head(num_samples or total).reset_index(drop=True)
+    where = f"{input_file}, after its first {skip_samples} rows" if skip_samples else input_file
+    with naming(where):
+        rows = tuple(samples(frame))
     max_len = model_length(config)
     prompts = Prompts(config.model)
-    prompt_ids = tuple(_prompt(input_file, row, prompts) for row in rows)
-    _warn_if_templated(input_file, prompts, prompt_ids)
+    with naming(where):
+        prompt_ids = tuple(_prompt(input_file, row, prompts) for row in rows)
+    if rows[0].prompt_ids is None:
+        _warn_if_templated(input_file, prompts, prompt_ids)
     for index, ids in enumerate(prompt_ids):
         if len(ids) >= max_len:
             raise LengthError(
                 f"{input_file}: row {index}: the prompt has {len(ids)} tokens, which leaves no room"
                 f" for an answer within the model's length of {max_len} tokens"
             )
-    workload = Workload(input_file, frame, rows, prompts, prompt_ids, max_new_tokens, max_len)
-    log.info("%s: %d of %d rows", input_file, len(rows), total)
+    workload = Workload(
+        input_file, frame, rows, prompts, prompt_ids, max_new_tokens, max_len, skip_samples
+    )
+    log.info("%s: %d of %d rows%s", input_file, len(rows), total, _origin(workload))
     if workload.shortest_limit < max_new_tokens:
         log.warning(
             "some answers are limited to fewer than %d tokens by the model's length, %d tokens"
@@ -152,11 +167,40 @@ def build(
 
 
 def _prompt(input_file: Path, row: "Sample", prompts: "Prompts") -> tuple[int, ...]:
-    """A row's prompt ids. Raises: ModelError naming the row if the chat template fails on it."""
+    """A row's prompt ids.
+
+    Raises: ModelError naming the row if the chat template fails on it; ColumnsError if its ids are
+    not the tokenizer's.
+    """
+    if row.prompt_ids is not None:
+        _check_ids(row.index, row.prompt_ids, prompts)
+        return row.prompt_ids
     try:
         return prompts.ids(row.prompt_text)
     except ModelError as error:
         raise ModelError(f"{error} ({input_file}: row {row.index})") from error
+
+
+def _check_ids(row: int, ids: tuple[int, ...], prompts: "Prompts") -> None:
+    """Raises: ColumnsError if the ids of a row's prompt can't be of this tokenizer."""
+    for position, id_ in enumerate(ids):
+        if not 0 <= id_ < prompts.vocabulary:
+            raise ColumnsError(
+                f"row {row}: token id {id_} at position {position} of the prompt is outside the"
+                f" tokenizer's vocabulary of {prompts.vocabulary}: is it another model's data set?"
+            )
+    if prompts.starts_with_bos and ids[0] != prompts.bos_id:
+        raise ColumnsError(
+            f"row {row}: the prompt starts with token id {ids[0]}, not with BOS, {prompts.bos_id},"
+            " as the chat template does: ids without text have to be those of the whole prompt"
+        )
+
+
+def _origin(workload: Workload) -> str:
+    """What the log says of rows that are skipped, and of prompts that are not made of texts."""
+    skipped = f", without the first {workload.skipped}" if workload.skipped else ""
+    given = workload.samples[0].prompt_ids is not None
+    return skipped + (", whose token ids are used as they are" if given else "")
 
 
 def _warn_if_templated(

@@ -1,11 +1,12 @@
 """The command line of eval_accuracy, and the grading options that run_mlperf shares."""
 
 import argparse
+import logging
 import os
 from pathlib import Path
 from typing import get_args
 
-from backends.options import positive_int
+from backends.options import positive_int, whole_number
 from benchmark import ROWS
 from errors import UsageError
 from grading.evaluate import (
@@ -96,6 +97,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         " against it",
     )
     parser.add_argument(
+        "--skip-samples",
+        type=whole_number,
+        default=0,
+        metavar="N",
+        help="the run's --skip-samples: its answers belong to the data set's rows from N on"
+        " (default: 0)",
+    )
+    parser.add_argument(
         "--tokenizer",
         metavar="DIR",
         help="directory with the tokenizer, required for LoadGen's log (default: --model)",
@@ -124,6 +133,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--fresh",
         action="store_true",
         help="grade every row again (default: keep the grades of an earlier run)",
+    )
+    parser.add_argument(
+        "--verbose",
+        action="store_true",
+        help="log every row's grade: task, extracted answer, truth, and the rule that decided",
     )
     parser.add_argument(
         "--explain",
@@ -160,7 +174,10 @@ def run(args: argparse.Namespace) -> None:
     """
     from data.paths import keep_inputs
     from data.results import check_writable, result_paths
+    from data.samples import naming
 
+    if args.verbose:
+        logging.getLogger(__package__).setLevel(logging.DEBUG)
     options = grading_options(args)
     source = args.input_file
     if args.compare is not None:
@@ -171,14 +188,19 @@ def run(args: argparse.Namespace) -> None:
         return
     with start_sandbox(options) as sandbox:
         frame, expected = read_results(
-            source, args.dataset_file, args.tokenizer or args.model, args.expected_rows
+            source,
+            args.dataset_file,
+            args.tokenizer or args.model,
+            args.expected_rows,
+            args.skip_samples,
         )
         neighbours = [path for path in (args.dataset_file, source) if path is not None]
         problems = find_problems(args.livecodebench_file, neighbours)
         if args.explain is not None:
             from grading.explain import explain
 
-            print(explain(frame, args.explain, problems, options.rules, sandbox))
+            with naming(source):
+                print(explain(frame, args.explain, problems, options.rules, sandbox))
             return
         output = args.output_file or source.with_name(f"{source.stem}{GRADED}.pkl")
         outputs = [*result_paths(output), *companions(output)]
@@ -186,6 +208,7 @@ def run(args: argparse.Namespace) -> None:
         for path in result_paths(output):
             check_writable(path)
         log_path = sibling(output, LOG_ENDING)
-        evaluation = evaluate(frame, problems, options, log_path, expected, sandbox)
+        with naming(source):
+            evaluation = evaluate(frame, problems, options, log_path, expected, sandbox)
     report(evaluation, output, source, options, problems)
     evaluation.require_all()

@@ -4,7 +4,7 @@ import math
 from numbers import Integral, Real
 from typing import TYPE_CHECKING
 
-from data.samples import require_columns
+from data import schema
 from errors import ColumnsError, GradingError
 from terminal import one_line, quoted
 
@@ -23,7 +23,7 @@ def comparison(first: "pd.DataFrame", second: "pd.DataFrame") -> str:
     Raises: ColumnsError if a frame is not evaluated; GradingError if their rows are not the same.
     """
     for frame in (first, second):
-        require_columns(frame, COLUMNS)
+        schema.require(frame, COLUMNS)
         _require_numbers(frame)
     if all("sample_index" in frame.columns for frame in (first, second)):
         first, second = (frame.set_index("sample_index").sort_index() for frame in (first, second))

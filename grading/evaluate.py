@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmark import MAX_NEW_TOKENS, ROWS
+from data import schema
 from data.problems import Problems
 from errors import ColumnsError, GradingError
 from grading import accuracy_log
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-COLUMNS = ("dataset", "ground_truth", "model_output", "tok_model_output_len")
+COLUMNS = schema.FOR_GRADING
 ACCURACY_LOG = "mlperf_log_accuracy.json"
 GRADED = "_evaluated"  # at the end of a graded frame's name
 _LONGEST = 1 << 31  # tokens, far above any answer
@@ -64,11 +65,11 @@ def evaluate(
     Raises: ColumnsError; GradingError if problems are missing; InputFileError, OutputError. A row
     that can't be judged raises nothing: see `Evaluation.require_all`.
     """
-    from data.samples import require_columns, row_task
+    from data.samples import row_task
 
     if options.lenient and find_spec(lenient.PACKAGE) is None:  # before hours of grading
         raise ModuleNotFoundError(name=lenient.PACKAGE)
-    require_columns(frame, COLUMNS)
+    schema.require(frame, COLUMNS)
     lengths = _lengths(frame)
     answers = FrameAnswers(frame, [row_task(i, name) for i, name in enumerate(frame["dataset"])])
     store = None
@@ -85,6 +86,9 @@ def evaluate(
             for module in TASKS[task].modules:
                 started.prepare(module)
         grades = _grades(answers, store, started, options, log_path)
+        if log.isEnabledFor(logging.DEBUG):
+            for row, grade in enumerate(grades):
+                log.debug("%s", _line(answers[row], grade))
         opinions = dict(_opinions(answers, started, options)) if options.lenient else None
         sandbox_info = SandboxInfo(started.level, started.reason, started.canaries)
     graded = _with_grades(frame, grades, opinions)
@@ -243,6 +247,14 @@ def _grades(
             if grades_log:
                 grades_log.add(keys[grade.sample_index], grade)
     return [grades[row] for row in range(len(keys))]
+
+
+def _line(answer: Answer, grade: Grade) -> str:
+    """A row's grade, for the log."""
+    return (
+        f"row {answer.sample_index}: {answer.task}: {grade.status}, extracted"
+        f" {quoted(grade.extracted)}, truth {quoted(answer.ground_truth)}, by {grade.rule}"
+    )
 
 
 def _with_progress(

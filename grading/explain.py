@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data import schema
 from data.problems import Problems
-from data.samples import require_columns, row_task
+from data.samples import row_task
 from errors import UsageError
 from grading.evaluate import COLUMNS, FrameAnswers
 from grading.pool import grade_all
@@ -23,7 +24,7 @@ def explain(
 
     Raises: UsageError if there is no such row; ColumnsError.
     """
-    require_columns(frame, COLUMNS)
+    schema.require(frame, COLUMNS)
     if not 0 <= row < len(frame):
         raise UsageError(f"--explain {row}: no such row, rows are 0 to {len(frame) - 1}")
     names = frame["dataset"].iloc[row]

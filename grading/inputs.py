@@ -28,16 +28,18 @@ def read_results(
     dataset_file: Path | None,
     tokenizer: str | None,
     expected: int | None = None,
+    skipped: int = 0,
 ) -> "tuple[pd.DataFrame, int]":
     """The results frame in a file, and the number of rows expected.
 
     The file is a pickle, parquet, JSON lines, or LoadGen's log (.json). A log has only token ids,
     so it needs `dataset_file` for the rows that they answer and `tokenizer`, the directory with the
     tokenizer. Other results are compared with the data set if there is one. `expected` defaults to
-    the rows of the data set, or of the benchmark.
+    the rows of the data set, or of the benchmark. `skipped`: the first rows of the data set, which
+    the run left out.
 
-    Raises: UsageError for a log without data set or tokenizer; InputFileError, EmptyDataError,
-    GradingError, ModelError, ColumnsError.
+    Raises: UsageError for a log without data set or tokenizer, or if all rows are skipped;
+    InputFileError, EmptyDataError, GradingError, ModelError, ColumnsError.
     """
     from data.samples import read_frame
 
@@ -50,6 +52,14 @@ def read_results(
         )
     frame = None if is_log else read_frame(input_file)
     dataset = read_frame(dataset_file) if dataset_file else None
+    if skipped and dataset is None:
+        raise UsageError("--skip-samples: add --dataset-file, whose rows it counts")
+    if skipped and dataset is not None:
+        if skipped >= len(dataset):
+            raise UsageError(
+                f"--skip-samples {skipped}: {dataset_file} has only {len(dataset)} rows"
+            )
+        dataset = dataset.iloc[skipped:].reset_index(drop=True)
     if expected is None:
         expected = ROWS if dataset is None else len(dataset)
     if frame is None:

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backends.types import OPTIONS, BackendSpec, EngineConfig
-from benchmark import PROMPT_TOKENS, ROWS, TASK_ROWS, TOKENS_MAX
+from benchmark import ROWS, TOKENS_MAX
+from data import official
 from data.identity import FP8, R1, identify
 from errors import CheckpointError, ModelError, OutputError, UsageError, UserError
 from mlperf import settings
@@ -38,7 +39,6 @@ log = logging.getLogger(__name__)
 TOKEN_BYTES, ACCURACY_TOKEN_BYTES = 20, 44
 SPARE_BYTES = 64 << 20  # logs and everything else
 SPARE_DESCRIPTORS = 64
-PROMPT_TOLERANCE = 1.0  # tokens that the mean prompt may differ from the benchmark's
 # Parts of the names of engines' options that place processes or weights elsewhere than on this
 # host's devices, or shrink weights: nothing is known about memory then.
 ELSEWHERE = ("node", "offload", "load_format", "quantization", "local", "address", "backend")
@@ -132,15 +132,14 @@ def _data_set(plan: Plan) -> Iterator[str]:
     """Whether rows that are as many as the benchmark's are the benchmark's."""
     if len(plan.workload) != ROWS:
         return  # which is a reason of its own
-    path, counts = plan.args.input_file, Counter(row.task for row in plan.workload.samples)
-    if different := [task for task, rows in TASK_ROWS.items() if counts[task] != rows]:
-        task = different[0]
-        yield f"{path} has {counts[task]} rows of {task}, not the benchmark's {TASK_ROWS[task]}"
+    path = plan.args.input_file
+    if different := official.task_differences(Counter(row.task for row in plan.workload.samples)):
+        yield f"{path} has {different[0]}"
     mean = sum(map(len, plan.workload.prompt_ids)) / ROWS
-    if abs(mean - PROMPT_TOKENS) > PROMPT_TOLERANCE:
+    if difference := official.length_difference(mean):
         yield (
-            f"{path}: prompts have {mean:.1f} tokens on average, not the benchmark's"
-            f" {PROMPT_TOKENS}: is it the original file, and {plan.config.model} R1's tokenizer?"
+            f"{path}: {difference}: is it the original file, and {plan.config.model} R1's"
+            " tokenizer?"
         )
 
 

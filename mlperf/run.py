@@ -66,6 +66,19 @@ def add_options(parser: argparse.ArgumentParser, torchrun: bool = False) -> None
         " mlperf_results)",
     )
     parser.add_argument(
+        "--log-dir",
+        type=Path,
+        metavar="DIR",
+        help="results go to this directory itself, instead of one in --output-dir",
+    )
+    parser.add_argument(
+        "--output-file",
+        type=Path,
+        metavar="FILE",
+        help="the answers are written to FILE, as .pkl and .parquet, instead of results.pkl and"
+        " .parquet",
+    )
+    parser.add_argument(
         "--resume",
         action="store_true",
         help="with --accuracy: keep the finished answers of an interrupted run with the same"
@@ -89,7 +102,8 @@ def run(args: argparse.Namespace, torchrun: bool = False) -> None:
     LoadGenError if a run that could have been submitted is invalid. OutputError if another run
     writes to the same folder.
     """
-    from data.results import check_writable
+    from data.paths import keep_inputs
+    from data.results import check_writable, result_paths
     from data.workload import build
 
     spec, world_size = choose_backend(args, torchrun)
@@ -107,11 +121,15 @@ def run(args: argparse.Namespace, torchrun: bool = False) -> None:
         )
     rate.check(args)
     test = settings.test_name(args)
-    folder = args.output_dir / args.mode / test
-    if args.compliance:
+    folder = args.log_dir or args.output_dir / args.mode / test
+    if args.compliance and not args.log_dir:
         folder /= compliance.NAME
     logs = folder / compliance.LOGS if args.compliance else folder
     check_writable(logs)
+    if args.output_file:
+        for path in result_paths(args.output_file):
+            check_writable(path)
+        keep_inputs(result_paths(args.output_file), [args.input_file, args.livecodebench_file])
     settings.refuse_audit()
     options = grading_options(args)
     mode = settings.MODES[args.mode]
@@ -119,7 +137,9 @@ def run(args: argparse.Namespace, torchrun: bool = False) -> None:
     config = engine_config(
         args, spec, world_size, coalesce=not mode.reads_tokens, log=folder / ENGINE_LOG
     )
-    workload = build(args.input_file, args.num_samples, config, args.max_new_tokens)
+    workload = build(
+        args.input_file, args.num_samples, config, args.max_new_tokens, args.skip_samples
+    )
     settings.check_size(test_settings, len(workload))
     log.info("%s", settings.describe(args, test_settings, len(workload)))
     problems = _problems(args, workload) if args.accuracy else None
@@ -177,7 +197,7 @@ def _lead(
     answers = read_journal(path)
     fresh = answers[len(earlier) :]
     results = results_frame(workload.frame, answers, workload.prompts, spec.name)
-    write_frame(results, folder / RESULTS)
+    write_frame(results, args.output_file or folder / RESULTS)
     detail = report.read_detail(logs / report.DETAIL_LOG)
     failures: list[str] = []
     if args.accuracy:
@@ -209,6 +229,8 @@ def _lead(
     record = report.record(outcome) | {
         "backend": spec.name,
         "engine": asdict(config),
+        "skipped_rows": workload.skipped,
+        "mlperf_conf": args.mlperf_conf,
         "resumed": {"samples": len(earlier), "of": len(answers)} if args.resume else None,
     }
     write_json(folder / RECORD, record, default=str)  # paths as text

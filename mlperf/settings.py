@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmark import MAX_NEW_TOKENS, ROWS
 from errors import LoadGenError, UsageError
-from mlperf import user_conf
+from mlperf import mlperf_conf, user_conf
 from mlperf.compliance import AUDIT
 from mlperf.user_conf import KEYS, UserConf
 from ref_dsinfer.rounding import ceil_div
@@ -61,9 +61,33 @@ _ATTRIBUTES: dict[str, tuple[str, float]] = {
 _BYTES_A_SAMPLE = 3500
 
 
+class _OneMode(argparse.Action):
+    """Stores --mode; an error if its other name, --scenario, says something else."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        earlier, mode = getattr(namespace, "mode_option", (option_string, values))
+        if earlier != option_string and mode != values:
+            parser.error(f"{option_string} {values} contradicts {earlier} {mode}: give one of them")
+        namespace.mode, namespace.mode_option = values, (option_string, values)
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options that set LoadGen's settings."""
-    parser.add_argument("--mode", choices=tuple(MODES), default="offline", help="default: offline")
+    parser.add_argument(
+        "--mode",
+        "--scenario",
+        type=str.lower,
+        choices=tuple(MODES),
+        default="offline",
+        action=_OneMode,
+        help="the scenario, in capital or small letters (default: offline)",
+    )
     tests = parser.add_mutually_exclusive_group()
     tests.add_argument(
         "--accuracy",
@@ -88,8 +112,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="the submitter's LoadGen settings: target rates (default: mlperf/user.conf)",
     )
+    parser.add_argument(
+        "--mlperf-conf",
+        type=Path,
+        metavar="FILE",
+        help="settings of the benchmark that replace LoadGen's own, which are built in; user.conf"
+        " goes before them. Unless they are equal, the result can't be submitted",
+    )
     group = parser.add_argument_group(
-        "short runs", "with one of these, or --num-samples, the result can't be submitted"
+        "short runs",
+        "with one of these, --num-samples or --skip-samples, the result can't be submitted",
     )
     group.add_argument(
         "--target-qps",
@@ -171,6 +203,10 @@ def test_settings(args: argparse.Namespace) -> Any:
             f"{args.user_conf}: LoadGen has read other values: {'; '.join(misread) or failed}: was"
             " the file changed just now?"
         )
+    if args.mlperf_conf:
+        mlperf_conf.apply(args.mlperf_conf, mode.model, mode.scenario, settings)
+        for attribute, value in wanted.items():
+            setattr(settings, attribute, type(getattr(settings, attribute))(value))
     if args.target_qps is None and mode.rate not in wanted and mode.needs_rate(args.accuracy):
         raise LoadGenError(
             f"{args.user_conf}: no target rate for --mode {args.mode}: add the line"
@@ -223,6 +259,13 @@ def reasons(args: argparse.Namespace, settings: Any, rows: int, shortest_limit: 
     `rows`: rows of the data set in use. `shortest_limit`: the smallest max_new_tokens of any row.
     """
     differences = []
+    mode = MODES[args.mode]
+    if args.mlperf_conf and (
+        changes := mlperf_conf.changes(args.mlperf_conf, mode.model, mode.scenario)
+    ):
+        differences.append(f"--mlperf-conf {args.mlperf_conf} sets {', '.join(changes)}")
+    if args.skip_samples:
+        differences.append(f"the first {args.skip_samples} rows were skipped")
     if rows != ROWS:
         differences.append(f"{rows} rows, not the benchmark's {ROWS}")
     if shortest_limit != MAX_NEW_TOKENS:
@@ -230,7 +273,7 @@ def reasons(args: argparse.Namespace, settings: Any, rows: int, shortest_limit: 
     if args.target_qps is not None:
         differences.append("--target-qps instead of user.conf's")
     audit = AUDIT if args.compliance else {}
-    for key, required in (benchmark(MODES[args.mode]) | audit).items():
+    for key, required in (benchmark(mode) | audit).items():
         attribute, factor = _ATTRIBUTES[key]
         # in the file's unit; integers stay exact, as seeds need all their digits
         value = getattr(settings, attribute)

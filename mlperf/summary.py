@@ -66,10 +66,11 @@ def _row(name: str, cells: list[str]) -> str:
 
 
 def _tasks(folder: Path) -> list[tuple[str, float]]:
-    from data.samples import read_frame, require_columns
+    from data import schema
+    from data.samples import read_frame
 
     graded = read_frame(folder / f"{RESULTS}_evaluated.parquet")
-    require_columns(graded, ("dataset", "prompt_accuracy"))
+    schema.require(graded, ("dataset", "prompt_accuracy"))
     means = graded.groupby("dataset")["prompt_accuracy"].mean()
     return [(str(task), float(score)) for task, score in means.items()]
 

@@ -81,6 +81,11 @@ def test_engine_tells_its_multiple() -> None:
             ("--memory", "--samples", "300", "--tokens", "5"),  # more than run at a time
             r"peak memory, 300 samples of 5 tokens\nLoadGen, SUT +\d+ MB\nwith results +\d+ MB\n",
         ),
+        (
+            "data",
+            ("loading", "--rows", "20"),
+            r"(loading \.(pkl|parquet|jsonl) of \d+ MB +\d+\.\d\d s CPU  peer .*\npeak .*\n){3}",
+        ),
         ("roofline", (), r"sequences that fit: \d+\n(.*\n)+ +1024 +256 +684( .*){4} 10202 "),
     ],
 )

@@ -98,7 +98,7 @@ def test_torchrun_is_asked_for(script: str) -> None:
 
 
 def test_an_unknown_mode_is_refused() -> None:
-    done = call(BARE, "run_mlperf.py", "--backend", "pytorch", "--mode", "Offline")
+    done = call(BARE, "run_mlperf.py", "--backend", "pytorch", "--mode", "SingleStream")
     assert done.returncode == 2
     assert "interactive" in done.stderr
 

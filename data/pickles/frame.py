@@ -4,14 +4,13 @@ Categories, nullable numbers, dates and the like become plain columns: text, num
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from data.pickles import arrow
 from data.pickles.structure import Call, Name, Pairs, UnsupportedPickle
 from data.pickles.values import (
     Cells,
     array_of,
-    bytes_of,
     class_of,
     is_array,
     kind_of,
@@ -174,8 +173,8 @@ def _extension(values: object, cells: Cells) -> list[Any]:
             return [data]
         pairs = zip(data.tolist(), mask.tolist(), strict=True)
         return [object_array([None if missing else value for value, missing in pairs])]
-    if kind == "ArrowStringArray":
-        return [object_array(_arrow_texts(values, cells))]
+    if kind in ("ArrowStringArray", "ArrowExtensionArray"):
+        return [arrow.column(state, cells)]
     raise UnsupportedPickle(f"a column of the unsupported type {kind}")
 
 
@@ -193,63 +192,6 @@ def _categories(state: tuple, codes: "np.ndarray", cells: Cells) -> Any:
     return object_array(
         [cells.plain(None if code < 0 else labels[code]) for code in codes.tolist()]
     )
-
-
-def _arrow_texts(values: Call, cells: Cells) -> list[str | None]:
-    state = values.state
-    array = state.get("_pa_array") or state.get("_data") if isinstance(state, Pairs) else None
-    match array:
-        case Call(Name(_, "chunked_array"), ([*chunks], *_)):
-            pass
-        case Call(Name(_, "_restore_array"), _):
-            chunks = [array]
-        case _:
-            raise UnsupportedPickle("an ArrowStringArray without its values")
-    texts: list[str | None] = []
-    for chunk in chunks:
-        texts += map(cells.plain, _arrow_chunk(chunk))
-        if len(texts) > cells.size:  # a text takes four bytes of the file, unless chunks repeat
-            raise UnsupportedPickle("an ArrowStringArray with more texts than the file can hold")
-    return texts
-
-
-def _arrow_chunk(chunk: object) -> Iterator[str | None]:
-    """The texts of an Arrow array: offsets into UTF-8 bytes, and optionally a validity bitmap."""
-    import numpy as np
-
-    match chunk:
-        case Call(
-            Name(_, "_restore_array"), ((kind, int(length), _, int(offset), [*buffers], *_),)
-        ):
-            pass
-        case _:
-            raise UnsupportedPickle("an ArrowStringArray of another form than pyarrow's")
-    match kind:
-        case Call(Name(_, "type_for_alias"), ("string" | "large_string" as alias,)):
-            width = 4 if alias == "string" else 8
-        case _:
-            raise UnsupportedPickle("an ArrowStringArray whose values are not text")
-    if len(buffers) != 3 or length < 0 or offset < 0:
-        raise UnsupportedPickle("an ArrowStringArray without its values")
-    validity, offsets, text = (
-        None if buffer is None else bytes_of(_only(buffer, "py_buffer")) for buffer in buffers
-    )
-    if not length:
-        return
-    if offsets is None or len(offsets) < (offset + length + 1) * width:
-        raise UnsupportedPickle("an ArrowStringArray without all its offsets")
-    ends = np.frombuffer(offsets, f"<i{width}", length + 1, offset * width).tolist()
-    ordered = all(first <= last for first, last in pairwise(ends))
-    if ends[0] < 0 or ends[-1] > len(text or b"") or not ordered:
-        raise UnsupportedPickle("an ArrowStringArray with offsets outside its text")
-    if validity is not None and len(validity) * 8 < offset + length:
-        raise UnsupportedPickle("an ArrowStringArray with too short a validity bitmap")
-    for row in range(length):
-        bit = offset + row
-        if validity is not None and not validity[bit >> 3] >> (bit & 7) & 1:
-            yield None
-        else:
-            yield (text or b"")[ends[row] : ends[row + 1]].decode()
 
 
 def _labels(index: object, cells: Cells) -> list[Any]:
@@ -294,18 +236,20 @@ def _range(data: Pairs) -> range:
 
 def _placement(value: object, columns: int) -> list[int]:
     """The numbers of a block's columns. Raises: UnsupportedPickle."""
+    numbers: Sequence[int]
     match value:
-        case Call(Name("builtins", "slice"), (int(start), int(stop), int(step))):
-            if not 0 <= start <= stop <= columns or step < 1:
+        case Call(Name("builtins", "slice"), (int(start), int(stop), int(step))) if step:
+            # two columns may be a slice whose stop is beyond the last one: 6 and 9 are 6:12:3
+            numbers = range(start, stop, step)
+            if len(numbers) > columns:
                 raise UnsupportedPickle("a block of columns that have no names")
-            numbers = list(range(start, stop, step))
         case Call() if is_array(value):
             numbers = [int(number) for number in array_of(value).reshape(-1).tolist()]
         case _:
             raise UnsupportedPickle("a block without the numbers of its columns")
     if any(not 0 <= number < columns for number in numbers):
         raise UnsupportedPickle("a block of columns that have no names")
-    return numbers
+    return list(numbers)
 
 
 def _rows(array: "np.ndarray") -> Iterator["np.ndarray"]:
@@ -326,10 +270,3 @@ def _time_texts(column: "np.ndarray", zone: str = "") -> list[str | None]:
 
 def _is_text(name: str) -> bool:
     return not any("\ud800" <= letter <= "\udfff" for letter in name)
-
-
-def _only(value: object, name: str) -> object:
-    """The only argument of a call of `name`. Raises: UnsupportedPickle."""
-    if isinstance(value, Call) and value.function.name == name and len(value.arguments) == 1:
-        return value.arguments[0]
-    raise UnsupportedPickle(f"a value in place of a {name}")

@@ -12,6 +12,7 @@ import mmap
 import pickle
 import pickletools
 import re
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -39,7 +40,15 @@ _NAMES: dict[str, frozenset[str]] = {
         {
             *("BlockManager", "DataFrame", "_unpickle_block", "new_block"),
             *("Float64Index", "Index", "Int64Index", "RangeIndex", "UInt64Index", "_new_Index"),
-            *("ArrowStringArray", "BooleanArray", "Categorical", "DatetimeArray", "FloatingArray"),
+            *(
+                "ArrowDtype",
+                "ArrowExtensionArray",
+                "ArrowStringArray",
+                "BooleanArray",
+                "Categorical",
+                "DatetimeArray",
+                "FloatingArray",
+            ),
             *("IntegerArray", "StringArray", "TimedeltaArray", "__pyx_unpickle_NDArrayBacked"),
             *("BooleanDtype", "CategoricalDtype", "DatetimeTZDtype", "StringDtype"),
             *(
@@ -50,7 +59,12 @@ _NAMES: dict[str, frozenset[str]] = {
             *("NA", "__nat_unpickle", "_nat_unpickle", "_unpickle_timestamp"),
         }
     ),
-    "pyarrow": frozenset({"_restore_array", "chunked_array", "py_buffer", "type_for_alias"}),
+    "pyarrow": frozenset(
+        {
+            *("_restore_array", "chunked_array", "field", "large_list", "list_", "py_buffer"),
+            "type_for_alias",
+        }
+    ),
     "pytz": frozenset({"_UTC", "_p"}),
     "zoneinfo": frozenset({"ZoneInfo._unpickle"}),
 }
@@ -58,14 +72,15 @@ _NAMES: dict[str, frozenset[str]] = {
 _PLAIN = {"int", "int_or_bool", "float", "bytes", "bytes_or_str", "str", "bytearray"}
 
 # The opcodes of a list that holds only ints, in protocol 1 and later, after EMPTY_LIST: the list's
-# memo number, batches of ints, perhaps a single one.
+# memo number, batches of ints, perhaps a single one. Between them may be a FRAME, which is a hint
+# how many bytes to read at once.
 _NUMBER = re.compile(rb"\x94|q.|r.{4}|", re.DOTALL)
 _INT = rb"(?:K.|M..|J.{4})"
-_FRAME = rb"(?:\x95.{8})"  # a hint how many bytes to read at once
-_BATCH = re.compile(_FRAME + rb"?\(((?:" + _INT + rb"|" + _FRAME + rb")+)e", re.DOTALL)
-_SINGLE = re.compile(_FRAME + rb"?(" + _INT + rb")a", re.DOTALL)
-_MORE = re.compile(_FRAME + rb"?\(", re.DOTALL)
-_INTS_OR_FRAME = re.compile(rb"((?:" + _INT + rb")+)|" + _FRAME, re.DOTALL)
+_FRAME = rb"(?:\x95.{8})?"
+_BATCH = re.compile(_FRAME + rb"\(", re.DOTALL)
+_INTS = re.compile(_FRAME + rb"(" + _INT + rb"++)", re.DOTALL)
+_END = re.compile(_FRAME + rb"e", re.DOTALL)
+_SINGLE = re.compile(_FRAME + rb"(" + _INT + rb")a", re.DOTALL)
 
 
 class UnsupportedPickle(ValueError):
@@ -117,9 +132,10 @@ def compact(ints: list[int]) -> "list[int] | np.ndarray":
 
     if len(ints) < MANY:
         return ints
-    array = np.array(ints)
-    fits = array.dtype != object and array.min() >= -(1 << 31) and array.max() < 1 << 31
-    return array.astype(np.int32) if fits else array
+    try:
+        return np.array(array("i", ints))  # faster than by NumPy alone
+    except OverflowError:
+        return np.array(ints)
 
 
 class _Parser:
@@ -233,17 +249,23 @@ class _Parser:
         """
         number = _NUMBER.match(self._data, self._data.tell())
         assert number
-        position, batches = number.end(), []
+        position, parts = number.end(), []
         while batch := _BATCH.match(self._data, position):
-            batches.append(_INTS_OR_FRAME.sub(rb"\1", batch[1]))
             position = batch.end()
+            while ints := _INTS.match(self._data, position):
+                parts.append(ints[1])
+                position = ints.end()
+            end = _END.match(self._data, position)
+            if not end:
+                return None
+            position = end.end()
         if single := _SINGLE.match(self._data, position):
-            batches.append(single[1])
+            parts.append(single[1])
             position = single.end()
-        if not batches or _MORE.match(self._data, position):
+        if not parts or _BATCH.match(self._data, position):
             return None
         self._data.seek(position)
-        return number[0], b"".join(batches)
+        return number[0], b"".join(parts)
 
     def tuple_of(self, count: int) -> None:
         items = tuple(self._stack[-count:])

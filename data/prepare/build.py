@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmark import LONGEST_PROMPT, PROMPT_TOKENS, TASK_ROWS
+from data import schema
 from data.prepare import formats, sources
 from data.prepare.formats import Row
 from data.progress import Progress
 from data.prompts import FILES, TEMPLATE, Prompts
-from data.samples import TEXTS, require_unicode
+from data.samples import require_unicode
 from errors import InputFileError
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def data_set(rows: Sequence[Row], prompts: Prompts) -> "pd.DataFrame":
     # as objects: pandas before version 3 can't open a pickle of version 3's own text type
     cells = {name: [getattr(row, name) for row in rows] for name in names}
     frame = pd.DataFrame(cells, dtype=object)
-    require_unicode(frame, TEXTS)
+    require_unicode(frame, ("question", schema.TEXT))
     texts, ids = [], []
     with Progress(len(rows), "tokenizing", "prompt") as progress:
         for row in rows:

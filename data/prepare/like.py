@@ -5,14 +5,14 @@ from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
+from data import schema
 from data.prepare.build import Candidates
 from data.prepare.formats import Row
-from data.samples import require_columns, row_task
+from data.samples import row_task
 
 if TYPE_CHECKING:
     import pandas as pd
 
-COLUMNS = ("dataset", "question", "text_input", "ground_truth")
 COMPARED = ("dataset", "text_input", "ground_truth", "metric", "tok_input")
 SHOWN = 60  # characters of a text from where it differs
 
@@ -28,14 +28,14 @@ def rows_like(found: Candidates, official: "pd.DataFrame") -> dict[int, Row]:
 
     Raises: ColumnsError if the official file lacks a column or names an unknown task.
     """
-    require_columns(official, COLUMNS)
+    schema.require(official, schema.FOR_RUN)
     known: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for task, rows in found.items():
         for variants in rows:
             known[task, _key(variants[0].question)] += variants
     chosen = {}
     for number, (name, question, text, _) in enumerate(
-        zip(*(official[column] for column in COLUMNS), strict=True)
+        zip(*(official[column] for column in schema.FOR_RUN), strict=True)
     ):
         same = known.get((row_task(number, name), _key(question)), [])
         if same:

@@ -14,7 +14,8 @@ from statistics import mean, pstdev
 from typing import TYPE_CHECKING, Any
 
 from benchmark import ANSWER_TOKENS, ANSWER_TOKENS_DEVIATION, TASK_SCORES
-from data.samples import require_columns, require_text, row_task
+from data import schema
+from data.samples import require_text, row_task
 from errors import ColumnsError
 from terminal import quoted
 
@@ -53,7 +54,7 @@ def strata(frame: "pd.DataFrame", stratified: bool) -> list[Stratum]:
 
     Raises: ColumnsError if a column is missing, a task unknown, or a number none or too large.
     """
-    require_columns(frame, ("dataset", "text_input"))
+    schema.require(frame, ("dataset", "text_input"))
     tasks = [row_task(row, name) for row, name in enumerate(frame["dataset"])]
     require_text(frame, ("text_input",))
     sizes: Sequence[float] = frame["text_input"].map(len).tolist()

@@ -39,8 +39,8 @@ TESTS = {
     "compliance": ("--compliance",),
 }
 OURS = (  # options that differ from run to run
-    *("--mode", "--output-dir", "--user-conf", "--resume", "--dry-run", "--write-user-conf"),
-    "--probe-duration",
+    *("--mode", "--scenario", "--output-dir", "--log-dir", "--output-file", "--user-conf"),
+    *("--resume", "--dry-run", "--write-user-conf", "--probe-duration"),
     *(word for words in TESTS.values() for word in words),
 )
 

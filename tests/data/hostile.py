@@ -258,6 +258,9 @@ def _extensions() -> Iterator[tuple[str, object]]:
     for name, parts in _arrow_parts():
         text = Call(pa.lib._restore_array, parts)
         yield name, _plain_object(pd.arrays.ArrowStringArray, {"_pa_array": text})
+    for name, parts in _arrow_lists():
+        array = Call(pa.lib._restore_array, parts)
+        yield name, _plain_object(pd.arrays.ArrowExtensionArray, {"_pa_array": array})
     whole: tuple[object, ...] = (
         Call(pa.lib.type_for_alias, "large_string"),
         1,
@@ -301,6 +304,30 @@ def _arrow_parts() -> Iterator[tuple[str, tuple]]:
     yield "too few bits", parts(b"", _ends(*range(100)), b"x" * 100, length=99)
     yield "texts that are no UTF-8", parts(None, _ends(0, 4), b"\xff\xfe\xfd\xfc")
     yield "numbers as texts", parts(None, _ends(0, 1), b"x", alias="int64")
+
+
+def _arrow_lists() -> Iterator[tuple[str, tuple]]:
+    numbers = Call(pa.lib.type_for_alias, "int64")
+    lists = Call(pa.lib.large_list, Call(pa.lib.field, "item", numbers, True, None))
+    one: tuple[object, ...] = (numbers, 1, 0, 0, [None, Call(pa.lib.py_buffer, _ends(7))], [], None)
+
+    def parts(
+        *children: object, ends: tuple[int, ...] = (0, 1), kind: Call = lists, length: int = 1
+    ) -> tuple:
+        buffers = [None, Call(pa.lib.py_buffer, _ends(*ends))]
+        return (kind, length, 0, 0, buffers, list(children), None)
+
+    yield "lists beyond their values", parts(one, ends=(0, 1 << 40))
+    yield "lists before their values", parts(one, ends=(-1, 1))
+    yield "lists that run backwards", parts(one, ends=(1, 0, 1), length=2)
+    yield "lists without values", parts()
+    yield "lists of two kinds of values", parts(one, one)
+    yield "lists of what is no array", parts("values")
+    yield "lists of lists of lists of lists", parts(parts(parts(parts(one))))
+    yield "numbers without numbers", parts(kind=numbers, length=1 << 40)
+    yield "numbers beyond the buffer", parts(kind=numbers, length=3)
+    yield "bits beyond the buffer", parts(kind=Call(pa.lib.type_for_alias, "bool"), length=999)
+    yield "dates in an array", parts(kind=Call(pa.lib.type_for_alias, "date32"))
 
 
 def _opcodes() -> Iterator[tuple[str, bytes]]:

@@ -1,72 +1,40 @@
 """Hostile files: no crash, nothing executed, little memory and time, a message of one line each."""
 
-import os
 import pickle
 import pickletools
 import random
-import resource
 import signal
+import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
-from data.samples import COLUMNS, is_missing, read_frame, require_text, samples
+from data import schema
+from data.samples import is_missing, read_frame, require_text, samples
 from errors import UserError
+from tests.apart import MEGABYTES, SECONDS, apart
 from tests.data import hostile
 from tests.data.frames.make import frames
 from tests.effort import cases
 
 FRAMES = sorted((Path(__file__).parent / "frames").glob("*/*.pkl"))
+FOREIGN = sorted((Path(__file__).parent / "foreign").glob("*.pkl"))
 HOSTILE = dict(hostile.files())
-SECONDS = 20
-MEGABYTES = 1000
 MUTANTS = cases(6_000, 20_000)
 
 
 def _read(path: Path) -> pd.DataFrame:
     """All that run_eval and eval_accuracy do with a file before they use it."""
     frame = read_frame(path)
-    if not set(COLUMNS) - set(frame.columns):
+    if not set(schema.FOR_RUN) - set(frame.columns):
         samples(frame)
     if "model_output" in frame.columns:
         require_text(frame, ["model_output"], missing=True)
     return frame
-
-
-def _apart(work: Callable[[], str]) -> tuple[str, int, int]:
-    """Run `work` in a process of its own. Returns its result or error as text, the exit code, and
-    the peak memory in megabytes.
-
-    The exit code is a UserError's own, 99 for every other exception, and negative for a signal.
-    """
-    read, write = os.pipe()
-    child = os.fork()
-    if not child:
-        try:
-            os.close(read)
-            signal.signal(signal.SIGALRM, signal.SIG_DFL)
-            signal.alarm(SECONDS)
-            resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))
-            code = 0
-            try:
-                message = work()
-            except UserError as error:
-                message, code = str(error), error.exit_code
-            except BaseException as error:  # noqa: BLE001 - reported by the parent
-                message, code = f"{type(error).__name__}: {error}"[:500], 99
-            os.write(write, message.encode(errors="backslashreplace")[:4000])
-        finally:
-            os._exit(code)
-    os.close(write)
-    with os.fdopen(read, "rb") as pipe:
-        message = pipe.read().decode()
-    _, status, used = os.wait4(child, 0)
-    return message, os.waitstatus_to_exitcode(status), used.ru_maxrss >> 10
 
 
 def test_there_are_many_kinds() -> None:
@@ -77,13 +45,40 @@ def test_there_are_many_kinds() -> None:
 def test_a_hostile_pickle_ends_in_one_line(tmp_path: Path, name: str) -> None:
     path = tmp_path / "a.pkl"
     path.write_bytes(HOSTILE[name])
-    message, code, megabytes = _apart(lambda: f"a frame of {len(_read(path))} rows")
+    message, code, megabytes = apart(lambda: f"a frame of {len(_read(path))} rows")
     assert code in (3, 4, 5), (code, message)  # an input file, its columns, no rows
     assert message.startswith(f"{path}: ") or message.startswith("row "), message
     assert "\n" not in message
     assert message.isprintable(), message
     assert len(message) < 600
     assert megabytes < MEGABYTES
+
+
+@pytest.mark.parametrize("path", FOREIGN, ids=lambda path: path.stem)
+def test_what_other_libraries_pickle_runs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: Path
+) -> None:
+    """Frames that cloudpickle writes without code of its own are those of the standard library."""
+    monkeypatch.chdir(tmp_path)
+    message, code, megabytes = apart(lambda: f"a frame of {len(_read(path))} rows")
+    assert list(tmp_path.iterdir()) == []
+    assert megabytes < MEGABYTES
+    if path.stem == "cloudpickle-frame":
+        assert message == "a frame of 2 rows"
+        return
+    assert code == 3
+    assert message.startswith(f"{path}: not a .pkl data frame: it ")
+
+
+def test_the_attacks_of_other_libraries_do_attack(tmp_path: Path) -> None:
+    """Loaded as others load them, so that it is the reader here that keeps them from it."""
+    path = next(path for path in FOREIGN if path.stem == "cloudpickle-attack-system")
+    subprocess.run(
+        [sys.executable, "-c", f"import pickle; pickle.load(open({str(path)!r}, 'rb'))"],
+        cwd=tmp_path,
+        check=True,
+    )
+    assert (tmp_path / "attacked").exists()
 
 
 @pytest.mark.parametrize("path", FRAMES, ids=lambda path: f"{path.parent.name}-{path.stem}")
@@ -187,7 +182,7 @@ def _read_mutants(seed: int, count: int) -> str:
     "count", [1000, pytest.param(MUTANTS, marks=[pytest.mark.slow, pytest.mark.timeout(600)])]
 )
 def test_mutants_of_real_frames_are_read_or_refused(count: int) -> None:
-    message, code, megabytes = _apart(lambda: _read_mutants(count, count))
+    message, code, megabytes = apart(lambda: _read_mutants(count, count))
     assert code == 0, message
     assert 0 < int(message.split()[0]) < count
     assert megabytes < MEGABYTES

@@ -149,6 +149,7 @@ def test_a_dotted_name_is_not_resolved(tmp_path: Path) -> None:
         ("a.jsonl", b"[1]\n", "line 1 is not an object"),
         ("a.jsonl", b"\xff", "not a .jsonl data frame"),
         ("a.jsonl", b"[" * 200_000, "not a .jsonl data frame"),
+        ("a.jsonl", rb'{"\ud83d": 1}', "not a .jsonl data frame: 'utf-8' codec can't encode"),
     ],
 )
 def test_what_is_no_frame_is_named(
@@ -174,9 +175,10 @@ def test_no_rows(tmp_path: Path, suffix: str) -> None:
 
 def test_missing_columns_are_named_with_those_there() -> None:
     with pytest.raises(
-        ColumnsError, match=r"missing columns: question, text_input \(present: data"
+        ColumnsError,
+        match=r"missing columns: question, text_input or tok_input or input_tokens \(present: data",
     ):
-        samples(_frame().drop(columns=["question", "text_input"]))
+        samples(_frame().drop(columns=["question", "text_input", "tok_input"]))
 
 
 @pytest.mark.parametrize("value", [None, 3, float("nan"), ["a"]])

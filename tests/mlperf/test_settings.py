@@ -18,6 +18,7 @@ def parse(*given: object) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     settings.add_options(parser)
     parser.add_argument("--num-samples", type=int)
+    parser.add_argument("--skip-samples", type=int, default=0)
     return parser.parse_args([str(one) for one in given])
 
 

@@ -1,0 +1,123 @@
+"""Files of every kind with some bytes changed are read or refused: one line, no hang, no growth."""
+
+import pickle
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from data import frames
+from data.samples import read_frame
+from errors import UserError
+from tests.apart import MEGABYTES, apart
+from tests.data.frames.make import BASE
+from tests.data.frames.make import frames as frames_to_write
+from tests.effort import cases
+
+COUNT = cases(150, 3400)  # of each kind; with THOROUGH=1 over 10,000 in all
+SECONDS = 10  # of a file
+GROWTH = 100  # megabytes, from a tenth of the files to the last
+RUN_S = 280
+
+EDIT = st.tuples(
+    st.sampled_from(("change", "insert", "delete", "repeat", "cut", "swap")),
+    st.floats(0, 1),
+    st.integers(1, 40),
+    st.binary(min_size=1, max_size=4)
+    | st.sampled_from(
+        (b"\0" * 8, b"\xff" * 8, b"\xff\xff\xff\x7f", b"[" * 40, b'"', b"}", b"null")
+    ),
+)
+EDITS = st.lists(EDIT, min_size=1, max_size=3)
+
+
+def mutate(content: bytes, edits: list[tuple[str, float, int, bytes]]) -> bytes:
+    """The content with parts changed, each near a place between its beginning, 0, and end, 1."""
+    for kind, place, size, part in edits:
+        at = int(place * len(content))
+        before, middle, after = content[:at], content[at : at + size], content[at + size :]
+        content = {
+            "change": before + part[: len(middle)] + content[at + len(part[: len(middle)]) :],
+            "insert": before + part + middle + after,
+            "delete": before + after,
+            "repeat": before + middle * 9 + after,
+            "cut": before,
+            "swap": middle + before + after,
+        }[kind]
+    return content
+
+
+def seeds(ending: str, folder: Path) -> list[bytes]:
+    """Whole files of a kind, of all types of columns."""
+    found = []
+    for number, (name, frame, _) in enumerate(frames_to_write()):
+        if name == "empty":
+            continue
+        path = folder / f"{number}.pkl"
+        frame.to_pickle(path)
+        if ending != ".pkl":
+            source, path = path, folder / f"{number}{ending}"
+            frames.write(read_frame(source), path, ending)
+        found.append(path.read_bytes())
+    if ending == ".pkl":
+        backed = BASE[["dataset", "tok_input_len", "score", "flag"]].convert_dtypes(
+            dtype_backend="pyarrow"
+        )
+        lists = pd.Series([[1, 2], None, []], backed.index, pd.ArrowDtype(pa.list_(pa.int64())))
+        found.append(pickle.dumps(backed.assign(ids=lists)))
+    return found
+
+
+def read_many(ending: str, count: int) -> str:
+    """Read so many changed files; says how many were whole, refused, and the growth in MB."""
+    whole = refused = 0
+    process, sizes, lines = psutil.Process(), [], {0}
+
+    with tempfile.TemporaryDirectory() as name:
+        files = seeds(ending, Path(name))
+        path = Path(name, f"fuzz{ending}")
+
+        @settings(
+            max_examples=count,
+            deadline=None,
+            database=None,
+            phases=[Phase.generate, Phase.shrink],
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(number=st.integers(0, len(files) - 1), edits=EDITS)
+        def read(number: int, edits: list[tuple[str, float, int, bytes]]) -> None:
+            nonlocal whole, refused
+            path.write_bytes(mutate(files[number], edits))
+            signal.alarm(SECONDS)  # ends the process, which tells a hang
+            try:
+                read_frame(path).head(2).to_string(max_colwidth=20)
+                whole += 1
+            except UserError as error:
+                refused += 1
+                lines.add(str(error).count("\n"))
+            sizes.append(process.memory_info().rss >> 20)
+
+        read()
+    assert lines == {0}
+    growth = sizes[-1] - sizes[len(sizes) // 10]
+    return f"{whole} {refused} {growth}"
+
+
+@pytest.mark.timeout(RUN_S + 20)
+@pytest.mark.parametrize("ending", [".pkl", ".parquet", ".jsonl"])
+def test_changed_files_are_read_or_refused(ending: str) -> None:
+    said, code, megabytes = apart(lambda: read_many(ending, COUNT), RUN_S)
+    assert code == 0, said
+    whole, refused, growth = map(int, said.split())
+    assert whole + refused >= COUNT * 0.9
+    assert refused
+    assert growth < GROWTH
+    assert megabytes < MEGABYTES
+    print(f"{ending}: {whole} read, {refused} refused, {growth} MB more", file=sys.stderr)
