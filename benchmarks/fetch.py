@@ -1,50 +1,31 @@
 """Speed of data.fetch from a server on loopback, beside curl's from the same server.
 
-    python benchmarks/fetch.py [--megabytes 146]
-
 From a server that sends 1 Gbit/s, the limit is for curl alone as the peer. From one that sends as
 fast as loopback can, it is for curl and then md5sum or sha256sum, since a fetch compares every file
 too: it can't be faster than a core digests, which is 0.5 GB/s for MD5.
 """
 
-import argparse
 import hashlib
 import multiprocessing
 import os
 import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import NamedTuple
 
-if __name__ == "__main__":  # the packages of this tree, and none of the files beside this one
-    sys.path[0] = str(Path(__file__).parents[1])
-
+from benchmarks.figures import Figure
 from data.fetch.download import Patience, Remote, download_all, partial_of
 from data.fetch.sink import Digest
 
-MEGABYTES = 146  # of the official data set
 FILES = 4  # that are fetched at once, as of a model
 SHARE = 0.9  # of the peer's speed, at least
 ROUNDS = 5  # in turns; the least time is taken
 RATE = 125_000_000  # bytes/s of a response, if its path begins with SLOW
 SLOW = "slow/"
 SLICE = 1 << 20  # bytes between two waits
-
-
-class Figure(NamedTuple):
-    """One measured value."""
-
-    name: str
-    value: float
-    unit: str
-    limit: float | None = None  # more than this is a failure
-    peer: float | None = None  # what the peer took, in the same unit
 
 
 class _Files(BaseHTTPRequestHandler):
@@ -94,7 +75,7 @@ def _serving(folder: Path) -> Iterator[str]:
         process.join()
 
 
-def fetching(folder: Path, megabytes: int = MEGABYTES) -> list[Figure]:
+def fetching(folder: Path, megabytes: float) -> list[Figure]:
     """One file with MD5, as the data set; half of one, as after a kill; several with SHA-256.
 
     Raises: subprocess.CalledProcessError if curl, md5sum or sha256sum fails.
@@ -104,7 +85,7 @@ def fetching(folder: Path, megabytes: int = MEGABYTES) -> list[Figure]:
     names = [f"file{number}" for number in range(FILES)]
     for name in names:
         with (folder / "from" / name).open("wb") as file:
-            for _ in range(megabytes):
+            for _ in range(round(megabytes)):
                 file.write(os.urandom(1_000_000))
     figures = []
     with _serving(folder / "from") as url:
@@ -169,24 +150,3 @@ def _compare(
     rounds = [(seconds(ours), seconds(plain), seconds(checked)) for _ in range(ROUNDS)]
     first, second, third = (min(times) for times in zip(*rounds, strict=True))
     return first, second, third
-
-
-def main() -> None:
-    """Measure, and print a line a figure; exit code 1 if one is over its limit."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--megabytes", type=int, default=MEGABYTES, metavar="N")
-    args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        figures = fetching(Path(folder), args.megabytes)
-    for figure in figures:
-        peer = figure.peer or 0
-        over = figure.limit is not None and figure.value > figure.limit
-        print(
-            f"{figure.name:<55} {figure.value:6.3f} {figure.unit}, peer {peer:6.3f} {figure.unit},"
-            f" {peer / figure.value:.2f} of its speed{', UNDER ' + str(SHARE) if over else ''}"
-        )
-    sys.exit(any(figure.limit is not None and figure.value > figure.limit for figure in figures))
-
-
-if __name__ == "__main__":
-    main()

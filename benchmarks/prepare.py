@@ -1,24 +1,13 @@
-"""Speed and memory of making the data set and of reading LiveCodeBench's problems.
+"""Speed and memory of making the data set and of reading LiveCodeBench's problems."""
 
-Every measure runs in a temporary directory. A figure over its limit makes the exit code 1. Peak
-memory is that of a process that does nothing else, its packages included.
-
-    python benchmarks/prepare.py [MEASURE ...] [--gigabytes 4]
-"""
-
-import argparse
 import json
 import random
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-if __name__ == "__main__":  # the packages of this tree, and none of the files beside this one
-    sys.path[0] = str(Path(__file__).parents[1])
+from benchmarks.figures import Figure
 
 ROOT = Path(__file__).parents[1]
 PREPARING_S, PREPARING_MB = 60.0, 1000.0
@@ -30,18 +19,7 @@ LCB_LINE = 300_000  # bytes of a problem's tests in the source
 WORDS = ("the", "of", "sum", "therefore", "integer", "x^2", "number", "is", "such", "that", "é")
 
 
-@dataclass(frozen=True)
-class Figure:
-    """One measured value."""
-
-    name: str
-    value: float
-    unit: str
-    limit: float | None = None  # more than this is a failure
-    peer: float | None = None  # what the peer took, in the same unit
-
-
-def preparing(folder: Path, gigabytes: float) -> list[Figure]:
+def preparing(folder: Path, rows: float) -> list[Figure]:
     """The whole set from local sources with R1's tokenizer; peer: tokenizers' own batch of it."""
     sources, model = _sources(folder), _r1_tokenizer(folder)
     seconds, memory = _in_a_process(_PREPARE, sources, model, folder / "set.pkl")
@@ -77,10 +55,6 @@ def problem(folder: Path, gigabytes: float) -> list[Figure]:
     ]
 
 
-MEASURES: dict[str, Callable[[Path, float], list[Figure]]] = {
-    "preparing": preparing,
-    "problem": problem,
-}
 _PEAK = """
 status = Path("/proc/self/status").read_text()  # resource's peak includes the parent's
 print(seconds, int(status.partition("VmHWM:")[2].split()[0]) / 1024)
@@ -187,36 +161,3 @@ def _write_problems(path: Path, size: int) -> None:
                 "metadata": "{}",
             }
             file.write(json.dumps(row) + "\n")
-
-
-def main() -> None:
-    """Run the measures, print a line a figure; exit code 1 if one is over its limit."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("measure", nargs="*", metavar="MEASURE", help=f"{', '.join(MEASURES)}")
-    parser.add_argument(
-        "--gigabytes", type=float, default=4.0, metavar="N", help="of tests (default: 4)"
-    )
-    args = parser.parse_args()
-    if unknown := set(args.measure) - set(MEASURES):
-        parser.error(f"no measure {sorted(unknown)[0]} (there are: {', '.join(MEASURES)})")
-    failed = False
-    for name in args.measure or MEASURES:
-        with tempfile.TemporaryDirectory() as folder:
-            for figure in MEASURES[name](Path(folder), args.gigabytes):
-                over = figure.limit is not None and figure.value > figure.limit
-                failed |= over
-                print(_line(figure, over), flush=True)
-    sys.exit(failed)
-
-
-def _line(figure: Figure, over: bool) -> str:
-    parts = [f"{figure.name:<52} {figure.value:9.2f} {figure.unit}"]
-    if figure.peer is not None:
-        parts.append(f"peer {figure.peer:.2f} {figure.unit}, {figure.value / figure.peer:.2f}x")
-    if figure.limit is not None:
-        parts.append(f"limit {figure.limit:g}{', OVER' if over else ''}")
-    return "  ".join(parts)
-
-
-if __name__ == "__main__":
-    main()

@@ -56,11 +56,6 @@ def test_engine_tells_its_multiple() -> None:
             r"our client +[1-9][\d,]* +1\.00 +\d+\.\d\d\n",
         ),
         (
-            "prepare",
-            ("problem", "--gigabytes", "0.002"),
-            r"one problem, all tests, of a store of 0\.00 GB +\d+\.\d\d ms",
-        ),
-        (
             "convert",
             ("--gigabytes", "0.05", "--model-parallel", "2"),
             r"checkpoint [1-9]\.\d\d GB, largest rank file 0\.\d\d GB\npeak memory .* 0\.\d\dx",
@@ -83,8 +78,9 @@ def test_engine_tells_its_multiple() -> None:
         ),
         (
             "data",
-            ("loading", "--rows", "20"),
-            r"(loading \.(pkl|parquet|jsonl) of \d+ MB +\d+\.\d\d s CPU  peer .*\npeak .*\n){3}",
+            ("loading=20", "problem=0.002"),
+            r"(loading \.(pkl|parquet|jsonl) of \d+ MB +\d+\.\d+ s CPU  peer .*\npeak .*\n){3}"
+            r"building .*\none problem, all tests, of a store of 0\.00 GB +\d+\.\d+ ms",
         ),
         ("roofline", (), r"sequences that fit: \d+\n(.*\n)+ +1024 +256 +684( .*){4} 10202 "),
     ],
