@@ -2,7 +2,7 @@
 
 import tempfile
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SUFFIXES = (".pkl", ".parquet")
-ROW_GROUP = 512  # rows of a parquet file per write
+ROW_GROUP = 512  # rows that are converted at a time: a copy of all could fill the memory
 
 
 def results_frame(
@@ -49,20 +49,20 @@ def results_frame(
 
 def answer_columns(
     answers: "Sequence[array | memoryview | np.ndarray]", prompts: Prompts
-) -> dict[str, list]:
+) -> "dict[str, list | pd.Series]":
     """The columns computed from answers' token ids (without the stop id); ids as int32 arrays."""
     import numpy as np
 
     arrays = [np.asarray(ids, np.int32) for ids in answers]
     return {
-        "model_output": [prompts.text(ids.tolist()) for ids in arrays],
+        "model_output": _texts(arrays, prompts),
         "tok_model_output": arrays,
         "tok_model_output_len": [len(ids) for ids in arrays],
     }
 
 
 def answer_rows(
-    frame: "pd.DataFrame", indices: Sequence[int], columns: dict[str, list]
+    frame: "pd.DataFrame", indices: Sequence[int], columns: "Mapping[str, list | pd.Series]"
 ) -> "pd.DataFrame":
     """The rows of a data set at `indices`, with sample_index and `columns` as more columns."""
     import pandas as pd
@@ -115,13 +115,24 @@ def check_writable(path: str | Path) -> None:
         raise OutputError(f"{path}: is a directory, but a file is to be written there")
 
 
+def _texts(answers: "Sequence[np.ndarray]", prompts: Prompts) -> "pd.Series":
+    """Made in pieces: the column would otherwise be filled from text objects of all answers."""
+    import pandas as pd
+
+    pieces = [
+        pd.Series([prompts.text(ids.tolist()) for ids in answers[start : start + ROW_GROUP]])
+        for start in range(0, max(len(answers), 1), ROW_GROUP)
+    ]
+    return pd.concat(pieces, ignore_index=True)
+
+
 def _write_parquet(frame: "pd.DataFrame", path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = pa.Schema.from_pandas(frame)
+    schema = pa.Schema.from_pandas(frame.apply(_outline))
     with pq.ParquetWriter(path, schema) as writer:
-        for start in range(0, len(frame), ROW_GROUP):  # a copy of all rows could fill the memory
+        for start in range(0, len(frame), ROW_GROUP):
             rows = frame.iloc[start : start + ROW_GROUP]
             writer.write_table(pa.Table.from_pandas(rows, schema))
 
@@ -135,10 +146,19 @@ def _with_typed_columns(frame: "pd.DataFrame") -> "pd.DataFrame":
         if column.dtype.kind != "O":
             continue
         try:
-            pa.array(column, from_pandas=True)
+            pa.array(_outline(column), from_pandas=True)
         except (pa.ArrowException, OverflowError, UnicodeError):
             texts[str(name)] = column.map(_writable_text, na_action="ignore")
     return frame.rename(columns=str).assign(**texts)
+
+
+def _outline(column: "pd.Series") -> "pd.Series":
+    """A column of the same type in parquet, with at most one id of each array of token ids."""
+    import numpy as np
+
+    if column.dtype.kind != "O":
+        return column
+    return column.map(lambda cell: cell[:1] if isinstance(cell, np.ndarray) else cell)
 
 
 def _writable_text(value: object) -> str:
