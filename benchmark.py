@@ -14,7 +14,8 @@ MTP_STEPS = 3  # the maximum number of draft tokens per step
 
 # The reference's figures, and the limits derived from them, which apply to the full data set
 EXACT_MATCH = 81.3582  # percent
+POLICY_EXACT_MATCH = 81.9132  # in the rules' text; the official checker has the one above
 TOKENS_PER_SAMPLE = 3886.2274
 EXACT_MATCH_MIN = 0.99 * EXACT_MATCH
-POLICY_EXACT_MATCH_MIN = 0.99 * 81.9132  # in the rules' text; the checker has the one above
+POLICY_EXACT_MATCH_MIN = 0.99 * POLICY_EXACT_MATCH
 TOKENS_MIN, TOKENS_MAX = 0.9 * TOKENS_PER_SAMPLE, 1.1 * TOKENS_PER_SAMPLE
