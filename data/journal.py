@@ -269,7 +269,7 @@ def main() -> None:
     print(json.dumps({"inputs": inputs}))
     for index, completion in answers:
         ids = completion.token_ids.tolist()
-        print(json.dumps({"sample_index": index, **vars(completion), "token_ids": ids}))
+        print(json.dumps({"sample_index": index, **completion._asdict(), "token_ids": ids}))
 
 
 if __name__ == "__main__":

@@ -176,7 +176,7 @@ class TestReal:
         assert (len(free.token_ids), free.finish) == (120, "length")
         stop = free.token_ids[5]
         first = free.token_ids.index(stop)
-        (stopped,) = asyncio.run(run(config(servers), replace(request, stop_ids=frozenset({stop}))))
+        (stopped,) = asyncio.run(run(config(servers), request._replace(stop_ids=frozenset({stop}))))
         assert (stopped.token_ids, stopped.finish) == (free.token_ids[:first], "stop")
 
     def test_a_stream_closed_early_ends_in_the_server(self, servers: list[Server]) -> None:
