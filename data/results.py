@@ -116,7 +116,7 @@ def check_writable(path: str | Path) -> None:
 
 
 def _texts(answers: "Sequence[np.ndarray]", prompts: Prompts) -> "pd.Series":
-    """Made in pieces: the column would otherwise be filled from text objects of all answers."""
+    """The texts, made in pieces: text objects of all answers at once could fill the memory."""
     import pandas as pd
 
     pieces = [

@@ -31,10 +31,9 @@ ON_BOTH = pytest.mark.parametrize("engine", [VLLM, SGLANG])
 OPTIONS = {"vllm": ["--eager"], "sglang": []}  # that make it start soon
 # With vLLM its core, its worker and the keeper; with SGLang server, scheduler, detokenizer, keeper.
 PROCESSES = {"vllm": 3, "sglang": 4}
+ROWS = 24  # of a run that is resumed
 OPTION = {"vllm": "max_num_seqs", "sglang": "max_total_tokens"}  # of the engine's own
 
-
-ROWS = 24
 
 Answering = Callable[[str], tuple[subprocess.Popen, list[psutil.Process]]]
 

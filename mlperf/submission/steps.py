@@ -123,11 +123,12 @@ def run_all(plan: Plan) -> None:
     _check(plan.options)
     plan.output_dir.mkdir(parents=True, exist_ok=True)
     with locked(plan.output_dir / LOCK):
-        _keep_options(plan)
+        options = _same_options(plan)
         steps = [Step(plan.output_dir, mode, test) for mode in plan.modes for test in TESTS]
         for step in steps:
             if not step.done:
                 _rehearse(plan, step)
+        write_json(plan.output_dir / OPTIONS, options)
         for number, step in enumerate(steps, 1):
             title = f"{number} of {len(steps)}: {step.mode}, {step.test}"
             if step.done:
@@ -146,6 +147,7 @@ def run_all(plan: Plan) -> None:
 
 def _rehearse(plan: Plan, step: Step) -> None:
     """Raises: SubmissionError if a run would end before its engine starts, or be refused."""
+    log.info("dry run: %s, %s", step.mode, step.test)
     command = [*plan.start, *step.words(plan), *plan.options, "--dry-run"]
     dry_run = subprocess.run(command, capture_output=True, text=True, check=False)
     if dry_run.returncode:
@@ -172,21 +174,21 @@ def _check(options: Sequence[str]) -> None:
     parser.parse_args(options)
 
 
-def _keep_options(plan: Plan) -> None:
-    """Record the options of a folder's runs. Raises: UsageError if earlier runs had others."""
-    path, current = plan.output_dir / OPTIONS, list(plan.options)
+def _same_options(plan: Plan) -> list[str]:
+    """The options of a folder's runs. Raises: UsageError if earlier runs had others."""
+    current = list(plan.options)
     if plan.processes:
         current.insert(0, f"--nproc-per-node={plan.processes}")
     try:
-        earlier = json.loads(path.read_bytes())
+        earlier = json.loads((plan.output_dir / OPTIONS).read_bytes())
     except (OSError, ValueError):
-        write_json(path, current)
-        return
+        return current
     if earlier != current:
         raise UsageError(
             f"{plan.output_dir} has runs with other options ({shlex.join(map(str, earlier))}): use"
             " the same, or another --output-dir"
         )
+    return current
 
 
 def _run(command: list[str]) -> int:
