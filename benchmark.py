@@ -16,6 +16,7 @@ MTP_STEPS = 3  # the maximum number of draft tokens per step
 
 # The reference's figures, and the limits derived from them, which apply to the full data set
 EXACT_MATCH = 81.3582  # percent
+POLICY_EXACT_MATCH = 81.9132  # in the rules' text; the official checker has the one above
 TOKENS_PER_SAMPLE = 3886.2274
 # R1's published figures by task, in percent, and the lengths of its published answers in tokens,
 # which are somewhat longer, as their limit was 32,768
@@ -28,5 +29,5 @@ TASK_SCORES = {
 }
 ANSWER_TOKENS, ANSWER_TOKENS_DEVIATION = 4043.4, 5065.4
 EXACT_MATCH_MIN = 0.99 * EXACT_MATCH
-POLICY_EXACT_MATCH_MIN = 0.99 * 81.9132  # in the rules' text; the checker has the one above
+POLICY_EXACT_MATCH_MIN = 0.99 * POLICY_EXACT_MATCH
 TOKENS_MIN, TOKENS_MAX = 0.9 * TOKENS_PER_SAMPLE, 1.1 * TOKENS_PER_SAMPLE

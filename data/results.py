@@ -2,11 +2,12 @@
 
 import tempfile
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data import frames, pickles
+from data.frames import ROW_GROUP
 from data.journal import Answer
 from data.prompts import Prompts
 from errors import OutputError
@@ -48,20 +49,20 @@ def results_frame(
 
 def answer_columns(
     answers: "Sequence[array | memoryview | np.ndarray]", prompts: Prompts
-) -> dict[str, list]:
+) -> "dict[str, list | pd.Series]":
     """The columns computed from answers' token ids (without the stop id); ids as int32 arrays."""
     import numpy as np
 
     arrays = [np.asarray(ids, np.int32) for ids in answers]
     return {
-        "model_output": [prompts.text(ids.tolist()) for ids in arrays],
+        "model_output": _texts(arrays, prompts),
         "tok_model_output": arrays,
         "tok_model_output_len": [len(ids) for ids in arrays],
     }
 
 
 def answer_rows(
-    frame: "pd.DataFrame", indices: Sequence[int], columns: dict[str, list]
+    frame: "pd.DataFrame", indices: Sequence[int], columns: "Mapping[str, list | pd.Series]"
 ) -> "pd.DataFrame":
     """The rows of a data set at `indices`, with sample_index and `columns` as more columns."""
     import pandas as pd
@@ -112,3 +113,14 @@ def check_writable(path: str | Path) -> None:
         raise OutputError(f"{folder}: can't be written: {error.strerror}") from error
     if is_file and path.is_dir():
         raise OutputError(f"{path}: is a directory, but a file is to be written there")
+
+
+def _texts(answers: "Sequence[np.ndarray]", prompts: Prompts) -> "pd.Series":
+    """The texts, made in pieces: text objects of all answers at once could fill the memory."""
+    import pandas as pd
+
+    pieces = [
+        pd.Series([prompts.text(ids.tolist()) for ids in answers[start : start + ROW_GROUP]])
+        for start in range(0, max(len(answers), 1), ROW_GROUP)
+    ]
+    return pd.concat(pieces, ignore_index=True)

@@ -42,6 +42,7 @@ SPARE_DESCRIPTORS = 64
 # Parts of the names of engines' options that place processes or weights elsewhere than on this
 # host's devices, or shrink weights: nothing is known about memory then.
 ELSEWHERE = ("node", "offload", "load_format", "quantization", "local", "address", "backend")
+_REFUSAL = f"  {'submittable':<12} no, because "  # begins a line of `describe`
 LOADED = 0.95  # of the weight files' bytes, at least: not all engines load the MTP layer
 
 
@@ -123,9 +124,15 @@ def describe(plan: Plan, reasons: list[str]) -> str:
         ("results", f"{plan.folder}: {_size(plan.disk_bytes)} of {_size(free)} free"),
         ("duration", f"about {_duration(seconds)}" if seconds else "unknown without a target rate"),
     ]
-    rows += [("submittable", f"no, because {reason}") for reason in reasons]
     lines = [settings.describe(plan.args, plan.test_settings, len(workload))]
-    return "\n".join([*lines, *(f"  {name:<12} {text}" for name, text in rows)])
+    lines += [f"  {name:<12} {text}" for name, text in rows]
+    return "\n".join([*lines, *(f"{_REFUSAL}{reason}" for reason in reasons)])
+
+
+def described_reasons(text: str) -> list[str]:
+    """The reasons in what `describe` has returned."""
+    lines = text.splitlines()
+    return [line.removeprefix(_REFUSAL) for line in lines if line.startswith(_REFUSAL)]
 
 
 def _data_set(plan: Plan) -> Iterator[str]:

@@ -13,7 +13,7 @@ import math
 import shutil
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -213,7 +213,7 @@ async def _try_alone(backend: Backend, workload: "Workload", limits: "Limits") -
         request = workload.request(number, number % len(workload))
         tokens = min(TRIAL_TOKENS, request.max_new_tokens)
         start_ns = time.monotonic_ns()
-        answer = await collect(backend, replace(request, max_new_tokens=tokens))
+        answer = await collect(backend, request._replace(max_new_tokens=tokens))
         ttfts.append((answer.first_ns - start_ns) / 1e9)
         intervals = max(len(answer.token_ids) - 1, 1)
         tpots.append((answer.last_ns - answer.first_ns) / 1e9 / intervals)

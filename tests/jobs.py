@@ -56,13 +56,18 @@ def journal(folder: Path) -> Path:
     return folder / "offline" / "accuracy" / "completions.journal"
 
 
+def accuracy_run(folder: Path) -> list[str]:
+    """The beginning of an accuracy run's command, with results in `folder`."""
+    words = ["run_mlperf.py", "--max-running", "2", "--accuracy", *GIVEN]
+    return [*words, "--output-dir", str(folder)]
+
+
 def start_answering(
     folder: Path, *options: str
 ) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
     """Starts a run, and returns it with its descendants once it has answers on disk."""
-    words = ["run_mlperf.py", "--max-running", "2", "--accuracy", *options, *GIVEN]
     run = subprocess.Popen(
-        [sys.executable, *words, "--output-dir", str(folder)],
+        [sys.executable, *accuracy_run(folder), *options],
         cwd=ROOT,
         stderr=subprocess.PIPE,
         text=True,

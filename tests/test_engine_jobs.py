@@ -13,6 +13,7 @@ from data.journal import read_journal
 from tests.jobs import (
     END_S,
     GIVEN,
+    accuracy_run,
     assert_gone,
     call,
     journal,
@@ -20,6 +21,7 @@ from tests.jobs import (
     start_answering,
     vllm_core,
 )
+from tests.mlperf.test_run import assert_same_results
 
 pytestmark = [pytest.mark.slow, pytest.mark.engine, pytest.mark.timeout(1200)]
 
@@ -29,6 +31,7 @@ ON_BOTH = pytest.mark.parametrize("engine", [VLLM, SGLANG])
 OPTIONS = {"vllm": ["--eager"], "sglang": []}  # that make it start soon
 # With vLLM its core, its worker and the keeper; with SGLang server, scheduler, detokenizer, keeper.
 PROCESSES = {"vllm": 3, "sglang": 4}
+ROWS = 24  # of a run that is resumed
 OPTION = {"vllm": "max_num_seqs", "sglang": "max_total_tokens"}  # of the engine's own
 
 
@@ -56,6 +59,26 @@ def test_nothing_outlives_a_run_that_is_ended(
         assert run.returncode == 130
         assert said.splitlines()[-1] == "interrupted: what is finished is on disk"
     assert read_journal(journal(tmp_path))
+
+
+@ON_BOTH
+def test_a_run_that_is_killed_and_resumed_comes_to_the_same_results(
+    engine: str, tmp_path: Path
+) -> None:
+    options = ("--backend", engine, *OPTIONS[engine], "--num-samples", str(ROWS))
+    before = orphans()
+    run, processes = start_answering(tmp_path / "killed", *options)
+    run.kill()
+    run.communicate()
+    assert_gone(processes, before)
+    kept = read_journal(journal(tmp_path / "killed"))
+    assert 0 < len(kept) < ROWS
+    for folder, resume in (("killed", ["--resume"]), ("whole", [])):
+        ended = call(*accuracy_run(tmp_path / folder), *options, *resume)
+        assert ended.returncode == 0, ended.stderr
+    told = read_journal(journal(tmp_path / "killed"))
+    assert [index for index, _ in told[: len(kept)]] == [index for index, _ in kept]
+    assert_same_results(journal(tmp_path / "killed").parent, journal(tmp_path / "whole").parent)
 
 
 def sglang_server(processes: list[psutil.Process]) -> psutil.Process:

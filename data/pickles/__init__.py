@@ -61,8 +61,15 @@ class _FramePickler(pickle._Pickler):
     memo: dict[int, object]
     write: Callable[[bytes], object]
     memoize: Callable[[object], None]
+    save_bytes: Callable[[memoryview], None]
+    save_bytearray: Callable[[memoryview], None]
 
     def save(self, obj: Any, save_persistent_id: bool = True) -> None:
+        if isinstance(obj, pickle.PickleBuffer):
+            # the memory of a column, of which the standard library's would keep a copy
+            memory = obj.raw()
+            (self.save_bytes if memory.readonly else self.save_bytearray)(memory)
+            return
         ids = None if id(obj) in self.memo else _ids(obj)
         if ids is None:
             super().save(obj, save_persistent_id)  # type: ignore[misc]  # not in the stubs

@@ -143,9 +143,13 @@ def run(args: argparse.Namespace) -> None:
 
 def _all(args: argparse.Namespace) -> None:
     from mlperf.submission import init, steps
+    from mlperf.submission.rules.description import missing_scenarios
 
     _require_open(args)
     system = _system(args, args.system)
+    modes = {*args.modes, *(result.mode for result in system.results)}
+    if system.closed and (missing := list(missing_scenarios(modes))):
+        raise UsageError(f"--modes {' '.join(args.modes)}: {missing[0]}")
     if not system.description.is_file():
         for path in init.begin(system):
             print(f"wrote {path}")
@@ -155,7 +159,7 @@ def _all(args: argparse.Namespace) -> None:
         tuple(args.options),
         args.nproc_per_node,
         args.probe_duration,
-        resume=not system.closed,  # which does not allow it
+        system.closed,
     )
     steps.run_all(plan)
     args.results, args.user_conf = [args.output_dir], args.output_dir / steps.USER_CONF

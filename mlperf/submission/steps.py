@@ -20,6 +20,7 @@ from data.lock import locked
 from errors import SubmissionError, UsageError
 from mlperf import compliance
 from mlperf import run as mlperf_run
+from mlperf.preflight import described_reasons
 from mlperf.rate import RECORD as RATE
 from mlperf.state import STATE
 from mlperf.submission.tree import read_json
@@ -54,7 +55,7 @@ class Plan:
     options: tuple[str, ...]  # of run_mlperf, the same for all runs
     processes: int  # of torchrun; 0: the script is started without it
     probe_s: float | None  # length of the rate search's probes; None: run_mlperf's default
-    resume: bool  # interrupted accuracy runs go on instead of starting again
+    closed: bool  # division: no run may be shortened; none is resumed, but starts again
 
     @property
     def start(self) -> list[str]:
@@ -101,7 +102,11 @@ class Step:
             words += ["--write-user-conf", str(user_conf)]
             if plan.probe_s:
                 words += ["--probe-duration", f"{plan.probe_s:g}"]
-        if self.test == "accuracy" and plan.resume and (self.folder / mlperf_run.JOURNAL).exists():
+        if (
+            self.test == "accuracy"
+            and not plan.closed
+            and (self.folder / mlperf_run.JOURNAL).exists()
+        ):
             words.append("--resume")
         return words
 
@@ -109,14 +114,21 @@ class Step:
 def run_all(plan: Plan) -> None:
     """Run what is left of all modes' runs, up to the first that fails.
 
+    Before the first engine starts, all of them are dry runs.
+
     Raises: UsageError for options that are set here, or differ from the folder's earlier runs;
-    SubmissionError naming the run that failed; OutputError.
+    SubmissionError naming the run that failed, or that the closed division would refuse;
+    OutputError.
     """
     _check(plan.options)
     plan.output_dir.mkdir(parents=True, exist_ok=True)
     with locked(plan.output_dir / LOCK):
-        _keep_options(plan)
+        options = _same_options(plan)
         steps = [Step(plan.output_dir, mode, test) for mode in plan.modes for test in TESTS]
+        for step in steps:
+            if not step.done:
+                _rehearse(plan, step)
+        write_json(plan.output_dir / OPTIONS, options)
         for number, step in enumerate(steps, 1):
             title = f"{number} of {len(steps)}: {step.mode}, {step.test}"
             if step.done:
@@ -133,6 +145,25 @@ def run_all(plan: Plan) -> None:
                 )
 
 
+def _rehearse(plan: Plan, step: Step) -> None:
+    """Raises: SubmissionError if a run would end before its engine starts, or be refused."""
+    log.info("dry run: %s, %s", step.mode, step.test)
+    command = [*plan.start, *step.words(plan), *plan.options, "--dry-run"]
+    dry_run = subprocess.run(command, capture_output=True, text=True, check=False)
+    if dry_run.returncode:
+        sys.stderr.write(dry_run.stderr)
+        raise SubmissionError(
+            f"the {step.test} run of {step.mode} would end with exit code {dry_run.returncode}, see"
+            " its messages above; nothing was started"
+        )
+    reasons = described_reasons(dry_run.stdout)
+    if plan.closed and reasons and step.test in ("performance", "accuracy"):
+        raise SubmissionError(
+            f"the {step.test} run of {step.mode} could not be submitted in the closed division"
+            f" ({'; '.join(reasons)}); nothing was started"
+        )
+
+
 def _check(options: Sequence[str]) -> None:
     """Raises: UsageError for what is set here; exits like argparse for what run_mlperf refuses."""
     for word in options:
@@ -143,21 +174,21 @@ def _check(options: Sequence[str]) -> None:
     parser.parse_args(options)
 
 
-def _keep_options(plan: Plan) -> None:
-    """Record the options of a folder's runs. Raises: UsageError if earlier runs had others."""
-    path, current = plan.output_dir / OPTIONS, list(plan.options)
+def _same_options(plan: Plan) -> list[str]:
+    """The options of a folder's runs. Raises: UsageError if earlier runs had others."""
+    current = list(plan.options)
     if plan.processes:
         current.insert(0, f"--nproc-per-node={plan.processes}")
     try:
-        earlier = json.loads(path.read_bytes())
+        earlier = json.loads((plan.output_dir / OPTIONS).read_bytes())
     except (OSError, ValueError):
-        write_json(path, current)
-        return
+        return current
     if earlier != current:
         raise UsageError(
             f"{plan.output_dir} has runs with other options ({shlex.join(map(str, earlier))}): use"
             " the same, or another --output-dir"
         )
+    return current
 
 
 def _run(command: list[str]) -> int:

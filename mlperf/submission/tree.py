@@ -197,13 +197,17 @@ def read_json(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def line_with(path: Path, text: str) -> int | None:
-    """The first line that contains a text, from 1."""
+def line_with(path: Path, text: str, within: str | None = None) -> int | None:
+    """The first line that contains a text, from 1; if `within` is given, of those after a line
+    with this field."""
     try:
         lines = path.read_text(errors="replace").splitlines()
     except OSError:
         return None
-    return next((number for number, line in enumerate(lines, 1) if text in line), None)
+    numbered = iter(enumerate(lines, 1))
+    if within and not any(f'"{within}": ' in line for _, line in numbered):
+        return None
+    return next((number for number, line in numbered if text in line), None)
 
 
 def _log(path: Path) -> DetailLog | None:

@@ -165,7 +165,7 @@ class TestReal:
         assert sum(done.first_ns < done.last_ns for done in one) > ROWS / 2  # they stream
 
     def test_only_the_stop_ids_asked_for_end_an_answer(self, servers: list[Server]) -> None:
-        request = replace(rows(config(servers))[0], max_new_tokens=120, stop_ids=frozenset())
+        request = rows(config(servers))[0]._replace(max_new_tokens=120, stop_ids=frozenset())
 
         async def run(engine: EngineConfig, *requests: Request) -> list[Completion]:
             backend = VllmServer(engine)
@@ -176,7 +176,7 @@ class TestReal:
         assert (len(free.token_ids), free.finish) == (120, "length")
         stop = free.token_ids[5]
         first = list(free.token_ids).index(stop)
-        (stopped,) = asyncio.run(run(config(servers), replace(request, stop_ids=frozenset({stop}))))
+        (stopped,) = asyncio.run(run(config(servers), request._replace(stop_ids=frozenset({stop}))))
         assert (stopped.token_ids, stopped.finish) == (free.token_ids[:first], "stop")
 
     def test_a_stream_closed_early_ends_in_the_server(self, servers: list[Server]) -> None:
@@ -239,7 +239,7 @@ class TestDefaults:
     def test_an_answer_that_the_server_caps_is_a_failure(
         self, capping: Server, coalesce: bool
     ) -> None:
-        request = replace(rows(config([capping]))[2], id=10**14)
+        request = rows(config([capping]))[2]._replace(id=10**14)
 
         async def run() -> None:
             backend = VllmServer(config([capping], coalesce=coalesce))

@@ -3,10 +3,13 @@
 from array import array
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from backends.types import Completion
+from data.frames import ROW_GROUP
 from data.prompts import Prompts
 from data.results import check_writable, results_frame, write_frame
 from data.samples import read_frame
@@ -77,6 +80,32 @@ def test_what_parquet_has_no_type_for_is_kept_too(tmp_path: Path) -> None:
         pickled, parquet = map(read_frame, write_frame(frame, tmp_path / "out"))
         assert pickled["a"].tolist() == [first, second]
         assert parquet["a"].tolist() == [first, second]
+
+
+def test_writing_holds_no_second_copy_of_token_ids(tmp_path: Path) -> None:
+    rows, tokens = 8 * ROW_GROUP, 500
+    ids = [np.arange(tokens, dtype=np.int32) for _ in range(rows)]
+    frame = pd.DataFrame({"ids": ids, "model_output": [f"{row}" for row in range(rows)]})
+    pool, before = pa.proxy_memory_pool(pa.default_memory_pool()), pa.default_memory_pool()
+    pa.set_memory_pool(pool)
+    try:
+        paths = write_frame(frame, tmp_path / "out")
+    finally:
+        pa.set_memory_pool(before)
+    assert pool.max_memory() < 4 * rows * tokens / 2
+    for read in map(read_frame, paths):
+        assert len(read) == rows
+        assert all(list(one) == list(ids[0]) for one in read["ids"])
+
+
+def test_texts_of_many_answers_are_in_order(prompts: Prompts) -> None:
+    count = 2 * ROW_GROUP + 1
+    ids = [40 + row % 50 for row in range(count)]
+    answers = [(row, Completion(row, array("i", [ids[row]]), "stop", 1, 2)) for row in range(count)]
+    frame = pd.DataFrame({"dataset": ["gpqa"] * count})
+    results = results_frame(frame, answers, prompts, "echo")
+    assert results["model_output"].tolist() == [prompts.text([one]) for one in ids]
+    assert results_frame(frame, [], prompts, "echo").empty
 
 
 def test_a_failed_write_leaves_the_old_file_whole(

@@ -1,24 +1,19 @@
 """Runs that fail in every way: each ends in time and in words, and no finished answer is lost."""
 
 import json
-import os
 import random
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from data.journal import read_journal
 from mlperf.run import JOURNAL
 from mlperf.settings import MODES
 from tests import forked
-from tests.jobs import GIVEN, ROOT
 from tests.mlperf.test_run import assert_same_results
 
 ROWS = 24
@@ -168,31 +163,3 @@ def test_runs_that_are_killed_and_resumed_come_to_the_same_results(
     ended = run("none", "offline", "--resume", accuracy=True)
     assert ended.code == 0, ended.stderr
     assert_same_results(ended.results, expected)
-
-
-@pytest.mark.engine
-@pytest.mark.parametrize("fault", ["rank loss", "SIGTERM", "SIGINT"])
-def test_a_run_by_torchrun_that_is_ended(fault: str, tmp_path: Path) -> None:
-    words = ["-m", "torch.distributed.run", "--nproc_per_node=2", "run_mlperf_mpi.py", "--accuracy"]
-    options = ["--max-running", "4", "--device", "cpu", "--output-dir", str(tmp_path)]
-    with subprocess.Popen(
-        [sys.executable, *words, *GIVEN, *options], cwd=ROOT, stderr=subprocess.DEVNULL
-    ) as agent:
-        journal = tmp_path / "offline" / "accuracy" / JOURNAL
-        until = time.monotonic() + 120
-        while not (journal.exists() and journal.stat().st_size):
-            assert agent.poll() is None
-            assert time.monotonic() < until
-            time.sleep(0.1)
-        ranks = psutil.Process(agent.pid).children()
-        if fault == "rank loss":
-            follower = next(one for one in ranks if one.environ()["RANK"] == "1")
-            os.kill(follower.pid, signal.SIGKILL)
-        else:
-            agent.send_signal(signal.Signals[fault])
-        assert agent.wait(END_S) != 0
-    state = json.loads(journal.with_name("state.json").read_text())
-    reason = f"rank 1 of 2 (process {follower.pid}" if fault == "rank loss" else "terminated"
-    assert state["state"] == "failed"
-    assert reason in state["error"] or (fault == "SIGINT" and state["error"] == "interrupted")
-    assert len(read_journal(journal)) >= state["finished"] > 0

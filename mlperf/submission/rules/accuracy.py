@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmark import (
+    EXACT_MATCH,
     EXACT_MATCH_MIN,
+    POLICY_EXACT_MATCH,
     POLICY_EXACT_MATCH_MIN,
     ROWS,
     TOKENS_MAX,
@@ -55,8 +57,8 @@ def score_faults(path: Path, figures: dict[str, float], level: Level) -> Iterato
         yield Fault(
             path,
             f"exact_match {exact_match:g} reaches the official checker's limit"
-            f" {EXACT_MATCH_MIN:.6f} (99 % of 81.3582), but not the one of the rules' text,"
-            f" {POLICY_EXACT_MATCH_MIN:.6f} (99 % of 81.9132)",
+            f" {EXACT_MATCH_MIN:.6f} (99 % of {EXACT_MATCH}), but not the one of the rules' text,"
+            f" {POLICY_EXACT_MATCH_MIN:.6f} (99 % of {POLICY_EXACT_MATCH})",
             line,
             "note",
         )

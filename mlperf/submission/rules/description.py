@@ -1,6 +1,6 @@
 """Rules on the descriptions of a system and of an implementation, which people write."""
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -93,14 +93,20 @@ def scenarios(system: System) -> Iterator[Fault]:
         if not any(path.is_dir() for path in folder.glob("*")):  # it may have other benchmarks'
             yield Fault(folder, "no results for this system")
         return
-    modes = {result.mode for result in system.results}
-    if system.closed and REQUIRED_SCENARIO.lower() not in modes:
-        yield Fault(folder, f"no results of {REQUIRED_SCENARIO}, which is required")
-    if system.closed and not {name.lower() for name in ONE_OF} & modes:
-        yield Fault(folder, f"one of {' and '.join(ONE_OF)} is required beside {REQUIRED_SCENARIO}")
+    if system.closed:
+        modes = {result.mode for result in system.results}
+        yield from (Fault(folder, message) for message in missing_scenarios(modes))
     for result in system.results:
         if result.mode is None:
             yield Fault(result.folder, f"{result.scenario} is not a scenario of this benchmark")
+
+
+def missing_scenarios(modes: Container[str | None]) -> Iterator[str]:
+    """What the closed division lacks, given the modes that there are results of."""
+    if REQUIRED_SCENARIO.lower() not in modes:
+        yield f"no results of {REQUIRED_SCENARIO}, which is required"
+    if not any(name.lower() in modes for name in ONE_OF):
+        yield f"one of {' and '.join(ONE_OF)} is required beside {REQUIRED_SCENARIO}"
 
 
 def power(system: System) -> Iterator[Fault]:

@@ -1,6 +1,7 @@
 """Rules on what the runs recorded about themselves, in runs.json. Other harnesses write none."""
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from benchmark import TASK_ROWS
@@ -22,10 +23,12 @@ def submittable(result: Result) -> Iterator[Fault]:
         if test == "compliance":
             continue  # its settings are those of the test, not of the benchmark
         if run.get("resumed"):
-            yield Fault(path, f"the {test} run was resumed", line_with(path, '"resumed"'), level)
+            yield Fault(
+                path, f"the {test} run was resumed", line_with(path, '"resumed"', test), level
+            )
         reasons = run.get("not_submittable_because")
         for reason in reasons if isinstance(reasons, list) else []:
-            yield Fault(path, f"the {test} run: {reason}", _line(result, str(reason)), level)
+            yield Fault(path, f"the {test} run: {reason}", _line(path, str(reason), test), level)
 
 
 def data_set(result: Result) -> Iterator[Fault]:
@@ -79,8 +82,8 @@ def _difference(field: str, one: Mapping[str, Any], other: Mapping[str, Any]) ->
     return "" if left == right else f"{field} {left!r} and {right!r}"
 
 
-def _line(result: Result, reason: str) -> int | None:
-    return line_with(result.folder / RUNS, reason[:40].replace('"', '\\"'))
+def _line(path: Path, reason: str, test: str) -> int | None:
+    return line_with(path, reason[:40].replace('"', '\\"'), test)
 
 
 def _listed(rows: Mapping[str, Any]) -> str:

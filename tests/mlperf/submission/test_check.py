@@ -110,6 +110,21 @@ def test_findings_have_file_line_and_rule(tree: Path) -> None:
     assert str(finding).startswith(f"error: {place}:{number}: valid: INVALID: ")
 
 
+def test_a_reason_of_two_runs_has_two_lines(tree: Path) -> None:
+    runs = tree / BOX / "Server" / "runs.json"
+    for test in ("performance", "accuracy"):
+        field(f"{test}.not_submittable_because", ["it is short"])(runs)
+    field("accuracy.resumed", {"samples": 1, "of": 2})(runs)
+    lines = runs.read_text().splitlines()
+    starts = [lines.index(f'  "{test}": {{') + 1 for test in ("performance", "accuracy")]
+    first, resumed, second = (finding.line or 0 for finding in findings(tree))
+    assert "it is short" in lines[first - 1]
+    assert "it is short" in lines[second - 1]
+    assert '"resumed": {' in lines[resumed - 1]
+    assert starts[0] < first < starts[1] < resumed
+    assert starts[1] < second
+
+
 def test_json_has_the_findings(
     tree: Path, run: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,16 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from errors import UsageError
+from errors import SubmissionError, UsageError
 from mlperf.submission import steps
 from tests.jobs import GIVEN, ROOT
+from tests.mlperf.submission.conftest import Command
 
 TESTS = ["rate", "performance", "accuracy", "compliance"]
 SHORT = ["--backend", "echo", *GIVEN, "--num-samples", "20"]
 
 
-def plan(output_dir: Path, *options: str, resume: bool = True) -> steps.Plan:
-    return steps.Plan(output_dir, ("offline",), options, 0, None, resume)
+def plan(output_dir: Path, *options: str, closed: bool = False) -> steps.Plan:
+    return steps.Plan(output_dir, ("offline",), options, 0, None, closed)
 
 
 def start(tmp_path: Path, *options: str) -> subprocess.Popen[str]:
@@ -72,6 +73,28 @@ def test_options_that_differ_from_run_to_run_are_refused(option: str, tmp_path: 
         steps.run_all(plan(tmp_path, *SHORT, option))
 
 
+def test_a_run_that_would_be_refused_is_refused_before_the_first(tmp_path: Path) -> None:
+    with pytest.raises(SubmissionError, match=r"the performance run of offline .*20 rows, not the"):
+        steps.run_all(plan(tmp_path, *SHORT, closed=True))
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_a_run_that_would_not_start_is_told_before_the_first(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SubmissionError, match="the rate run of offline would end with exit code 2"):
+        steps.run_all(plan(tmp_path, *SHORT, "--engine-arg", "first_tokn_ms=1"))
+    assert "echo has no option 'first_tokn_ms'" in capfd.readouterr().err
+    assert not list(tmp_path.rglob("*.json"))  # other options may be tried next
+
+
+def test_modes_that_the_closed_division_needs(tmp_path: Path, run: Command) -> None:
+    words = ("all", tmp_path / "tree", "--org", "Acme", "--system", "box", "--modes", "offline")
+    with pytest.raises(UsageError, match="--modes offline: one of Server and Interactive is req"):
+        run(*words, "--output-dir", tmp_path / "runs", "--", *SHORT)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("state", "record", "done"),
     [
@@ -99,4 +122,4 @@ def test_an_accuracy_run_goes_on_where_it_may(tmp_path: Path) -> None:
     assert "--resume" not in step.words(plan(tmp_path))
     (step.folder / "completions.journal").touch()
     assert "--resume" in step.words(plan(tmp_path))
-    assert "--resume" not in step.words(plan(tmp_path, resume=False))
+    assert "--resume" not in step.words(plan(tmp_path, closed=True))
