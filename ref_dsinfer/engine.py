@@ -196,10 +196,11 @@ class Engine:
         return outputs
 
     def close(self) -> None:
-        """Leave the process group."""
+        """Free the CUDA graphs, which hold communicators, and leave the process group."""
         if self.verified:
             mean, most = self.accepted / self.verified, self.runner.drafts + 1
             log.info("drafts: %.2f tokens of an answer in a step, of at most %d", mean, most)
+        self.runner.close()
         self.ranks.shutdown()
 
     def _append(self, sequence: Sequence, sampled: list[int]) -> Output:

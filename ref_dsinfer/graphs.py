@@ -142,6 +142,14 @@ class Decoder:
         seconds = time.monotonic() - start
         log.info("captured CUDA graphs of %d batch sizes in %.1f s", len(self.sizes), seconds)
 
+    def close(self) -> None:
+        """Free the graphs, once none of them is running any more."""
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+        for graph in self._graphs.values():
+            graph.reset()
+        self._graphs.clear()
+
     @torch.inference_mode()
     def run(self, scheduled: list[ScheduledTokens], width: int) -> Tensor:
         """Hidden states [N, D] of this rank's decodes; valid until the next step.

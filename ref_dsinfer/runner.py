@@ -60,6 +60,12 @@ class Runner:
             hidden_ND = self.sampled_rows(own, hidden_TD)
         return self.logits(hidden_ND, [sum(item.samples for item in items) for items in by_rank])
 
+    def close(self) -> None:
+        """Free the CUDA graphs."""
+        if self.decoder:
+            self.decoder.close()
+            self.decoder = None
+
     def draft(self, scheduled: list[ScheduledTokens]) -> None:
         """Draft tokens for the sequences that have just run; this runner drafts none."""
 

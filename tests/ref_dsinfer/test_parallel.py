@@ -16,6 +16,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from data.samples import read_frame
 from errors import LaunchError, ParallelError, UsageError
 from ref_dsinfer import fp8, parallel
 from ref_dsinfer.config import ModelConfig
@@ -24,6 +25,7 @@ from ref_dsinfer.parallel import RankInfo, Ranks, check, choose_device
 from tests.effort import THOROUGH, cases
 
 ANSWERS = Path(__file__).with_name("rank_answers.py")
+CLOSE = Path(__file__).with_name("rank_close.py")
 SCHEDULES = Path(__file__).with_name("rank_schedules.py")
 ROOT = Path(__file__).parents[2]
 NODES = ROOT / "requirements" / "torchrun-nodes"  # as setup.sh copies it into environments
@@ -314,3 +316,17 @@ def test_a_gpu_that_is_not_there_is_refused() -> None:
     assert choose_device("auto", RankInfo()) == torch.device("cpu")
     with pytest.raises(UsageError, match="no GPU"):
         choose_device("cuda", RankInfo())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["captured", "stuck"])
+def test_results_do_not_wait_for_the_process_groups(kind: str, tmp_path: Path) -> None:
+    """NCCL's communicators can't be destroyed before the CUDA graphs that hold them."""
+    tiny, output = ROOT / "data" / "tiny", tmp_path / "answers.pkl"
+    code, _, err = run(
+        *(CLOSE, 2, kind, "--model", tiny / "model", "--device", "cpu", "--num-samples", 4),
+        *("--input-file", tiny / "final_output.pkl", "--output-file", output),
+    )
+    assert code == 0, err
+    assert len(read_frame(output)) == 4
+    assert ("could not be destroyed" in err) == (kind == "stuck")
