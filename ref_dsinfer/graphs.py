@@ -14,7 +14,7 @@ from bisect import bisect_left
 import torch
 from torch import Tensor
 
-from ref_dsinfer.batch import Batch, Decodes
+from ref_dsinfer.batch import Batch, Decodes, real_rows
 from ref_dsinfer.cache import PagedCache
 from ref_dsinfer.model import Model
 from ref_dsinfer.scheduler import ScheduledTokens
@@ -47,12 +47,15 @@ class Inputs:
         padding_block: int,
         block_size: int,
         device: torch.device,
+        dp_size: int,
     ) -> None:
         """For `max_batch` sequences of `max_blocks` blocks; no sequence holds `padding_block`."""
         self._padding_block, self._block_size = padding_block, block_size
+        self._dp_size = dp_size
         pinned = device.type == "cuda"
         tables = (max_batch, max_blocks)
-        self._ids = torch.zeros(4 * max_batch, dtype=torch.int64, pin_memory=pinned)
+        # The data-parallel ranks' numbers of tokens, then four ids of each row.
+        self._ids = torch.zeros(dp_size + 4 * max_batch, dtype=torch.int64, pin_memory=pinned)
         self._tables = torch.full(tables, padding_block, dtype=torch.int64, pin_memory=pinned)
         self._device_ids = torch.zeros_like(self._ids, device=device)
         self._device_tables = torch.full_like(self._tables, padding_block, device=device)
@@ -62,18 +65,24 @@ class Inputs:
 
     def batch(self, size: int) -> Batch:
         """The step's batch of `size` rows, always at the same addresses."""
-        tokens, positions, slots, lengths = self._device_ids[: 4 * size].view(4, size)
+        counts_R, ids = self._device_ids[: self._dp_size + 4 * size].tensor_split([self._dp_size])
+        tokens, positions, slots, lengths = ids.view(4, size)
         decodes = Decodes(self._device_tables[:size], lengths)
-        return Batch(tokens, positions, slots, decodes, (), size)
+        return Batch(tokens, positions, slots, decodes, (), size, real_rows(counts_R, size))
 
-    def fill(self, scheduled: list[ScheduledTokens], size: int) -> None:
-        """Copy one step's inputs to the device, padded to `size` rows."""
-        ids = self._ids[: 4 * size].view(4, size).numpy()
+    def fill(self, scheduled: list[ScheduledTokens], counts: list[int], size: int) -> None:
+        """Copy one step's inputs to the device, padded to `size` rows.
+
+        `counts`: how many tokens each data-parallel rank has.
+        """
+        used = self._dp_size + 4 * size
+        self._ids[: self._dp_size] = torch.tensor(counts)
+        ids = self._ids[self._dp_size : used].view(4, size).numpy()
         count = len(scheduled)
         ids[:, count:] = [[0], [0], [self._padding_block * self._block_size], [1]]
         if scheduled:
             ids[:, :count] = list(zip(*map(self._inputs_of, scheduled), strict=True))
-        self._device_ids[: 4 * size].copy_(self._ids[: 4 * size], non_blocking=True)
+        self._device_ids[:used].copy_(self._ids[:used], non_blocking=True)
         changed = [
             self._write(row, item.sequence.block_table) for row, item in enumerate(scheduled)
         ]
@@ -119,7 +128,11 @@ class Decoder:
         device = model.rotations.device
         max_blocks = -(-max_model_len // cache.block_size)
         self.model, self.cache, self.sizes = model, cache, padded_sizes(max_batch)
-        self.inputs = Inputs(max_batch, max_blocks, padding_block, cache.block_size, device)
+        dp_size = model.ranks.dp_size
+        self.inputs = Inputs(
+            max_batch, max_blocks, padding_block, cache.block_size, device, dp_size
+        )
+        self._no_tokens = [0] * dp_size
         dtype = model.embed_tokens.weight.dtype
         self._hidden = torch.empty(max_batch, model.config.hidden, dtype=dtype, device=device)
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
@@ -130,7 +143,7 @@ class Decoder:
         start = time.monotonic()
         pool = None
         for size in reversed(self.sizes):
-            self.inputs.fill([], size)
+            self.inputs.fill([], self._no_tokens, size)
             self._forward(size)  # compiles kernels and allocates workspaces, which a capture can't
             graph = torch.cuda.CUDAGraph()
             # Other threads (NCCL's watchdog) may go on calling CUDA.
@@ -151,13 +164,13 @@ class Decoder:
         self._graphs.clear()
 
     @torch.inference_mode()
-    def run(self, scheduled: list[ScheduledTokens], width: int) -> Tensor:
+    def run(self, scheduled: list[ScheduledTokens], counts: list[int]) -> Tensor:
         """Hidden states [N, D] of this rank's decodes; valid until the next step.
 
-        The step has decodes alone, and no rank has more than `width` of them.
+        The step has decodes alone; `counts`: how many each data-parallel rank has.
         """
-        size = self.sizes[bisect_left(self.sizes, width)]
-        self.inputs.fill(scheduled, size)
+        size = self.sizes[bisect_left(self.sizes, max(counts))]
+        self.inputs.fill(scheduled, counts, size)
         if size in self._graphs:
             self._graphs[size].replay()
         else:

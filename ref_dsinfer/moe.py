@@ -25,9 +25,16 @@ class Gate(nn.Module):
             parameter((config.experts,), torch.float32) if config.routing_bias else None
         )
 
-    def forward(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns (weights [T, A] fp32, experts [T, A] int64), in no particular order."""
-        return route(F.linear(x_TD.float(), self.weight), self.e_score_correction_bias, self.config)
+    def forward(self, x_TD: Tensor, real_T: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Returns (weights [T, A] fp32, experts [T, A] int64), in no particular order.
+
+        Rows that are padding by `real_T` belong to no expert: all of theirs are number E.
+        """
+        logits_TE = F.linear(x_TD.float(), self.weight)
+        weights_TA, experts_TA = route(logits_TE, self.e_score_correction_bias, self.config)
+        if real_T is not None:
+            experts_TA = experts_TA.where(real_T[:, None], self.config.experts)
+        return weights_TA, experts_TA
 
 
 def route(logits_TE: Tensor, bias_E: Tensor | None, config: ModelConfig) -> tuple[Tensor, Tensor]:
@@ -54,7 +61,6 @@ class Experts(nn.Module):
 
     def __init__(self, config: ModelConfig, dtype: torch.dtype, ranks: Ranks) -> None:
         super().__init__()
-        self.total = config.experts
         self.count = config.experts // ranks.world_size
         self.first = ranks.rank * self.count
         inner, hidden, quantised = config.expert_intermediate, config.hidden, config.fp8
@@ -72,8 +78,7 @@ class Experts(nn.Module):
         tokens_P = order_P // experts_TA.shape[1]
         inner_PI = gated(grouped(x_TD, self.gate_up_proj, ends_E, tokens_P))
         y_PD = grouped(inner_PI, self.down_proj, ends_E)[order_P.argsort()].float()
-        if self.count < self.total:
-            y_PD.masked_fill_(elsewhere_P[:, None], 0)  # those rows are uninitialised
+        y_PD.masked_fill_(elsewhere_P[:, None], 0)  # those rows are uninitialised
         # in place: this is a step's largest tensor
         return y_PD.view(*experts_TA.shape, -1).mul_(weights_TA[..., None]).sum(dim=1)
 
@@ -95,5 +100,5 @@ class MoE(nn.Module):
         shared = config.shared_experts * config.expert_intermediate
         self.shared_experts = MLP(config, shared, dtype, ranks)
 
-    def forward(self, x_TD: Tensor) -> Tensor:
-        return self.experts(x_TD, *self.gate(x_TD)) + self.shared_experts(x_TD)
+    def forward(self, x_TD: Tensor, real_T: Tensor | None = None) -> Tensor:
+        return self.experts(x_TD, *self.gate(x_TD, real_T)) + self.shared_experts(x_TD)

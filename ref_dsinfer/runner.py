@@ -6,7 +6,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from ref_dsinfer.batch import Batch, Decodes, Prefill
+from ref_dsinfer.batch import Batch, Decodes, Prefill, real_rows
 from ref_dsinfer.cache import PagedCache
 from ref_dsinfer.graphs import Decoder
 from ref_dsinfer.model import Model
@@ -43,7 +43,7 @@ class Runner:
 
     @torch.inference_mode()
     def run(self, scheduled: list[ScheduledTokens]) -> Tensor:
-        """Logits [N, V] for each token to sample, in order and on every rank.
+        """This rank's logits [N, V / world] for each token to sample, in order, of all ranks.
 
         `scheduled` holds the tokens of all data-parallel ranks, as `Scheduler.schedule` orders
         them; this rank's model runs its own.
@@ -53,10 +53,10 @@ class Runner:
             by_rank[item.sequence.dp_rank].append(item)
         own = by_rank[self.ranks.dp_rank]
         if self.decoder and all(item.is_decode and item.samples for item in scheduled):
-            hidden_ND = self.decoder.run(own, max(map(len, by_rank)))
+            hidden_ND = self.decoder.run(own, [len(items) for items in by_rank])
         else:
-            width = max(sum(item.count for item in items) for items in by_rank)
-            hidden_TD = self.model(self.batch(own, width), self.cache)
+            counts = [sum(item.count for item in items) for items in by_rank]
+            hidden_TD = self.model(self.batch(own, counts), self.cache)
             hidden_ND = self.sampled_rows(own, hidden_TD)
         return self.logits(hidden_ND, [sum(item.samples for item in items) for items in by_rank])
 
@@ -80,43 +80,45 @@ class Runner:
         return hidden_TD if len(rows) == len(hidden_TD) else hidden_TD[self._ids(rows)]
 
     def logits(self, hidden_ND: Tensor, counts: list[int]) -> Tensor:
-        """Logits, on every rank, of all ranks' hidden states; `counts`: how many each rank has."""
+        """This rank's logits of all ranks' hidden states; `counts`: how many each rank has."""
         width = max(counts)
         if not width:  # nothing but prompts that are prefilled in part
-            return torch.empty(0, self.model.config.vocab_size, device=self.device)
+            return self.model.logits(hidden_ND)
         hidden_ND = self.ranks.gather_tokens(hidden_ND, width)
         if len(hidden_ND) > sum(counts):  # some rank's are padded
             rows = [n * width + row for n, count in enumerate(counts) for row in range(count)]
             hidden_ND = hidden_ND[self._ids(rows)]
         return self.model.logits(hidden_ND)
 
-    def batch(self, scheduled: list[ScheduledTokens], width: int) -> Batch:
-        """This rank's tokens of a step in which no rank has more than `width`."""
+    def batch(self, scheduled: list[ScheduledTokens], counts: list[int]) -> Batch:
+        """This rank's tokens of a step; `counts`: how many each data-parallel rank has."""
         tokens: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
         for item in scheduled:
             tokens += item.sequence.ids(item.start, item.stop)
             positions += range(item.start, item.stop)
-            slots += self._slots(item, item.start)
+            slots += self._slots(item, item.start, item.stop)
         decoded = [item for item in scheduled if item.is_decode]
         prefills = [
-            Prefill(item.count, self._ids(self._slots(item, 0)) if item.start else None)
+            Prefill(item.count, self._ids(self._slots(item, 0, item.start)) if item.start else None)
             for item in scheduled[len(decoded) :]
         ]
-        decodes = self._decodes(decoded) if decoded else None
+        width = max(counts)
         return Batch(
             *(self._ids(tokens), self._ids(positions), self._ids(slots)),
-            *(decodes, tuple(prefills), width),
+            decodes=self._decodes(decoded) if decoded else None,
+            prefills=tuple(prefills),
+            width=width,
+            real_G=real_rows(self._ids(counts), width) if min(counts) < width else None,
         )
 
-    def _slots(self, item: ScheduledTokens, start: int) -> list[int]:
-        """The KV cache's slots of the sequence's tokens from `start` to the last scheduled one."""
+    def _slots(self, item: ScheduledTokens, start: int, stop: int) -> list[int]:
+        """The KV cache's slots of the sequence's tokens from `start` to before `stop`."""
         size = self.cache.block_size
         blocks = item.sequence.block_table
         return [
-            blocks[position // size] * size + position % size
-            for position in range(start, item.stop)
+            blocks[position // size] * size + position % size for position in range(start, stop)
         ]
 
     def _decodes(self, scheduled: list[ScheduledTokens]) -> Decodes:

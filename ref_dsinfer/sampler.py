@@ -7,19 +7,36 @@ from ref_dsinfer.parallel import Ranks
 from ref_dsinfer.sequence import Sequence
 
 
-def sample(logits_NV: Tensor, targets: list[tuple[Sequence, int]], ranks: Ranks) -> list[int]:
+def sample(part_NV: Tensor, targets: list[tuple[Sequence, int]], ranks: Ranks) -> list[int]:
     """One id for each target: a sequence and an index into its answer.
 
-    Greedy where the temperature is 0: the lowest id wins a tie.
+    `part_NV`: each rank's logits of its part of the vocabulary. Greedy where the temperature is 0.
     """
-    tokens = logits_NV.argmax(dim=-1).tolist()  # argmax returns the first of equals
     random_rows = [row for row, (sequence, _) in enumerate(targets) if sequence.temperature > 0]
+    tokens = greedy(part_NV, ranks) if len(random_rows) < len(targets) else [0] * len(targets)
     if random_rows:
-        ids = sample_top_p(logits_NV[random_rows], [targets[row] for row in random_rows]).tolist()
+        logits_NV = ranks.gather_columns(part_NV[random_rows])
+        ids = sample_top_p(logits_NV, [targets[row] for row in random_rows]).tolist()
         # GPUs may sum in another order on each rank; one different id, and the ranks diverge.
         for row, token in zip(random_rows, ranks.broadcast_ids(ids), strict=True):
             tokens[row] = token
     return tokens
+
+
+def greedy(part_NV: Tensor, ranks: Ranks) -> list[int]:
+    """The id of each row's largest logit; the lowest id wins a tie.
+
+    16 bytes a row and rank are exchanged instead of all logits.
+    """
+    best_N, ids_N = part_NV.max(dim=-1)  # the first of equals
+    if ranks.world_size == 1:
+        return ids_N.tolist()
+    ids_N = ids_N + ranks.rank * part_NV.shape[1]
+    # float64 holds both exactly
+    pairs = ranks.gather_columns(torch.stack([best_N.double(), ids_N.double()], dim=-1))
+    values_NR, ids_NR = pairs.unflatten(1, (ranks.world_size, 2)).unbind(dim=-1)
+    first_N = values_NR.argmax(dim=-1, keepdim=True)  # ranks have the ids in their order
+    return ids_NR.gather(1, first_N).squeeze(1).long().tolist()
 
 
 def sample_top_p(logits_NV: Tensor, targets: list[tuple[Sequence, int]]) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from benchmark import MTP_STEPS
 from ref_dsinfer.runner import Runner
+from ref_dsinfer.sampler import greedy
 from ref_dsinfer.scheduler import ScheduledTokens
 
 
@@ -36,8 +37,8 @@ class SpeculativeRunner(Runner):
 
     @torch.inference_mode()
     def run(self, scheduled: list[ScheduledTokens]) -> Tensor:
-        """Logits [N, V] for each token to sample, those after drafts among them."""
-        self._batch = self.batch(scheduled, sum(item.count for item in scheduled))
+        """Logits [N, V / world] for each token to sample, those after drafts among them."""
+        self._batch = self.batch(scheduled, [sum(item.count for item in scheduled)])
         self._hidden_TD = self.model(self._batch, self.cache)
         hidden_ND = self.sampled_rows(scheduled, self._hidden_TD)
         return self.logits(hidden_ND, [len(hidden_ND)])
@@ -68,11 +69,11 @@ class SpeculativeRunner(Runner):
                     for sequence in sequences
                 ]
                 batch = replace(
-                    self.batch(last_tokens, len(last_tokens)),
+                    self.batch(last_tokens, [len(last_tokens)]),
                     tokens_T=self._next_tokens(last_tokens),
                 )
                 hidden_TD = self.model.draft(batch, hidden_TD, self.cache)
-            tokens = self.model.logits(hidden_TD).argmax(dim=-1).tolist()
+            tokens = greedy(self.model.logits(hidden_TD), self.ranks)
             for sequence, token in zip(sequences, tokens, strict=True):
                 sequence.drafts.append(token)
 

@@ -2,9 +2,11 @@ from collections import Counter
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ref_dsinfer.parallel import RankInfo, Ranks
-from ref_dsinfer.sampler import sample
+from ref_dsinfer.sampler import greedy, sample
 from ref_dsinfer.sequence import Sequence
 
 ALONE = Ranks(RankInfo(), torch.device("cpu"))
@@ -19,6 +21,31 @@ def test_greedy_takes_the_lowest_of_equals() -> None:
     logits = torch.full((2, 5000), 1.0)
     logits[0, 3000:] = 2.0
     assert sample(logits, [(sequence(), 0), (sequence(), 0)], ALONE) == [3000, 0]
+
+
+class Parts(Ranks):
+    """A rank that knows all ranks' parts of the logits."""
+
+    def __init__(self, rank: int, parts: tuple[torch.Tensor, ...]) -> None:
+        super().__init__(RankInfo(), torch.device("cpu"))
+        self.rank, self.world_size, self.parts = rank, len(parts), parts
+
+    def gather_columns(self, part_NV: torch.Tensor) -> torch.Tensor:
+        best, ids = zip(*(part.max(dim=-1) for part in self.parts), strict=True)
+        pairs = [
+            torch.stack([value.double(), index.double() + rank * self.parts[0].shape[1]], dim=-1)
+            for rank, (value, index) in enumerate(zip(best, ids, strict=True))
+        ]
+        torch.testing.assert_close(pairs[self.rank], part_NV, rtol=0, atol=0)
+        return torch.cat(pairs, dim=1)
+
+
+@given(st.lists(st.lists(st.integers(0, 3), min_size=12, max_size=12), min_size=1, max_size=4))
+def test_greedy_over_parts_of_the_vocabulary_is_greedy_over_the_whole(rows: list[list[int]]) -> None:
+    logits = torch.tensor(rows).float()
+    parts = logits.split(4, dim=1)
+    for rank in range(3):
+        assert greedy(parts[rank], Parts(rank, parts)) == logits.argmax(dim=-1).tolist()
 
 
 @pytest.mark.parametrize(
