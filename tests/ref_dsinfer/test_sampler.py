@@ -41,7 +41,9 @@ class Parts(Ranks):
 
 
 @given(st.lists(st.lists(st.integers(0, 3), min_size=12, max_size=12), min_size=1, max_size=4))
-def test_greedy_over_parts_of_the_vocabulary_is_greedy_over_the_whole(rows: list[list[int]]) -> None:
+def test_greedy_over_parts_of_the_vocabulary_is_greedy_over_the_whole(
+    rows: list[list[int]],
+) -> None:
     logits = torch.tensor(rows).float()
     parts = logits.split(4, dim=1)
     for rank in range(3):
