@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from benchmark import PROMPT_TOKENS, ROWS, TASK_ROWS
@@ -33,6 +34,8 @@ TASKS = ("AIME1983", "math500", "gpqa", "mmlu_pro")
 def pytest_configure() -> None:
     # A shell starts what runs in its background deaf to Ctrl-C; what tests interrupt must hear it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    settings.register_profile("default", settings.default, deadline=None)  # timings fail no test
+    settings.load_profile("default")
     # Workers beside one another, as pytest -n makes them, have cores of their own: an engine's
     # threads that wait for one another come to a standstill where others use their cores.
     if worker := os.environ.get("PYTEST_XDIST_WORKER"):
