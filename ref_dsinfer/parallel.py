@@ -205,14 +205,15 @@ class Ranks:
     """
 
     def __init__(self, info: RankInfo, device: torch.device) -> None:
-        """Initialise the process groups; every rank must call this.
+        """Initialise the process groups; every rank must call this. On the meta device, where a
+        run is only calculated, there are none.
 
         Raises: LaunchError where ranks are missing, or a variable names no network interface.
         """
         self.rank, self.world_size, self.device = info.rank, info.world_size, device
         self.local_world_size = info.local_world_size
         self.presence: Presence | None = None
-        if self.world_size == 1:
+        if self.world_size == 1 or device.type == "meta":
             return
         on_gpu = device.type == "cuda"
         check_interfaces(on_gpu)

@@ -1,19 +1,18 @@
 """Runs scheduled tokens through the model: builds batches, owns the weights and the KV cache."""
 
-import logging
-from itertools import accumulate
+from itertools import accumulate, count, takewhile
 
 import torch
 from torch import Tensor
 
+from ref_dsinfer.attention import CONTEXT_CHUNK
 from ref_dsinfer.batch import Batch, Decodes, Prefill, real_rows
 from ref_dsinfer.cache import PagedCache
 from ref_dsinfer.graphs import Decoder
 from ref_dsinfer.model import Model
 from ref_dsinfer.parallel import Ranks
+from ref_dsinfer.sampler import greedy
 from ref_dsinfer.scheduler import ScheduledTokens
-
-log = logging.getLogger(__name__)
 
 
 class Runner:
@@ -29,11 +28,6 @@ class Runner:
         self.padding_block = blocks
         self.cache = PagedCache(model.config, blocks + 1, block_size, dtype, ranks.device)
         self.decoder: Decoder | None = None  # for steps of decodes alone, at fixed shapes
-        size = blocks * block_size
-        log.info(
-            "the KV cache holds %d tokens in %d blocks, %.2f GiB",
-            *(size, blocks, size * model.config.token_bytes(dtype.itemsize) / 2**30),
-        )
 
     def capture_graphs(self, max_batch: int, max_model_len: int) -> None:
         """Decode in CUDA graphs from now on: up to `max_batch` sequences of `max_model_len`
@@ -59,6 +53,39 @@ class Runner:
             hidden_TD = self.model(self.batch(own, counts), self.cache)
             hidden_ND = self.sampled_rows(own, hidden_TD)
         return self.logits(hidden_ND, [sum(item.samples for item in items) for items in by_rank])
+
+    @torch.inference_mode()
+    def warm_up(self, tokens: int, sequences: int) -> None:
+        """Run a step of each kind and size, up to so many tokens and sequences of a rank.
+
+        This compiles kernels and sets up collectives, which a measured run should not wait for, and
+        leaves the memory of the largest step with the allocator. Every rank must call this.
+        """
+        hidden_TD = None
+        for size in (*takewhile(lambda size: size < tokens, (2**n for n in count())), tokens):
+            for decodes in {0, min(sequences, size - 1), min(sequences, size)}:
+                _, hidden_TD = self._warm_up_step(size, decodes)
+        assert hidden_TD is not None
+        counts = [sequences] * self.ranks.dp_size
+        greedy(self.logits(hidden_TD[:1].expand(sequences, -1), counts), self.ranks)
+
+    def _warm_up_step(self, tokens: int, decodes: int) -> tuple[Batch, Tensor]:
+        """A step of so many tokens, and its hidden states. The first of them are decodes, the
+        others a prompt's behind a context; all lie in the padding block."""
+        slots = self._ids([self.padding_block * self.cache.block_size])
+        prefills = [Prefill(tokens - decodes, slots.expand(2 * CONTEXT_CHUNK))]
+        tables = self._ids([[self.padding_block]])
+        batch = Batch(
+            self._ids([0] * tokens),
+            self._ids([0] * tokens),
+            slots.expand(tokens),
+            decodes=Decodes(tables.repeat(decodes, 1), self._ids([1] * decodes))
+            if decodes
+            else None,
+            prefills=tuple(prefills) if decodes < tokens else (),
+            width=tokens,
+        )
+        return batch, self.model(batch, self.cache)
 
     def close(self) -> None:
         """Free the CUDA graphs."""
@@ -132,5 +159,5 @@ class Runner:
             lengths += range(item.start + 1, item.stop + 1)
         return Decodes(self._ids(tables).view(-1, longest), self._ids(lengths))
 
-    def _ids(self, values: list[int]) -> Tensor:
+    def _ids(self, values: list[int] | list[list[int]]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self.device)

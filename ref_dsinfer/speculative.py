@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmark import MTP_STEPS
+from ref_dsinfer.batch import Batch
 from ref_dsinfer.runner import Runner
 from ref_dsinfer.sampler import greedy
 from ref_dsinfer.scheduler import ScheduledTokens
@@ -42,6 +43,11 @@ class SpeculativeRunner(Runner):
         self._hidden_TD = self.model(self._batch, self.cache)
         hidden_ND = self.sampled_rows(scheduled, self._hidden_TD)
         return self.logits(hidden_ND, [len(hidden_ND)])
+
+    def _warm_up_step(self, tokens: int, decodes: int) -> tuple[Batch, Tensor]:
+        batch, hidden_TD = super()._warm_up_step(tokens, decodes)
+        self.model.draft(batch, hidden_TD, self.cache)
+        return batch, hidden_TD
 
     @torch.inference_mode()
     def draft(self, scheduled: list[ScheduledTokens]) -> None:
