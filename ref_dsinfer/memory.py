@@ -77,8 +77,9 @@ def check(run: Run, free: int) -> None:
     if needed.total - CUDA_BYTES <= free:  # CUDA's own part is no longer free
         return
     enough = [f"{count}x{name}" for name, count in fitting(run)]
+    gpus = f"each of {run.world_size} GPUs" if run.world_size > 1 else "the GPU"
     raise UsageError(
-        f"each of {run.world_size} GPUs needs {needed}, and {free / 1e9:.1f} GB are free:"
+        f"{gpus} needs {needed}, and {free / 1e9:.1f} GB are free:"
         f" use more or larger GPUs ({', '.join(enough) or f'more than {MOST_GPUS}'}), or lower"
         " --max-model-len"
     )
