@@ -40,6 +40,11 @@ class Batch:
     real_G: Tensor | None = None  # bool, which rows are tokens; None where none is padding
 
 
+def padded_rows(counts: list[int], width: int) -> list[int]:
+    """Rows of the tokens of data-parallel ranks that have so many each, padded to `width`."""
+    return [rank * width + row for rank, count in enumerate(counts) for row in range(count)]
+
+
 def real_rows(counts_R: Tensor, width: int) -> Tensor:
     """`Batch.real_G` of data-parallel ranks that have so many tokens each, padded to `width`."""
     return (torch.arange(width, device=counts_R.device) < counts_R[:, None]).flatten()

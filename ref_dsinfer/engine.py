@@ -130,8 +130,9 @@ class Engine:
         self.verified = 0  # times that a sequence's drafts were verified
         self.accepted = 0  # tokens that came of these: accepted drafts, and the one after them
         self._sequences: dict[int, Sequence] = {}
-        if options.graphs and device.type == "cuda" and not options.speculative:
-            self.runner.capture_graphs(rank_running, self.max_model_len)
+        if options.graphs and device.type == "cuda":
+            self.runner.fix_shapes(rank_running, self.max_model_len)
+            self.runner.capture_graphs()
         self.ranks.barrier()
         log.info("loaded %s on %s in %.1f s", model_dir, device, time.monotonic() - start)
 
@@ -198,7 +199,7 @@ class Engine:
         are prefilled with what is left of the step's token budget."""
         scheduled = self.scheduler.schedule()
         try:
-            logits = self.runner.run(scheduled)
+            scores = self.runner.run(scheduled)
         except torch.OutOfMemoryError as error:
             self._shrink(error)
             return []
@@ -207,7 +208,7 @@ class Engine:
             for item in scheduled
             for offset in range(item.samples)
         ]
-        tokens = iter(sample(logits, targets, self.ranks))
+        tokens = iter(sample(scores, targets, self.ranks))
         outputs = [
             self._append(item.sequence, list(islice(tokens, item.samples)))
             for item in scheduled

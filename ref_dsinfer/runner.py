@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from ref_dsinfer.attention import CONTEXT_CHUNK
-from ref_dsinfer.batch import Batch, Decodes, Prefill, real_rows
+from ref_dsinfer.batch import Batch, Decodes, Prefill, padded_rows, real_rows
 from ref_dsinfer.cache import PagedCache
 from ref_dsinfer.graphs import Decoder
 from ref_dsinfer.model import Model
 from ref_dsinfer.parallel import Ranks
-from ref_dsinfer.sampler import greedy
+from ref_dsinfer.sampler import Scores, greedy
 from ref_dsinfer.scheduler import ScheduledTokens
 
 
@@ -29,15 +29,20 @@ class Runner:
         self.cache = PagedCache(model.config, blocks + 1, block_size, dtype, ranks.device)
         self.decoder: Decoder | None = None  # for steps of decodes alone, at fixed shapes
 
-    def capture_graphs(self, max_batch: int, max_model_len: int) -> None:
-        """Decode in CUDA graphs from now on: up to `max_batch` sequences of `max_model_len`
-        tokens."""
-        self.decoder = Decoder(self.model, self.cache, self.padding_block, max_batch, max_model_len)
+    def fix_shapes(self, max_running: int, max_model_len: int) -> None:
+        """Decode at fixed shapes from now on: up to `max_running` sequences of a rank, of
+        `max_model_len` tokens."""
+        rows = max_running * (1 + self.drafts)
+        self.decoder = Decoder(self.model, self.cache, self.padding_block, rows, max_model_len)
+
+    def capture_graphs(self) -> None:
+        """Run the fixed shapes as CUDA graphs from now on."""
+        assert self.decoder
         self.decoder.capture()
 
     @torch.inference_mode()
-    def run(self, scheduled: list[ScheduledTokens]) -> Tensor:
-        """This rank's logits [N, V / world] for each token to sample, in order, of all ranks.
+    def run(self, scheduled: list[ScheduledTokens]) -> Scores:
+        """Scores of each token to sample, in order, of all ranks.
 
         `scheduled` holds the tokens of all data-parallel ranks, as `Scheduler.schedule` orders
         them; this rank's model runs its own.
@@ -46,13 +51,16 @@ class Runner:
         for item in scheduled:
             by_rank[item.sequence.dp_rank].append(item)
         own = by_rank[self.ranks.dp_rank]
+        counts = [sum(item.count for item in items) for items in by_rank]
         if self.decoder and all(item.is_decode and item.samples for item in scheduled):
-            hidden_ND = self.decoder.run(own, [len(items) for items in by_rank])
-        else:
-            counts = [sum(item.count for item in items) for items in by_rank]
-            hidden_TD = self.model(self.batch(own, counts), self.cache)
-            hidden_ND = self.sampled_rows(own, hidden_TD)
-        return self.logits(hidden_ND, [sum(item.samples for item in items) for items in by_rank])
+            return self.decoder.decode(own, counts)
+        hidden_TD = self.forward(self.batch(own, counts))
+        samples = [sum(item.samples for item in items) for items in by_rank]
+        return self.scores(self.sampled_rows(own, hidden_TD), samples)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Hidden states [T, D] of a batch of any shape."""
+        return self.model(batch, self.cache)
 
     @torch.inference_mode()
     def warm_up(self, tokens: int, sequences: int) -> None:
@@ -66,8 +74,8 @@ class Runner:
             for decodes in {0, min(sequences, size - 1), min(sequences, size)}:
                 _, hidden_TD = self._warm_up_step(size, decodes)
         assert hidden_TD is not None
-        counts = [sequences] * self.ranks.dp_size
-        greedy(self.logits(hidden_TD[:1].expand(sequences, -1), counts), self.ranks)
+        rows = sequences * (1 + self.drafts)
+        self.scores(hidden_TD[:1].expand(rows, -1), [rows] * self.ranks.dp_size)
 
     def _warm_up_step(self, tokens: int, decodes: int) -> tuple[Batch, Tensor]:
         """A step of so many tokens, and its hidden states. The first of them are decodes, the
@@ -85,13 +93,12 @@ class Runner:
             prefills=tuple(prefills) if decodes < tokens else (),
             width=tokens,
         )
-        return batch, self.model(batch, self.cache)
+        return batch, self.forward(batch)
 
     def close(self) -> None:
         """Free the CUDA graphs."""
         if self.decoder:
             self.decoder.close()
-            self.decoder = None
 
     def draft(self, scheduled: list[ScheduledTokens]) -> None:
         """Draft tokens for the sequences that have just run; this runner drafts none."""
@@ -106,16 +113,16 @@ class Runner:
         ]
         return hidden_TD if len(rows) == len(hidden_TD) else hidden_TD[self._ids(rows)]
 
-    def logits(self, hidden_ND: Tensor, counts: list[int]) -> Tensor:
-        """This rank's logits of all ranks' hidden states; `counts`: how many each rank has."""
+    def scores(self, hidden_ND: Tensor, counts: list[int]) -> Scores:
+        """Scores of all ranks' hidden states; `counts`: how many each rank has."""
         width = max(counts)
         if not width:  # nothing but prompts that are prefilled in part
-            return self.model.logits(hidden_ND)
+            return Scores(self.model.logits(hidden_ND), self._ids([]), [])
         hidden_ND = self.ranks.gather_tokens(hidden_ND, width)
         if len(hidden_ND) > sum(counts):  # some rank's are padded
-            rows = [n * width + row for n, count in enumerate(counts) for row in range(count)]
-            hidden_ND = hidden_ND[self._ids(rows)]
-        return self.model.logits(hidden_ND)
+            hidden_ND = hidden_ND[self._ids(padded_rows(counts, width))]
+        part_NV = self.model.logits(hidden_ND)
+        return Scores(part_NV, greedy(part_NV, self.ranks), list(range(sum(counts))))
 
     def batch(self, scheduled: list[ScheduledTokens], counts: list[int]) -> Batch:
         """This rank's tokens of a step; `counts`: how many each data-parallel rank has."""

@@ -43,7 +43,7 @@ def logits(engine: Engine) -> list[list[float]]:
     for number in range(5):
         scheduler.add(Sequence(number, tuple(range(1, 2 + 9 * number)), 9))
     work = scheduler.schedule()
-    found = engine.ranks.gather_columns(engine.runner.run(work)).tolist()
+    found = engine.ranks.gather_columns(engine.runner.run(work).part_MV).tolist()
     for one in work:
         scheduler.remove(one.sequence)
     return [row for _, row in sorted(zip((one.sequence.id for one in work), found, strict=True))]

@@ -15,7 +15,6 @@ import torch.distributed as dist
 import entrypoint
 from ref_dsinfer import parallel
 from ref_dsinfer.engine import Engine
-from ref_dsinfer.graphs import Decoder
 
 NO_SIZE = -1  # of a step
 released = threading.Event()
@@ -36,9 +35,10 @@ class Graph:
 def load_with_graph(engine: Engine, *args: Any, **changes: Any) -> None:
     load(engine, *args, **changes)
     runner = engine.runner
-    decoder = Decoder(runner.model, runner.cache, runner.padding_block, 64, engine.max_model_len)
-    decoder._graphs[NO_SIZE] = Graph(releases=KIND == "captured")  # type: ignore[assignment]
-    runner.decoder = decoder
+    runner.fix_shapes(64, engine.max_model_len)
+    assert runner.decoder
+    graph = Graph(releases=KIND == "captured")
+    runner.decoder._graphs[NO_SIZE] = graph  # type: ignore[assignment]
 
 
 def destroy_when_released() -> None:
