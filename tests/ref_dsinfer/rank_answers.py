@@ -1,7 +1,7 @@
 """What each rank of test_parallel runs under torchrun: the answers of an engine, and logits of a
 step, written as JSON.
 
-rank_answers.py MODEL OUTPUT ATTENTION DTYPE TEMPERATURE [speculative]
+rank_answers.py MODEL OUTPUT ATTENTION DTYPE TEMPERATURE [speculative] [fixed]
 """
 
 import json
@@ -17,11 +17,21 @@ from ref_dsinfer.sequence import Sequence
 
 
 def answers(
-    model: Path, attention: str, dtype: str, temperature: float, speculative: bool = False
+    model: Path,
+    attention: str,
+    dtype: str,
+    temperature: float,
+    speculative: bool = False,
+    fixed: bool = False,
 ) -> tuple[Engine, list[list[int]]]:
-    """Twelve answers of unequal length; some prompts come while others run, one is aborted."""
+    """Twelve answers of unequal length; some prompts come while others run, one is aborted.
+
+    `fixed`: steps of decodes have the shapes of CUDA graphs.
+    """
     options = EngineOptions("cpu", dtype, attention, speculative=speculative)
     engine = Engine(model, replace(options, max_running=5, threads=1))
+    if fixed:
+        engine.runner.fix_shapes(5, engine.max_model_len)
     chance = random.Random(3)
     found: list[list[int]] = [[] for _ in range(12)]
     for number in range(12):
@@ -51,9 +61,11 @@ def logits(engine: Engine) -> list[list[float]]:
 
 def main() -> None:
     """Write this rank's answers to OUTPUT.rank."""
-    model, output, attention, dtype, temperature, *speculative = sys.argv[1:]
-    drafts = bool(speculative)
-    engine, found = answers(Path(model), attention, dtype, float(temperature), drafts)
+    model, output, attention, dtype, temperature, *flags = sys.argv[1:]
+    drafts = "speculative" in flags
+    engine, found = answers(
+        Path(model), attention, dtype, float(temperature), drafts, "fixed" in flags
+    )
     assert bool(engine.verified) == drafts
     words = engine.ranks.broadcast(["x"] * 1000 if engine.ranks.rank == 0 else None)
     nothing = engine.ranks.broadcast(None)
