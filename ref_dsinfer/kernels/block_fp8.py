@@ -55,6 +55,7 @@ def _product(
     BLOCK_T: tl.constexpr,
     SPLITS: tl.constexpr,
     GROUPS: tl.constexpr,  # a power of 2, at least `groups`; 0: one group of all rows
+    STRIDED: tl.constexpr,  # programs take one tile after another, since they may be too few
     GATHERED: tl.constexpr,
     W_SCALED: tl.constexpr,
     X_SCALED: tl.constexpr,
@@ -63,24 +64,25 @@ def _product(
     out_tiles = matrices * tl.cdiv(OUT, BLOCK)
     program = tl.program_id(0)
     if GROUPS:
-        # Tiles of rows, group after group. The host doesn't know how many there are: programs take
-        # one after another until none is left.
+        # Tiles of rows, group after group; how many there are, only the device knows.
         numbers = tl.arange(0, GROUPS)
         inside = numbers < groups
         ends = tl.load(ends_ptr + numbers, mask=inside, other=0)
         starts = tl.load(ends_ptr + numbers - 1, mask=inside & (numbers > 0), other=0)
         tiles = tl.where(inside, tl.cdiv(ends - starts, BLOCK_T), 0)
         upto = tl.cumsum(tiles, 0)
-        stride = tl.num_programs(0) // out_tiles
-        for row_tile in range(program // out_tiles, tl.sum(tiles, 0), stride):
-            group = tl.sum((upto <= row_tile).to(tl.int32), 0)
-            mine = numbers == group
-            before = tl.sum(tl.where(mine, upto - tiles, 0), 0)
-            first = tl.sum(tl.where(mine, starts, 0), 0) + (row_tile - before) * BLOCK_T
-            last = tl.sum(tl.where(mine, ends, 0), 0)
-            _tile(
+        total = tl.sum(tiles, 0) * out_tiles
+        if STRIDED:  # takes registers
+            for work in range(program, total, tl.num_programs(0)):
+                _group_tile(
+                    *(x_ptr, x_scale_ptr, w_ptr, w_scale_ptr, y_ptr, tokens_ptr),
+                    *(work, numbers, starts, ends, tiles, upto, rows, matrices, OUT, IN),
+                    *(BLOCK_T, SPLITS, GATHERED, W_SCALED, X_SCALED, EVEN),
+                )
+        elif program < total:
+            _group_tile(
                 *(x_ptr, x_scale_ptr, w_ptr, w_scale_ptr, y_ptr, tokens_ptr),
-                *(group, first, last, program % out_tiles, rows, matrices, OUT, IN),
+                *(program, numbers, starts, ends, tiles, upto, rows, matrices, OUT, IN),
                 *(BLOCK_T, SPLITS, GATHERED, W_SCALED, X_SCALED, EVEN),
             )
     else:
@@ -92,6 +94,46 @@ def _product(
             *(0, first, rows, program // row_tiles, rows, matrices, OUT, IN),
             *(BLOCK_T, SPLITS, GATHERED, W_SCALED, X_SCALED, EVEN),
         )
+
+
+@triton.jit
+def _group_tile(
+    x_ptr,
+    x_scale_ptr,
+    w_ptr,
+    w_scale_ptr,
+    y_ptr,
+    tokens_ptr,
+    work,  # a tile of outs, and which tile of rows
+    numbers,  # [GROUPS], as starts and ends of runs, their tiles, and these added up
+    starts,
+    ends,
+    tiles,
+    upto,
+    rows,
+    matrices,
+    OUT,
+    IN,
+    BLOCK_T: tl.constexpr,
+    SPLITS: tl.constexpr,
+    GATHERED: tl.constexpr,
+    W_SCALED: tl.constexpr,
+    X_SCALED: tl.constexpr,
+    EVEN: tl.constexpr,
+):
+    """The tile of the group that it falls to."""
+    out_tiles = matrices * tl.cdiv(OUT, BLOCK)
+    row_tile = work // out_tiles
+    group = tl.sum((upto <= row_tile).to(tl.int32), 0)
+    mine = numbers == group
+    before = tl.sum(tl.where(mine, upto - tiles, 0), 0)
+    first = tl.sum(tl.where(mine, starts, 0), 0) + (row_tile - before) * BLOCK_T
+    last = tl.sum(tl.where(mine, ends, 0), 0)
+    _tile(
+        *(x_ptr, x_scale_ptr, w_ptr, w_scale_ptr, y_ptr, tokens_ptr),
+        *(group, first, last, work % out_tiles, rows, matrices, OUT, IN),
+        *(BLOCK_T, SPLITS, GATHERED, W_SCALED, X_SCALED, EVEN),
+    )
 
 
 @triton.jit
@@ -262,7 +304,7 @@ def product(
     else:
         expected = rows if expected is None else expected
         tall = group_tile_rows(expected, groups, x_TI.itemsize)
-        row_tiles = min(expected // tall + groups, rows)
+        row_tiles = min((expected if strided(tall) else rows) // tall + groups, rows)
     parts = y if splits == 1 else y.new_empty(splits, *y.shape, dtype=torch.float32)
     warps, stages = launch(tall, weight.itemsize, x_TI.itemsize)
     _product[(tiles * row_tiles, splits)](
@@ -274,6 +316,7 @@ def product(
         BLOCK_T=tall,
         SPLITS=splits,
         GROUPS=0 if ends_E is None else triton.next_power_of_2(groups),
+        STRIDED=ends_E is not None and strided(tall),
         GATHERED=tokens_P is not None,
         W_SCALED=scale is not None,
         X_SCALED=x_scale is not None,
@@ -290,7 +333,13 @@ def product(
 def launch(tall: int, weight_bytes: int, x_bytes: int) -> tuple[int, int]:
     """Warps and stages of a program of `tall` rows, by the bytes of an item."""
     stage = FP8_BLOCK * (FP8_BLOCK * weight_bytes + tall * x_bytes)
-    return 8 if tall >= 64 else 4, max(1, min(4, STAGE_BYTES // stage))
+    return 8 if tall > 16 else 4, max(1, min(4, STAGE_BYTES // stage))
+
+
+def strided(tall: int) -> bool:
+    """Whether programs for groups are as many as likely tiles, and loop. Three programs of 16 rows
+    fit a processor only without a loop, and few rows leave few programs without a tile."""
+    return tall > 16
 
 
 def group_tile_rows(rows: int, groups: int, x_bytes: int) -> int:
@@ -304,7 +353,7 @@ def group_tile_rows(rows: int, groups: int, x_bytes: int) -> int:
 
 def _tile_rows(rows: int, x_bytes: int) -> int:
     """Rows of x a program takes: a power of 2 that holds them all, within a program's registers."""
-    most = 32 if x_bytes == 4 else 128
+    most = {1: 64, 2: 128, 4: 32}[x_bytes]
     return min(max(16, triton.next_power_of_2(rows)), most)
 
 
