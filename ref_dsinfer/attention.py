@@ -189,7 +189,7 @@ def merged(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[Te
 
 def kernel(device: torch.device) -> Callable[[Tensor, Tensor, Tensor, Tensor, int, float], Tensor]:
     """The fastest implementation of `plain` on a device."""
-    if device.type == "cuda":
+    if device.type != "cpu":
         from ref_dsinfer.kernels import mla  # Triton is installed only where GPUs are used
 
         return mla.attend

@@ -82,8 +82,20 @@ class MLP(nn.Module):
         return self.down_proj(gated(self.gate_up_proj.product(x_TD)))
 
 
-def gated(gate_up: Tensor) -> Tensor:
-    """silu(gate) · up, computed in fp32; `gate_up` holds the two side by side."""
+def gated(gate_up: Tensor, ends_E: Tensor | None = None) -> Tensor:
+    """silu(gate) · up, computed in fp32; `gate_up` [T, 2 I] holds the two side by side.
+
+    With the ends of runs of rows, `ends_E`, int32, rows behind the last are undefined.
+    """
+    if gate_up.is_cuda:
+        from ref_dsinfer.kernels import experts  # Triton is installed only where GPUs are used
+
+        return experts.gated(gate_up, ends_E)
+    return plain_gated(gate_up)
+
+
+def plain_gated(gate_up: Tensor) -> Tensor:
+    """The definition of `gated`, on any device."""
     gate, up = gate_up.float().chunk(2, dim=-1)
     return (F.silu(gate) * up).to(gate_up.dtype)
 
