@@ -87,7 +87,7 @@ def gated(gate_up: Tensor, ends_E: Tensor | None = None) -> Tensor:
 
     With the ends of runs of rows, `ends_E`, int32, rows behind the last are undefined.
     """
-    if gate_up.is_cuda:
+    if gemm.on_gpu(gate_up):
         from ref_dsinfer.kernels import experts  # Triton is installed only where GPUs are used
 
         return experts.gated(gate_up, ends_E)
