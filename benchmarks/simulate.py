@@ -48,11 +48,28 @@ UNWRITTEN = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_str
 class Counts:
     """What one step did on a rank."""
 
-    kernels: Counter[str] = field(default_factory=Counter)  # launches by name
-    moved: Counter[str] = field(default_factory=Counter)  # bytes, without weights and KV cache
+    # Name of each kernel launched, and the bytes it moves beside weights and KV cache.
+    launches: list[tuple[str, int]] = field(default_factory=list)
     collectives: Counter[str] = field(default_factory=Counter)  # calls by name
     exchanged: Counter[str] = field(default_factory=Counter)  # bytes of their largest tensors
     peak: int = 0  # bytes of temporary tensors that were alive at once
+
+    @property
+    def kernels(self) -> Counter[str]:
+        """Launches by name."""
+        return Counter(name for name, _ in self.launches)
+
+    @property
+    def moved(self) -> Counter[str]:
+        """Bytes by name."""
+        total: Counter[str] = Counter()
+        for name, size in self.launches:
+            total[name] += size
+        return total
+
+    def seconds(self, bandwidth: float, least: float) -> float:
+        """Of all kernels at so many bytes a second, but `least` seconds for each."""
+        return sum(max(least, size / bandwidth) for _, size in self.launches)
 
 
 class Trace(TorchDispatchMode):
@@ -79,15 +96,14 @@ class Trace(TorchDispatchMode):
             self.counts.collectives[name] += 1
             self.counts.exchanged[name] += max(tensor.nbytes for tensor in given)
         elif namespace == "aten" and name not in UNWRITTEN and not _is_view(name, given, made):
-            self.counts.kernels[name] += 1
-            self.counts.moved[name] += self._bytes(name, given, made)
+            self.counts.launches.append((name, self._bytes(name, given, made)))
         return result
 
     def kernel(self, function: Any, *args: Any, **options: Any) -> None:
         """In the place of a Triton kernel's launch."""
         name = function.__name__.lstrip("_")
-        self.counts.kernels[name] += 1
-        self.counts.moved[name] += sum(map(self._size, _tensors((args, options))))
+        size = sum(map(self._size, _tensors((args, options))))
+        self.counts.launches.append((name, size))
 
     def _bytes(self, name: str, given: list[Tensor], made: list[Tensor]) -> int:
         written = sum(map(self._size, made))
@@ -264,9 +280,9 @@ def main() -> None:
                         f"  {counts.exchanged.total() / 1e9:12.3f}  {counts.peak / 1e9:7.2f}"
                     )
                     if args.explain:
+                        moved = counts.moved
                         for name, launches in counts.kernels.most_common():
-                            moved = counts.moved[name] / 1e9
-                            print(f"    {name:40}  {launches:6}  {moved:8.3f} GB")
+                            print(f"    {name:40}  {launches:6}  {moved[name] / 1e9:8.3f} GB")
 
 
 if __name__ == "__main__":
