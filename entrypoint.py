@@ -23,6 +23,7 @@ IMPORT_S = 0.05  # between two checks whether an import has finished
 LOOK_S = 1.0  # between two checks whether torchrun is running
 FOLLOWER_GRACE_S = 10  # torchrun ends a machine's ranks well within this time after one has failed
 ORPHANS_S = 4  # for local rank 0 to report that torchrun has ended
+_stuck: list[str] = []  # what waits in native code and would keep the interpreter from exiting
 before_failing: list[Callable[[str], None]] = []  # called with the reason before a failure's exit
 _signals: list[int] = []  # SIGINT and SIGTERM that have arrived
 _exit_lock = threading.Lock()  # taken by the one thread that reports why the process exits
@@ -60,6 +61,9 @@ def run(main: Callable[[], None]) -> None:
             signal.signal(name, _interrupt)
     try:
         _with_packages(main)
+        if _stuck:
+            _exit_lock.acquire()
+            _end(0, "")
     except UserError as error:
         if os.environ.get("LOCAL_RANK", "0") != "0":
             time.sleep(FOLLOWER_GRACE_S)
@@ -84,6 +88,15 @@ def fail(error: UserError, quiet: bool = False) -> NoReturn:
     if not quiet:
         print(f"error: {error}", file=sys.stderr)
     _end(error.exit_code, str(error))
+
+
+def exit_at_once(reason: str) -> None:
+    """Exit without the interpreter's own clean-up once `run`'s main has returned.
+
+    For native code that may never return, in whose way that clean-up might get.
+    """
+    logging.getLogger(__name__).warning("%s; the process will exit without that", reason)
+    _stuck.append(reason)
 
 
 def _stop(by_sigterm: bool) -> NoReturn:

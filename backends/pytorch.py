@@ -27,6 +27,7 @@ from ref_dsinfer.sequence import Output
 
 log = logging.getLogger(__name__)
 
+END_CHECK_S = 0.02  # between two checks whether the engine's thread has ended
 COUNTS = ("threads", "cache_tokens", "step_tokens")  # what --engine-arg takes, beside graphs
 
 
@@ -169,7 +170,8 @@ class PyTorchBackend(Backend):
             return
         self._inbox.put(Stop())
         thread, self._thread = self._thread, None
-        await asyncio.to_thread(thread.join)
+        while thread.is_alive():  # not joined in another thread, which would outlive a time limit
+            await asyncio.sleep(END_CHECK_S)
         self._fail(self._failure or EngineError("the pytorch engine was closed"))
         self._engine = None  # grading comes next, may take long, and needs the memory
         gc.collect()

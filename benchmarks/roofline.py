@@ -12,20 +12,28 @@ import json
 import math
 import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import cast
 
 if __name__ == "__main__":  # the packages of this tree, and none of the files beside this one
     sys.path[0] = str(Path(__file__).parents[1])
 
 from benchmark import MAX_NEW_TOKENS, ROWS, TOKENS_PER_SAMPLE
+from benchmarks import simulate
+from benchmarks.r1 import R1
+from ref_dsinfer import memory
 
-# R1's shape, in values; see its config.json.
-HIDDEN, VOCABULARY, LAYERS, DENSE_LAYERS = 7168, 129_280, 61, 3
-HEADS, NOPE, ROPE, V_DIM, Q_LORA, KV_LORA = 128, 128, 64, 128, 1536, 512
-EXPERTS, ACTIVE, INNER, DENSE_INNER = 256, 8, 2048, 18_432
+HIDDEN, VOCABULARY, LAYERS, DENSE_LAYERS = R1.hidden, R1.vocab_size, R1.layers, R1.dense_layers
+HEADS, NOPE, ROPE, V_DIM = R1.heads, R1.nope_dim, R1.rope_dim, R1.v_dim
+Q_LORA, KV_LORA = cast(int, R1.q_lora), R1.kv_lora
+EXPERTS, ACTIVE, INNER, DENSE_INNER = (
+    *(R1.experts, R1.active_experts),
+    *(R1.expert_intermediate, R1.dense_intermediate),
+)
 EXPERT = 3 * HIDDEN * INNER
 DENSE = 3 * HIDDEN * DENSE_INNER
-LATENTS = (KV_LORA + ROPE) * 2  # bytes of a token and layer, bf16
+LATENTS = R1.latent_dim * 2  # bytes of a token and layer, bf16
 # Of attention, what every rank has whole, and what heads split.
 Q_A_KV_A = HIDDEN * (Q_LORA + KV_LORA + ROPE)
 BY_HEAD = HEADS * (Q_LORA * (NOPE + ROPE) + V_DIM * HIDDEN)
@@ -45,11 +53,12 @@ class Gpu:
     network: float = 450e9  # bytes/s each way, NVLink 4
     network_share: float = 0.7
     latency: float = 10e-6  # seconds of one collective, however small
+    kernel: float = 2.2e-6  # seconds of one kernel in a graph, however small
 
 
 GPUS = {
-    "h100": Gpu(bandwidth=3.35e12, memory=80e9, bf16=989e12),
-    "h200": Gpu(bandwidth=4.8e12, memory=141e9, bf16=989e12),
+    "h100": Gpu(bandwidth=3.35e12, memory=memory.GPUS["H100-80GB"], bf16=989e12),
+    "h200": Gpu(bandwidth=4.8e12, memory=memory.GPUS["H200"], bf16=989e12),
 }
 
 
@@ -99,15 +108,48 @@ def cache_bytes(plan: Plan, batch: float) -> float:
     return copies * batch * plan.context * LATENTS * LAYERS
 
 
+def collectives(plan: Plan) -> int:
+    """Of one step: two a layer, those of the embedding, and of the greedy choice."""
+    return 2 * LAYERS + (4 if plan.attention == "dp" else 2)
+
+
+def exchanged_bytes(plan: Plan, batch: float) -> float:
+    """Bytes that each rank sends in one step.
+
+    tp: fp32 sums, all-reduced, twice a layer. dp: hidden states in bf16 are gathered, and fp32 sums
+    scattered, once a layer each.
+    """
+    value = 2 * 2 * 4 if plan.attention == "tp" else 2 + 4
+    return LAYERS * batch * HIDDEN * value * (plan.ranks - 1) / plan.ranks
+
+
 def network_s(plan: Plan, batch: float) -> float:
-    """Seconds of one step's collectives: two a layer, fp32 sums, and the logits' gather."""
+    """Seconds of one step's collectives."""
+    if plan.attention == "once" or plan.ranks == 1:
+        return 0.0
+    gpu = plan.gpu
+    sent = exchanged_bytes(plan, batch) / (gpu.network * gpu.network_share)
+    return collectives(plan) * gpu.latency + sent
+
+
+@cache
+def step_counts(ranks: int, attention: str, batch: int) -> simulate.Counts:
+    """What a decode step does on a rank, from the engine's own code."""
+    with simulate.ranks_without_network(ranks):
+        return _simulation(ranks, attention).step("decode", batch)
+
+
+@cache
+def _simulation(ranks: int, attention: str) -> simulate.Simulation:
+    return simulate.Simulation.of(simulate.run_of(ranks, attention, 1024))
+
+
+def overhead_s(plan: Plan, batch: float) -> float:
+    """Seconds that a decode step's kernels take for all that is neither weights nor KV cache."""
     if plan.attention == "once":
         return 0.0
-    gpu, others = plan.gpu, (plan.ranks - 1) / plan.ranks
-    sums = 2 * 2 * LAYERS * batch * HIDDEN * 4 * others
-    logits = batch * VOCABULARY * 4 * others
-    calls = (2 * LAYERS + 1) * gpu.latency * (2 if plan.attention == "dp" else 1)
-    return calls + (sums + logits) / (gpu.network * gpu.network_share)
+    counts = step_counts(plan.ranks, plan.attention, 1 << math.ceil(math.log2(max(batch, 1))))
+    return counts.seconds(plan.gpu.bandwidth * plan.efficiency, plan.gpu.kernel)
 
 
 def flops_a_token(plan: Plan, context: float) -> float:
@@ -126,7 +168,8 @@ def step_s(plan: Plan, batch: float) -> float:
     read = (weight_bytes(plan, batch) + cache_bytes(plan, batch)) / plan.ranks
     reached = gpu.bf16 * (2 if plan.gemm == "fp8" else 1) * plan.compute_share
     compute = batch * flops_a_token(plan, plan.context) / plan.ranks / reached
-    return max(read / gpu.bandwidth / plan.efficiency, compute) + network_s(plan, batch)
+    floor = max(read / gpu.bandwidth / plan.efficiency, compute)
+    return floor + overhead_s(plan, batch) + network_s(plan, batch)
 
 
 def run_s(plan: Plan, batch: int) -> tuple[float, float, float]:
@@ -155,9 +198,10 @@ DRAIN_STEP = 100  # steps that the drain takes at one batch size
 
 
 def fits(plan: Plan) -> float:
-    """Sequences of the mean context whose latents fit beside the weights."""
-    weights = weight_bytes(plan, math.inf) + VOCABULARY * HIDDEN * 2
-    free = plan.gpu.memory * 0.95 - weights / plan.ranks
+    """Sequences of the mean context whose latents fit beside all else that a GPU must hold."""
+    attention = "tp" if plan.attention == "tp" else "dp"
+    needed = memory.need(simulate.run_of(plan.ranks, attention, 512))
+    free = plan.gpu.memory - (needed.total - needed.cache)
     ranks = 1 if plan.attention == "tp" else plan.ranks
     return max(0.0, free) * ranks / (plan.context * LATENTS * LAYERS)
 

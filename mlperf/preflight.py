@@ -201,6 +201,9 @@ def _memory(plan: Plan) -> Iterator[UserError]:
         item_bytes = 1
     if plan.spec.torchrun:
         model = replace(ModelConfig.read(Path(config.model)), mtp=config.speculative)
+        if device == "cuda":
+            yield from _own_memory(plan, model, item_bytes, free)
+            return
         weights, token_bytes = _own_weights(plan, model), model.token_bytes(item_bytes)
     else:
         weights = _others_weights(plan)
@@ -213,6 +216,29 @@ def _memory(plan: Plan) -> Iterator[UserError]:
             f" free for each process of this host ({processes}): split the model over more GPUs,"
             " lower --max-model-len, or end what else uses this memory"
         )
+
+
+def _own_memory(plan: Plan, model: ModelConfig, item_bytes: int, free: int) -> Iterator[UserError]:
+    """What our own engine would refuse on GPUs."""
+    import torch
+
+    from ref_dsinfer import memory
+    from ref_dsinfer.options import EngineOptions
+
+    config = plan.config
+    run = memory.Run(
+        model,
+        torch.float32 if item_bytes == 4 else torch.bfloat16,
+        config.tensor_parallel,
+        config.attention,
+        plan.longest,
+        config.max_running or EngineOptions.max_running,
+        int(config.options.get("step_tokens", EngineOptions.step_tokens)),
+    )
+    try:
+        memory.check(run, free)
+    except UserError as error:
+        yield error
 
 
 def _disk(plan: Plan) -> Iterator[UserError]:

@@ -23,6 +23,7 @@ from ref_dsinfer.layers import Linear, RMSNorm
 from ref_dsinfer.parallel import Ranks
 from ref_dsinfer.rope import rotate
 
+CONTEXT_CHUNK = 2048  # tokens whose keys and values are projected up at once
 LATENT_EPS = 1e-6  # of the latents' norms, whatever `rms_norm_eps` says, as in training
 
 
@@ -100,36 +101,45 @@ class Attention(nn.Module):
         cache: PagedCache,
         prefills: tuple[Prefill, ...],
     ) -> Tensor:
-        """Causal attention of prefilled tokens to those before and themselves: [T, H, W]."""
-        config = self.config
+        """Causal attention of prefilled tokens to those before and themselves: [T, H, W].
+
+        Earlier tokens are read from the KV cache in chunks, so that memory does not grow with the
+        context.
+        """
+        q = torch.cat([q_THK, q_THR], dim=-1)
         counts = [prefill.count for prefill in prefills]
-        contexts = [
-            own if prefill.slots is None else cache.read(self.layer, prefill.slots)
-            for prefill, own in zip(prefills, latents.split(counts), strict=True)
-        ]
-        lengths = [len(context) for context in contexts]
-        latent, k_rope = torch.cat(contexts).split([config.kv_lora, config.rope_dim], dim=-1)
+        keys, values = (part.split(counts) for part in self._keys_values(latents))
+        attended = []
+        for q_TH, k, v, prefill in zip(q.split(counts), keys, values, prefills, strict=True):
+            part = self._attend(q_TH, k, v, causal=True)
+            for slots in (
+                prefill.context.split(CONTEXT_CHUNK) if prefill.context is not None else ()
+            ):
+                k, v = self._keys_values(cache.read(self.layer, slots))
+                part = merged(part, self._attend(q_TH, k, v, causal=False))
+            attended.append(part[0].to(q.dtype))
+        return torch.cat(attended)[..., : self.config.v_dim]
+
+    def _keys_values(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of all heads, projected up from latents: each [L, H, K + R].
+
+        Fused kernels need values as wide as keys: values end in zeros.
+        """
+        config = self.config
+        latent, k_rope = latents.split([config.kv_lora, config.rope_dim], dim=-1)
         unfolded = F.linear(latent, self.unfold).unflatten(-1, (self.heads, -1))
         k_nope, v = unfolded.split([config.nope_dim, config.v_dim], dim=-1)
         k = torch.cat([k_nope, k_rope[:, None].expand(-1, self.heads, -1)], dim=-1)
-        q = torch.cat([q_THK, q_THR], dim=-1)
-        # Fused kernels need values as wide as keys; the zeros are cut off again.
-        v = F.pad(v, (0, max(q.shape[-1] - config.v_dim, 0)))
-        runs = zip(q.split(counts), k.split(lengths), v.split(lengths), strict=True)
-        return torch.cat([self._causal(*run) for run in runs])[..., : config.v_dim]
+        return k, F.pad(v, (0, max(k.shape[-1] - config.v_dim, 0)))
 
-    def _causal(self, q_TH: Tensor, k_LH: Tensor, v_LH: Tensor) -> Tensor:
-        """Causal attention of a sequence's last T tokens to its L tokens."""
+    def _attend(
+        self, q_TH: Tensor, k_LH: Tensor, v_LH: Tensor, causal: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Attention of T tokens to L, or if `causal` to those of the same T up to themselves:
+        values [T, H, W], and the log of each softmax's sum [T, H]."""
         q, k, v = (part.transpose(0, 1)[None] for part in (q_TH, k_LH, v_LH))
-        count, length = len(q_TH), len(k_LH)
-        mask = None
-        if count < length:
-            mask = torch.ones(count, length, dtype=torch.bool, device=q.device)
-            mask = mask.tril_(length - count)
-        answer = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None, scale=self.config.softmax_scale
-        )
-        return answer[0].transpose(0, 1)
+        values, sums = fused_attention(q, k, v, causal, self.config.softmax_scale)
+        return values[0].transpose(0, 1), sums[0].transpose(0, 1)
 
     def absorbed(
         self, q_NHK: Tensor, q_NHR: Tensor, blocks_BSL: Tensor, decodes: Decodes
@@ -149,9 +159,37 @@ class Attention(nn.Module):
         return torch.bmm(attended_HNC, self.w_HWC.transpose(1, 2)).transpose(0, 1)
 
 
+def fused_attention(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float
+) -> tuple[Tensor, Tensor]:
+    """`F.scaled_dot_product_attention` of [1, H, T, ...], with the log of each softmax's sum
+    [1, H, T]; torch has this only as the operators behind it."""
+    if q.device.type == "cpu":
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            q, k, v, 0.0, causal, scale=scale
+        )
+    if q.dtype == torch.float32:  # which flash attention does not support
+        found = torch.ops.aten._scaled_dot_product_efficient_attention(
+            q, k, v, None, True, 0.0, causal, scale=scale
+        )
+    else:
+        found = torch.ops.aten._scaled_dot_product_flash_attention(
+            q, k, v, 0.0, causal, False, scale=scale
+        )
+    return found[0], found[1][..., : q.shape[2]]  # some pad the sums
+
+
+def merged(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """The attention to two sets of tokens, from the attention to each: fp32 values [T, H, W], and
+    the logs of the softmax's sums [T, H]."""
+    sums = torch.logaddexp(one[1], other[1])
+    values = [part.float() * (log - sums).exp()[..., None] for part, log in (one, other)]
+    return values[0] + values[1], sums
+
+
 def kernel(device: torch.device) -> Callable[[Tensor, Tensor, Tensor, Tensor, int, float], Tensor]:
     """The fastest implementation of `plain` on a device."""
-    if device.type == "cuda":
+    if device.type != "cpu":
         from ref_dsinfer.kernels import mla  # Triton is installed only where GPUs are used
 
         return mla.attend

@@ -1,11 +1,13 @@
 """What one step feeds this rank's model. The tokens of all sequences lie one after another, without
 padding.
 
-Shape letters: T tokens, N decoded tokens, M blocks of the longest sequence.
+Shape letters: T tokens, G those of all data-parallel ranks and their padding, N decoded tokens,
+M blocks of the longest sequence.
 """
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -22,7 +24,7 @@ class Prefill:
     """A run of one sequence's tokens, from a prompt or from an answer that is recomputed."""
 
     count: int  # tokens
-    slots: Tensor | None  # int64, of all earlier tokens and these; None where none are earlier
+    context: Tensor | None  # int64, slots of all earlier tokens; None where none are earlier
 
 
 @dataclass(frozen=True)
@@ -35,3 +37,14 @@ class Batch:
     decodes: Decodes | None
     prefills: tuple[Prefill, ...]
     width: int  # the most tokens that a rank has in this step: others are padded to it
+    real_G: Tensor | None = None  # bool, which rows are tokens; None where none is padding
+
+
+def padded_rows(counts: list[int], width: int) -> list[int]:
+    """Rows of the tokens of data-parallel ranks that have so many each, padded to `width`."""
+    return [rank * width + row for rank, count in enumerate(counts) for row in range(count)]
+
+
+def real_rows(counts_R: Tensor, width: int) -> Tensor:
+    """`Batch.real_G` of data-parallel ranks that have so many tokens each, padded to `width`."""
+    return (torch.arange(width, device=counts_R.device) < counts_R[:, None]).flatten()

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from errors import LengthError, ModelError, UsageError
-from ref_dsinfer import checkpoint, cpu, parallel
+from errors import EngineError, LengthError, ModelError, UsageError
+from ref_dsinfer import checkpoint, cpu, memory, parallel
 from ref_dsinfer.blocks import BlockPool
-from ref_dsinfer.cache import block_count
+from ref_dsinfer.cache import block_count, free_memory
 from ref_dsinfer.config import CONFIG_FILE, ModelConfig
 from ref_dsinfer.model import Model
 from ref_dsinfer.options import EngineOptions
@@ -90,10 +90,23 @@ class Engine:
         self.seed = options.seed
         self.dtype = cpu.dtype_for(options.dtype, device.type)
         dtype: torch.dtype = getattr(torch, self.dtype)
+        if device.type == "cuda":
+            run = memory.Run(
+                self.config,
+                dtype,
+                *(info.world_size, options.attention),
+                *(self.max_model_len, options.max_running, options.step_tokens),
+            )
+            memory.check(run, free_memory(self.ranks))
         model = Model.load(model_dir, self.config, dtype, self.ranks, self.max_model_len)
         model.multiply_in(options.gemm)
         rank_running = ceil_div(options.max_running, dp_size)  # sequences of one rank
         block_size = options.block_size
+        runner_class = SpeculativeRunner if options.speculative else Runner
+        if device.type == "cuda":  # whose allocator keeps what a step took: the cache gets the rest
+            scratch = runner_class(model, 0, block_size, dtype, self.ranks)
+            scratch.warm_up(ceil_div(options.step_tokens, dp_size), rank_running)
+            del scratch
         blocks = block_count(
             self.config,
             dtype,
@@ -103,7 +116,6 @@ class Engine:
             block_size=block_size,
             tokens=options.cache_tokens and options.cache_tokens // dp_size,
         )
-        runner_class = SpeculativeRunner if options.speculative else Runner
         self.scheduler = Scheduler(
             [BlockPool(blocks, block_size) for _ in range(dp_size)],
             options.max_running,
@@ -111,11 +123,17 @@ class Engine:
             runner_class.drafts,
         )
         self.runner = runner_class(model, blocks, block_size, dtype, self.ranks)
+        size = blocks * block_size
+        log.info(
+            "the KV cache holds %d tokens in %d blocks, %.2f GiB",
+            *(size, blocks, size * self.config.token_bytes(dtype.itemsize) / 2**30),
+        )
         self.verified = 0  # times that a sequence's drafts were verified
         self.accepted = 0  # tokens that came of these: accepted drafts, and the one after them
         self._sequences: dict[int, Sequence] = {}
-        if options.graphs and device.type == "cuda" and not options.speculative:
-            self.runner.capture_graphs(rank_running, self.max_model_len)
+        if options.graphs and device.type == "cuda":
+            self.runner.fix_shapes(rank_running, self.max_model_len)
+            self.runner.capture_graphs()
         self.ranks.barrier()
         log.info("loaded %s on %s in %.1f s", model_dir, device, time.monotonic() - start)
 
@@ -181,13 +199,17 @@ class Engine:
         """Run one step: every running sequence gets a token, or several with drafts, and prompts
         are prefilled with what is left of the step's token budget."""
         scheduled = self.scheduler.schedule()
-        logits = self.runner.run(scheduled)
+        try:
+            scores = self.runner.run(scheduled)
+        except torch.OutOfMemoryError as error:
+            self._shrink(error)
+            return []
         targets = [
             (item.sequence, len(item.sequence.answer_ids) + offset)
             for item in scheduled
             for offset in range(item.samples)
         ]
-        tokens = iter(sample(logits, targets, self.ranks))
+        tokens = iter(sample(scores, targets, self.ranks))
         outputs = [
             self._append(item.sequence, list(islice(tokens, item.samples)))
             for item in scheduled
@@ -196,11 +218,30 @@ class Engine:
         self.runner.draft(scheduled)
         return outputs
 
+    def _shrink(self, error: torch.OutOfMemoryError) -> None:
+        """Go on with fewer sequences and tokens in a step after one that did not fit in memory.
+
+        Raises: EngineError where that can't help, or other ranks wait in the step's collectives.
+        """
+        running, tokens = self.scheduler.max_running, self.scheduler.step_tokens
+        if self.ranks.world_size > 1 or not self.scheduler.shrink():
+            raise EngineError(
+                f"the GPU has too little memory for a step of {tokens} tokens: lower --max-running"
+                f" ({running}), or --engine-arg step_tokens or cache_tokens"
+            ) from error
+        torch.cuda.empty_cache()
+        log.warning(
+            "a step of up to %d tokens did not fit in the GPU's memory: going on with %d tokens"
+            " and %d running sequences",
+            *(tokens, self.scheduler.step_tokens, self.scheduler.max_running),
+        )
+
     def close(self) -> None:
-        """Leave the process group."""
+        """Free the CUDA graphs, which hold communicators, and leave the process group."""
         if self.verified:
             mean, most = self.accepted / self.verified, self.runner.drafts + 1
             log.info("drafts: %.2f tokens of an answer in a step, of at most %d", mean, most)
+        self.runner.close()
         self.ranks.shutdown()
 
     def _append(self, sequence: Sequence, sampled: list[int]) -> Output:

@@ -26,6 +26,12 @@ Arithmetic = Literal["bf16", "fp8"]
 ARITHMETICS: tuple[Arithmetic, ...] = ("bf16", "fp8")
 
 
+def on_gpu(tensor: Tensor) -> bool:
+    """Whether GPU kernels are used: everywhere but on CPUs. On the meta device, which has no
+    values, they can be counted."""
+    return tensor.device.type != "cpu"
+
+
 def dense(
     x_TI: Tensor, weight: Tensor, scale: Tensor | None, arithmetic: Arithmetic = "bf16"
 ) -> Tensor:
@@ -33,8 +39,8 @@ def dense(
 
     `scale` holds the blocks' scales of a block-fp8 weight; without it the weight is of x's dtype.
     """
-    if x_TI.is_cuda and scale is not None:
-        return _on_gpu(x_TI, weight, scale, None, None, arithmetic)
+    if on_gpu(x_TI) and scale is not None:
+        return _with_kernels(x_TI, weight, scale, arithmetic)
     return plain(x_TI, weight, scale, arithmetic)
 
 
@@ -45,31 +51,34 @@ def grouped(
     ends_E: Tensor,
     tokens_P: Tensor | None = None,
     arithmetic: Arithmetic = "bf16",
+    expected: int | None = None,
 ) -> Tensor:
     """Each run of rows times its own matrices of a stack [E, ..., out, in]; returns [P, outs].
 
     `ends_E`, int32, holds where the runs end; rows behind the last are undefined. `tokens_P` holds
-    the row of x for each row of the result; without it they are the same.
+    the row of x for each row of the result; without it they are the same. `expected` is how many
+    rows are likely to be in runs, by default all; only speed depends on it.
     """
-    if x_TI.is_cuda:
-        return _on_gpu(x_TI, weight, scale, ends_E, tokens_P, arithmetic)
+    if on_gpu(x_TI):
+        return _with_kernels(x_TI, weight, scale, arithmetic, ends_E, tokens_P, expected)
     return plain_grouped(x_TI, weight, scale, ends_E, tokens_P, arithmetic)
 
 
-def _on_gpu(
+def _with_kernels(
     x_TI: Tensor,
     weight: Tensor,
     scale: Tensor | None,
-    ends_E: Tensor | None,
-    tokens_P: Tensor | None,
     arithmetic: Arithmetic,
+    ends_E: Tensor | None = None,
+    tokens_P: Tensor | None = None,
+    expected: int | None = None,
 ) -> Tensor:
     from ref_dsinfer.kernels import block_fp8  # Triton is installed only where GPUs are used
 
     x_scale, dtype = None, x_TI.dtype
     if arithmetic == "fp8" and scale is not None:
-        x_TI, x_scale = block_fp8.quantise_rows(x_TI)
-    return block_fp8.product(x_TI, weight, scale, ends_E, tokens_P, x_scale, dtype)
+        x_TI, x_scale = block_fp8.quantise_rows(x_TI, ends_E if tokens_P is None else None)
+    return block_fp8.product(x_TI, weight, scale, ends_E, tokens_P, x_scale, dtype, expected)
 
 
 def plain(

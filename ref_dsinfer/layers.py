@@ -77,12 +77,25 @@ class MLP(nn.Module):
         self.gate_up_proj = Weight(2, inner, config.hidden, dtype=dtype, quantised=config.fp8)
         self.down_proj = Linear(config.hidden, inner, dtype=dtype, quantised=config.fp8)
 
-    def forward(self, x_TD: Tensor) -> Tensor:
+    def forward(self, x_TD: Tensor, real_T: Tensor | None = None) -> Tensor:
+        """`real_T` (see `Batch.real_G`) makes no difference here: padding costs next to nothing."""
         return self.down_proj(gated(self.gate_up_proj.product(x_TD)))
 
 
-def gated(gate_up: Tensor) -> Tensor:
-    """silu(gate) · up, computed in fp32; `gate_up` holds the two side by side."""
+def gated(gate_up: Tensor, ends_E: Tensor | None = None) -> Tensor:
+    """silu(gate) · up, computed in fp32; `gate_up` [T, 2 I] holds the two side by side.
+
+    With the ends of runs of rows, `ends_E`, int32, rows behind the last are undefined.
+    """
+    if gemm.on_gpu(gate_up):
+        from ref_dsinfer.kernels import experts  # Triton is installed only where GPUs are used
+
+        return experts.gated(gate_up, ends_E)
+    return plain_gated(gate_up)
+
+
+def plain_gated(gate_up: Tensor) -> Tensor:
+    """The definition of `gated`, on any device."""
     gate, up = gate_up.float().chunk(2, dim=-1)
     return (F.silu(gate) * up).to(gate_up.dtype)
 
@@ -107,14 +120,14 @@ class Embedding(nn.Module):
 
 
 class Head(nn.Module):
-    """Vocabulary-parallel logits. fp32: bf16 logits tie at the top far too often."""
+    """Logits of this rank's contiguous range of the vocabulary. fp32: bf16 logits tie at the top
+    far too often."""
 
     def __init__(self, config: ModelConfig, ranks: Ranks) -> None:
         super().__init__()
-        self.ranks = ranks
         self.weight = parameter(
             (config.vocab_size // ranks.world_size, config.hidden), torch.float32
         )
 
     def forward(self, x_ND: Tensor) -> Tensor:
-        return self.ranks.gather_columns(F.linear(x_ND.float(), self.weight))
+        return F.linear(x_ND.float(), self.weight)

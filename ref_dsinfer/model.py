@@ -42,7 +42,7 @@ class Layer(nn.Module):
         attended = self.self_attn(self.input_layernorm(x_TD), rotations, batch, cache)
         x_TD = x_TD + self.ranks.reduce_heads(attended, x_TD.dtype)
         x_GD = self.ranks.gather_tokens(self.post_attention_layernorm(x_TD), batch.width)
-        return x_TD + self.ranks.scatter_tokens(self.mlp(x_GD), len(x_TD), x_TD.dtype)
+        return x_TD + self.ranks.scatter_tokens(self.mlp(x_GD, batch.real_G), len(x_TD), x_TD.dtype)
 
 
 class MTP(Layer):
@@ -65,7 +65,7 @@ class MTP(Layer):
 
 
 class Model(nn.Module):
-    """From token ids to hidden states, and from these to logits, the same on every rank."""
+    """From token ids to hidden states, and from these to this rank's part of the logits."""
 
     rotations: Tensor  # of every position, complex64 [position, rope_dim / 2]
 
@@ -100,7 +100,7 @@ class Model(nn.Module):
         return self.mtp.shared_head["norm"](x_TD)
 
     def logits(self, x_ND: Tensor) -> Tensor:
-        """fp32 logits [N, V] of hidden states."""
+        """fp32 logits of hidden states for this rank's part of the vocabulary, [N, V / world]."""
         return self.lm_head(x_ND)
 
     @classmethod

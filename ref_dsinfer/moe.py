@@ -13,6 +13,8 @@ from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.layers import MLP, Weight, gated, parameter
 from ref_dsinfer.parallel import Ranks
 
+NO_EXPERT = -1  # of rows that are padding
+
 
 class Gate(nn.Module):
     """Chooses each token's experts. In fp32: rounding the bias alone would change the choice."""
@@ -25,9 +27,16 @@ class Gate(nn.Module):
             parameter((config.experts,), torch.float32) if config.routing_bias else None
         )
 
-    def forward(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns (weights [T, A] fp32, experts [T, A] int64), in no particular order."""
-        return route(F.linear(x_TD.float(), self.weight), self.e_score_correction_bias, self.config)
+    def forward(self, x_TD: Tensor, real_T: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Returns (weights [T, A] fp32, experts [T, A] int64), in no particular order.
+
+        Rows that are padding by `real_T` belong to no expert.
+        """
+        logits_TE = F.linear(x_TD.float(), self.weight)
+        weights_TA, experts_TA = route(logits_TE, self.e_score_correction_bias, self.config)
+        if real_T is not None:
+            experts_TA = experts_TA.where(real_T[:, None], NO_EXPERT)
+        return weights_TA, experts_TA
 
 
 def route(logits_TE: Tensor, bias_E: Tensor | None, config: ModelConfig) -> tuple[Tensor, Tensor]:
@@ -62,27 +71,59 @@ class Experts(nn.Module):
         self.down_proj = Weight(self.count, hidden, inner, dtype=dtype, quantised=quantised)
 
     def forward(self, x_TD: Tensor, weights_TA: Tensor, experts_TA: Tensor) -> Tensor:
-        """Weighted sum of the chosen experts of this rank, fp32 [T, D]."""
-        local_P = experts_TA.flatten() - self.first
-        elsewhere_P = (local_P < 0) | (local_P >= self.count)
-        # Sorted by expert, so that each has one run of rows; pairs of other ranks' experts last.
-        sorted_P, order_P = local_P.masked_fill(elsewhere_P, self.count).sort(stable=True)
-        numbers_E = torch.arange(self.count, device=x_TD.device)
-        ends_E = torch.searchsorted(sorted_P, numbers_E, right=True).int()
-        tokens_P = order_P // experts_TA.shape[1]
-        inner_PI = gated(grouped(x_TD, self.gate_up_proj, ends_E, tokens_P))
-        y_PD = grouped(inner_PI, self.down_proj, ends_E)[order_P.argsort()].float()
-        if self.count < self.total:
-            y_PD.masked_fill_(elsewhere_P[:, None], 0)  # those rows are uninitialised
-        # in place: this is a step's largest tensor
-        return y_PD.view(*experts_TA.shape, -1).mul_(weights_TA[..., None]).sum(dim=1)
+        """Weighted sum of the chosen experts of this rank, fp32 [T, D].
+
+        An id that is no expert's, such as `NO_EXPERT`, adds nothing.
+        """
+        on_gpu = gemm.on_gpu(x_TD)
+        if on_gpu:
+            from ref_dsinfer.kernels import experts  # Triton is installed only where GPUs are used
+        # Sorted by expert, so that each has one run of rows.
+        tokens_P, places_TA, ends_E = (experts.sort if on_gpu else plain_sort)(
+            experts_TA, self.first, self.count
+        )
+        expected = experts_TA.numel() * self.count // self.total
+        gate_up_PI = grouped(x_TD, self.gate_up_proj, ends_E, expected, tokens_P)
+        y_PD = grouped(gated(gate_up_PI, ends_E), self.down_proj, ends_E, expected)
+        return (experts.combine if on_gpu else plain_combine)(y_PD, places_TA, weights_TA)
 
 
-def grouped(x_TI: Tensor, weight: Weight, ends_E: Tensor, tokens_P: Tensor | None = None) -> Tensor:
+def grouped(
+    x_TI: Tensor, weight: Weight, ends_E: Tensor, expected: int, tokens_P: Tensor | None = None
+) -> Tensor:
     """`gemm.grouped` of a stack of weights."""
     return gemm.grouped(
-        *(x_TI, weight.weight, weight.weight_scale_inv, ends_E, tokens_P, weight.arithmetic)
+        *(x_TI, weight.weight, weight.weight_scale_inv, ends_E, tokens_P),
+        *(weight.arithmetic, expected),
     )
+
+
+def plain_sort(experts_TA: Tensor, first: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Sort the pairs of the experts from `first` to `first + count`, leaving others out.
+
+    Returns (tokens [P], the token of each pair, sorted by expert; places [T, A], where in this
+    order a pair lies, −1 where it is left out; ends [count], where each expert's pairs end), the
+    last two int32. Waits for the device, which kernels don't: their `tokens` has room for every
+    pair.
+    """
+    local_TA = experts_TA - first
+    elsewhere_TA = (local_TA < 0) | (local_TA >= count)
+    sorted_P, order_P = local_TA.masked_fill(elsewhere_TA, count).flatten().sort(stable=True)
+    numbers_E = torch.arange(count, device=experts_TA.device)
+    ends_E = torch.searchsorted(sorted_P, numbers_E, right=True).int()
+    places_TA = order_P.argsort().int().view(experts_TA.shape).masked_fill(elsewhere_TA, -1)
+    return order_P[: ends_E[-1]] // experts_TA.shape[1], places_TA, ends_E
+
+
+def plain_combine(y_PD: Tensor, places_TA: Tensor, weights_TA: Tensor) -> Tensor:
+    """The weighted sum of each token's pairs, fp32 [T, D]; `y_PD` is sorted, `places_TA` says
+    how."""
+    if not len(y_PD):
+        return y_PD.new_zeros(len(places_TA), y_PD.shape[1], dtype=torch.float32)
+    weights_TA = weights_TA.masked_fill(places_TA < 0, 0)
+    y_TAD = y_PD.float()[places_TA.clamp(min=0)]
+    # in place: this is a step's largest tensor
+    return y_TAD.mul_(weights_TA[..., None]).sum(dim=1)
 
 
 class MoE(nn.Module):
@@ -95,5 +136,5 @@ class MoE(nn.Module):
         shared = config.shared_experts * config.expert_intermediate
         self.shared_experts = MLP(config, shared, dtype, ranks)
 
-    def forward(self, x_TD: Tensor) -> Tensor:
-        return self.experts(x_TD, *self.gate(x_TD)) + self.shared_experts(x_TD)
+    def forward(self, x_TD: Tensor, real_T: Tensor | None = None) -> Tensor:
+        return self.experts(x_TD, *self.gate(x_TD, real_T)) + self.shared_experts(x_TD)

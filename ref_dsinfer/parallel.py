@@ -18,6 +18,7 @@ import logging
 import os
 import pickle
 import socket
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -30,6 +31,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+import entrypoint
 from errors import LaunchError, ParallelError, UsageError
 from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.keys import FP8_BLOCK
@@ -42,6 +44,7 @@ IDLE_TIMEOUT = timedelta(days=365)
 # torchrun starts all ranks at once, and before the rendezvous they only read options and data.
 RENDEZVOUS_TIMEOUT = timedelta(minutes=5)
 WARN_AFTER = timedelta(seconds=20)  # of waiting at the rendezvous
+SHUTDOWN_S = 10.0  # for process groups to be destroyed
 _rendezvous_number = count()  # of this process: each has a store of its own
 
 
@@ -202,14 +205,15 @@ class Ranks:
     """
 
     def __init__(self, info: RankInfo, device: torch.device) -> None:
-        """Initialise the process groups; every rank must call this.
+        """Initialise the process groups; every rank must call this. On the meta device, where a
+        run is only calculated, there are none.
 
         Raises: LaunchError where ranks are missing, or a variable names no network interface.
         """
         self.rank, self.world_size, self.device = info.rank, info.world_size, device
         self.local_world_size = info.local_world_size
         self.presence: Presence | None = None
-        if self.world_size == 1:
+        if self.world_size == 1 or device.type == "meta":
             return
         on_gpu = device.type == "cuda"
         check_interfaces(on_gpu)
@@ -315,10 +319,19 @@ class Ranks:
             dist.barrier(group=self._control)
 
     def shutdown(self) -> None:
-        """Destroy the process groups; no collective may be called afterwards."""
-        if self.presence:
-            self.presence.leave()
-            dist.destroy_process_group()
+        """Destroy the process groups; no collective may be called afterwards.
+
+        NCCL waits for all that still uses its communicators, such as a CUDA graph, perhaps forever.
+        A run does not: after SHUTDOWN_S the groups are left to the end of the process.
+        """
+        if not self.presence:
+            return
+        self.presence.leave()
+        thread = threading.Thread(target=dist.destroy_process_group, daemon=True)
+        thread.start()
+        thread.join(SHUTDOWN_S)
+        if thread.is_alive():
+            entrypoint.exit_at_once("the process groups could not be destroyed")
 
 
 class DataParallelRanks(Ranks):

@@ -1,19 +1,18 @@
 """Runs scheduled tokens through the model: builds batches, owns the weights and the KV cache."""
 
-import logging
-from itertools import accumulate
+from itertools import accumulate, count, takewhile
 
 import torch
 from torch import Tensor
 
-from ref_dsinfer.batch import Batch, Decodes, Prefill
+from ref_dsinfer.attention import CONTEXT_CHUNK
+from ref_dsinfer.batch import Batch, Decodes, Prefill, padded_rows, real_rows
 from ref_dsinfer.cache import PagedCache
 from ref_dsinfer.graphs import Decoder
 from ref_dsinfer.model import Model
 from ref_dsinfer.parallel import Ranks
+from ref_dsinfer.sampler import Scores, greedy
 from ref_dsinfer.scheduler import ScheduledTokens
-
-log = logging.getLogger(__name__)
 
 
 class Runner:
@@ -29,21 +28,21 @@ class Runner:
         self.padding_block = blocks
         self.cache = PagedCache(model.config, blocks + 1, block_size, dtype, ranks.device)
         self.decoder: Decoder | None = None  # for steps of decodes alone, at fixed shapes
-        size = blocks * block_size
-        log.info(
-            "the KV cache holds %d tokens in %d blocks, %.2f GiB",
-            *(size, blocks, size * model.config.token_bytes(dtype.itemsize) / 2**30),
-        )
 
-    def capture_graphs(self, max_batch: int, max_model_len: int) -> None:
-        """Decode in CUDA graphs from now on: up to `max_batch` sequences of `max_model_len`
-        tokens."""
-        self.decoder = Decoder(self.model, self.cache, self.padding_block, max_batch, max_model_len)
+    def fix_shapes(self, max_running: int, max_model_len: int) -> None:
+        """Decode at fixed shapes from now on: up to `max_running` sequences of a rank, of
+        `max_model_len` tokens."""
+        rows = max_running * (1 + self.drafts)
+        self.decoder = Decoder(self.model, self.cache, self.padding_block, rows, max_model_len)
+
+    def capture_graphs(self) -> None:
+        """Run the fixed shapes as CUDA graphs from now on."""
+        assert self.decoder
         self.decoder.capture()
 
     @torch.inference_mode()
-    def run(self, scheduled: list[ScheduledTokens]) -> Tensor:
-        """Logits [N, V] for each token to sample, in order and on every rank.
+    def run(self, scheduled: list[ScheduledTokens]) -> Scores:
+        """Scores of each token to sample, in order, of all ranks.
 
         `scheduled` holds the tokens of all data-parallel ranks, as `Scheduler.schedule` orders
         them; this rank's model runs its own.
@@ -52,13 +51,54 @@ class Runner:
         for item in scheduled:
             by_rank[item.sequence.dp_rank].append(item)
         own = by_rank[self.ranks.dp_rank]
+        counts = [sum(item.count for item in items) for items in by_rank]
         if self.decoder and all(item.is_decode and item.samples for item in scheduled):
-            hidden_ND = self.decoder.run(own, max(map(len, by_rank)))
-        else:
-            width = max(sum(item.count for item in items) for items in by_rank)
-            hidden_TD = self.model(self.batch(own, width), self.cache)
-            hidden_ND = self.sampled_rows(own, hidden_TD)
-        return self.logits(hidden_ND, [sum(item.samples for item in items) for items in by_rank])
+            return self.decoder.decode(own, counts)
+        hidden_TD = self.forward(self.batch(own, counts))
+        samples = [sum(item.samples for item in items) for items in by_rank]
+        return self.scores(self.sampled_rows(own, hidden_TD), samples)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Hidden states [T, D] of a batch of any shape."""
+        return self.model(batch, self.cache)
+
+    @torch.inference_mode()
+    def warm_up(self, tokens: int, sequences: int) -> None:
+        """Run a step of each kind and size, up to so many tokens and sequences of a rank.
+
+        This compiles kernels and sets up collectives, which a measured run should not wait for, and
+        leaves the memory of the largest step with the allocator. Every rank must call this.
+        """
+        hidden_TD = None
+        for size in (*takewhile(lambda size: size < tokens, (2**n for n in count())), tokens):
+            for decodes in {0, min(sequences, size - 1), min(sequences, size)}:
+                _, hidden_TD = self._warm_up_step(size, decodes)
+        assert hidden_TD is not None
+        rows = sequences * (1 + self.drafts)
+        self.scores(hidden_TD[:1].expand(rows, -1), [rows] * self.ranks.dp_size)
+
+    def _warm_up_step(self, tokens: int, decodes: int) -> tuple[Batch, Tensor]:
+        """A step of so many tokens, and its hidden states. The first of them are decodes, the
+        others a prompt's behind a context; all lie in the padding block."""
+        slots = self._ids([self.padding_block * self.cache.block_size])
+        prefills = [Prefill(tokens - decodes, slots.expand(2 * CONTEXT_CHUNK))]
+        tables = self._ids([[self.padding_block]])
+        batch = Batch(
+            self._ids([0] * tokens),
+            self._ids([0] * tokens),
+            slots.expand(tokens),
+            decodes=Decodes(tables.repeat(decodes, 1), self._ids([1] * decodes))
+            if decodes
+            else None,
+            prefills=tuple(prefills) if decodes < tokens else (),
+            width=tokens,
+        )
+        return batch, self.forward(batch)
+
+    def close(self) -> None:
+        """Free the CUDA graphs."""
+        if self.decoder:
+            self.decoder.close()
 
     def draft(self, scheduled: list[ScheduledTokens]) -> None:
         """Draft tokens for the sequences that have just run; this runner drafts none."""
@@ -73,44 +113,46 @@ class Runner:
         ]
         return hidden_TD if len(rows) == len(hidden_TD) else hidden_TD[self._ids(rows)]
 
-    def logits(self, hidden_ND: Tensor, counts: list[int]) -> Tensor:
-        """Logits, on every rank, of all ranks' hidden states; `counts`: how many each rank has."""
+    def scores(self, hidden_ND: Tensor, counts: list[int]) -> Scores:
+        """Scores of all ranks' hidden states; `counts`: how many each rank has."""
         width = max(counts)
         if not width:  # nothing but prompts that are prefilled in part
-            return torch.empty(0, self.model.config.vocab_size, device=self.device)
+            return Scores(self.model.logits(hidden_ND), self._ids([]), [])
         hidden_ND = self.ranks.gather_tokens(hidden_ND, width)
         if len(hidden_ND) > sum(counts):  # some rank's are padded
-            rows = [n * width + row for n, count in enumerate(counts) for row in range(count)]
-            hidden_ND = hidden_ND[self._ids(rows)]
-        return self.model.logits(hidden_ND)
+            hidden_ND = hidden_ND[self._ids(padded_rows(counts, width))]
+        part_NV = self.model.logits(hidden_ND)
+        return Scores(part_NV, greedy(part_NV, self.ranks), list(range(sum(counts))))
 
-    def batch(self, scheduled: list[ScheduledTokens], width: int) -> Batch:
-        """This rank's tokens of a step in which no rank has more than `width`."""
+    def batch(self, scheduled: list[ScheduledTokens], counts: list[int]) -> Batch:
+        """This rank's tokens of a step; `counts`: how many each data-parallel rank has."""
         tokens: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
         for item in scheduled:
             tokens += item.sequence.ids(item.start, item.stop)
             positions += range(item.start, item.stop)
-            slots += self._slots(item, item.start)
+            slots += self._slots(item, item.start, item.stop)
         decoded = [item for item in scheduled if item.is_decode]
         prefills = [
-            Prefill(item.count, self._ids(self._slots(item, 0)) if item.start else None)
+            Prefill(item.count, self._ids(self._slots(item, 0, item.start)) if item.start else None)
             for item in scheduled[len(decoded) :]
         ]
-        decodes = self._decodes(decoded) if decoded else None
+        width = max(counts)
         return Batch(
             *(self._ids(tokens), self._ids(positions), self._ids(slots)),
-            *(decodes, tuple(prefills), width),
+            decodes=self._decodes(decoded) if decoded else None,
+            prefills=tuple(prefills),
+            width=width,
+            real_G=real_rows(self._ids(counts), width) if min(counts) < width else None,
         )
 
-    def _slots(self, item: ScheduledTokens, start: int) -> list[int]:
-        """The KV cache's slots of the sequence's tokens from `start` to the last scheduled one."""
+    def _slots(self, item: ScheduledTokens, start: int, stop: int) -> list[int]:
+        """The KV cache's slots of the sequence's tokens from `start` to before `stop`."""
         size = self.cache.block_size
         blocks = item.sequence.block_table
         return [
-            blocks[position // size] * size + position % size
-            for position in range(start, item.stop)
+            blocks[position // size] * size + position % size for position in range(start, stop)
         ]
 
     def _decodes(self, scheduled: list[ScheduledTokens]) -> Decodes:
@@ -124,5 +166,5 @@ class Runner:
             lengths += range(item.start + 1, item.stop + 1)
         return Decodes(self._ids(tables).view(-1, longest), self._ids(lengths))
 
-    def _ids(self, values: list[int]) -> Tensor:
+    def _ids(self, values: list[int] | list[list[int]]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self.device)

@@ -94,6 +94,20 @@ class Scheduler:
             self.waiting.remove(sequence)
         self._release(sequence)
 
+    def shrink(self) -> bool:
+        """Preempt all running sequences, of a step that failed, and halve the limits of a step.
+
+        False if they can't get any smaller.
+        """
+        if self.max_running == 1 and self.step_tokens == 1:
+            return False
+        for sequence in reversed(self.running[:]):
+            self._preempt(sequence)
+        self.max_running = max(1, self.max_running // 2)
+        self.rank_running = ceil_div(self.max_running, len(self.pools))
+        self.step_tokens = max(1, self.step_tokens // 2)
+        return True
+
     def _schedule(self, sequence: Sequence, budget: list[int]) -> ScheduledTokens:
         """As many of the sequence's tokens as its rank's budget allows."""
         start = sequence.cached
@@ -121,14 +135,17 @@ class Scheduler:
             youngest = next(
                 other for other in reversed(self.running) if other.dp_rank == sequence.dp_rank
             )
-            self.running.remove(youngest)
-            self._release(youngest)
-            self.waiting.appendleft(youngest)
-            self.preempted += 1
+            self._preempt(youngest)
             if youngest is sequence:
                 return False
         sequence.block_table += pool.allocate(missing)
         return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self._release(sequence)
+        self.waiting.appendleft(sequence)
+        self.preempted += 1
 
     def _admit(self, budget: list[int]) -> bool:
         """Start the first waiting sequence on a rank with budget and blocks, if there is one."""

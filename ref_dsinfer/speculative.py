@@ -8,12 +8,16 @@ draft from the one before. Latents of rejected drafts are overwritten before the
 """
 
 from dataclasses import replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from benchmark import MTP_STEPS
+from ref_dsinfer.batch import Batch
+from ref_dsinfer.graphs import Drafter, Row, decode_rows
 from ref_dsinfer.runner import Runner
+from ref_dsinfer.sampler import Scores, greedy
 from ref_dsinfer.scheduler import ScheduledTokens
 
 
@@ -33,53 +37,115 @@ class SpeculativeRunner(Runner):
     """A runner that also drafts."""
 
     drafts = MTP_STEPS
+    _drafter: Drafter | None = None  # where the runner has a decoder
+    _hidden_TD: Tensor  # of the last step, or the last pass of the MTP layer
+    _scores: Scores | None = None  # of that pass, if it was one of fixed shape
 
-    @torch.inference_mode()
-    def run(self, scheduled: list[ScheduledTokens]) -> Tensor:
-        """Logits [N, V] for each token to sample, those after drafts among them."""
-        self._batch = self.batch(scheduled, sum(item.count for item in scheduled))
-        self._hidden_TD = self.model(self._batch, self.cache)
-        hidden_ND = self.sampled_rows(scheduled, self._hidden_TD)
-        return self.logits(hidden_ND, [len(hidden_ND)])
+    def fix_shapes(self, max_running: int, max_model_len: int) -> None:
+        super().fix_shapes(max_running, max_model_len)
+        assert self.decoder
+        self._drafter = Drafter(self.decoder, self.padding_block, max_model_len)
+
+    def capture_graphs(self) -> None:
+        super().capture_graphs()
+        assert self._drafter
+        self._drafter.capture()
+
+    def close(self) -> None:
+        super().close()
+        if self._drafter:
+            self._drafter.close()
+
+    def run(self, scheduled: list[ScheduledTokens]) -> Scores:
+        if self.decoder:
+            self._hidden_TD = self.decoder.hidden
+        return super().run(scheduled)
+
+    def forward(self, batch: Batch) -> Tensor:
+        self._hidden_TD = super().forward(batch)
+        return self._hidden_TD
+
+    def _warm_up_step(self, tokens: int, decodes: int) -> tuple[Batch, Tensor]:
+        batch, hidden_TD = super()._warm_up_step(tokens, decodes)
+        self.model.draft(batch, hidden_TD, self.cache)
+        return batch, hidden_TD
 
     @torch.inference_mode()
     def draft(self, scheduled: list[ScheduledTokens]) -> None:
-        """Draft tokens for the sequences that have just run, as many as their limits allow."""
-        batch = replace(self._batch, tokens_T=self._next_tokens(scheduled))
-        hidden_TD = self.model.draft(batch, self._hidden_TD, self.cache)
-        sequences, rows, first = [], [], 0
-        for item in scheduled:
-            sequence = item.sequence
-            if item.samples and sequence.block_table:  # past its prompt, and not finished
-                sequences.append(sequence)
-                rows.append(first + sequence.length - 2 - item.start)  # before its last token
+        """Draft tokens for the sequences that have just run, as many as their limits allow.
+
+        The first pass reads all tokens that they have run, each further one the last draft.
+        """
+        firsts = accumulate((item.count for item in scheduled), initial=0)
+        ran = [
+            pair for pair in zip(scheduled, firsts, strict=False) if pair[0].sequence.block_table
+        ]
+        if not ran:
+            return  # all of them have finished
+        self._pass(*map(list, zip(*ran, strict=True)))
+        sequences, rows, first = [], [], 0  # where each sequence's newest draft comes from
+        for item, _ in ran:
+            if item.samples:  # past its prompt
+                sequences.append(item.sequence)
+                rows.append(first + item.sequence.length - 2 - item.start)  # before its last token
             first += item.count
         for step in range(self.drafts):
             # an answer's last token is sampled by the model: no draft can save a step there
             open_ = [n for n, one in enumerate(sequences) if one.limit - one.length > step + 1]
             if not open_:
                 break
-            sequences = [sequences[n] for n in open_]
-            hidden_TD = hidden_TD[self._ids([rows[n] for n in open_])]
-            rows = list(range(len(open_)))
+            sequences, rows = [sequences[n] for n in open_], [rows[n] for n in open_]
             if step:
-                last_tokens = [
+                last = [
                     ScheduledTokens(sequence, sequence.length - 2 + step, 1, samples=1)
                     for sequence in sequences
                 ]
-                batch = replace(
-                    self.batch(last_tokens, len(last_tokens)),
-                    tokens_T=self._next_tokens(last_tokens),
-                )
-                hidden_TD = self.model.draft(batch, hidden_TD, self.cache)
-            tokens = self.model.logits(hidden_TD).argmax(dim=-1).tolist()
-            for sequence, token in zip(sequences, tokens, strict=True):
+                self._pass(last, rows)
+                rows = list(range(len(last)))
+            for sequence, token in zip(sequences, self._drafted(rows), strict=True):
                 sequence.drafts.append(token)
 
-    def _next_tokens(self, scheduled: list[ScheduledTokens]) -> Tensor:
-        """For each token the one behind it; 0 behind a rejected draft, where nothing is read."""
-        tokens: list[int] = []
-        for item in scheduled:
-            ids = item.sequence.ids(item.start + 1, item.stop + 1)
-            tokens += [*ids, *[0] * (item.count - len(ids))]
-        return self._ids(tokens)
+    def _pass(self, items: list[ScheduledTokens], sources: list[int]) -> None:
+        """Run the MTP layer once: on each token with the one behind it, and its hidden state.
+
+        `sources`: the row of the last hidden states in which each item's first token is.
+        """
+        tokens = [_next_tokens(item) for item in items]
+        if self._drafter and all(item.is_decode for item in items):
+            if self._hidden_TD is not self._drafter.hidden:  # of a step of another shape
+                picked = self._hidden_TD[self._ids(sources)]
+                self._hidden_TD = self._drafter.hidden
+                self._hidden_TD[: len(picked)] = picked
+                sources = list(range(len(picked)))
+            rows: list[Row] = []
+            tables: list[list[int]] = []
+            for item, nexts, source in zip(items, tokens, sources, strict=True):
+                rows += decode_rows(item, nexts, self.cache.block_size, source)
+                tables += [item.sequence.block_table] * item.count
+            self._scores = self._drafter.run(rows, tables, [len(rows)])
+            return
+        batch = replace(
+            self.batch(items, [sum(item.count for item in items)]),
+            tokens_T=self._ids([token for nexts in tokens for token in nexts]),
+        )
+        picks = [
+            source + offset
+            for item, source in zip(items, sources, strict=True)
+            for offset in range(item.count)
+        ]
+        self._hidden_TD = self.model.draft(batch, self._hidden_TD[self._ids(picks)], self.cache)
+        self._scores = None
+
+    def _drafted(self, rows: list[int]) -> list[int]:
+        """The tokens drafted in some rows of the last pass."""
+        if self._scores:
+            tokens = self._scores.greedy()
+            return [tokens[row] for row in rows]
+        logits = self.model.logits(self._hidden_TD[self._ids(rows)])
+        return greedy(logits, self.ranks).tolist()
+
+
+def _next_tokens(item: ScheduledTokens) -> list[int]:
+    """The token behind each of the item's; 0 behind a rejected draft, where nothing is read."""
+    tokens = item.sequence.ids(item.start + 1, item.stop + 1)
+    return [*tokens, *[0] * (item.count - len(tokens))]

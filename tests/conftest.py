@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from benchmark import PROMPT_TOKENS, ROWS, TASK_ROWS
@@ -41,6 +42,8 @@ TASKS = ("AIME1983", "math500", "gpqa", "mmlu_pro")
 def pytest_configure() -> None:
     # A shell starts what runs in its background deaf to Ctrl-C; what tests interrupt must hear it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    settings.register_profile("default", settings.default, deadline=None)  # timings fail no test
+    settings.load_profile("default")
     # Without it torch's threads wait actively for one another: an engine of two threads took 14
     # times as long where other processes used its cores.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")

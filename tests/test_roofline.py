@@ -1,6 +1,7 @@
 """The roofline against figures that were worked out by hand, for 8×H200."""
 
 import json
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -8,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import roofline
+from benchmarks import roofline, simulate
 from benchmarks.roofline import GPUS, Plan
+from ref_dsinfer import memory
 
 ROOT = Path(__file__).parent.parent
 BOUND = Plan(gpu=GPUS["h200"], attention="once")
@@ -60,6 +62,21 @@ def test_no_layout_beats_the_bound() -> None:
             plan = replace(BOUND, attention=attention)
             assert roofline.step_s(plan, batch) > roofline.step_s(BOUND, batch)
             assert sum(roofline.run_s(plan, batch)) > sum(roofline.run_s(BOUND, batch))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attention", ["tp", "dp"])
+def test_predictions_use_the_engines_own_arithmetic(attention: str) -> None:
+    plan = replace(BOUND, attention=attention)
+    counts = roofline.step_counts(8, attention, 64)
+    assert counts.collectives.total() == roofline.collectives(plan)
+    factor = 2 * 7 / 8 if attention == "tp" else 7 / 8  # of a tensor, that a rank sends
+    exchanged = counts.exchanged.total() * factor
+    assert exchanged == pytest.approx(roofline.exchanged_bytes(plan, 64), rel=0.03)
+    needed = memory.need(simulate.run_of(8, attention, 512))
+    embedding = roofline.VOCABULARY * roofline.HIDDEN * 2 / 8  # of which a step reads few rows
+    read = roofline.weight_bytes(plan, math.inf) / 8
+    assert read + embedding == pytest.approx(needed.weights, rel=0.005)
 
 
 @pytest.mark.slow

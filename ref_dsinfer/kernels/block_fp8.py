@@ -11,6 +11,8 @@ bits. Nothing is tuned at run time, and how a sum is split depends on the weight
 many rows x has (up to SPLIT_ROWS): the same call gives the same bits.
 """
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -22,9 +24,19 @@ from ref_dsinfer.rounding import ceil_div
 
 BLOCK = tl.constexpr(FP8_BLOCK)
 PROGRAMS = 264  # to launch at least: two for each of an H100's 132 processors
+ROW_PROGRAMS = 512  # that take one row after another, to launch at most
 SPLIT_BLOCKS = 4  # columns / 128 that one part of a split sum has at least
 SPLIT_ROWS = 256  # rows of x up to which sums are split: beyond, there are programs enough
 STAGE_BYTES = 192 * 1024  # of shared memory, for what is loaded ahead; an H100 has 227 KiB
+
+
+@triton.jit
+def _exact(w, dtype: tl.constexpr):
+    """w in a dtype that holds its values. Hopper converts e4m3 to fp16 alone in hardware, so that
+    bf16 goes by way of fp16 and fp32: half as many instructions as Triton's own conversion."""
+    if w.dtype == tl.float8e4nv and dtype == tl.bfloat16:
+        w = w.to(tl.float16).to(tl.float32)
+    return w.to(dtype)
 
 
 @triton.jit
@@ -44,40 +56,115 @@ def _product(
     BLOCK_T: tl.constexpr,
     SPLITS: tl.constexpr,
     GROUPS: tl.constexpr,  # a power of 2, at least `groups`; 0: one group of all rows
+    STRIDED: tl.constexpr,  # programs take one tile after another, since they may be too few
     GATHERED: tl.constexpr,
     W_SCALED: tl.constexpr,
     X_SCALED: tl.constexpr,
     EVEN: tl.constexpr,  # IN is a multiple of 128
 ):
-    out_blocks = tl.cdiv(OUT, BLOCK)
-    out_tiles = matrices * out_blocks
+    out_tiles = matrices * tl.cdiv(OUT, BLOCK)
     program = tl.program_id(0)
     if GROUPS:
-        # Tiles of rows, group after group; those beyond the last group's have nothing to do.
-        tile, row_tile = program % out_tiles, program // out_tiles
+        # Tiles of rows, group after group; how many there are, only the device knows.
         numbers = tl.arange(0, GROUPS)
         inside = numbers < groups
         ends = tl.load(ends_ptr + numbers, mask=inside, other=0)
         starts = tl.load(ends_ptr + numbers - 1, mask=inside & (numbers > 0), other=0)
-        tiles = tl.cdiv(ends - starts, BLOCK_T)
-        tiles = tl.where(inside, tiles, 0)
+        tiles = tl.where(inside, tl.cdiv(ends - starts, BLOCK_T), 0)
         upto = tl.cumsum(tiles, 0)
-        group = tl.sum((upto <= row_tile).to(tl.int32), 0)
-        if group >= groups:
-            return
-        mine = numbers == group
-        before = tl.sum(tl.where(mine, upto - tiles, 0), 0)
-        first = tl.sum(tl.where(mine, starts, 0), 0) + (row_tile - before) * BLOCK_T
-        last = tl.sum(tl.where(mine, ends, 0), 0)
+        total = tl.sum(tiles, 0) * out_tiles
+        if STRIDED:  # takes registers
+            for work in range(program, total, tl.num_programs(0)):
+                _group_tile(
+                    *(x_ptr, x_scale_ptr, w_ptr, w_scale_ptr, y_ptr, tokens_ptr),
+                    *(work, numbers, starts, ends, tiles, upto, rows, matrices, OUT, IN),
+                    *(BLOCK_T, SPLITS, GATHERED, W_SCALED, X_SCALED, EVEN),
+                )
+        elif program < total:
+            _group_tile(
+                *(x_ptr, x_scale_ptr, w_ptr, w_scale_ptr, y_ptr, tokens_ptr),
+                *(program, numbers, starts, ends, tiles, upto, rows, matrices, OUT, IN),
+                *(BLOCK_T, SPLITS, GATHERED, W_SCALED, X_SCALED, EVEN),
+            )
     else:
         # Programs that share a tile of the weight run side by side: it is then read once.
         row_tiles = tl.cdiv(rows, BLOCK_T)
-        tile, group = program // row_tiles, 0
         first = (program % row_tiles) * BLOCK_T
-        last = rows
+        _tile(
+            *(x_ptr, x_scale_ptr, w_ptr, w_scale_ptr, y_ptr, tokens_ptr),
+            *(0, first, rows, program // row_tiles, rows, matrices, OUT, IN),
+            *(BLOCK_T, SPLITS, GATHERED, W_SCALED, X_SCALED, EVEN),
+        )
+
+
+@triton.jit
+def _group_tile(
+    x_ptr,
+    x_scale_ptr,
+    w_ptr,
+    w_scale_ptr,
+    y_ptr,
+    tokens_ptr,
+    work,  # a tile of outs, and which tile of rows
+    numbers,  # [GROUPS], as starts and ends of runs, their tiles, and these added up
+    starts,
+    ends,
+    tiles,
+    upto,
+    rows,
+    matrices,
+    OUT,
+    IN,
+    BLOCK_T: tl.constexpr,
+    SPLITS: tl.constexpr,
+    GATHERED: tl.constexpr,
+    W_SCALED: tl.constexpr,
+    X_SCALED: tl.constexpr,
+    EVEN: tl.constexpr,
+):
+    """The tile of the group that it falls to."""
+    out_tiles = matrices * tl.cdiv(OUT, BLOCK)
+    row_tile = work // out_tiles
+    group = tl.sum((upto <= row_tile).to(tl.int32), 0)
+    mine = numbers == group
+    before = tl.sum(tl.where(mine, upto - tiles, 0), 0)
+    first = tl.sum(tl.where(mine, starts, 0), 0) + (row_tile - before) * BLOCK_T
+    last = tl.sum(tl.where(mine, ends, 0), 0)
+    _tile(
+        *(x_ptr, x_scale_ptr, w_ptr, w_scale_ptr, y_ptr, tokens_ptr),
+        *(group, first, last, work % out_tiles, rows, matrices, OUT, IN),
+        *(BLOCK_T, SPLITS, GATHERED, W_SCALED, X_SCALED, EVEN),
+    )
+
+
+@triton.jit
+def _tile(
+    x_ptr,
+    x_scale_ptr,
+    w_ptr,
+    w_scale_ptr,
+    y_ptr,
+    tokens_ptr,
+    group,
+    first,  # row of y
+    last,  # row of y behind the group's last
+    tile,  # of the group's matrices: 128 of their outs
+    rows,
+    matrices,
+    OUT,
+    IN,
+    BLOCK_T: tl.constexpr,
+    SPLITS: tl.constexpr,
+    GATHERED: tl.constexpr,
+    W_SCALED: tl.constexpr,
+    X_SCALED: tl.constexpr,
+    EVEN: tl.constexpr,
+):
+    """BLOCK_T rows, or fewer up to `last`, of 128 columns of y."""
+    out_blocks = tl.cdiv(OUT, BLOCK)
     matrix = tile // out_blocks
     out_block = tile % out_blocks
-    stacked = (group * matrices + matrix).to(tl.int64)
+    stacked = tl.cast(group * matrices + matrix, tl.int64)
 
     # What lies beyond an edge is read again from the last row, and not stored.
     row_T = first + tl.arange(0, BLOCK_T)
@@ -105,7 +192,7 @@ def _product(
             kept = (at + in_I < IN)[None, :]
             x = tl.load(x_TI + at, mask=kept, other=0.0)
             w = tl.load(w_OI + at, mask=kept, other=0.0)
-        product = tl.dot(w.to(x.dtype), tl.trans(x), input_precision="ieee")
+        product = tl.dot(_exact(w, x.dtype), tl.trans(x), input_precision="ieee")
         if W_SCALED:
             product *= tl.load(w_scale + block)
         if X_SCALED:
@@ -130,27 +217,54 @@ def _add_up(parts_ptr, y_ptr, size, PARTS: tl.constexpr, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def _quantise(x_ptr, q_ptr, scale_ptr, IN, LARGEST: tl.constexpr, SMALLEST: tl.constexpr):
-    """One row's group of 128 values, and its scale."""
-    row, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
+def _quantise(
+    x_ptr,
+    q_ptr,
+    scale_ptr,
+    count_ptr,  # how many rows there are, where the host does not know it
+    rows,
+    IN,
+    COUNTED: tl.constexpr,  # count_ptr is read
+    LARGEST: tl.constexpr,
+    SMALLEST: tl.constexpr,
+):
+    """Rows' groups of 128 values, and their scales."""
+    block = tl.program_id(1)
     at = block * BLOCK + tl.arange(0, BLOCK)
-    x = tl.load(x_ptr + row * IN + at, mask=at < IN, other=0.0).to(tl.float32)
-    scale = tl.math.div_rn(tl.maximum(tl.max(tl.abs(x), 0), SMALLEST), LARGEST)
-    q = tl.math.div_rn(x, scale)
-    tl.store(q_ptr + row * IN + at, q.to(q_ptr.dtype.element_ty), mask=at < IN)
-    tl.store(scale_ptr + row * tl.cdiv(IN, BLOCK) + block, scale)
+    if COUNTED:
+        rows = tl.load(count_ptr)
+    for row in range(tl.program_id(0), rows, tl.num_programs(0)):
+        row = tl.cast(row, tl.int64)
+        x = tl.load(x_ptr + row * IN + at, mask=at < IN, other=0.0).to(tl.float32)
+        scale = tl.math.div_rn(tl.maximum(tl.max(tl.abs(x), 0), SMALLEST), LARGEST)
+        q = tl.math.div_rn(x, scale)
+        tl.store(q_ptr + row * IN + at, q.to(q_ptr.dtype.element_ty), mask=at < IN)
+        tl.store(scale_ptr + row * tl.cdiv(IN, BLOCK) + block, scale)
 
 
-def quantise_rows(x_TI: Tensor) -> tuple[Tensor, Tensor]:
-    """`fp8_format.quantise_rows` in one kernel."""
+def quantise_rows(x_TI: Tensor, ends_E: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """`fp8_format.quantise_rows` in one kernel; rows behind the last run of `ends_E` are left
+    uninitialised."""
     x_TI = x_TI.contiguous()
     rows, columns = x_TI.shape
     blocks = ceil_div(columns, FP8_BLOCK)
     q_TI = torch.empty_like(x_TI, dtype=E4M3)
     scale = x_TI.new_empty(rows, blocks, dtype=torch.float32)
     if rows:
-        _quantise[(rows, blocks)](x_TI, q_TI, scale, columns, LARGEST, SMALLEST_AMAX, num_warps=1)
+        _quantise[(programs(rows, ends_E), blocks)](
+            *(x_TI, q_TI, scale, scale if ends_E is None else ends_E[-1:], rows, columns),
+            COUNTED=ends_E is not None,
+            LARGEST=LARGEST,
+            SMALLEST=SMALLEST_AMAX,
+            num_warps=1,
+        )
     return q_TI, scale
+
+
+def programs(rows: int, ends_E: Tensor | None) -> int:
+    """Programs for rows of which only those up to the last run's end are there, if runs are
+    given."""
+    return rows if ends_E is None else min(rows, ROW_PROGRAMS)
 
 
 def product(
@@ -161,6 +275,7 @@ def product(
     tokens_P: Tensor | None = None,
     x_scale: Tensor | None = None,
     dtype: torch.dtype | None = None,
+    expected: int | None = None,
 ) -> Tensor:
     """x times a weight [..., out, in], or with `ends_E` each run of rows times its own matrices of
     a stack [E, ..., out, in]. Returns [rows, all outs side by side] in `dtype`, or x's.
@@ -168,6 +283,8 @@ def product(
     `scale` is a block-fp8 weight's. With `x_scale`, x and it are what `quantise_rows` returns.
     `ends_E`, int32, holds where the runs end; rows behind the last are left uninitialised.
     `tokens_P` holds the row of x for each row of the result; without it they are the same.
+    `expected` is how many of the rows are likely to be in runs, by default all: tiles are made for
+    it, and more rows take longer.
     """
     assert weight.is_contiguous()
     x_TI = x_TI.contiguous()
@@ -179,13 +296,16 @@ def product(
     if not rows:
         return y
     tiles = matrices * ceil_div(outs, FP8_BLOCK)
-    tall = _tile_rows(rows // groups, x_TI)
-    row_tiles = ceil_div(rows, tall)
     splits = 1
-    if ends_E is not None:
-        row_tiles = min(rows // tall + groups, rows)
-    elif rows <= SPLIT_ROWS:
-        splits = _splits(tiles, ceil_div(columns, FP8_BLOCK))
+    if ends_E is None:
+        tall = _tile_rows(rows, x_TI.itemsize)
+        row_tiles = ceil_div(rows, tall)
+        if rows <= SPLIT_ROWS:
+            splits = _splits(tiles, ceil_div(columns, FP8_BLOCK))
+    else:
+        expected = rows if expected is None else expected
+        tall = group_tile_rows(expected, groups, x_TI.itemsize)
+        row_tiles = min((expected if strided(tall) else rows) // tall + groups, rows)
     parts = y if splits == 1 else y.new_empty(splits, *y.shape, dtype=torch.float32)
     warps, stages = launch(tall, weight.itemsize, x_TI.itemsize)
     _product[(tiles * row_tiles, splits)](
@@ -197,6 +317,7 @@ def product(
         BLOCK_T=tall,
         SPLITS=splits,
         GROUPS=0 if ends_E is None else triton.next_power_of_2(groups),
+        STRIDED=ends_E is not None and strided(tall),
         GATHERED=tokens_P is not None,
         W_SCALED=scale is not None,
         X_SCALED=x_scale is not None,
@@ -213,12 +334,27 @@ def product(
 def launch(tall: int, weight_bytes: int, x_bytes: int) -> tuple[int, int]:
     """Warps and stages of a program of `tall` rows, by the bytes of an item."""
     stage = FP8_BLOCK * (FP8_BLOCK * weight_bytes + tall * x_bytes)
-    return 8 if tall >= 64 else 4, max(1, min(4, STAGE_BYTES // stage))
+    return 8 if tall > 16 else 4, max(1, min(4, STAGE_BYTES // stage))
 
 
-def _tile_rows(rows: int, x_TI: Tensor) -> int:
+def strided(tall: int) -> bool:
+    """Whether programs for groups are as many as likely tiles, and loop. Three programs of 16 rows
+    fit a processor only without a loop, and few rows leave few programs without a tile."""
+    return tall > 16
+
+
+def group_tile_rows(rows: int, groups: int, x_bytes: int) -> int:
+    """Rows of x a program takes where `rows` fall to `groups` by chance: most groups fit one tile.
+
+    A group of m rows on average has seldom more than m + 2 √m.
+    """
+    mean = rows / groups
+    return _tile_rows(math.ceil(mean + 2 * math.sqrt(mean)), x_bytes)
+
+
+def _tile_rows(rows: int, x_bytes: int) -> int:
     """Rows of x a program takes: a power of 2 that holds them all, within a program's registers."""
-    most = 32 if x_TI.dtype == torch.float32 else 128
+    most = {1: 64, 2: 128, 4: 32}[x_bytes]
     return min(max(16, triton.next_power_of_2(rows)), most)
 
 

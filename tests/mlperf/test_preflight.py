@@ -160,6 +160,8 @@ def test_processes_and_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     with pytest.raises(UsageError, match=r"more than the 1\.0 MiB"):
         preflight.check(make_plan(tmp_path, "vllm"))
+    with pytest.raises(UsageError, match=r"the GPU needs .*, and 0\.0 GB are free: .*1xH100-80GB"):
+        preflight.check(make_plan(tmp_path, "pytorch"))
 
 
 def test_a_disk_without_room_and_all_other_findings(

@@ -134,7 +134,7 @@ class Bench:
             sequence.answer_ids.append(token)
         work = self.scheduler.schedule()
         assert [one.sequence for one in work] == self.sequences
-        return self.runner.run(work)
+        return self.runner.run(work).part_MV
 
 
 @pytest.fixture(scope="session")

@@ -13,12 +13,16 @@ from torch import Tensor
 
 from ref_dsinfer import fp8_format, gemm
 from ref_dsinfer.attention import plain
-from ref_dsinfer.kernels import block_fp8, mla
+from ref_dsinfer.kernels import block_fp8, experts, mla
+from ref_dsinfer.layers import plain_gated
+from ref_dsinfer.moe import plain_combine, plain_sort
 from tests.effort import cases
 
 # A weight's shape [..., out, in], rows of x. Edges of blocks, stacks, and sums in several parts.
 DENSE = (((200, 300), 4), ((2, 64, 256), 20), ((576, 1300), 33), ((128, 128), 1), ((128, 640), 70))
 ENDS = ([0, 3, 3, 20, 30], [0] * 5, [40] * 5, [1, 2, 3, 4, 5])  # of 40 rows, for five experts
+# Tokens, experts, those of a token, this rank's first and how many are its own.
+EXPERTS = ((9, 16, 4, 4, 4), (300, 8, 8, 0, 8), (5, 256, 8, 224, 32), (7, 64, 2, 32, 32))
 # Sequences, heads, kept, rotated, a block's places, blocks each.
 ATTENTION = ((3, 4, 64, 16, 16, 7), (1, 16, 512, 64, 64, 3), (5, 70, 48, 20, 8, 9))
 
@@ -45,7 +49,8 @@ def check_groups(device: str, dtype: torch.dtype, arithmetic: gemm.Arithmetic) -
         for rows in (tokens, None):
             if rows is None and numbers[-1] > len(x):
                 continue
-            found = block_fp8.product(values, weight, scale, ends, rows, x_scale, dtype)
+            few = 1 if rows is None else None  # rows than are there: programs then take several
+            found = block_fp8.product(values, weight, scale, ends, rows, x_scale, dtype, few)
             expected = gemm.plain_grouped(x.float(), weight, scale, ends, rows, arithmetic)
             size = (
                 fp8_format.dequantise(weight, scale, torch.float32).abs().amax()
@@ -54,6 +59,33 @@ def check_groups(device: str, dtype: torch.dtype, arithmetic: gemm.Arithmetic) -
             )
             kept = slice(0, numbers[-1])
             _close(found[kept], expected[kept], size.float(), dtype)
+
+
+def check_experts(device: str, dtype: torch.dtype) -> None:
+    """All that surrounds the products. Every third token is padding, whose expert there is none;
+    in the last case no token chooses this rank's experts."""
+    for tokens, total, active, first, count in EXPERTS:
+        chosen = torch.rand(tokens, total, device=device).topk(active).indices
+        chosen[::3] = total
+        if (tokens, total) == EXPERTS[-1][:2]:
+            chosen %= first
+        sorted_P, places_TA, ends_E = plain_sort(chosen, first, count)
+        pairs = len(sorted_P)
+        found = experts.sort(chosen, first, count)
+        assert torch.equal(found[0][:pairs].long(), sorted_P)
+        assert torch.equal(found[1], places_TA)
+        assert torch.equal(found[2], ends_E)
+        gate_up = torch.randn(tokens * active, 2 * 200, device=device).to(dtype)
+        inner = experts.gated(gate_up, ends_E)[:pairs]
+        _close(inner, plain_gated(gate_up[:pairs].float()), torch.tensor(1.0), dtype)
+        whole = experts.gated(gate_up)
+        _close(whole, plain_gated(gate_up.float()), torch.tensor(1.0), dtype)
+        y = torch.randn(tokens * active, 1100, device=device).to(dtype)
+        y[pairs:] = torch.nan
+        weights = torch.rand(tokens, active, device=device)
+        combined = experts.combine(y, places_TA, weights)
+        expected = plain_combine(y[:pairs].float(), places_TA, weights)
+        _close(combined, expected, torch.tensor(16.0), torch.float32)
 
 
 def check_unscaled_groups(device: str, dtype: torch.dtype) -> None:
@@ -76,8 +108,12 @@ def check_rounding(device: str, exact: bool) -> None:
         found, found_scale = block_fp8.quantise_rows(x)
     else:
         found, found_scale = torch.empty_like(x), torch.empty_like(scale)
-        largest, smallest = fp8_format.LARGEST, fp8_format.SMALLEST_AMAX
-        block_fp8._quantise[scale.shape](x, found, found_scale, 300, largest, smallest)
+        block_fp8._quantise[scale.shape](
+            *(x, found, found_scale, scale, len(x), x.shape[1]),
+            COUNTED=False,
+            LARGEST=fp8_format.LARGEST,
+            SMALLEST=fp8_format.SMALLEST_AMAX,
+        )
     assert torch.equal(found_scale, scale)
     assert torch.equal(found.to(fp8_format.E4M3).view(torch.uint8), values.view(torch.uint8))
 
@@ -116,6 +152,7 @@ def in_the_interpreter() -> None:
     checks: list[Callable[[], None]] = [partial(check_rounding, "cpu", exact=False)]
     for dtype in (torch.float16, torch.float32)[: cases(1, 2)]:
         checks.append(partial(check_unscaled_groups, "cpu", dtype))
+        checks.append(partial(check_experts, "cpu", dtype))
         checks.append(partial(check_attention, "cpu", dtype))
         for arithmetic in gemm.ARITHMETICS:
             checks.append(partial(check_products, "cpu", dtype, arithmetic))

@@ -20,11 +20,21 @@ from ref_dsinfer.sequence import Sequence
 
 
 def answers(
-    model: Path, attention: str, dtype: str, temperature: float, speculative: bool = False
+    model: Path,
+    attention: str,
+    dtype: str,
+    temperature: float,
+    speculative: bool = False,
+    fixed: bool = False,
 ) -> tuple[Engine, list[list[int]]]:
-    """Twelve answers of unequal length; some prompts come while others run, one is aborted."""
+    """Twelve answers of unequal length; some prompts come while others run, one is aborted.
+
+    `fixed`: steps of decodes have the shapes of CUDA graphs.
+    """
     options = EngineOptions("cpu", dtype, attention, speculative=speculative)
     engine = Engine(model, replace(options, max_running=5, threads=1))
+    if fixed:
+        engine.runner.fix_shapes(5, engine.max_model_len)
     chance = random.Random(3)
     found: list[list[int]] = [[] for _ in range(12)]
     for number in range(12):
@@ -46,7 +56,7 @@ def logits(engine: Engine) -> list[list[float]]:
     for number in range(5):
         scheduler.add(Sequence(number, tuple(range(1, 2 + 9 * number)), 9))
     work = scheduler.schedule()
-    found = engine.runner.run(work).tolist()
+    found = engine.ranks.gather_columns(engine.runner.run(work).part_MV).tolist()
     for one in work:
         scheduler.remove(one.sequence)
     return [row for _, row in sorted(zip((one.sequence.id for one in work), found, strict=True))]
@@ -59,9 +69,10 @@ def write_answers(
     dtype: str = "float32",
     temperature: float = 0.0,
     speculative: bool = False,
+    fixed: bool = False,
 ) -> None:
     """Write this rank's answers to OUTPUT.rank."""
-    engine, found = answers(Path(model), attention, dtype, temperature, speculative)
+    engine, found = answers(Path(model), attention, dtype, temperature, speculative, fixed)
     assert bool(engine.verified) == speculative
     words = engine.ranks.broadcast(["x"] * 1000 if engine.ranks.rank == 0 else None)
     nothing = engine.ranks.broadcast(None)

@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from errors import (
     CheckpointError,
+    EngineError,
     LaunchError,
     LengthError,
     ModelError,
@@ -15,6 +17,9 @@ from errors import (
 )
 from ref_dsinfer.engine import Engine
 from ref_dsinfer.options import EngineOptions
+from ref_dsinfer.sampler import Scores
+from ref_dsinfer.scheduler import ScheduledTokens
+from tests.ref_dsinfer.conftest import written
 
 VOCABULARY = 96
 
@@ -161,6 +166,47 @@ def test_an_id_is_open_once(engine: Engine) -> None:
 def test_options_that_cannot_be_used_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         EngineOptions(**options)
+
+
+@pytest.mark.parametrize("speculative", [False, True])
+def test_a_warm_up_changes_no_answer(tmp_path: Path, speculative: bool) -> None:
+    model = written(tmp_path, mtp=True)
+    engine = Engine(model, device="cpu", dtype="float32", threads=1, speculative=speculative)
+    answers = []
+    for warm_up in (False, True):
+        if warm_up:
+            engine.runner.warm_up(tokens=21, sequences=4)
+        for number in range(4):
+            engine.add(number, prompt(number, 9 + number), 12)
+        answers.append(finish(engine, list(range(4))))
+    assert answers[0] == answers[1]
+
+
+def test_a_step_that_does_not_fit_in_memory_is_run_again_in_parts(
+    random_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model's memory is taken to hold six tokens' activations."""
+    engine = Engine(random_model, EngineOptions("cpu", "float32", threads=1))
+    for number in range(5):
+        engine.add(number, prompt(number, 7), 8)
+    expected = finish(engine, list(range(5)))
+    run = engine.runner.run
+
+    def run_small(scheduled: list[ScheduledTokens]) -> Scores:
+        if sum(item.count for item in scheduled) > limit:
+            raise torch.OutOfMemoryError
+        return run(scheduled)
+
+    monkeypatch.setattr(engine.runner, "run", run_small)
+    limit = 6
+    for number in range(5):
+        engine.add(number, prompt(number, 7), 8)
+    assert finish(engine, list(range(5))) == expected
+    assert engine.scheduler.preempted
+    limit = 0
+    engine.add(1, prompt(1, 7), 8)
+    with pytest.raises(EngineError, match="lower --max-running"):
+        finish(engine, [1])
 
 
 def test_options_may_be_given_by_name(random_model: Path) -> None:

@@ -7,11 +7,12 @@ import pytest
 
 from errors import UsageError
 from ref_dsinfer.engine import Engine
-from ref_dsinfer.graphs import Decoder, padded_sizes
+from ref_dsinfer.graphs import padded_sizes
 from ref_dsinfer.options import EngineOptions
+from tests.ref_dsinfer.conftest import written
 
 
-def answers(model: Path, padded: bool) -> dict[int, list[int]]:
+def answers(model: Path, padded: bool, speculative: bool = False) -> dict[int, list[int]]:
     """Of requests that come and go, over a cache so small that some have to start over."""
     options = EngineOptions(
         device="cpu",
@@ -21,11 +22,11 @@ def answers(model: Path, padded: bool) -> dict[int, list[int]]:
         block_size=8,
         cache_tokens=200,
         threads=1,
+        speculative=speculative,
     )
     engine = Engine(model, options)
     if padded:
-        runner = engine.runner
-        runner.decoder = Decoder(runner.model, runner.cache, runner.padding_block, 5, 100)
+        engine.runner.fix_shapes(5, 100)
     chance = random.Random(3)
     found: dict[int, list[int]] = {}
     step = 0
@@ -38,6 +39,7 @@ def answers(model: Path, padded: bool) -> dict[int, list[int]]:
             found[output.id] += output.token_ids
         step += 1
     assert engine.scheduler.preempted
+    assert bool(engine.verified) == speculative
     [pool] = engine.scheduler.pools
     assert pool.free == pool.blocks
     return found
@@ -45,6 +47,12 @@ def answers(model: Path, padded: bool) -> dict[int, list[int]]:
 
 def test_padded_steps_give_the_same_tokens(random_model: Path) -> None:
     assert answers(random_model, padded=True) == answers(random_model, padded=False)
+
+
+def test_padded_steps_draft_and_verify_the_same_tokens(tmp_path: Path) -> None:
+    model = written(tmp_path, mtp=True)
+    plain = answers(model, padded=False, speculative=True)
+    assert answers(model, padded=True, speculative=True) == plain == answers(model, padded=False)
 
 
 @pytest.mark.parametrize("most", [1, 3, 64, 100, 512, 700])

@@ -120,7 +120,7 @@ def test_every_position_of_a_prompt_is_right(
     while ours.scheduler.busy:
         work = ours.scheduler.schedule()
         with torch.inference_mode():
-            batch = ours.runner.batch(work, sum(one.count for one in work))
+            batch = ours.runner.batch(work, [sum(one.count for one in work)])
             hidden = ours.runner.model(batch, ours.runner.cache)
             logits = ours.runner.model.logits(hidden).split([one.count for one in work])
         for one, part in zip(work, logits, strict=True):
@@ -132,11 +132,13 @@ def test_every_position_of_a_prompt_is_right(
         torch.testing.assert_close(torch.cat(parts), theirs(peer, prompt), rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("earlier", [0, 1, 8, 37])
 def test_absorbed_attention_agrees_with_unabsorbed(
-    random_model: Path, bench: "type[Bench]", whole: bool
+    random_model: Path, bench: "type[Bench]", earlier: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of the tokens of a sequence, each decoded as if it were a sequence of its own."""
+    """Of the tokens of a sequence behind `earlier` ones, each decoded as if it were a sequence of
+    its own; the earlier ones in chunks."""
+    monkeypatch.setattr("ref_dsinfer.attention.CONTEXT_CHUNK", 8)
     ours = bench(random_model, (1,), block_size=64)
     config, attention = ours.config, ours.runner.model.layers[1].self_attn
     assert isinstance(attention, Attention)
@@ -147,9 +149,11 @@ def test_absorbed_attention_agrees_with_unabsorbed(
     latents = torch.randn(length, config.latent_dim)
     cache = ours.runner.cache
     cache.write(1, block * 64 + torch.arange(length), latents)
-    rows = None if whole else block * 64 + torch.arange(length)
-    unabsorbed = attention.unabsorbed(q_nope, q_rope, latents, cache, (Prefill(length, rows),))
-    decodes = Decodes(torch.full((length, 1), block), torch.arange(1, length + 1))
+    q_nope, q_rope = q_nope[earlier:], q_rope[earlier:]
+    count = length - earlier
+    prefill = Prefill(count, block * 64 + torch.arange(earlier) if earlier else None)
+    unabsorbed = attention.unabsorbed(q_nope, q_rope, latents[earlier:], cache, (prefill,))
+    decodes = Decodes(torch.full((count, 1), block), torch.arange(earlier + 1, length + 1))
     absorbed = attention.absorbed(q_nope, q_rope, cache.blocks(1), decodes)
     assert unabsorbed.abs().max() > 0.5
     torch.testing.assert_close(absorbed, unabsorbed, rtol=0, atol=2e-5)

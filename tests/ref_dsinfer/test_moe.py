@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.layers import Weight
 from ref_dsinfer.model import Model
-from ref_dsinfer.moe import Experts, Gate, MoE, route
+from ref_dsinfer.moe import NO_EXPERT, Experts, Gate, MoE, route
 from ref_dsinfer.parallel import RankInfo, Ranks
 
 CPU = torch.device("cpu")
@@ -179,3 +179,17 @@ def test_v2_models_load_without_a_bias(tmp_path: Path, write_model: Callable[...
     assert gate.e_score_correction_bias is None
     weights, _ = gate(torch.randn(5, config.hidden))
     torch.testing.assert_close(weights.sum(-1), torch.full((5,), config.routed_scale))
+
+
+def test_padding_belongs_to_no_expert(random_model: Path, config: ModelConfig) -> None:
+    """Rows of zeros would all choose the same experts."""
+    ranks = Ranks(RankInfo(), CPU)
+    moe = Model.load(random_model, config, torch.float32, ranks, 64).layers[-1].mlp
+    assert isinstance(moe, MoE)
+    x_TD, real_T = torch.randn(6, config.hidden), torch.tensor([1, 1, 0, 0, 1, 0]).bool()
+    x_TD[~real_T] = 0
+    _, experts_TA = moe.gate(x_TD, real_T)
+    assert (experts_TA[~real_T] == NO_EXPERT).all()
+    assert (experts_TA[real_T] >= 0).all()
+    torch.testing.assert_close(moe(x_TD, real_T)[real_T], moe(x_TD[real_T]), rtol=0, atol=1e-6)
+    assert not moe.experts(x_TD, *moe.gate(x_TD, real_T))[~real_T].any()

@@ -16,6 +16,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from data.samples import read_frame
 from errors import LaunchError, ParallelError, UsageError
 from ref_dsinfer import fp8, parallel
 from ref_dsinfer.config import ModelConfig
@@ -24,6 +25,7 @@ from ref_dsinfer.parallel import RankInfo, Ranks, check, choose_device
 from tests.effort import cases
 
 ANSWERS = Path(__file__).with_name("rank_answers.py")
+CLOSE = Path(__file__).with_name("rank_close.py")
 SCHEDULES = Path(__file__).with_name("rank_schedules.py")
 ROOT = Path(__file__).parents[2]
 NODES = ROOT / "requirements" / "torchrun-nodes"  # as setup.sh copies it into environments
@@ -119,7 +121,7 @@ def two_ranks(
         (random_model, folder / "tp drawn", "tp", "bfloat16", 0.8),
         (random_model, folder / "dp drawn", "dp", "bfloat16", 0.8),
         (folder / "fp8", folder / "dp of fp8", "dp"),
-        (folder / "drafting", folder / "drafts", "tp", "float32", 0.0, True),
+        (folder / "drafting", folder / "drafts", "tp", "float32", 0.0, True, True),
         (folder / "drafting", folder / "drafts drawn", "tp", "float32", 0.8, True),
     )
     return folder
@@ -136,7 +138,9 @@ def test_four_ranks_give_the_tokens_of_one(
     attention: str, random_model: Path, alone: Found, tmp_path: Path
 ) -> None:
     convert(random_model, tmp_path / "converted", 4)
-    answer(4, (tmp_path / "converted", tmp_path / "answers", attention))
+    fixed = attention == "dp"  # the shapes of CUDA graphs
+    case = (tmp_path / "converted", tmp_path / "answers", attention, "float32", 0.0, False, fixed)
+    answer(4, case)
     assert read(4, tmp_path / "answers").same_as(alone)
 
 
@@ -329,3 +333,17 @@ def test_a_gpu_that_is_not_there_is_refused() -> None:
     assert choose_device("auto", RankInfo()) == torch.device("cpu")
     with pytest.raises(UsageError, match="no GPU"):
         choose_device("cuda", RankInfo())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["captured", "stuck"])
+def test_results_do_not_wait_for_the_process_groups(kind: str, tmp_path: Path) -> None:
+    """NCCL's communicators can't be destroyed before the CUDA graphs that hold them."""
+    tiny, output = ROOT / "data" / "tiny", tmp_path / "answers.pkl"
+    code, _, err = run(
+        *(CLOSE, 2, kind, "--model", tiny / "model", "--device", "cpu", "--num-samples", 4),
+        *("--input-file", tiny / "final_output.pkl", "--output-file", output),
+    )
+    assert code == 0, err
+    assert len(read_frame(output)) == 4
+    assert ("could not be destroyed" in err) == (kind == "stuck")

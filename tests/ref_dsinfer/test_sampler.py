@@ -3,9 +3,11 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ref_dsinfer.parallel import RankInfo, Ranks
-from ref_dsinfer.sampler import sample
+from ref_dsinfer.sampler import Scores, greedy, sample
 from ref_dsinfer.sequence import Sequence
 
 ALONE = Ranks(RankInfo(), torch.device("cpu"))
@@ -16,10 +18,41 @@ def sequence(number: int = 0, seed: int = 0, **sampling: Any) -> Sequence:
     return Sequence(number, (1,), 1, seed=seed, **sampling)
 
 
+def scores(logits_NV: torch.Tensor) -> Scores:
+    return Scores(logits_NV, greedy(logits_NV, ALONE), list(range(len(logits_NV))))
+
+
 def test_greedy_takes_the_lowest_of_equals() -> None:
     logits = torch.full((2, 5000), 1.0)
     logits[0, 3000:] = 2.0
-    assert sample(logits, [(sequence(), 0), (sequence(), 0)], ALONE) == [3000, 0]
+    assert sample(scores(logits), [(sequence(), 0), (sequence(), 0)], ALONE) == [3000, 0]
+
+
+class Parts(Ranks):
+    """A rank that knows all ranks' parts of the logits."""
+
+    def __init__(self, rank: int, parts: tuple[torch.Tensor, ...]) -> None:
+        super().__init__(RankInfo(), torch.device("cpu"))
+        self.rank, self.world_size, self.parts = rank, len(parts), parts
+
+    def gather_columns(self, part_NV: torch.Tensor) -> torch.Tensor:
+        best, ids = zip(*(part.max(dim=-1) for part in self.parts), strict=True)
+        pairs = [
+            torch.stack([value.double(), index.double() + rank * self.parts[0].shape[1]], dim=-1)
+            for rank, (value, index) in enumerate(zip(best, ids, strict=True))
+        ]
+        torch.testing.assert_close(pairs[self.rank], part_NV, rtol=0, atol=0)
+        return torch.cat(pairs, dim=1)
+
+
+@given(st.lists(st.lists(st.integers(0, 3), min_size=12, max_size=12), min_size=1, max_size=4))
+def test_greedy_over_parts_of_the_vocabulary_is_greedy_over_the_whole(
+    rows: list[list[int]],
+) -> None:
+    logits = torch.tensor(rows).float()
+    parts = logits.split(4, dim=1)
+    for rank in range(3):
+        assert greedy(parts[rank], Parts(rank, parts)).tolist() == logits.argmax(dim=-1).tolist()
 
 
 @pytest.mark.parametrize(
@@ -37,7 +70,7 @@ def test_draws_follow_temperature_and_top_p(
 ) -> None:
     count = 4000
     places = [(sequence(n, temperature=temperature, top_p=top_p), 0) for n in range(count)]
-    drawn = Counter(sample(LOGITS.expand(count, -1), places, ALONE))
+    drawn = Counter(sample(scores(LOGITS.expand(count, -1)), places, ALONE))
     for token, share in enumerate(expected):
         assert drawn[token] / count == pytest.approx(share, abs=0.03 if share else 0)
 
@@ -47,7 +80,9 @@ def test_a_draw_depends_on_seed_and_id_and_on_nothing_else_in_the_batch() -> Non
         one = sequence(number, seed, temperature=1.0)
         rest = [sequence(900 + n, temperature=float(n % 2)) for n in range(others)]
         batch = LOGITS.expand(others + 1, -1)
-        return [sample(batch, [*((s, 0) for s in rest), (one, n)], ALONE)[-1] for n in range(40)]
+        return [
+            sample(scores(batch), [*((s, 0) for s in rest), (one, n)], ALONE)[-1] for n in range(40)
+        ]
 
     assert draws(7, 0, others=0) == draws(7, 0, others=5)
     assert draws(7, 0, others=0) != draws(8, 0, others=0)
@@ -56,7 +91,9 @@ def test_a_draw_depends_on_seed_and_id_and_on_nothing_else_in_the_batch() -> Non
 
 def test_the_draw_of_a_place_is_the_same_whenever_it_is_made() -> None:
     one, other = (sequence(7, temperature=1.0) for _ in range(2))
-    together = sample(LOGITS.expand(40, -1), [(one, place) for place in range(40)], ALONE)
-    again = [sample(LOGITS[None], [(other, place)], ALONE)[0] for place in (*range(30, 40), 3)]
+    together = sample(scores(LOGITS.expand(40, -1)), [(one, place) for place in range(40)], ALONE)
+    again = [
+        sample(scores(LOGITS[None]), [(other, place)], ALONE)[0] for place in (*range(30, 40), 3)
+    ]
     assert again == [*together[30:], together[3]]
     assert len(set(together)) > 2
