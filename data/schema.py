@@ -5,6 +5,7 @@ official file, of the endpoints benchmark's parquet of the same rows (`input_tok
 `tok_input`, and no `text_input`), and those that this project adds.
 """
 
+import argparse
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -164,6 +165,10 @@ def table() -> str:
 
 
 def main() -> None:
+    """Print the table."""
+    argparse.ArgumentParser(
+        prog="python -m data.schema", description="Print all columns as tables in Markdown."
+    ).parse_args()
     print(table())
 
 

@@ -56,6 +56,6 @@ if __name__ == "__main__":
     KIND = sys.argv.pop(1)
     if KIND == "stuck":
         parallel.SHUTDOWN_S = 1.0
-    Engine.__init__ = load_with_graph  # type: ignore[method-assign, assignment]
+    Engine.__init__ = load_with_graph  # type: ignore[method-assign]
     dist.destroy_process_group = destroy_when_released
     entrypoint.run(main)
