@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ref_dsinfer.fp8 import E4M3, LARGEST, SMALLEST_AMAX
 from ref_dsinfer.keys import FP8_BLOCK
+from ref_dsinfer.kernels.devices import is_blackwell
 
 BLOCK = tl.constexpr(FP8_BLOCK)
 PROGRAMS = 264  # to launch at least: two for each of an H100's 132 processors
@@ -38,7 +39,7 @@ def _exact(w, dtype: tl.constexpr):
     return w.to(dtype)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _product(
     x_ptr,  # [tokens, IN]
     x_scale_ptr,  # [tokens, IN / 128]
@@ -205,7 +206,7 @@ def _tile(
     tl.store(y_TO, tl.trans(sum_OT).to(y_ptr.dtype.element_ty), mask=stored)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["size"])
 def _add_up(parts_ptr, y_ptr, size, PARTS: tl.constexpr, WIDTH: tl.constexpr):
     """y [size] = the sum of PARTS rows, in their order."""
     at = tl.program_id(0).to(tl.int64) * WIDTH + tl.arange(0, WIDTH)
@@ -215,7 +216,7 @@ def _add_up(parts_ptr, y_ptr, size, PARTS: tl.constexpr, WIDTH: tl.constexpr):
     tl.store(y_ptr + at, total.to(y_ptr.dtype.element_ty), mask=at < size)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _quantise(
     x_ptr,
     q_ptr,
@@ -295,15 +296,16 @@ def product(
     if not rows:
         return y
     tiles = matrices * -(-outs // FP8_BLOCK)
+    most = most_rows(x_TI.itemsize, is_blackwell(x_TI.device))
     splits = 1
     if ends_E is None:
-        tall = _tile_rows(rows, x_TI.itemsize)
+        tall = _tile_rows(rows, most)
         row_tiles = -(-rows // tall)
         if rows <= SPLIT_ROWS:
             splits = _splits(tiles, -(-columns // FP8_BLOCK))
     else:
         expected = rows if expected is None else expected
-        tall = group_tile_rows(expected, groups, x_TI.itemsize)
+        tall = group_tile_rows(expected, groups, most)
         row_tiles = min((expected if strided(tall) else rows) // tall + groups, rows)
     parts = y if splits == 1 else y.new_empty(splits, *y.shape, dtype=torch.float32)
     warps, stages = launch(tall, weight.itemsize, x_TI.itemsize)
@@ -342,19 +344,25 @@ def strided(tall: int) -> bool:
     return tall > 16
 
 
-def group_tile_rows(rows: int, groups: int, x_bytes: int) -> int:
+def group_tile_rows(rows: int, groups: int, most: int) -> int:
     """Rows of x a program takes where `rows` fall to `groups` by chance: most groups fit one tile.
 
     A group of m rows on average has seldom more than m + 2 √m.
     """
     mean = rows / groups
-    return _tile_rows(math.ceil(mean + 2 * math.sqrt(mean)), x_bytes)
+    return _tile_rows(math.ceil(mean + 2 * math.sqrt(mean)), most)
 
 
-def _tile_rows(rows: int, x_bytes: int) -> int:
-    """Rows of x a program takes: a power of 2 that holds them all, within a program's registers."""
-    most = {1: 64, 2: 128, 4: 32}[x_bytes]
+def _tile_rows(rows: int, most: int) -> int:
+    """Rows of x a program takes: a power of 2 that holds them all, up to `most`."""
     return min(max(16, triton.next_power_of_2(rows)), most)
+
+
+def most_rows(x_bytes: int, blackwell: bool) -> int:
+    """Rows of x that a program has registers for, by the bytes of an item."""
+    if x_bytes == 1:
+        return 32 if blackwell else 64
+    return 128 if x_bytes == 2 else 32
 
 
 def _splits(tiles: int, blocks: int) -> int:

@@ -19,7 +19,7 @@ SORT_BLOCK = 1024  # pairs a program looks at together
 WIDE = 1024  # columns of a row that a program takes
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pairs", "first"])
 def _sort(
     experts_ptr,  # [pairs]
     tokens_ptr,  # [pairs]: the token of each local pair, sorted by expert
@@ -53,7 +53,7 @@ def _sort(
     tl.store(ends_ptr + tl.program_id(0), placed)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _gated(
     gate_up_ptr,  # [rows, 2 · INNER]
     inner_ptr,  # [rows, INNER]
