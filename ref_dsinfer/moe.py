@@ -25,13 +25,37 @@ class Gate(nn.Module):
             parameter((config.experts,), torch.float32) if config.routing_bias else None
         )
 
-    def forward(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns (weights [T, A] fp32, experts [T, A] int64), in no particular order."""
-        return route(F.linear(x_TD.float(), self.weight), self.e_score_correction_bias, self.config)
+    def forward(self, x_TD: Tensor, real_T: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Returns (weights [T, A] fp32, experts [T, A]), in no particular order. See `route`."""
+        logits_TE = F.linear(x_TD.float(), self.weight)
+        return route(logits_TE, self.e_score_correction_bias, self.config, real_T)
 
 
-def route(logits_TE: Tensor, bias_E: Tensor | None, config: ModelConfig) -> tuple[Tensor, Tensor]:
-    """Top experts by group. The bias affects only the choice; weights are the plain scores."""
+def route(
+    logits_TE: Tensor,
+    bias_E: Tensor | None,
+    config: ModelConfig,
+    real_T: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Top experts by group. The bias affects only the choice; weights are the plain scores.
+
+    Tokens that `real_T`, bool, says are padding get the number behind the last expert's, which no
+    rank has.
+    """
+    if logits_TE.is_cuda:
+        from ref_dsinfer.kernels import routing  # Triton is installed only where GPUs are used
+
+        return routing.route(logits_TE, bias_E, config, real_T)
+    return plain_route(logits_TE, bias_E, config, real_T)
+
+
+def plain_route(
+    logits_TE: Tensor,
+    bias_E: Tensor | None,
+    config: ModelConfig,
+    real_T: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The definition of `route`, on any device."""
     scores_TE = logits_TE.sigmoid() if config.scoring == "sigmoid" else logits_TE.softmax(dim=-1)
     choice_TE = scores_TE if bias_E is None else scores_TE + bias_E
     if config.groups > 1:
@@ -46,6 +70,8 @@ def route(logits_TE: Tensor, bias_E: Tensor | None, config: ModelConfig) -> tupl
     weights_TA = scores_TE.gather(1, experts_TA)
     if config.normalise_weights:
         weights_TA = weights_TA / (weights_TA.sum(dim=-1, keepdim=True) + 1e-20)
+    if real_T is not None:
+        experts_TA = experts_TA.masked_fill(~real_T[:, None], config.experts)
     return weights_TA * config.routed_scale, experts_TA
 
 
@@ -64,7 +90,7 @@ class Experts(nn.Module):
     def forward(self, x_TD: Tensor, weights_TA: Tensor, experts_TA: Tensor) -> Tensor:
         """Weighted sum of the chosen experts of this rank, fp32 [T, D].
 
-        An id that is no expert's, such as `NO_EXPERT`, adds nothing.
+        Pairs whose number is no expert's (padding's) are left out.
         """
         on_gpu = x_TD.is_cuda
         if on_gpu:
@@ -127,5 +153,6 @@ class MoE(nn.Module):
         shared = config.shared_experts * config.expert_intermediate
         self.shared_experts = MLP(config, shared, dtype, ranks)
 
-    def forward(self, x_TD: Tensor) -> Tensor:
-        return self.experts(x_TD, *self.gate(x_TD)) + self.shared_experts(x_TD)
+    def forward(self, x_TD: Tensor, real_T: Tensor | None = None) -> Tensor:
+        """`real_T`, bool, says which tokens are no padding: only these have experts."""
+        return self.experts(x_TD, *self.gate(x_TD, real_T)) + self.shared_experts(x_TD)

@@ -6,22 +6,32 @@ do: there fp16 and fp32 stand in, and values are quantised by the definition.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.kernels import R1
 from ref_dsinfer import fp8, gemm
 from ref_dsinfer.attention import plain
-from ref_dsinfer.kernels import block_fp8, experts, mla
+from ref_dsinfer.kernels import block_fp8, experts, mla, routing
 from ref_dsinfer.layers import plain_gated
-from ref_dsinfer.moe import plain_combine, plain_sort
+from ref_dsinfer.moe import plain_combine, plain_route, plain_sort
 from tests.effort import cases
+
 
 # A weight's shape [..., out, in], rows of x. Edges of blocks, stacks, and sums in several parts.
 DENSE = (((200, 300), 4), ((2, 64, 256), 20), ((576, 1300), 33), ((128, 128), 1), ((128, 640), 70))
 ENDS = ([0, 3, 3, 20, 30], [0] * 5, [40] * 5, [1, 2, 3, 4, 5])  # of 40 rows, for five experts
 # Tokens, experts, those of a token, this rank's first and how many are its own.
 EXPERTS = ((9, 16, 4, 4, 4), (300, 8, 8, 0, 8), (5, 256, 8, 224, 32), (7, 64, 2, 32, 32))
+ROUTINGS: tuple[dict[str, Any], ...] = (
+    {},
+    {"experts": 20, "groups": 1, "kept_groups": 1, "active_experts": 3},
+    {"experts": 36, "groups": 3, "kept_groups": 2, "active_experts": 6, "scoring": "softmax"},
+    {"experts": 4, "groups": 4, "kept_groups": 3, "active_experts": 2, "normalise_weights": False},
+)
 # Sequences, heads, kept, rotated, a block's places, blocks each.
 ATTENTION = ((3, 4, 64, 16, 16, 7), (1, 16, 512, 64, 64, 3), (5, 70, 48, 20, 8, 9))
 
@@ -81,6 +91,25 @@ def check_experts(device: str, dtype: torch.dtype) -> None:
         combined = experts.combine(y, places_TA, weights)
         expected = plain_combine(y[:pairs].float(), places_TA, weights)
         _close(combined, expected, torch.tensor(16.0), torch.float32)
+
+
+def check_routing(device: str) -> None:
+    """R1's routing, and others: no groups, no bias, sizes that are no powers of 2."""
+    for changes in ROUTINGS:
+        config = replace(R1, **changes)
+        logits = torch.randn(40, config.experts, device=device)
+        bias = torch.randn(config.experts, device=device) * 0.05 - 7
+        real = torch.rand(40, device=device) < 0.7
+        for own_bias, mask in ((bias, real), (bias, None), (None, real)):
+            weights, chosen = routing.route(logits, own_bias, config, mask)
+            expected, expected_chosen = plain_route(logits, own_bias, config, mask)
+            order, expected_order = chosen.long().argsort(), expected_chosen.argsort()
+            kept = slice(None) if mask is None else mask
+            assert torch.equal(
+                chosen.long().gather(1, order), expected_chosen.gather(1, expected_order)
+            )
+            found = weights.gather(1, order)[kept]
+            torch.testing.assert_close(found, expected.gather(1, expected_order)[kept])
 
 
 def check_unscaled_groups(device: str, dtype: torch.dtype) -> None:
@@ -144,7 +173,10 @@ def _close(found: Tensor, expected: Tensor, bound: Tensor, dtype: torch.dtype) -
 
 
 def in_the_interpreter() -> None:
-    checks: list[Callable[[], None]] = [lambda: check_rounding("cpu", exact=False)]
+    checks: list[Callable[[], None]] = [
+        lambda: check_rounding("cpu", exact=False),
+        lambda: check_routing("cpu"),
+    ]
     for dtype in (torch.float16, torch.float32)[: cases(1, 2)]:
         checks.append(lambda dtype=dtype: check_unscaled_groups("cpu", dtype))
         checks.append(lambda dtype=dtype: check_experts("cpu", dtype))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.layers import Weight
-from ref_dsinfer.moe import Experts, route
+from ref_dsinfer.moe import Experts, MoE, route
 from ref_dsinfer.parallel import RankInfo, Ranks
 
 CPU = torch.device("cpu")
@@ -88,6 +88,21 @@ def test_groups_with_negative_biased_scores_stay_out(config: ModelConfig) -> Non
     bias = torch.full((8,), -5.0)
     _, experts = route(torch.tensor([[0.0, 0, 0, 0, 3, 3, 0, 0]]), bias, shaped)
     assert sorted(experts[0].tolist()) == [4, 5]
+
+
+def test_padding_is_given_no_expert_and_adds_nothing(config: ModelConfig) -> None:
+    torch.manual_seed(2)
+    ranks = Ranks(RankInfo(), CPU)
+    moe = MoE(config, torch.float32, ranks)
+    for parameter in moe.parameters():
+        parameter.data.normal_()
+    x = torch.randn(6, config.hidden)
+    real = torch.tensor([True, False, True, True, False, False])
+    _, experts = moe.gate(x, real)
+    assert (experts[~real] == config.experts).all()
+    assert (experts[real] < config.experts).all()
+    torch.testing.assert_close(moe(x, real)[real], moe(x)[real])
+    assert torch.equal(moe(x, real)[~real], moe.shared_experts(x[~real]).float())
 
 
 def test_a_bias_near_seven_is_kept_in_fp32_by_a_bf16_model(tmp_path: Path, write_model) -> None:
