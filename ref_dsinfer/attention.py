@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ref_dsinfer import cpu_kernels
+from ref_dsinfer import cpu_kernels, kernels
 from ref_dsinfer.batch import Batch, Decodes, Prefill
 from ref_dsinfer.cache import PagedCache
 from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.layers import Linear, RMSNorm
 from ref_dsinfer.parallel import Ranks
-from ref_dsinfer.rope import rotate
+from ref_dsinfer.rope import plain_rotate, rotate
 
 LATENT_EPS = 1e-6  # of the latents' norms, whatever `rms_norm_eps` says, as in training
 
@@ -69,12 +69,8 @@ class Attention(nn.Module):
         q_nope, q_rope = q.unflatten(-1, (self.heads, -1)).split(
             [config.nope_dim, config.rope_dim], dim=-1
         )
-        q_rope = rotate(q_rope, rotations[:, None])
-        latent, k_rope = self.kv_a_proj_with_mqa(x_TD).split(
-            [config.kv_lora, config.rope_dim], dim=-1
-        )
-        latents = torch.cat([self.kv_a_layernorm(latent), rotate(k_rope, rotations)], dim=-1)
-        cache.write(self.layer, batch.slots_T, latents)
+        q_rope = rotate(q_rope, rotations)
+        latents = self.latents(self.kv_a_proj_with_mqa(x_TD), rotations, batch, cache)
         values = []
         decoded = 0
         if batch.decodes:
@@ -91,6 +87,23 @@ class Attention(nn.Module):
                 )
             )
         return self.o_proj((torch.cat(values) if len(values) > 1 else values[0]).flatten(1))
+
+    def latents(
+        self, x_TL: Tensor, rotations: Tensor, batch: Batch, cache: PagedCache
+    ) -> Tensor:
+        """The tokens' latents, normalised, and their keys, rotated, [T, L]; writes them into
+        `cache`."""
+        norm = self.kv_a_layernorm
+        if kernels.used(x_TL):
+            from ref_dsinfer.kernels import fused  # Triton is installed only where GPUs are used
+
+            blocks_BSL = cache.blocks(self.layer)
+            return fused.latents(
+                *(x_TL, norm.weight, norm.eps, rotations, blocks_BSL, batch.slots_T)
+            )
+        latents = plain_latents(x_TL, norm, rotations)
+        cache.write(self.layer, batch.slots_T, latents)
+        return latents
 
     def unabsorbed(
         self,
@@ -141,7 +154,7 @@ class Attention(nn.Module):
         """
         q_NHC = torch.bmm(q_NHK.transpose(0, 1), self.w_HKC).transpose(0, 1)
         q_NHL = torch.cat([q_NHC, q_NHR], dim=-1)
-        attended_NHC = kernel(q_NHL.device)(
+        attended_NHC = kernel(q_NHL)(
             *(q_NHL, blocks_BSL, decodes.tables_NM, decodes.lengths_N),
             *(self.config.kv_lora, self.config.softmax_scale),
         )
@@ -149,9 +162,15 @@ class Attention(nn.Module):
         return torch.bmm(attended_HNC, self.w_HWC.transpose(1, 2)).transpose(0, 1)
 
 
-def kernel(device: torch.device) -> Callable[[Tensor, Tensor, Tensor, Tensor, int, float], Tensor]:
-    """The fastest implementation of `plain` on a device."""
-    if device.type == "cuda":
+def plain_latents(x_TL: Tensor, norm: RMSNorm, rotations: Tensor) -> Tensor:
+    """The definition of `Attention.latents`, without the cache."""
+    latent, k_rope = x_TL.split([len(norm.weight), 2 * rotations.shape[-1]], dim=-1)
+    return torch.cat([norm.plain(latent), plain_rotate(k_rope, rotations)], dim=-1)
+
+
+def kernel(q_NHL: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor, int, float], Tensor]:
+    """The fastest implementation of `plain` for such queries."""
+    if kernels.used(q_NHL):
         from ref_dsinfer.kernels import mla  # Triton is installed only where GPUs are used
 
         return mla.attend

@@ -5,10 +5,9 @@ of this rank, D hidden, I intermediate.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ref_dsinfer import gemm
+from ref_dsinfer import gemm, kernels
 from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.layers import MLP, Weight, gated, parameter
 from ref_dsinfer.parallel import Ranks
@@ -27,7 +26,7 @@ class Gate(nn.Module):
 
     def forward(self, x_TD: Tensor, real_T: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Returns (weights [T, A] fp32, experts [T, A]), in no particular order. See `route`."""
-        logits_TE = F.linear(x_TD.float(), self.weight)
+        logits_TE = gemm.in_fp32(x_TD, self.weight)
         return route(logits_TE, self.e_score_correction_bias, self.config, real_T)
 
 
@@ -42,7 +41,7 @@ def route(
     Tokens that `real_T`, bool, says are padding get the number behind the last expert's, which no
     rank has.
     """
-    if logits_TE.is_cuda:
+    if kernels.used(logits_TE):
         from ref_dsinfer.kernels import routing  # Triton is installed only where GPUs are used
 
         return routing.route(logits_TE, bias_E, config, real_T)
@@ -92,17 +91,17 @@ class Experts(nn.Module):
 
         Pairs whose number is no expert's (padding's) are left out.
         """
-        on_gpu = x_TD.is_cuda
-        if on_gpu:
+        sort, combine = plain_sort, plain_combine
+        if kernels.used(x_TD):
             from ref_dsinfer.kernels import experts  # Triton is installed only where GPUs are used
+
+            sort, combine = experts.sort, experts.combine
         # Sorted by expert, so that each has one run of rows.
-        tokens_P, places_TA, ends_E = (experts.sort if on_gpu else plain_sort)(
-            experts_TA, self.first, self.count
-        )
+        tokens_P, places_TA, ends_E = sort(experts_TA, self.first, self.count)
         expected = experts_TA.numel() * self.count // self.total
         gate_up_PI = grouped(x_TD, self.gate_up_proj, ends_E, expected, tokens_P)
         y_PD = grouped(gated(gate_up_PI, ends_E), self.down_proj, ends_E, expected)
-        return (experts.combine if on_gpu else plain_combine)(y_PD, places_TA, weights_TA)
+        return combine(y_PD, places_TA, weights_TA)
 
 
 def grouped(

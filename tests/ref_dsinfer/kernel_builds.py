@@ -20,7 +20,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from ref_dsinfer.fp8 import LARGEST, SMALLEST_AMAX
-from ref_dsinfer.kernels import block_fp8, experts, mla
+from ref_dsinfer.kernels import block_fp8, experts, fused, mla, routing
 
 CAPABILITIES = (90, 100)
 SHARED = 227 * 1024  # bytes a program may have
@@ -84,9 +84,9 @@ def products(capability: int) -> Iterator[Variant]:
     for x, w in (("bf16", "fp8e4nv"), ("fp8e4nv", "fp8e4nv"), ("bf16", "bf16")):
         most = block_fp8.most_rows(BYTES[x], blackwell=capability == 100)
         talls = [tall for tall in (16, 32, 64, 128) if tall <= most]
-        # Dense, whole or in parts; 16 experts of a rank of 16, 32 and 256; rows gathered or not.
-        groups = [(0, 1, False), (0, 4, False)]
-        groups += [(count, 1, gathered) for count in (16, 32, 256) for gathered in (False, True)]
+        groups = [(0, 1, False), (0, 4, False)]  # dense, whole or in parts
+        if w == "fp8e4nv":  # 16 experts of a rank of 16, 32 or all; rows as they lie, or gathered
+            groups += [(count, 1, rows) for count in (16, 32, 256) for rows in (False, True)]
         for tall, (count, splits, gathered) in product(talls, groups):
             types = {"x_ptr": f"*{x}", "w_ptr": f"*{w}", "y_ptr": "*fp32" if splits > 1 else "*bf16"}
             types |= dict.fromkeys(("x_scale_ptr", "w_scale_ptr"), "*fp32")
@@ -131,18 +131,37 @@ def attention(capability: int) -> Iterator[Variant]:
 def around_experts() -> Iterator[Variant]:
     types = dict.fromkeys(("tokens_ptr", "places_ptr", "ends_ptr", "count_ptr"), "*i32")
     types |= dict.fromkeys(("gate_up_ptr", "inner_ptr", "y_ptr"), "*bf16")
-    types |= dict.fromkeys(("weights_ptr", "out_ptr"), "*fp32") | {"experts_ptr": "*i64"}
+    types |= dict.fromkeys(("weights_ptr", "out_ptr"), "*fp32") | {"experts_ptr": "*i32"}
     yield Variant(experts._sort, types, {"ACTIVE": 8, "BLOCK": experts.SORT_BLOCK})
     for counted in (False, True):
         yield Variant(experts._gated, types, {"COUNTED": counted, "BLOCK": experts.WIDE})
     yield Variant(experts._combine, types, {"ACTIVE": 8, "BLOCK": experts.WIDE})
 
 
+def around_others() -> Iterator[Variant]:
+    """Routing, norms and rotations: of hidden states, queries and latents."""
+    types = dict.fromkeys(("logits_ptr", "bias_ptr", "weights_ptr", "scale", "eps"), "fp32")
+    types |= {name: "*fp32" for name in types if name.endswith("ptr")}
+    types |= dict.fromkeys(("rotation_ptr", "rotations_ptr", "weight_ptr"), "*fp32")
+    types |= {"real_ptr": "*i1", "experts_ptr": "*i32", "slots_ptr": "*i64"}
+    values = ("x_ptr", "part_ptr", "sum_ptr", "out_ptr", "latents_ptr", "cache_ptr")
+    types |= dict.fromkeys(values, "*bf16")
+    fixed = {"GROUPS": 8, "SIZE": 32, "KEPT": 4, "ACTIVE": 8, "BIASED": True, "SIGMOID": True}
+    fixed |= {"NORMALISED": True, "BLOCK_G": 8, "BLOCK_S": 32, "BLOCK_A": 8}
+    for masked in (False, True):
+        yield Variant(routing._route, types, fixed | {"MASKED": masked}, warps=1)
+    for size, added in ((8192, True), (8192, False), (2048, False)):
+        warps = 8 if size > 2048 else 4
+        yield Variant(fused._norm, types, {"ADDED": added, "BLOCK": size}, warps)
+    yield Variant(fused._rotate, types, {"BLOCK_H": 16, "BLOCK_P": 32})
+    yield Variant(fused._latents, types, {"BLOCK_C": 512, "BLOCK_P": 32})
+
+
 def main(few: bool) -> None:
     """Build all variants, or one of each kernel."""
     for capability in CAPABILITIES:
         built = set()
-        of_both = chain(others_of_products(), around_experts())
+        of_both = chain(others_of_products(), around_experts(), around_others())
         for variant in chain(of_both, attention(capability), products(capability)):
             if not few or variant.kernel not in built:
                 variant.build(capability)

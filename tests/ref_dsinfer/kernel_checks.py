@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.kernels import R1
-from ref_dsinfer import fp8, gemm
-from ref_dsinfer.attention import plain
-from ref_dsinfer.kernels import block_fp8, experts, mla, routing
-from ref_dsinfer.layers import plain_gated
+from ref_dsinfer import fp8, gemm, rope
+from ref_dsinfer.attention import plain, plain_latents
+from ref_dsinfer.kernels import block_fp8, experts, fused, mla, routing
+from ref_dsinfer.layers import RMSNorm, plain_gated
 from ref_dsinfer.moe import plain_combine, plain_route, plain_sort
 from tests.effort import cases
 
@@ -97,9 +97,9 @@ def check_routing(device: str) -> None:
     """R1's routing, and others: no groups, no bias, sizes that are no powers of 2."""
     for changes in ROUTINGS:
         config = replace(R1, **changes)
-        logits = torch.randn(40, config.experts, device=device)
+        logits = torch.randn(9, config.experts, device=device)
         bias = torch.randn(config.experts, device=device) * 0.05 - 7
-        real = torch.rand(40, device=device) < 0.7
+        real = torch.rand(9, device=device) < 0.7
         for own_bias, mask in ((bias, real), (bias, None), (None, real)):
             weights, chosen = routing.route(logits, own_bias, config, mask)
             expected, expected_chosen = plain_route(logits, own_bias, config, mask)
@@ -112,8 +112,36 @@ def check_routing(device: str) -> None:
             torch.testing.assert_close(found, expected.gather(1, expected_order)[kept])
 
 
+def check_fused(device: str, dtype: torch.dtype) -> None:
+    """Norms and rotations, of rows that lie apart; slots of a cache in any order."""
+    for tokens, heads, kept, rotated in ((3, 16, 512, 64), (1, 20, 48, 12), (0, 4, 64, 16)):
+        norm = RMSNorm(kept, 1e-6)
+        norm.weight.data = torch.randn(kept, device=device)
+        x = torch.randn(tokens, 2 * kept, device=device).to(dtype)[:, kept:]
+        part = torch.randn(tokens, kept, device=device).to(dtype)
+        size = norm.weight.abs().amax() * 8
+        _close(fused.norm(x, norm.weight, norm.eps), norm.plain(x.float()), size, dtype)
+        total, normed = fused.add_norm(x, part, norm.weight, norm.eps)
+        expected_total, expected = norm.plain_added(x, part)
+        assert torch.equal(total, expected_total)
+        _close(normed, norm.plain(expected_total.float()), size, dtype)
+
+        rotations = torch.randn(tokens, rotated // 2, dtype=torch.complex64, device=device)
+        q = torch.randn(tokens, heads, 7 + rotated, device=device).to(dtype)[..., 7:]
+        turned = rope.plain_rotate(q.float(), rotations[:, None])
+        _close(fused.rotate(q, rotations), turned, torch.tensor(20.0), dtype)
+
+        x = torch.randn(tokens, kept + rotated, device=device).to(dtype)
+        cache = torch.zeros(4, 8, kept + rotated, device=device, dtype=dtype)
+        slots = torch.randperm(32, device=device)[:tokens]
+        found = fused.latents(x, norm.weight, norm.eps, rotations, cache, slots)
+        _close(found, plain_latents(x.float(), norm, rotations), size + 20, dtype)
+        assert torch.equal(cache.flatten(0, 1)[slots], found)
+        assert cache.count_nonzero() == found.count_nonzero()
+
+
 def check_unscaled_groups(device: str, dtype: torch.dtype) -> None:
-    """Experts whose weights are not quantised."""
+    """Experts whose weights are not quantised, and fp32 products of such weights."""
     weight = torch.randn(5, 2, 50, 96, device=device).to(dtype)
     x = torch.randn(40, 96, device=device).to(dtype)
     ends = torch.tensor(ENDS[0], dtype=torch.int32, device=device)
@@ -121,6 +149,8 @@ def check_unscaled_groups(device: str, dtype: torch.dtype) -> None:
     for number, (start, end) in enumerate(zip([0, *ENDS[0]], ENDS[0], strict=False)):
         expected = x[start:end].float() @ weight[number].flatten(0, 1).float().T
         _close(found[start:end], expected, torch.tensor(96.0), dtype)
+    logits = block_fp8.product(x, weight[0, 0], None, dtype=torch.float32)
+    _close(logits, x.float() @ weight[0, 0].float().T, torch.tensor(96.0), torch.float32)
 
 
 def check_rounding(device: str, exact: bool) -> None:
@@ -180,6 +210,7 @@ def in_the_interpreter() -> None:
     for dtype in (torch.float16, torch.float32)[: cases(1, 2)]:
         checks.append(lambda dtype=dtype: check_unscaled_groups("cpu", dtype))
         checks.append(lambda dtype=dtype: check_experts("cpu", dtype))
+        checks.append(lambda dtype=dtype: check_fused("cpu", dtype))
         checks.append(lambda dtype=dtype: check_attention("cpu", dtype))
         for arithmetic in gemm.ARITHMETICS:
             checks.append(lambda d=dtype, a=arithmetic: check_products("cpu", d, a))

@@ -9,8 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ref_dsinfer import gemm
 from ref_dsinfer.config import ModelConfig
-from ref_dsinfer.layers import Weight
+from ref_dsinfer.layers import Weight, narrow, parameter
 from ref_dsinfer.moe import Experts, MoE, route
 from ref_dsinfer.parallel import RankInfo, Ranks
 
@@ -103,6 +104,20 @@ def test_padding_is_given_no_expert_and_adds_nothing(config: ModelConfig) -> Non
     assert (experts[real] < config.experts).all()
     torch.testing.assert_close(moe(x, real)[real], moe(x)[real])
     assert torch.equal(moe(x, real)[~real], moe.shared_experts(x[~real]).float())
+
+
+def test_weights_are_kept_in_bf16_only_where_no_value_changes() -> None:
+    exact = parameter((4, 5), torch.float32)
+    exact.data = torch.randn(4, 5).bfloat16().float()
+    values = exact.data.clone()
+    narrow(exact)
+    assert exact.dtype == torch.bfloat16
+    assert torch.equal(exact.float(), values)
+    x = torch.randn(3, 5).bfloat16()
+    assert torch.equal(gemm.in_fp32(x, exact), torch.nn.functional.linear(x.float(), values))
+    exact.data = values + 2**-20
+    narrow(exact)
+    assert exact.dtype == torch.float32
 
 
 def test_a_bias_near_seven_is_kept_in_fp32_by_a_bf16_model(tmp_path: Path, write_model) -> None:
