@@ -159,7 +159,10 @@ class Attention(nn.Module):
             *(self.config.kv_lora, self.config.softmax_scale),
         )
         attended_HNC = attended_NHC.to(q_NHL.dtype).transpose(0, 1)
-        return torch.bmm(attended_HNC, self.w_HWC.transpose(1, 2)).transpose(0, 1)
+        values_NHW = q_NHL.new_empty(len(q_NHL), self.heads, self.config.v_dim)
+        # as the next product reads it: no copy
+        torch.bmm(attended_HNC, self.w_HWC.transpose(1, 2), out=values_NHW.transpose(0, 1))
+        return values_NHW
 
 
 def plain_latents(x_TL: Tensor, norm: RMSNorm, rotations: Tensor) -> Tensor:

@@ -86,8 +86,14 @@ class Experts(nn.Module):
         self.gate_up_proj = Weight(self.count, 2, inner, hidden, dtype=dtype, quantised=quantised)
         self.down_proj = Weight(self.count, hidden, inner, dtype=dtype, quantised=quantised)
 
-    def forward(self, x_TD: Tensor, weights_TA: Tensor, experts_TA: Tensor) -> Tensor:
-        """Weighted sum of the chosen experts of this rank, fp32 [T, D].
+    def forward(
+        self,
+        x_TD: Tensor,
+        weights_TA: Tensor,
+        experts_TA: Tensor,
+        shared_TD: Tensor | None = None,
+    ) -> Tensor:
+        """Weighted sum of the chosen experts of this rank, and `shared_TD`, fp32 [T, D].
 
         Pairs whose number is no expert's (padding's) are left out.
         """
@@ -101,7 +107,7 @@ class Experts(nn.Module):
         expected = experts_TA.numel() * self.count // self.total
         gate_up_PI = grouped(x_TD, self.gate_up_proj, ends_E, expected, tokens_P)
         y_PD = grouped(gated(gate_up_PI, ends_E), self.down_proj, ends_E, expected)
-        return combine(y_PD, places_TA, weights_TA)
+        return combine(y_PD, places_TA, weights_TA, shared_TD)
 
 
 def grouped(
@@ -131,15 +137,19 @@ def plain_sort(experts_TA: Tensor, first: int, count: int) -> tuple[Tensor, Tens
     return order_P[: ends_E[-1]] // experts_TA.shape[1], places_TA, ends_E
 
 
-def plain_combine(y_PD: Tensor, places_TA: Tensor, weights_TA: Tensor) -> Tensor:
-    """The weighted sum of each token's pairs, fp32 [T, D]; `y_PD` is sorted, `places_TA` says
-    how."""
-    if not len(y_PD):
-        return y_PD.new_zeros(len(places_TA), y_PD.shape[1], dtype=torch.float32)
-    weights_TA = weights_TA.masked_fill(places_TA < 0, 0)
-    y_TAD = y_PD.float()[places_TA.clamp(min=0)]
-    # in place: this is a step's largest tensor
-    return y_TAD.mul_(weights_TA[..., None]).sum(dim=1)
+def plain_combine(
+    y_PD: Tensor, places_TA: Tensor, weights_TA: Tensor, shared_TD: Tensor | None = None
+) -> Tensor:
+    """The weighted sum of each token's pairs, and `shared_TD`, fp32 [T, D]; `y_PD` is sorted,
+    `places_TA` says how."""
+    if len(y_PD):
+        weights_TA = weights_TA.masked_fill(places_TA < 0, 0)
+        y_TAD = y_PD.float()[places_TA.clamp(min=0)]
+        # in place: this is a step's largest tensor
+        sum_TD = y_TAD.mul_(weights_TA[..., None]).sum(dim=1)
+    else:
+        sum_TD = y_PD.new_zeros(len(places_TA), y_PD.shape[1], dtype=torch.float32)
+    return sum_TD if shared_TD is None else sum_TD + shared_TD
 
 
 class MoE(nn.Module):
@@ -154,4 +164,4 @@ class MoE(nn.Module):
 
     def forward(self, x_TD: Tensor, real_T: Tensor | None = None) -> Tensor:
         """`real_T`, bool, says which tokens are no padding: only these have experts."""
-        return self.experts(x_TD, *self.gate(x_TD, real_T)) + self.shared_experts(x_TD)
+        return self.experts(x_TD, *self.gate(x_TD, real_T), self.shared_experts(x_TD))

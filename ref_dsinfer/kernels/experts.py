@@ -80,8 +80,10 @@ def _combine(
     y_ptr,  # [pairs, D]
     places_ptr,  # [T, ACTIVE]
     weights_ptr,  # [T, ACTIVE]
+    shared_ptr,  # [T, D]
     out_ptr,  # [T, D]
     D,
+    SHARED: tl.constexpr,  # shared_ptr is read
     ACTIVE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -93,6 +95,9 @@ def _combine(
         place = tl.load(places_ptr + pair).to(tl.int64)
         y = tl.load(y_ptr + place * D + column, mask=(place >= 0) & (column < D), other=0.0)
         total += tl.load(weights_ptr + pair) * y.to(tl.float32)
+    if SHARED:
+        shared = tl.load(shared_ptr + token * D + column, mask=column < D, other=0.0)
+        total += shared.to(tl.float32)
     tl.store(out_ptr + token * D + column, total, mask=column < D)
 
 
@@ -126,14 +131,18 @@ def gated(gate_up: Tensor, ends_E: Tensor | None = None) -> Tensor:
     return out
 
 
-def combine(y_PD: Tensor, places_TA: Tensor, weights_TA: Tensor) -> Tensor:
+def combine(
+    y_PD: Tensor, places_TA: Tensor, weights_TA: Tensor, shared_TD: Tensor | None = None
+) -> Tensor:
     """`moe.plain_combine` in one kernel."""
     tokens, active = places_TA.shape
     width = y_PD.shape[1]
     out_TD = y_PD.new_empty(tokens, width, dtype=torch.float32)
     if tokens:
         _combine[(tokens, triton.cdiv(width, WIDE))](
-            *(y_PD, places_TA, weights_TA.contiguous(), out_TD, width),
+            *(y_PD, places_TA, weights_TA.contiguous()),
+            *(y_PD if shared_TD is None else shared_TD.contiguous(), out_TD, width),
+            SHARED=shared_TD is not None,
             ACTIVE=active,
             BLOCK=WIDE,
         )

@@ -135,7 +135,10 @@ def around_experts() -> Iterator[Variant]:
     yield Variant(experts._sort, types, {"ACTIVE": 8, "BLOCK": experts.SORT_BLOCK})
     for counted in (False, True):
         yield Variant(experts._gated, types, {"COUNTED": counted, "BLOCK": experts.WIDE})
-    yield Variant(experts._combine, types, {"ACTIVE": 8, "BLOCK": experts.WIDE})
+    types |= {"shared_ptr": "*bf16"}
+    for shared in (False, True):
+        fixed = {"ACTIVE": 8, "BLOCK": experts.WIDE, "SHARED": shared}
+        yield Variant(experts._combine, types, fixed)
 
 
 def around_others() -> Iterator[Variant]:

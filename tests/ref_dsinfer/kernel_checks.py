@@ -88,9 +88,10 @@ def check_experts(device: str, dtype: torch.dtype) -> None:
         y = torch.randn(tokens * active, 1100, device=device).to(dtype)
         y[pairs:] = torch.nan
         weights = torch.rand(tokens, active, device=device)
-        combined = experts.combine(y, places_TA, weights)
-        expected = plain_combine(y[:pairs].float(), places_TA, weights)
-        _close(combined, expected, torch.tensor(16.0), torch.float32)
+        for shared in (None, torch.randn(tokens, 1100, device=device).to(dtype)):
+            combined = experts.combine(y, places_TA, weights, shared)
+            expected = plain_combine(y[:pairs].float(), places_TA, weights, shared)
+            _close(combined, expected, torch.tensor(16.0), torch.float32)
 
 
 def check_routing(device: str) -> None:

@@ -34,6 +34,17 @@ def test_kernels_compute_their_definitions_in_the_interpreter() -> None:
     run("tests.ref_dsinfer.kernel_checks", TRITON_INTERPRET="1")
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_kernels_at_the_widths_of_r1_and_beyond_32_bits() -> None:
+    run("tests.ref_dsinfer.kernel_widths", timeout=580, TRITON_INTERPRET="1")
+
+
+@pytest.mark.timeout(120)
+def test_a_layer_of_kernels_computes_the_plain_layer_in_few_launches() -> None:
+    run("tests.ref_dsinfer.kernel_layers", timeout=100, TRITON_INTERPRET="1")
+
+
 @pytest.mark.timeout(120)
 def test_one_variant_of_each_kernel_compiles_for_hopper_and_blackwell() -> None:
     run("tests.ref_dsinfer.kernel_builds", "--few", timeout=100, TRITON_INTERPRET="0")
