@@ -19,6 +19,7 @@ from ref_dsinfer import cpu_kernels, kernels
 from ref_dsinfer.batch import Batch, Decodes, Prefill
 from ref_dsinfer.cache import PagedCache
 from ref_dsinfer.config import ModelConfig
+from ref_dsinfer.keys import FP8_BLOCK
 from ref_dsinfer.layers import Linear, RMSNorm
 from ref_dsinfer.parallel import Ranks
 from ref_dsinfer.rope import plain_rotate, rotate
@@ -48,13 +49,34 @@ class Attention(nn.Module):
         self.kv_a_layernorm = RMSNorm(config.kv_lora, LATENT_EPS)
         self.kv_b_proj = linear(self.heads * (config.nope_dim + config.v_dim), config.kv_lora)
         self.o_proj = linear(config.hidden, self.heads * config.v_dim)
+        self.q_kv_a_proj: Linear | None = None  # in place of q_a_proj and kv_a_proj_with_mqa
 
     def prepare(self) -> None:
-        """Call once after loading: dequantizes kv_b and splits it into key and value halves."""
+        """Call once after loading: dequantizes kv_b and splits it into key and value halves; for
+        GPUs, makes one matrix of q_a and kv_a."""
+        if self.config.q_lora is not None and kernels.used(self.q_a_proj.weight):
+            self.stack()
         self.unfold = self.kv_b_proj.matrix()
         del self.kv_b_proj
         split = [self.config.nope_dim, self.config.v_dim]
         self.w_HKC, self.w_HWC = self.unfold.unflatten(0, (self.heads, -1)).split(split, dim=1)
+
+    def stack(self) -> None:
+        """Replace q_a and kv_a by one matrix, unless an fp8 block would have rows of both."""
+        parts = self.q_a_proj, self.kv_a_proj_with_mqa
+        if self.config.fp8 and len(parts[0].weight) % FP8_BLOCK:
+            return
+        with torch.device("meta"):
+            stacked = Linear(
+                *(sum(len(part.weight) for part in parts), self.config.hidden),
+                dtype=parts[0].dtype,
+                quantised=self.config.fp8,
+            )
+        for name, _ in stacked.named_parameters():
+            values = torch.cat([getattr(part, name) for part in parts])
+            setattr(stacked, name, nn.Parameter(values, requires_grad=False))
+        self.q_kv_a_proj = stacked
+        del self.q_a_proj, self.kv_a_proj_with_mqa
 
     def forward(self, x_TD: Tensor, rotations: Tensor, batch: Batch, cache: PagedCache) -> Tensor:
         """Attention output [T, D]; writes the tokens' latents into `cache`. `rotations`:
@@ -62,15 +84,21 @@ class Attention(nn.Module):
         if not len(x_TD):  # only other ranks have tokens in this step
             return x_TD
         config = self.config
-        if config.q_lora is None:
-            q = self.q_proj(x_TD)
+        if self.q_kv_a_proj is not None:
+            sizes = [config.q_lora, config.latent_dim]
+            q_a, kv_a = self.q_kv_a_proj(x_TD).split(sizes, dim=-1)
         else:
-            q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x_TD)))
+            q_a = x_TD if config.q_lora is None else self.q_a_proj(x_TD)
+            kv_a = self.kv_a_proj_with_mqa(x_TD)
+        if config.q_lora is None:
+            q = self.q_proj(q_a)
+        else:
+            q = self.q_b_proj(self.q_a_layernorm(q_a))
         q_nope, q_rope = q.unflatten(-1, (self.heads, -1)).split(
             [config.nope_dim, config.rope_dim], dim=-1
         )
         q_rope = rotate(q_rope, rotations)
-        latents = self.latents(self.kv_a_proj_with_mqa(x_TD), rotations, batch, cache)
+        latents = self.latents(kv_a, rotations, batch, cache)
         values = []
         decoded = 0
         if batch.decodes:
@@ -88,9 +116,7 @@ class Attention(nn.Module):
             )
         return self.o_proj((torch.cat(values) if len(values) > 1 else values[0]).flatten(1))
 
-    def latents(
-        self, x_TL: Tensor, rotations: Tensor, batch: Batch, cache: PagedCache
-    ) -> Tensor:
+    def latents(self, x_TL: Tensor, rotations: Tensor, batch: Batch, cache: PagedCache) -> Tensor:
         """The tokens' latents, normalised, and their keys, rotated, [T, L]; writes them into
         `cache`."""
         norm = self.kv_a_layernorm

@@ -75,12 +75,13 @@ def _rotate(
 
 @triton.jit
 def _latents(
-    x_ptr,  # [T, C + R]
+    x_ptr,  # [T, C + R], row after row at `stride`
     weight_ptr,  # [C]
     rotations_ptr,  # [T, R]: cosine and sine of each pair
     slots_ptr,  # [T]
     latents_ptr,  # [T, C + R]
     cache_ptr,  # [slots, C + R]
+    stride,
     C,
     R,
     eps,
@@ -91,9 +92,10 @@ def _latents(
     token = tl.program_id(0).to(tl.int64)
     row = token * (C + R)
     cached = tl.load(slots_ptr + token).to(tl.int64) * (C + R)
+    x_ptr += token * stride
     column = tl.arange(0, BLOCK_C)
     real = column < C
-    x = tl.load(x_ptr + row + column, mask=real, other=0.0).to(tl.float32)
+    x = tl.load(x_ptr + column, mask=real, other=0.0).to(tl.float32)
     x *= tl.math.rsqrt(tl.sum(x * x, 0) / C + eps)
     x *= tl.load(weight_ptr + column, mask=real, other=0.0)
     x = x.to(latents_ptr.dtype.element_ty)
@@ -102,7 +104,7 @@ def _latents(
 
     pair = tl.arange(0, BLOCK_P)
     real = pair < R // 2
-    first, second = _turned(x_ptr + row + C, rotations_ptr + token * R, pair, real)
+    first, second = _turned(x_ptr + C, rotations_ptr + token * R, pair, real)
     first = first.to(latents_ptr.dtype.element_ty)
     second = second.to(latents_ptr.dtype.element_ty)
     place = C + 2 * pair
@@ -167,14 +169,14 @@ def latents(
     """`attention.plain_latents` in one kernel."""
     assert blocks_BSL.is_contiguous()
     assert blocks_BSL.dtype == x_TL.dtype
-    x_TL = x_TL.contiguous()
-    latents_TL = torch.empty_like(x_TL)
+    assert x_TL.stride(1) == 1
+    latents_TL = x_TL.new_empty(x_TL.shape)
     kept = len(weight)
     rotated = x_TL.shape[1] - kept
     if len(x_TL):
         _latents[(len(x_TL),)](
             *(x_TL, weight, torch.view_as_real(rotations).contiguous(), slots_T),
-            *(latents_TL, blocks_BSL, kept, rotated, eps),
+            *(latents_TL, blocks_BSL, x_TL.stride(0), kept, rotated, eps),
             BLOCK_C=triton.next_power_of_2(kept),
             BLOCK_P=triton.next_power_of_2(rotated // 2),
         )

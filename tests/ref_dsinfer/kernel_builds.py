@@ -88,7 +88,11 @@ def products(capability: int) -> Iterator[Variant]:
         if w == "fp8e4nv":  # 16 experts of a rank of 16, 32 or all; rows as they lie, or gathered
             groups += [(count, 1, rows) for count in (16, 32, 256) for rows in (False, True)]
         for tall, (count, splits, gathered) in product(talls, groups):
-            types = {"x_ptr": f"*{x}", "w_ptr": f"*{w}", "y_ptr": "*fp32" if splits > 1 else "*bf16"}
+            types = {
+                "x_ptr": f"*{x}",
+                "w_ptr": f"*{w}",
+                "y_ptr": "*fp32" if splits > 1 else "*bf16",
+            }
             types |= dict.fromkeys(("x_scale_ptr", "w_scale_ptr"), "*fp32")
             types |= dict.fromkeys(("ends_ptr", "tokens_ptr"), "*i32")
             kinds = "e4m3.e4m3" if x == "fp8e4nv" else "bf16.bf16"
