@@ -90,10 +90,7 @@ class Attention(nn.Module):
         else:
             q_a = x_TD if config.q_lora is None else self.q_a_proj(x_TD)
             kv_a = self.kv_a_proj_with_mqa(x_TD)
-        if config.q_lora is None:
-            q = self.q_proj(q_a)
-        else:
-            q = self.q_b_proj(self.q_a_layernorm(q_a))
+        q = self.q_proj(q_a) if config.q_lora is None else self.q_b_proj(self.q_a_layernorm(q_a))
         q_nope, q_rope = q.unflatten(-1, (self.heads, -1)).split(
             [config.nope_dim, config.rope_dim], dim=-1
         )

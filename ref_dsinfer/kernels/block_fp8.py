@@ -19,8 +19,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ref_dsinfer.fp8 import E4M3, LARGEST, SMALLEST_AMAX
-from ref_dsinfer.keys import FP8_BLOCK
 from ref_dsinfer.kernels.devices import is_blackwell
+from ref_dsinfer.keys import FP8_BLOCK
 
 BLOCK = tl.constexpr(FP8_BLOCK)
 PROGRAMS = 264  # to launch at least: two for each of an H100's 132 processors

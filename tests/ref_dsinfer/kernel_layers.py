@@ -1,5 +1,5 @@
-"""Whole layers in Triton's interpreter (TRITON_INTERPRET=1) against their plain definitions, and how
-many kernels a decode step launches.
+"""Whole layers in Triton's interpreter (TRITON_INTERPRET=1) against their plain definitions, and
+how many kernels a decode step launches.
 
     TRITON_INTERPRET=1 python -m tests.ref_dsinfer.kernel_layers
 """
@@ -28,11 +28,11 @@ CONFIG = replace(SMALL, layers=2, experts=16, dense_intermediate=256, q_lora=128
 BLOCK = 16
 TOLERANCE = 5e-4  # of the largest value
 # Operators that launch nothing: views, and memory that is not filled.
-VIEWS = (
-    "view _unsafe_view transpose expand unsqueeze squeeze slice select split split_with_sizes t"
-    " permute as_strided detach alias view_as_complex view_as_real empty new_empty empty_like"
-    " empty_strided unbind chunk is_same_size"
-).split()
+VIEWS = {
+    *("view", "_unsafe_view", "transpose", "expand", "unsqueeze", "squeeze", "slice", "select"),
+    *("split", "split_with_sizes", "t", "permute", "as_strided", "detach", "alias", "unbind"),
+    *("view_as_real", "empty", "new_empty", "empty_like", "empty_strided"),
+}
 # The most that a layer of R1 launches in a decode step of a rank of eight, without collectives.
 MOST = {"dense": 22, "mixture": 30}
 

@@ -1,5 +1,5 @@
-"""The kernels at R1's true sizes, in Triton's interpreter (TRITON_INTERPRET=1): 256 experts, most of
-them without rows, 16 and 128 heads, no rows at all, and offsets beyond 2^31 elements.
+"""The kernels at R1's true sizes, in Triton's interpreter (TRITON_INTERPRET=1): 256 experts, most
+of them without rows, 16 and 128 heads, no rows at all, and offsets beyond 2^31 elements.
 
 The large tensors are zeros that take no memory but where they are written to.
 """
@@ -102,12 +102,12 @@ def check_no_rows() -> None:
     assert block_fp8.quantise_rows(none)[0].shape == (0, 256)
     block_fp8.product(torch.randn(3, 256), weight, scale, ends)
     nothing = torch.full((3, 8), 256)
-    tokens, places, ends = experts.sort(nothing, 224, 32)
+    _, places, ends = experts.sort(nothing, 224, 32)
     assert (places == -1).all()
     assert not ends.any()
     experts.gated(torch.randn(24, 256), ends)
     assert not experts.combine(torch.full((24, 256), torch.nan), places, torch.rand(3, 8)).any()
-    tokens, places, ends = experts.sort(nothing[:0], 224, 32)
+    _, places, ends = experts.sort(nothing[:0], 224, 32)
     assert not ends.any()
     assert experts.combine(none, places, torch.rand(0, 8)).shape == (0, 256)
     assert routing.route(torch.empty(0, 256), None, R1, None)[1].shape == (0, 8)

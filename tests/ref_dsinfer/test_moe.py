@@ -95,8 +95,8 @@ def test_padding_is_given_no_expert_and_adds_nothing(config: ModelConfig) -> Non
     torch.manual_seed(2)
     ranks = Ranks(RankInfo(), CPU)
     moe = MoE(config, torch.float32, ranks)
-    for parameter in moe.parameters():
-        parameter.data.normal_()
+    for weight in moe.parameters():
+        weight.data.normal_()
     x = torch.randn(6, config.hidden)
     real = torch.tensor([True, False, True, True, False, False])
     _, experts = moe.gate(x, real)
