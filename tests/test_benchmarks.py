@@ -84,5 +84,5 @@ def test_it_prints_its_figures(name: str, options: tuple[str, ...], figures: str
 
 def test_every_kernel_that_is_measured_can_be_called() -> None:
     printed = run("kernels", "--check", TRITON_INTERPRET="1").splitlines()
-    assert len(printed) == 11
+    assert len(printed) == 15
     assert all(line.endswith(": runs") for line in printed)
