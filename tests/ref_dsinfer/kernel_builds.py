@@ -27,7 +27,8 @@ SHARED = 227 * 1024  # bytes a program may have
 REGISTERS = 255  # of a thread
 TOOLS = Path(triton.__path__[0]) / "backends/nvidia/bin"
 BYTES = {"bf16": 2, "fp8e4nv": 1, "fp32": 4}
-ALIGNED = ("OUT", "IN", "INNER", "D")  # sizes that are multiples of 16 in R1
+# Arguments that are multiples of 16 in R1.
+ALIGNED = {"OUT", "IN", "INNER", "D", "C", "R", "size", "stride", "token_stride", "head_stride"}
 
 
 @dataclass(frozen=True)
