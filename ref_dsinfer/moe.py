@@ -12,6 +12,8 @@ from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.layers import MLP, Weight, gated, parameter
 from ref_dsinfer.parallel import Ranks
 
+NO_EXPERT = -1  # of rows that are padding
+
 
 class Gate(nn.Module):
     """Chooses each token's experts. In fp32: rounding the bias alone would change the choice."""
@@ -38,8 +40,7 @@ def route(
 ) -> tuple[Tensor, Tensor]:
     """Top experts by group. The bias affects only the choice; weights are the plain scores.
 
-    Tokens that `real_T`, bool, says are padding get the number behind the last expert's, which no
-    rank has.
+    Tokens that are padding by `real_T`, bool, are given `NO_EXPERT`, which no rank has.
     """
     if kernels.used(logits_TE):
         from ref_dsinfer.kernels import routing  # Triton is installed only where GPUs are used
@@ -70,7 +71,7 @@ def plain_route(
     if config.normalise_weights:
         weights_TA = weights_TA / (weights_TA.sum(dim=-1, keepdim=True) + 1e-20)
     if real_T is not None:
-        experts_TA = experts_TA.masked_fill(~real_T[:, None], config.experts)
+        experts_TA = experts_TA.where(real_T[:, None], NO_EXPERT)
     return weights_TA * config.routed_scale, experts_TA
 
 
@@ -95,7 +96,7 @@ class Experts(nn.Module):
     ) -> Tensor:
         """Weighted sum of the chosen experts of this rank, and `shared_TD`, fp32 [T, D].
 
-        Pairs whose number is no expert's (padding's) are left out.
+        Pairs of `NO_EXPERT` are left out.
         """
         sort, combine = plain_sort, plain_combine
         if kernels.used(x_TD):

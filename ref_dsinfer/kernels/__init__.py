@@ -13,5 +13,6 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def used(x: Tensor) -> bool:
-    """Whether Triton kernels compute on a tensor, rather than the plain definitions."""
-    return x.is_cuda or INTERPRETED
+    """Whether Triton kernels compute on a tensor, rather than the plain definitions: everywhere but
+    on CPUs. On the meta device, which has no values, they can be counted."""
+    return x.device.type != "cpu" or INTERPRETED

@@ -77,7 +77,7 @@ def _route(
     if NORMALISED:
         weight_A /= tl.sum(weight_A, 0) + 1e-20
     if MASKED:
-        expert_A = tl.where(tl.load(real_ptr + token) != 0, expert_A, GROUPS * SIZE)
+        expert_A = tl.where(tl.load(real_ptr + token) != 0, expert_A, -1)  # moe.NO_EXPERT
     at_A = token * ACTIVE + number_A
     tl.store(weights_ptr + at_A, weight_A * scale, mask=number_A < ACTIVE)
     tl.store(experts_ptr + at_A, expert_A, mask=number_A < ACTIVE)

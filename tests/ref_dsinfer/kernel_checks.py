@@ -17,7 +17,7 @@ from ref_dsinfer import fp8, gemm, rope
 from ref_dsinfer.attention import plain, plain_latents
 from ref_dsinfer.kernels import block_fp8, experts, fused, mla, routing
 from ref_dsinfer.layers import RMSNorm, plain_gated
-from ref_dsinfer.moe import plain_combine, plain_route, plain_sort
+from ref_dsinfer.moe import NO_EXPERT, plain_combine, plain_route, plain_sort
 from tests.effort import cases
 
 # A weight's shape [..., out, in], rows of x. Edges of blocks, stacks, and sums in several parts.
@@ -70,9 +70,9 @@ def check_experts(device: str, dtype: torch.dtype) -> None:
     in the last case no token chooses this rank's experts."""
     for tokens, total, active, first, count in EXPERTS:
         chosen = torch.rand(tokens, total, device=device).topk(active).indices
-        chosen[::3] = total
+        chosen[::3] = NO_EXPERT
         if (tokens, total) == EXPERTS[-1][:2]:
-            chosen %= first
+            chosen[chosen >= first] = 0
         sorted_P, places_TA, ends_E = plain_sort(chosen, first, count)
         pairs = len(sorted_P)
         found = experts.sort(chosen, first, count)

@@ -12,7 +12,7 @@ from ref_dsinfer import cache, fp8, gemm, rope
 from ref_dsinfer.attention import plain, plain_latents
 from ref_dsinfer.kernels import block_fp8, experts, fused, mla, routing
 from ref_dsinfer.layers import RMSNorm
-from ref_dsinfer.moe import plain_combine, plain_sort
+from ref_dsinfer.moe import NO_EXPERT, plain_combine, plain_sort
 
 CPU = torch.device("cpu")
 TOLERANCE = 5e-4  # of the largest value
@@ -37,7 +37,7 @@ def stacked(shape: tuple[int, ...], numbers: list[int]) -> tuple[Tensor, Tensor,
 
 def check_experts() -> None:
     """Of two tokens' four pairs one has no expert; the third token is padding."""
-    chosen = torch.tensor([[147, 255], [255, 256], [256, 256]])
+    chosen = torch.tensor([[147, 255], [255, NO_EXPERT], [NO_EXPERT, NO_EXPERT]])
     weights = torch.rand(3, 2)
     tokens, places, ends = experts.sort(chosen, 0, R1.experts)
     expected_tokens, expected_places, expected_ends = plain_sort(chosen, 0, R1.experts)
@@ -101,7 +101,7 @@ def check_no_rows() -> None:
     assert block_fp8.product(none, weight, scale, ends).shape == (0, 256)
     assert block_fp8.quantise_rows(none)[0].shape == (0, 256)
     block_fp8.product(torch.randn(3, 256), weight, scale, ends)
-    nothing = torch.full((3, 8), 256)
+    nothing = torch.full((3, 8), NO_EXPERT)
     _, places, ends = experts.sort(nothing, 224, 32)
     assert (places == -1).all()
     assert not ends.any()
