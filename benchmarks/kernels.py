@@ -8,7 +8,8 @@ them, without the other ranks, on random weights; `--json` writes what `roofline
     python benchmarks/kernels.py [--json FILE]
     TRITON_INTERPRET=1 python benchmarks/kernels.py --check
 
-`--check` makes every call once, at small shapes and without times, on a CPU.
+`--check` makes every call once, at small shapes and without times, on a CPU, in fp32: Triton's
+interpreter does not multiply bf16.
 """
 
 import argparse
@@ -26,12 +27,14 @@ if __name__ == "__main__":  # the packages of this tree, and none of the files b
     sys.path[0] = str(Path(__file__).parents[1])
 
 from benchmarks import roofline
+from benchmarks.r1 import R1
 from ref_dsinfer import fp8_format, gemm, rope
 from ref_dsinfer.batch import Batch, Decodes
 from ref_dsinfer.cache import PagedCache
-from ref_dsinfer.config import ModelConfig, Yarn
-from ref_dsinfer.layers import Weight
+from ref_dsinfer.config import ModelConfig
+from ref_dsinfer.layers import RMSNorm, Weight, gated, narrow
 from ref_dsinfer.model import Layer
+from ref_dsinfer.moe import Experts, MoE, route
 from ref_dsinfer.parallel import RankInfo, Ranks
 from ref_dsinfer.rounding import ceil_div
 
@@ -39,36 +42,9 @@ NO_GPU = 3  # exit code
 RANKS = 8
 BLOCK = 64  # tokens
 L2 = 256 * 2**20  # bytes, more than any L2 cache holds
-R1 = ModelConfig(
-    vocab_size=roofline.VOCABULARY,
-    hidden=roofline.HIDDEN,
-    dense_intermediate=roofline.DENSE_INNER,
-    expert_intermediate=roofline.INNER,
-    layers=4,
-    dense_layers=1,
-    heads=roofline.HEADS,
-    q_lora=roofline.Q_LORA,
-    kv_lora=roofline.KV_LORA,
-    nope_dim=roofline.NOPE,
-    rope_dim=roofline.ROPE,
-    v_dim=roofline.V_DIM,
-    experts=roofline.EXPERTS,
-    shared_experts=1,
-    active_experts=roofline.ACTIVE,
-    groups=8,
-    kept_groups=4,
-    routed_scale=2.5,
-    scoring="sigmoid",
-    routing_bias=True,
-    normalise_weights=True,
-    eps=1e-6,
-    rope_theta=10_000.0,
-    yarn=Yarn(factor=40.0, original_length=4096, mscale_all_dim=1.0),
-    max_positions=163_840,
-    fp8=True,
-)
+SLICE = replace(R1, layers=4, dense_layers=1)
 SMALL = replace(
-    R1,
+    SLICE,
     hidden=256,
     dense_intermediate=1024,
     expert_intermediate=128,
@@ -81,8 +57,7 @@ SMALL = replace(
 )
 # Dense products of a rank of eight, [out, in].
 DENSE = {
-    "q_a": (1536, 7168),
-    "kv_a": (576, 7168),
+    "q_a, kv_a": (2112, 7168),
     "q_b": (3072, 1536),
     "o": (7168, 2048),
     "shared gate, up": (512, 7168),
@@ -96,12 +71,13 @@ class Bench:
     """What is measured, and where. With `timed` False each call is made once, and no time is."""
 
     device: torch.device
-    config: ModelConfig = R1
+    config: ModelConfig = SLICE
     context: int = 4096  # tokens
     dense: Mapping[str, tuple[int, int]] = field(default_factory=lambda: DENSE)
     batches: tuple[int, ...] = (16, 64, 128, 256)
     attention_batches: tuple[tuple[int, int], ...] = ((128, 16), (32, 128))  # and heads
     timed: bool = True
+    dtype: torch.dtype = torch.bfloat16
 
     def seconds(self, calls: Sequence[Callable[[], object]], repeats: int = 20) -> float:
         """Of one call, on average over all of them, replayed as one graph."""
@@ -148,34 +124,65 @@ class Bench:
 
         width = self.config.latent_dim
         shape = (batch * self.context // BLOCK, BLOCK, width)
-        blocks = torch.randn(shape, device=self.device, dtype=torch.bfloat16)
-        q = torch.randn(batch, heads, width, device=self.device, dtype=torch.bfloat16)
+        blocks = self.activations(*shape)
+        q = self.activations(batch, heads, width)
         see = self.decode_inputs(batch)
         kept, scale = self.config.kv_lora, self.config.softmax_scale
         call = partial(mla.attend, q, blocks, see.tables_NM, see.lengths_N, kept, scale)
         return self.seconds([call]), blocks.nbytes + q.nbytes + batch * heads * kept * 2
 
     def experts(self, batch: int, arithmetic: gemm.Arithmetic) -> tuple[float, float]:
-        """Seconds and bytes of a rank's experts: both products, each expert chosen as often."""
-        count = self.config.experts // RANKS
-        gate_up, down = (
-            self.weights(count, 2, self.config.expert_intermediate, self.config.hidden),
-            self.weights(count, self.config.hidden, self.config.expert_intermediate),
-        )
-        x = torch.randn(batch, self.config.hidden, device=self.device, dtype=torch.bfloat16)
-        pairs = batch * self.config.active_experts // RANKS
-        inner = torch.randn(
-            pairs, self.config.expert_intermediate, device=self.device, dtype=torch.bfloat16
-        )
-        tokens = torch.randint(batch, (pairs,), device=self.device)
-        ends = (torch.arange(1, count + 1, device=self.device) * pairs // count).int()
+        """Seconds and bytes of a rank's experts with all that surrounds them, tokens spread over
+        all experts by chance."""
+        config = self.config
+        with torch.device("meta"):
+            module = Experts(config, self.dtype, self.ranks)
+        for weight in (module.gate_up_proj, module.down_proj):
+            weight.arithmetic = arithmetic
+            values, scale = self.weights(*weight.weight.shape)
+            weight.weight = nn.Parameter(values, requires_grad=False)
+            weight.weight_scale_inv = nn.Parameter(scale, requires_grad=False)
+        x = self.activations(batch, config.hidden)
+        chosen = torch.rand(batch, config.experts, device=self.device)
+        chosen = chosen.topk(config.active_experts).indices
+        weights = torch.rand(batch, config.active_experts, device=self.device)
+        touched = roofline.experts_touched(batch) / config.experts
+        read = sum(parameter.nbytes for parameter in module.parameters()) * touched
+        read += x.nbytes + batch * config.hidden * 4
+        return self.seconds([partial(module, x, weights, chosen, x)]), read
 
-        def both() -> None:
-            gemm.grouped(x, *gate_up, ends, tokens, arithmetic)
-            gemm.grouped(inner, *down, ends, None, arithmetic)
+    @property
+    def ranks(self) -> Ranks:
+        """One of eight, which sends nothing."""
+        ranks = Ranks(RankInfo(), self.device)
+        ranks.world_size = RANKS
+        return ranks
 
-        read = sum(part.nbytes for part in (*gate_up, *down)) * min(1.0, pairs / count)
-        return self.seconds([both]), read
+    def activations(self, *shape: int) -> Tensor:
+        return torch.randn(shape, device=self.device, dtype=self.dtype)
+
+    def small(self, batch: int) -> dict[str, tuple[float, float]]:
+        """Seconds and bytes of the kernels between the products."""
+        config = self.config
+        x = self.activations(batch, config.hidden)
+        norm = RMSNorm(config.hidden, config.eps).to(self.device)
+        norm.weight.data.fill_(1)
+        logits = torch.randn(batch, config.experts, device=self.device)
+        q = self.activations(batch, config.heads // RANKS, config.nope_dim + config.rope_dim)
+        rotations = torch.ones(batch, config.rope_dim // 2, dtype=torch.complex64).to(self.device)
+        gate_up = self.activations(batch, 2 * config.expert_intermediate)
+        gate = torch.randn(config.experts, config.hidden, device=self.device).to(self.dtype)
+        calls: dict[str, tuple[Callable[[], object], int]] = {
+            "add and norm": (partial(norm.added, x, x), 4 * x.nbytes),
+            "rotation": (
+                partial(rope.rotate, q[..., config.nope_dim :], rotations),
+                2 * batch * q.shape[1] * config.rope_dim * q.itemsize,
+            ),
+            "silu and product": (partial(gated, gate_up), gate_up.nbytes * 3 // 2),
+            "gate": (partial(gemm.in_fp32, x, gate), gate.nbytes + x.nbytes + logits.nbytes),
+            "routing": (partial(route, logits, None, config), logits.nbytes),
+        }
+        return {name: (self.seconds([call]), read) for name, (call, read) in calls.items()}
 
     def product(
         self, shape: tuple[int, int], batch: int, arithmetic: gemm.Arithmetic
@@ -183,7 +190,7 @@ class Bench:
         """Seconds and bytes of one product."""
         count = ceil_div(L2, shape[0] * shape[1]) if self.timed else 1
         copies = [self.weights(*shape) for _ in range(count)]
-        x = torch.randn(batch, shape[1], device=self.device, dtype=torch.bfloat16)
+        x = self.activations(batch, shape[1])
         calls = [partial(gemm.dense, x, weight, scale, arithmetic) for weight, scale in copies]
         took = self.seconds(calls)
         return took, shape[0] * shape[1] + 2 * batch * sum(shape)
@@ -195,12 +202,9 @@ class Slice:
     def __init__(self, bench: Bench, arithmetic: gemm.Arithmetic) -> None:
         self.bench = bench
         config, device = bench.config, bench.device
-        ranks = Ranks(RankInfo(), device)
-        ranks.world_size = RANKS  # for the sizes; from then on alone, so that nothing is sent
+        ranks = bench.ranks  # for the sizes; from then on alone, so that nothing is sent
         with torch.device("meta"):
-            layers = [
-                Layer(config, number, torch.bfloat16, ranks) for number in range(config.layers)
-            ]
+            layers = [Layer(config, number, bench.dtype, ranks) for number in range(config.layers)]
         ranks.world_size = 1
         modules = nn.ModuleList(layers).to_empty(device=device)
         for parameter in modules.parameters():
@@ -215,6 +219,10 @@ class Slice:
         self.layers = layers
         for layer in layers:
             layer.self_attn.prepare()
+            if isinstance(layer.mlp, MoE):
+                gate = layer.mlp.gate.weight
+                gate.data = gate.data.bfloat16().float()  # as the checkpoint's are
+                narrow(gate)
         for module in modules.modules():
             if isinstance(module, Weight):
                 module.arithmetic = arithmetic
@@ -225,11 +233,11 @@ class Slice:
         """Seconds and bytes of a decode step through the first so many layers."""
         config, device, context = self.bench.config, self.bench.device, self.bench.context
         see = self.bench.decode_inputs(batch)
-        cache = PagedCache(config, see.tables_NM.numel(), BLOCK, torch.bfloat16, device)
+        cache = PagedCache(config, see.tables_NM.numel(), BLOCK, self.bench.dtype, device)
         rows = see.tables_NM[:, -1] * BLOCK + BLOCK - 1
         ids = torch.zeros(batch, dtype=torch.int64, device=device)
         step = Batch(ids, ids, rows, see, (), width=batch)
-        x = torch.randn(batch, config.hidden, device=device, dtype=torch.bfloat16)
+        x = self.bench.activations(batch, config.hidden)
         rotations = self.rotation.expand(batch, -1)
 
         def run() -> None:
@@ -270,6 +278,9 @@ def run(bench: Bench, arithmetic: gemm.Arithmetic, times: Path | None) -> None:
     for name, shape in bench.dense.items():
         for batch in bench.batches:
             line(f"{name} {list(shape)}, batch {batch}", *bench.product(shape, batch, arithmetic))
+    for batch in bench.batches:
+        for name, (took, read) in bench.small(batch).items():
+            line(f"{name}, batch {batch}", took, read)
     layers = Slice(bench, arithmetic)
     found = {}
     for batch in bench.batches:
@@ -293,7 +304,9 @@ def main() -> None:
     args = parser.parse_args()
     if args.check:
         small = dict.fromkeys(DENSE, (128, 256))
-        bench = Bench(torch.device("cpu"), SMALL, 128, small, (8,), ((2, 16),), timed=False)
+        bench = Bench(
+            torch.device("cpu"), SMALL, 128, small, (8,), ((2, 16),), False, torch.float32
+        )
         run(bench, args.gemm, None)
         return
     if not torch.cuda.is_available():

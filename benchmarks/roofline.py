@@ -38,8 +38,8 @@ LATENTS = R1.latent_dim * 2  # bytes of a token and layer, bf16
 Q_A_KV_A = HIDDEN * (Q_LORA + KV_LORA + ROPE)
 BY_HEAD = HEADS * (Q_LORA * (NOPE + ROPE) + V_DIM * HIDDEN)
 KV_B = HEADS * (NOPE + V_DIM) * KV_LORA * 2  # bytes: unfolded once, kept in bf16
-GATE = EXPERTS * HIDDEN * 4  # bytes, fp32
-HEAD = VOCABULARY * HIDDEN * 4  # bytes, fp32
+GATE = EXPERTS * HIDDEN * 2  # bytes: R1's are exact in bf16
+HEAD = VOCABULARY * HIDDEN * 2  # bytes, the same
 FP8_SCALES = 1 + 4 / 128**2  # bytes a value, its share of a block's scale included
 
 

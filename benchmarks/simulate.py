@@ -33,7 +33,9 @@ from ref_dsinfer import memory
 from ref_dsinfer.attention import Attention
 from ref_dsinfer.batch import Batch, Decodes, Prefill
 from ref_dsinfer.cache import PagedCache
+from ref_dsinfer.layers import Head
 from ref_dsinfer.model import Model
+from ref_dsinfer.moe import Gate
 from ref_dsinfer.sampler import greedy
 from ref_dsinfer.scheduler import STEP_TOKENS, ceil_div
 
@@ -194,6 +196,8 @@ class Simulation:
         for module in model.modules():
             if isinstance(module, Attention):
                 module.prepare()
+            elif isinstance(module, Gate | Head):  # as `layers.narrow` leaves R1's
+                module.weight.data = module.weight.bfloat16()
         cache = PagedCache(run.config, 1024, BLOCK, run.dtype, META)
         return cls(run, model, cache)
 

@@ -18,7 +18,7 @@ from ref_dsinfer.layers import Weight, gated
 from ref_dsinfer.model import Layer, Model
 from ref_dsinfer.moe import MoE
 from ref_dsinfer.parallel import RankInfo, Ranks
-from ref_dsinfer.rope import rotate
+from ref_dsinfer.rope import plain_rotate
 
 ROWS = 16
 
@@ -88,13 +88,13 @@ class StaticBatch:
         q_nope, q_rope = q.unflatten(-1, (config.heads, -1)).split(
             [config.nope_dim, config.rope_dim], dim=-1
         )
-        q_rope = rotate(q_rope, rotations[:, None])
+        q_rope = plain_rotate(q_rope, rotations[:, None])
         latent, k_rope = attention.kv_a_proj_with_mqa(x).split(
             [config.kv_lora, config.rope_dim], dim=-1
         )
         stored = self.cache[layer, :rows, start : start + count]
         stored[..., : config.kv_lora] = attention.kv_a_layernorm(latent)
-        stored[..., config.kv_lora :] = rotate(k_rope, rotations)
+        stored[..., config.kv_lora :] = plain_rotate(k_rope, rotations)
         seen = self.cache[layer, :rows, : start + count]
         latents, keys = seen.split([config.kv_lora, config.rope_dim], dim=-1)
         q_latent = torch.einsum("nthk,hkc->nthc", q_nope, attention.w_HKC)

@@ -15,13 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ref_dsinfer import cpu_kernels
+from ref_dsinfer import cpu_kernels, kernels
 from ref_dsinfer.batch import Batch, Decodes, Prefill
 from ref_dsinfer.cache import PagedCache
 from ref_dsinfer.config import ModelConfig
+from ref_dsinfer.keys import FP8_BLOCK
 from ref_dsinfer.layers import Linear, RMSNorm
 from ref_dsinfer.parallel import Ranks
-from ref_dsinfer.rope import rotate
+from ref_dsinfer.rope import plain_rotate, rotate
 
 CONTEXT_CHUNK = 2048  # tokens whose keys and values are projected up at once
 LATENT_EPS = 1e-6  # of the latents' norms, whatever `rms_norm_eps` says, as in training
@@ -49,13 +50,34 @@ class Attention(nn.Module):
         self.kv_a_layernorm = RMSNorm(config.kv_lora, LATENT_EPS)
         self.kv_b_proj = linear(self.heads * (config.nope_dim + config.v_dim), config.kv_lora)
         self.o_proj = linear(config.hidden, self.heads * config.v_dim)
+        self.q_kv_a_proj: Linear | None = None  # in place of q_a_proj and kv_a_proj_with_mqa
 
     def prepare(self) -> None:
-        """Call once after loading: dequantizes kv_b and splits it into key and value halves."""
+        """Call once after loading: dequantizes kv_b and splits it into key and value halves; for
+        GPUs, makes one matrix of q_a and kv_a."""
+        if self.config.q_lora is not None and kernels.used(self.q_a_proj.weight):
+            self.stack()
         self.unfold = self.kv_b_proj.matrix()
         del self.kv_b_proj
         split = [self.config.nope_dim, self.config.v_dim]
         self.w_HKC, self.w_HWC = self.unfold.unflatten(0, (self.heads, -1)).split(split, dim=1)
+
+    def stack(self) -> None:
+        """Replace q_a and kv_a by one matrix, unless an fp8 block would have rows of both."""
+        parts = self.q_a_proj, self.kv_a_proj_with_mqa
+        if self.config.fp8 and len(parts[0].weight) % FP8_BLOCK:
+            return
+        with torch.device("meta"):
+            stacked = Linear(
+                *(sum(len(part.weight) for part in parts), self.config.hidden),
+                dtype=parts[0].dtype,
+                quantised=self.config.fp8,
+            )
+        for name, _ in stacked.named_parameters():
+            values = torch.cat([getattr(part, name) for part in parts])
+            setattr(stacked, name, nn.Parameter(values, requires_grad=False))
+        self.q_kv_a_proj = stacked
+        del self.q_a_proj, self.kv_a_proj_with_mqa
 
     def forward(self, x_TD: Tensor, rotations: Tensor, batch: Batch, cache: PagedCache) -> Tensor:
         """Attention output [T, D]; writes the tokens' latents into `cache`. `rotations`:
@@ -63,19 +85,18 @@ class Attention(nn.Module):
         if not len(x_TD):  # only other ranks have tokens in this step
             return x_TD
         config = self.config
-        if config.q_lora is None:
-            q = self.q_proj(x_TD)
+        if self.q_kv_a_proj is not None:
+            sizes = [config.q_lora, config.latent_dim]
+            q_a, kv_a = self.q_kv_a_proj(x_TD).split(sizes, dim=-1)
         else:
-            q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x_TD)))
+            q_a = x_TD if config.q_lora is None else self.q_a_proj(x_TD)
+            kv_a = self.kv_a_proj_with_mqa(x_TD)
+        q = self.q_proj(q_a) if config.q_lora is None else self.q_b_proj(self.q_a_layernorm(q_a))
         q_nope, q_rope = q.unflatten(-1, (self.heads, -1)).split(
             [config.nope_dim, config.rope_dim], dim=-1
         )
-        q_rope = rotate(q_rope, rotations[:, None])
-        latent, k_rope = self.kv_a_proj_with_mqa(x_TD).split(
-            [config.kv_lora, config.rope_dim], dim=-1
-        )
-        latents = torch.cat([self.kv_a_layernorm(latent), rotate(k_rope, rotations)], dim=-1)
-        cache.write(self.layer, batch.slots_T, latents)
+        q_rope = rotate(q_rope, rotations)
+        latents = self.latents(kv_a, rotations, batch, cache)
         values = []
         decoded = 0
         if batch.decodes:
@@ -92,6 +113,21 @@ class Attention(nn.Module):
                 )
             )
         return self.o_proj((torch.cat(values) if len(values) > 1 else values[0]).flatten(1))
+
+    def latents(self, x_TL: Tensor, rotations: Tensor, batch: Batch, cache: PagedCache) -> Tensor:
+        """The tokens' latents, normalised, and their keys, rotated, [T, L]; writes them into
+        `cache`."""
+        norm = self.kv_a_layernorm
+        if kernels.used(x_TL):
+            from ref_dsinfer.kernels import fused  # Triton is installed only where GPUs are used
+
+            blocks_BSL = cache.blocks(self.layer)
+            return fused.latents(
+                *(x_TL, norm.weight, norm.eps, rotations, blocks_BSL, batch.slots_T)
+            )
+        latents = plain_latents(x_TL, norm, rotations)
+        cache.write(self.layer, batch.slots_T, latents)
+        return latents
 
     def unabsorbed(
         self,
@@ -151,12 +187,15 @@ class Attention(nn.Module):
         """
         q_NHC = torch.bmm(q_NHK.transpose(0, 1), self.w_HKC).transpose(0, 1)
         q_NHL = torch.cat([q_NHC, q_NHR], dim=-1)
-        attended_NHC = kernel(q_NHL.device)(
+        attended_NHC = kernel(q_NHL)(
             *(q_NHL, blocks_BSL, decodes.tables_NM, decodes.lengths_N),
             *(self.config.kv_lora, self.config.softmax_scale),
         )
         attended_HNC = attended_NHC.to(q_NHL.dtype).transpose(0, 1)
-        return torch.bmm(attended_HNC, self.w_HWC.transpose(1, 2)).transpose(0, 1)
+        values_NHW = q_NHL.new_empty(len(q_NHL), self.heads, self.config.v_dim)
+        # as the next product reads it: no copy
+        torch.bmm(attended_HNC, self.w_HWC.transpose(1, 2), out=values_NHW.transpose(0, 1))
+        return values_NHW
 
 
 def fused_attention(
@@ -187,9 +226,15 @@ def merged(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[Te
     return values[0] + values[1], sums
 
 
-def kernel(device: torch.device) -> Callable[[Tensor, Tensor, Tensor, Tensor, int, float], Tensor]:
-    """The fastest implementation of `plain` on a device."""
-    if device.type != "cpu":
+def plain_latents(x_TL: Tensor, norm: RMSNorm, rotations: Tensor) -> Tensor:
+    """The definition of `Attention.latents`, without the cache."""
+    latent, k_rope = x_TL.split([len(norm.weight), 2 * rotations.shape[-1]], dim=-1)
+    return torch.cat([norm.plain(latent), plain_rotate(k_rope, rotations)], dim=-1)
+
+
+def kernel(q_NHL: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor, int, float], Tensor]:
+    """The fastest implementation of `plain` for such queries."""
+    if kernels.used(q_NHL):
         from ref_dsinfer.kernels import mla  # Triton is installed only where GPUs are used
 
         return mla.attend

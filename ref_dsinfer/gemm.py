@@ -20,16 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ref_dsinfer import fp8_format
+from ref_dsinfer import fp8_format, kernels
 
 Arithmetic = Literal["bf16", "fp8"]
 ARITHMETICS: tuple[Arithmetic, ...] = ("bf16", "fp8")
-
-
-def on_gpu(tensor: Tensor) -> bool:
-    """Whether GPU kernels are used: everywhere but on CPUs. On the meta device, which has no
-    values, they can be counted."""
-    return tensor.device.type != "cpu"
 
 
 def dense(
@@ -39,9 +33,21 @@ def dense(
 
     `scale` holds the blocks' scales of a block-fp8 weight; without it the weight is of x's dtype.
     """
-    if on_gpu(x_TI) and scale is not None:
+    if kernels.used(x_TI) and scale is not None:
         return _with_kernels(x_TI, weight, scale, arithmetic)
     return plain(x_TI, weight, scale, arithmetic)
+
+
+def in_fp32(x_TI: Tensor, weight: Tensor) -> Tensor:
+    """x times an unquantised weight [out, in], both as if they were fp32: fp32 [T, out].
+
+    On GPUs bf16 stays bf16: tensor cores multiply its values exactly and add them up in fp32.
+    """
+    if kernels.used(x_TI) and x_TI.dtype == weight.dtype == torch.bfloat16:
+        from ref_dsinfer.kernels import block_fp8  # Triton is installed only where GPUs are used
+
+        return block_fp8.product(x_TI, weight, None, dtype=torch.float32)
+    return F.linear(x_TI.float(), weight.float())
 
 
 def grouped(
@@ -59,7 +65,7 @@ def grouped(
     the row of x for each row of the result; without it they are the same. `expected` is how many
     rows are likely to be in runs, by default all; only speed depends on it.
     """
-    if on_gpu(x_TI):
+    if kernels.used(x_TI):
         return _with_kernels(x_TI, weight, scale, arithmetic, ends_E, tokens_P, expected)
     return plain_grouped(x_TI, weight, scale, ends_E, tokens_P, arithmetic)
 

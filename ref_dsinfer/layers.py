@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ref_dsinfer import fp8_format, gemm
+from ref_dsinfer import fp8_format, gemm, kernels
 from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.parallel import Ranks
 
@@ -53,6 +53,16 @@ class Linear(Weight):
         return self.product(x_TD)
 
 
+def narrow(weight: nn.Parameter) -> None:
+    """Keep an fp32 weight in bf16 if that changes none of its values, for `gemm.in_fp32`.
+
+    R1's checkpoint has such weights in bf16.
+    """
+    narrowed = weight.bfloat16()
+    if torch.equal(narrowed.float(), weight):
+        weight.data = narrowed
+
+
 class RMSNorm(nn.Module):
     """Root-mean-square norm over the last dimension, in fp32 with an fp32 weight."""
 
@@ -61,8 +71,29 @@ class RMSNorm(nn.Module):
         self.eps = eps
         self.weight = parameter((size,), torch.float32)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x_TD: Tensor) -> Tensor:
+        if kernels.used(x_TD):
+            from ref_dsinfer.kernels import fused  # Triton is installed only where GPUs are used
+
+            return fused.norm(x_TD, self.weight, self.eps)
+        return self.plain(x_TD)
+
+    def added(self, x_TD: Tensor, part_TD: Tensor) -> tuple[Tensor, Tensor]:
+        """x + part, and its norm."""
+        if kernels.used(x_TD):
+            from ref_dsinfer.kernels import fused  # Triton is installed only where GPUs are used
+
+            return fused.add_norm(x_TD, part_TD, self.weight, self.eps)
+        return self.plain_added(x_TD, part_TD)
+
+    def plain(self, x: Tensor) -> Tensor:
+        """The definition of the norm, on any device."""
         return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).to(x.dtype)
+
+    def plain_added(self, x_TD: Tensor, part_TD: Tensor) -> tuple[Tensor, Tensor]:
+        """The definition of `added`, on any device."""
+        x_TD = x_TD + part_TD
+        return x_TD, self.plain(x_TD)
 
 
 class MLP(nn.Module):
@@ -87,7 +118,7 @@ def gated(gate_up: Tensor, ends_E: Tensor | None = None) -> Tensor:
 
     With the ends of runs of rows, `ends_E`, int32, rows behind the last are undefined.
     """
-    if gemm.on_gpu(gate_up):
+    if kernels.used(gate_up):
         from ref_dsinfer.kernels import experts  # Triton is installed only where GPUs are used
 
         return experts.gated(gate_up, ends_E)
@@ -130,4 +161,4 @@ class Head(nn.Module):
         )
 
     def forward(self, x_ND: Tensor) -> Tensor:
-        return F.linear(x_ND.float(), self.weight)
+        return gemm.in_fp32(x_ND, self.weight)

@@ -23,6 +23,7 @@ GPUS = {"H100-80GB": 81_559 << 20, "H200": 143_771 << 20, "B200": 183_359 << 20}
 # NCCL's buffers.
 CUDA_BYTES, GRAPH_BYTES, NCCL_BYTES = 600 << 20, 1 << 30, 1 << 30
 MOST_GPUS = 32
+DECODE_PROGRAMS, DECODE_HEADS = 4096, 64  # of the decode kernel at most, and heads of each: see mla
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,7 @@ def step(run: Run) -> int:
     keys_values = heads * (config.nope_dim + config.v_dim + 2 * width) * item  # of a token
     attention = own * heads * width * (2 * item + 3 * 4)  # queries, and values in fp32
     attention += (own + min(CONTEXT_CHUNK, run.length)) * keys_values
+    attention += DECODE_PROGRAMS * min(heads, DECODE_HEADS) * config.kv_lora * 4
     pairs = every * config.active_experts
     experts = pairs * (3 * config.expert_intermediate + config.hidden) * item
     experts += 2 * every * config.hidden * 4  # partial sums

@@ -18,8 +18,8 @@ from ref_dsinfer.batch import Batch
 from ref_dsinfer.cache import PagedCache
 from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.gemm import Arithmetic
-from ref_dsinfer.layers import MLP, Embedding, Head, Linear, RMSNorm, Weight
-from ref_dsinfer.moe import MoE
+from ref_dsinfer.layers import MLP, Embedding, Head, Linear, RMSNorm, Weight, narrow
+from ref_dsinfer.moe import Gate, MoE
 from ref_dsinfer.parallel import Ranks
 
 
@@ -40,8 +40,9 @@ class Layer(nn.Module):
 
     def forward(self, x_TD: Tensor, rotations: Tensor, batch: Batch, cache: PagedCache) -> Tensor:
         attended = self.self_attn(self.input_layernorm(x_TD), rotations, batch, cache)
-        x_TD = x_TD + self.ranks.reduce_heads(attended, x_TD.dtype)
-        x_GD = self.ranks.gather_tokens(self.post_attention_layernorm(x_TD), batch.width)
+        attended = self.ranks.reduce_heads(attended, x_TD.dtype)
+        x_TD, normed_TD = self.post_attention_layernorm.added(x_TD, attended)
+        x_GD = self.ranks.gather_tokens(normed_TD, batch.width)
         return x_TD + self.ranks.scatter_tokens(self.mlp(x_GD, batch.real_G), len(x_TD), x_TD.dtype)
 
 
@@ -143,6 +144,8 @@ class Model(nn.Module):
         for module in model.modules():
             if isinstance(module, Attention):
                 module.prepare()
+            elif isinstance(module, Gate | Head) and ranks.device.type == "cuda":
+                narrow(module.weight)
         return model
 
     def multiply_in(self, arithmetic: Arithmetic) -> None:

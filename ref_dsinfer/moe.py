@@ -5,10 +5,9 @@ of this rank, D hidden, I intermediate.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ref_dsinfer import gemm
+from ref_dsinfer import gemm, kernels
 from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.layers import MLP, Weight, gated, parameter
 from ref_dsinfer.parallel import Ranks
@@ -28,19 +27,35 @@ class Gate(nn.Module):
         )
 
     def forward(self, x_TD: Tensor, real_T: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Returns (weights [T, A] fp32, experts [T, A] int64), in no particular order.
-
-        Rows that are padding by `real_T` belong to no expert.
-        """
-        logits_TE = F.linear(x_TD.float(), self.weight)
-        weights_TA, experts_TA = route(logits_TE, self.e_score_correction_bias, self.config)
-        if real_T is not None:
-            experts_TA = experts_TA.where(real_T[:, None], NO_EXPERT)
-        return weights_TA, experts_TA
+        """Returns (weights [T, A] fp32, experts [T, A]), in no particular order. See `route`."""
+        logits_TE = gemm.in_fp32(x_TD, self.weight)
+        return route(logits_TE, self.e_score_correction_bias, self.config, real_T)
 
 
-def route(logits_TE: Tensor, bias_E: Tensor | None, config: ModelConfig) -> tuple[Tensor, Tensor]:
-    """Top experts by group. The bias affects only the choice; weights are the plain scores."""
+def route(
+    logits_TE: Tensor,
+    bias_E: Tensor | None,
+    config: ModelConfig,
+    real_T: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Top experts by group. The bias affects only the choice; weights are the plain scores.
+
+    Tokens that are padding by `real_T`, bool, are given `NO_EXPERT`, which no rank has.
+    """
+    if kernels.used(logits_TE):
+        from ref_dsinfer.kernels import routing  # Triton is installed only where GPUs are used
+
+        return routing.route(logits_TE, bias_E, config, real_T)
+    return plain_route(logits_TE, bias_E, config, real_T)
+
+
+def plain_route(
+    logits_TE: Tensor,
+    bias_E: Tensor | None,
+    config: ModelConfig,
+    real_T: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The definition of `route`, on any device."""
     scores_TE = logits_TE.sigmoid() if config.scoring == "sigmoid" else logits_TE.softmax(dim=-1)
     choice_TE = scores_TE if bias_E is None else scores_TE + bias_E
     if config.groups > 1:
@@ -55,6 +70,8 @@ def route(logits_TE: Tensor, bias_E: Tensor | None, config: ModelConfig) -> tupl
     weights_TA = scores_TE.gather(1, experts_TA)
     if config.normalise_weights:
         weights_TA = weights_TA / (weights_TA.sum(dim=-1, keepdim=True) + 1e-20)
+    if real_T is not None:
+        experts_TA = experts_TA.where(real_T[:, None], NO_EXPERT)
     return weights_TA * config.routed_scale, experts_TA
 
 
@@ -70,22 +87,28 @@ class Experts(nn.Module):
         self.gate_up_proj = Weight(self.count, 2, inner, hidden, dtype=dtype, quantised=quantised)
         self.down_proj = Weight(self.count, hidden, inner, dtype=dtype, quantised=quantised)
 
-    def forward(self, x_TD: Tensor, weights_TA: Tensor, experts_TA: Tensor) -> Tensor:
-        """Weighted sum of the chosen experts of this rank, fp32 [T, D].
+    def forward(
+        self,
+        x_TD: Tensor,
+        weights_TA: Tensor,
+        experts_TA: Tensor,
+        shared_TD: Tensor | None = None,
+    ) -> Tensor:
+        """Weighted sum of the chosen experts of this rank, and `shared_TD`, fp32 [T, D].
 
-        An id that is no expert's, such as `NO_EXPERT`, adds nothing.
+        Pairs of `NO_EXPERT` are left out.
         """
-        on_gpu = gemm.on_gpu(x_TD)
-        if on_gpu:
+        sort, combine = plain_sort, plain_combine
+        if kernels.used(x_TD):
             from ref_dsinfer.kernels import experts  # Triton is installed only where GPUs are used
+
+            sort, combine = experts.sort, experts.combine
         # Sorted by expert, so that each has one run of rows.
-        tokens_P, places_TA, ends_E = (experts.sort if on_gpu else plain_sort)(
-            experts_TA, self.first, self.count
-        )
+        tokens_P, places_TA, ends_E = sort(experts_TA, self.first, self.count)
         expected = experts_TA.numel() * self.count // self.total
         gate_up_PI = grouped(x_TD, self.gate_up_proj, ends_E, expected, tokens_P)
         y_PD = grouped(gated(gate_up_PI, ends_E), self.down_proj, ends_E, expected)
-        return (experts.combine if on_gpu else plain_combine)(y_PD, places_TA, weights_TA)
+        return combine(y_PD, places_TA, weights_TA, shared_TD)
 
 
 def grouped(
@@ -115,15 +138,19 @@ def plain_sort(experts_TA: Tensor, first: int, count: int) -> tuple[Tensor, Tens
     return order_P[: ends_E[-1]] // experts_TA.shape[1], places_TA, ends_E
 
 
-def plain_combine(y_PD: Tensor, places_TA: Tensor, weights_TA: Tensor) -> Tensor:
-    """The weighted sum of each token's pairs, fp32 [T, D]; `y_PD` is sorted, `places_TA` says
-    how."""
-    if not len(y_PD):
-        return y_PD.new_zeros(len(places_TA), y_PD.shape[1], dtype=torch.float32)
-    weights_TA = weights_TA.masked_fill(places_TA < 0, 0)
-    y_TAD = y_PD.float()[places_TA.clamp(min=0)]
-    # in place: this is a step's largest tensor
-    return y_TAD.mul_(weights_TA[..., None]).sum(dim=1)
+def plain_combine(
+    y_PD: Tensor, places_TA: Tensor, weights_TA: Tensor, shared_TD: Tensor | None = None
+) -> Tensor:
+    """The weighted sum of each token's pairs, and `shared_TD`, fp32 [T, D]; `y_PD` is sorted,
+    `places_TA` says how."""
+    if len(y_PD):
+        weights_TA = weights_TA.masked_fill(places_TA < 0, 0)
+        y_TAD = y_PD.float()[places_TA.clamp(min=0)]
+        # in place: this is a step's largest tensor
+        sum_TD = y_TAD.mul_(weights_TA[..., None]).sum(dim=1)
+    else:
+        sum_TD = y_PD.new_zeros(len(places_TA), y_PD.shape[1], dtype=torch.float32)
+    return sum_TD if shared_TD is None else sum_TD + shared_TD
 
 
 class MoE(nn.Module):
@@ -137,4 +164,5 @@ class MoE(nn.Module):
         self.shared_experts = MLP(config, shared, dtype, ranks)
 
     def forward(self, x_TD: Tensor, real_T: Tensor | None = None) -> Tensor:
-        return self.experts(x_TD, *self.gate(x_TD, real_T)) + self.shared_experts(x_TD)
+        """`real_T`, bool, says which tokens are no padding: only these have experts."""
+        return self.experts(x_TD, *self.gate(x_TD, real_T), self.shared_experts(x_TD))

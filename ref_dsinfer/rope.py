@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from ref_dsinfer import kernels
 from ref_dsinfer.config import ModelConfig, Yarn
 
 
@@ -45,7 +46,16 @@ def table(config: ModelConfig, length: int) -> Tensor:
     return torch.polar(torch.full_like(angles, magnitude), angles)
 
 
-def rotate(x: Tensor, rotations: Tensor) -> Tensor:
+def rotate(x_THR: Tensor, rotations: Tensor) -> Tensor:
+    """Rotate neighbouring pairs of heads' values in fp32; `rotations` [T, R/2]."""
+    if kernels.used(x_THR):
+        from ref_dsinfer.kernels import fused  # Triton is installed only where GPUs are used
+
+        return fused.rotate(x_THR, rotations)
+    return plain_rotate(x_THR, rotations[:, None])
+
+
+def plain_rotate(x: Tensor, rotations: Tensor) -> Tensor:
     """Rotate neighbouring pairs of x [..., rope_dim] in fp32; `rotations` [..., rope_dim / 2]."""
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * rotations).flatten(-2).to(x.dtype)

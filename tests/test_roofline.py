@@ -76,7 +76,7 @@ def test_predictions_use_the_engines_own_arithmetic(attention: str) -> None:
     needed = memory.need(simulate.run_of(8, attention, 512))
     embedding = roofline.VOCABULARY * roofline.HIDDEN * 2 / 8  # of which a step reads few rows
     read = roofline.weight_bytes(plan, math.inf) / 8
-    assert read + embedding == pytest.approx(needed.weights, rel=0.005)
+    assert read + embedding == pytest.approx(needed.weights, rel=0.01)
 
 
 @pytest.mark.slow

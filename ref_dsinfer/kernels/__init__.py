@@ -1,5 +1,18 @@
 """Kernels: C++ for CPUs (compiled by `cpu_kernels`), Triton for GPUs.
 
 Everything here has a plain definition in torch elsewhere, and a test that compares the two. Triton
-modules are imported only where a GPU runs them, or a test in Triton's interpreter.
+modules are imported only where `used` is true.
 """
+
+import os
+
+from torch import Tensor
+
+# Triton's interpreter: the path of a GPU, slowly, on a CPU. Triton reads it at its import, too.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def used(x: Tensor) -> bool:
+    """Whether Triton kernels compute on a tensor, rather than the plain definitions: everywhere but
+    on CPUs. On the meta device, which has no values, they can be counted."""
+    return x.device.type != "cpu" or INTERPRETED

@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ref_dsinfer.fp8_format import E4M3, LARGEST, SMALLEST_AMAX
+from ref_dsinfer.kernels.devices import is_blackwell
 from ref_dsinfer.keys import FP8_BLOCK
 from ref_dsinfer.rounding import ceil_div
 
@@ -32,14 +33,17 @@ STAGE_BYTES = 192 * 1024  # of shared memory, for what is loaded ahead; an H100 
 
 @triton.jit
 def _exact(w, dtype: tl.constexpr):
-    """w in a dtype that holds its values. Hopper converts e4m3 to fp16 alone in hardware, so that
-    bf16 goes by way of fp16 and fp32: half as many instructions as Triton's own conversion."""
+    """w in a dtype that holds its values.
+
+    To bf16 by way of fp16 and fp32: Triton's own conversion compiles to F2F.BF16.F16, which runs at
+    a fraction of the rate of the two instructions that take its place.
+    """
     if w.dtype == tl.float8e4nv and dtype == tl.bfloat16:
         w = w.to(tl.float16).to(tl.float32)
     return w.to(dtype)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _product(
     x_ptr,  # [tokens, IN]
     x_scale_ptr,  # [tokens, IN / 128]
@@ -216,7 +220,7 @@ def _add_up(parts_ptr, y_ptr, size, PARTS: tl.constexpr, WIDTH: tl.constexpr):
     tl.store(y_ptr + at, total.to(y_ptr.dtype.element_ty), mask=at < size)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _quantise(
     x_ptr,
     q_ptr,
@@ -296,15 +300,16 @@ def product(
     if not rows:
         return y
     tiles = matrices * ceil_div(outs, FP8_BLOCK)
+    most = most_rows(x_TI.itemsize, is_blackwell(x_TI.device))
     splits = 1
     if ends_E is None:
-        tall = _tile_rows(rows, x_TI.itemsize)
+        tall = _tile_rows(rows, most)
         row_tiles = ceil_div(rows, tall)
         if rows <= SPLIT_ROWS:
             splits = _splits(tiles, ceil_div(columns, FP8_BLOCK))
     else:
         expected = rows if expected is None else expected
-        tall = group_tile_rows(expected, groups, x_TI.itemsize)
+        tall = group_tile_rows(expected, groups, most)
         row_tiles = min((expected if strided(tall) else rows) // tall + groups, rows)
     parts = y if splits == 1 else y.new_empty(splits, *y.shape, dtype=torch.float32)
     warps, stages = launch(tall, weight.itemsize, x_TI.itemsize)
@@ -343,19 +348,25 @@ def strided(tall: int) -> bool:
     return tall > 16
 
 
-def group_tile_rows(rows: int, groups: int, x_bytes: int) -> int:
+def group_tile_rows(rows: int, groups: int, most: int) -> int:
     """Rows of x a program takes where `rows` fall to `groups` by chance: most groups fit one tile.
 
     A group of m rows on average has seldom more than m + 2 √m.
     """
     mean = rows / groups
-    return _tile_rows(math.ceil(mean + 2 * math.sqrt(mean)), x_bytes)
+    return _tile_rows(math.ceil(mean + 2 * math.sqrt(mean)), most)
 
 
-def _tile_rows(rows: int, x_bytes: int) -> int:
-    """Rows of x a program takes: a power of 2 that holds them all, within a program's registers."""
-    most = {1: 64, 2: 128, 4: 32}[x_bytes]
+def _tile_rows(rows: int, most: int) -> int:
+    """Rows of x a program takes: a power of 2 that holds them all, up to `most`."""
     return min(max(16, triton.next_power_of_2(rows)), most)
+
+
+def most_rows(x_bytes: int, blackwell: bool) -> int:
+    """Rows of x that a program has registers for, by the bytes of an item."""
+    if x_bytes == 1:
+        return 32 if blackwell else 64
+    return 128 if x_bytes == 2 else 32
 
 
 def _splits(tiles: int, blocks: int) -> int:

@@ -14,12 +14,13 @@ import triton.language as tl
 from torch import Tensor
 
 from ref_dsinfer.kernels.block_fp8 import programs
+from ref_dsinfer.rounding import ceil_div
 
 SORT_BLOCK = 1024  # pairs a program looks at together
 WIDE = 1024  # columns of a row that a program takes
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pairs", "first"])
 def _sort(
     experts_ptr,  # [pairs]
     tokens_ptr,  # [pairs]: the token of each local pair, sorted by expert
@@ -53,7 +54,7 @@ def _sort(
     tl.store(ends_ptr + tl.program_id(0), placed)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _gated(
     gate_up_ptr,  # [rows, 2 · INNER]
     inner_ptr,  # [rows, INNER]
@@ -80,8 +81,10 @@ def _combine(
     y_ptr,  # [pairs, D]
     places_ptr,  # [T, ACTIVE]
     weights_ptr,  # [T, ACTIVE]
+    shared_ptr,  # [T, D]
     out_ptr,  # [T, D]
     D,
+    SHARED: tl.constexpr,  # shared_ptr is read
     ACTIVE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -93,6 +96,9 @@ def _combine(
         place = tl.load(places_ptr + pair).to(tl.int64)
         y = tl.load(y_ptr + place * D + column, mask=(place >= 0) & (column < D), other=0.0)
         total += tl.load(weights_ptr + pair) * y.to(tl.float32)
+    if SHARED:
+        shared = tl.load(shared_ptr + token * D + column, mask=column < D, other=0.0)
+        total += shared.to(tl.float32)
     tl.store(out_ptr + token * D + column, total, mask=column < D)
 
 
@@ -118,7 +124,7 @@ def gated(gate_up: Tensor, ends_E: Tensor | None = None) -> Tensor:
     rows, inner = len(gate_up), gate_up.shape[1] // 2
     out = gate_up.new_empty(rows, inner)
     if rows:
-        _gated[(programs(rows, ends_E), triton.cdiv(inner, WIDE))](
+        _gated[(programs(rows, ends_E), ceil_div(inner, WIDE))](
             *(gate_up, out, gate_up if ends_E is None else ends_E[-1:], rows, inner),
             COUNTED=ends_E is not None,
             BLOCK=WIDE,
@@ -126,14 +132,18 @@ def gated(gate_up: Tensor, ends_E: Tensor | None = None) -> Tensor:
     return out
 
 
-def combine(y_PD: Tensor, places_TA: Tensor, weights_TA: Tensor) -> Tensor:
+def combine(
+    y_PD: Tensor, places_TA: Tensor, weights_TA: Tensor, shared_TD: Tensor | None = None
+) -> Tensor:
     """`moe.plain_combine` in one kernel."""
     tokens, active = places_TA.shape
     width = y_PD.shape[1]
     out_TD = y_PD.new_empty(tokens, width, dtype=torch.float32)
     if tokens:
-        _combine[(tokens, triton.cdiv(width, WIDE))](
-            *(y_PD, places_TA, weights_TA.contiguous(), out_TD, width),
+        _combine[(tokens, ceil_div(width, WIDE))](
+            *(y_PD, places_TA, weights_TA.contiguous()),
+            *(y_PD if shared_TD is None else shared_TD.contiguous(), out_TD, width),
+            SHARED=shared_TD is not None,
             ACTIVE=active,
             BLOCK=WIDE,
         )

@@ -44,6 +44,20 @@ def test_rounding_of_activations() -> None:
     checks.check_rounding("cuda", exact=True)
 
 
+def test_routing() -> None:
+    checks.check_routing("cuda")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_surrounds_the_experts(dtype: torch.dtype) -> None:
+    checks.check_experts("cuda", dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_norms_rotations_and_cache_writes(dtype: torch.dtype) -> None:
+    checks.check_fused("cuda", dtype)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_attention(dtype: torch.dtype) -> None:
     checks.check_attention("cuda", dtype)

@@ -6,16 +6,19 @@ do: there fp16 and fp32 stand in, and values are quantised by the definition.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ref_dsinfer import fp8_format, gemm
-from ref_dsinfer.attention import plain
-from ref_dsinfer.kernels import block_fp8, experts, mla
-from ref_dsinfer.layers import plain_gated
-from ref_dsinfer.moe import plain_combine, plain_sort
+from benchmarks.r1 import R1
+from ref_dsinfer import fp8_format, gemm, rope
+from ref_dsinfer.attention import plain, plain_latents
+from ref_dsinfer.kernels import block_fp8, experts, fused, mla, routing
+from ref_dsinfer.layers import RMSNorm, plain_gated
+from ref_dsinfer.moe import NO_EXPERT, plain_combine, plain_route, plain_sort
 from tests.effort import cases
 
 # A weight's shape [..., out, in], rows of x. Edges of blocks, stacks, and sums in several parts.
@@ -23,6 +26,12 @@ DENSE = (((200, 300), 4), ((2, 64, 256), 20), ((576, 1300), 33), ((128, 128), 1)
 ENDS = ([0, 3, 3, 20, 30], [0] * 5, [40] * 5, [1, 2, 3, 4, 5])  # of 40 rows, for five experts
 # Tokens, experts, those of a token, this rank's first and how many are its own.
 EXPERTS = ((9, 16, 4, 4, 4), (300, 8, 8, 0, 8), (5, 256, 8, 224, 32), (7, 64, 2, 32, 32))
+ROUTINGS: tuple[dict[str, Any], ...] = (
+    {},
+    {"experts": 20, "groups": 1, "kept_groups": 1, "active_experts": 3},
+    {"experts": 36, "groups": 3, "kept_groups": 2, "active_experts": 6, "scoring": "softmax"},
+    {"experts": 4, "groups": 4, "kept_groups": 3, "active_experts": 2, "normalise_weights": False},
+)
 # Sequences, heads, kept, rotated, a block's places, blocks each.
 ATTENTION = ((3, 4, 64, 16, 16, 7), (1, 16, 512, 64, 64, 3), (5, 70, 48, 20, 8, 9))
 
@@ -66,9 +75,9 @@ def check_experts(device: str, dtype: torch.dtype) -> None:
     in the last case no token chooses this rank's experts."""
     for tokens, total, active, first, count in EXPERTS:
         chosen = torch.rand(tokens, total, device=device).topk(active).indices
-        chosen[::3] = total
+        chosen[::3] = NO_EXPERT
         if (tokens, total) == EXPERTS[-1][:2]:
-            chosen %= first
+            chosen[chosen >= first] = 0
         sorted_P, places_TA, ends_E = plain_sort(chosen, first, count)
         pairs = len(sorted_P)
         found = experts.sort(chosen, first, count)
@@ -77,19 +86,66 @@ def check_experts(device: str, dtype: torch.dtype) -> None:
         assert torch.equal(found[2], ends_E)
         gate_up = torch.randn(tokens * active, 2 * 200, device=device).to(dtype)
         inner = experts.gated(gate_up, ends_E)[:pairs]
-        _close(inner, plain_gated(gate_up[:pairs].float()), torch.tensor(1.0), dtype)
+        _close(inner, plain_gated(gate_up[:pairs].float()), torch.tensor(4.0), dtype)
         whole = experts.gated(gate_up)
-        _close(whole, plain_gated(gate_up.float()), torch.tensor(1.0), dtype)
+        _close(whole, plain_gated(gate_up.float()), torch.tensor(4.0), dtype)
         y = torch.randn(tokens * active, 1100, device=device).to(dtype)
         y[pairs:] = torch.nan
         weights = torch.rand(tokens, active, device=device)
-        combined = experts.combine(y, places_TA, weights)
-        expected = plain_combine(y[:pairs].float(), places_TA, weights)
-        _close(combined, expected, torch.tensor(16.0), torch.float32)
+        for shared in (None, torch.randn(tokens, 1100, device=device).to(dtype)):
+            combined = experts.combine(y, places_TA, weights, shared)
+            expected = plain_combine(y[:pairs].float(), places_TA, weights, shared)
+            _close(combined, expected, torch.tensor(16.0), torch.float32)
+
+
+def check_routing(device: str) -> None:
+    """R1's routing, and others: no groups, no bias, sizes that are no powers of 2."""
+    for changes in ROUTINGS:
+        config = replace(R1, **changes)
+        logits = torch.randn(9, config.experts, device=device)
+        bias = torch.randn(config.experts, device=device) * 0.05 - 7
+        real = torch.rand(9, device=device) < 0.7
+        for own_bias, mask in ((bias, real), (bias, None), (None, real)):
+            weights, chosen = routing.route(logits, own_bias, config, mask)
+            expected, expected_chosen = plain_route(logits, own_bias, config, mask)
+            order, expected_order = chosen.long().argsort(), expected_chosen.argsort()
+            kept = slice(None) if mask is None else mask
+            assert torch.equal(
+                chosen.long().gather(1, order), expected_chosen.gather(1, expected_order)
+            )
+            found = weights.gather(1, order)[kept]
+            torch.testing.assert_close(found, expected.gather(1, expected_order)[kept])
+
+
+def check_fused(device: str, dtype: torch.dtype) -> None:
+    """Norms and rotations, of rows that lie apart; slots of a cache in any order."""
+    for tokens, heads, kept, rotated in ((3, 16, 512, 64), (1, 20, 48, 12), (0, 4, 64, 16)):
+        norm = RMSNorm(kept, 1e-6)
+        norm.weight.data = torch.randn(kept, device=device)
+        x = torch.randn(tokens, 2 * kept, device=device).to(dtype)[:, kept:]
+        part = torch.randn(tokens, kept, device=device).to(dtype)
+        size = norm.weight.abs().amax() * 8
+        _close(fused.norm(x, norm.weight, norm.eps), norm.plain(x.float()), size, dtype)
+        total, normed = fused.add_norm(x, part, norm.weight, norm.eps)
+        assert torch.equal(total, norm.plain_added(x, part)[0])
+        _close(normed, norm.plain(total.float()), size, dtype)
+
+        rotations = torch.randn(tokens, rotated // 2, dtype=torch.complex64, device=device)
+        q = torch.randn(tokens, heads, 7 + rotated, device=device).to(dtype)[..., 7:]
+        turned = rope.plain_rotate(q.float(), rotations[:, None])
+        _close(fused.rotate(q, rotations), turned, torch.tensor(20.0), dtype)
+
+        x = torch.randn(tokens, kept + rotated, device=device).to(dtype)
+        cache = torch.zeros(4, 8, kept + rotated, device=device, dtype=dtype)
+        slots = torch.randperm(32, device=device)[:tokens]
+        found = fused.latents(x, norm.weight, norm.eps, rotations, cache, slots)
+        _close(found, plain_latents(x.float(), norm, rotations), size + 20, dtype)
+        assert torch.equal(cache.flatten(0, 1)[slots], found)
+        assert cache.count_nonzero() == found.count_nonzero()
 
 
 def check_unscaled_groups(device: str, dtype: torch.dtype) -> None:
-    """Experts whose weights are not quantised."""
+    """Experts whose weights are not quantised, and fp32 products of such weights."""
     weight = torch.randn(5, 2, 50, 96, device=device).to(dtype)
     x = torch.randn(40, 96, device=device).to(dtype)
     ends = torch.tensor(ENDS[0], dtype=torch.int32, device=device)
@@ -97,6 +153,8 @@ def check_unscaled_groups(device: str, dtype: torch.dtype) -> None:
     for number, (start, end) in enumerate(zip([0, *ENDS[0]], ENDS[0], strict=False)):
         expected = x[start:end].float() @ weight[number].flatten(0, 1).float().T
         _close(found[start:end], expected, torch.tensor(96.0), dtype)
+    logits = block_fp8.product(x, weight[0, 0], None, dtype=torch.float32)
+    _close(logits, x.float() @ weight[0, 0].float().T, torch.tensor(96.0), torch.float32)
 
 
 def check_rounding(device: str, exact: bool) -> None:
@@ -149,10 +207,14 @@ def _close(found: Tensor, expected: Tensor, bound: Tensor, dtype: torch.dtype) -
 
 
 def in_the_interpreter() -> None:
-    checks: list[Callable[[], None]] = [partial(check_rounding, "cpu", exact=False)]
+    checks: list[Callable[[], None]] = [
+        partial(check_rounding, "cpu", exact=False),
+        partial(check_routing, "cpu"),
+    ]
     for dtype in (torch.float16, torch.float32)[: cases(1, 2)]:
         checks.append(partial(check_unscaled_groups, "cpu", dtype))
         checks.append(partial(check_experts, "cpu", dtype))
+        checks.append(partial(check_fused, "cpu", dtype))
         checks.append(partial(check_attention, "cpu", dtype))
         for arithmetic in gemm.ARITHMETICS:
             checks.append(partial(check_products, "cpu", dtype, arithmetic))

@@ -1,4 +1,5 @@
-"""The Triton kernels without a GPU: what they compute, and that they compile for Hopper."""
+"""The Triton kernels without a GPU: what they compute, and that they compile for GPUs and fit
+them."""
 
 import os
 import subprocess
@@ -13,15 +14,15 @@ ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="needs triton")
 
 
-def run(module: str, **variables: str) -> None:
+def run(module: str, *arguments: str, timeout: int = 280, **variables: str) -> None:
     environment = {**os.environ, **variables}
     ended = subprocess.run(
-        [sys.executable, "-m", module],
+        [sys.executable, "-m", module, *arguments],
         cwd=ROOT,
         env=environment,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=timeout,
         check=False,
     )
     assert ended.returncode == 0, ended.stderr
@@ -34,6 +35,22 @@ def test_kernels_compute_their_definitions_in_the_interpreter() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_kernels_compile_for_hopper_and_fit_it() -> None:
-    run("tests.ref_dsinfer.kernel_builds", TRITON_INTERPRET="0")
+@pytest.mark.timeout(600)
+def test_kernels_at_the_widths_of_r1_and_beyond_32_bits() -> None:
+    run("tests.ref_dsinfer.kernel_widths", timeout=580, TRITON_INTERPRET="1")
+
+
+@pytest.mark.timeout(120)
+def test_a_layer_of_kernels_computes_the_plain_layer() -> None:
+    run("tests.ref_dsinfer.kernel_layers", timeout=100, TRITON_INTERPRET="1")
+
+
+@pytest.mark.timeout(120)
+def test_one_variant_of_each_kernel_compiles_for_hopper_and_blackwell() -> None:
+    run("tests.ref_dsinfer.kernel_builds", "--few", timeout=100, TRITON_INTERPRET="0")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1300)
+def test_all_variants_fit_hopper_and_blackwell() -> None:
+    run("tests.ref_dsinfer.kernel_builds", timeout=1200, TRITON_INTERPRET="0")

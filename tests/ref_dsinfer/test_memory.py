@@ -11,6 +11,7 @@ from errors import UsageError
 from ref_dsinfer import memory
 from ref_dsinfer.attention import Attention
 from ref_dsinfer.engine import Engine
+from ref_dsinfer.kernels import mla
 from ref_dsinfer.memory import GPUS, Run
 
 R1_RUN = Run(R1, torch.bfloat16, 8, "tp", length=23_140, max_running=64, step_tokens=2048)
@@ -34,6 +35,11 @@ def test_r1_is_refused_on_gpus_that_are_too_small() -> None:
     memory.check(replace(R1_RUN, world_size=16), free)
     longer = memory.need(replace(R1_RUN, length=163_840))
     assert longer.cache - needed.cache == (163_840 - 23_140) * 61 * 576 * 2
+
+
+def test_the_decode_kernel_takes_what_is_counted() -> None:
+    assert mla.MOST_PROGRAMS == memory.DECODE_PROGRAMS
+    assert max(mla.tile_heads(heads, 2) for heads in (16, 64, 128)) == memory.DECODE_HEADS
 
 
 def test_weights_are_those_of_a_loaded_model(random_model: Path) -> None:

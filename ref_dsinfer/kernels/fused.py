@@ -1,0 +1,185 @@
+"""Norms and rotations on NVIDIA GPUs, each with what goes before or after it in one kernel.
+
+A decode step has thousands of kernels, and small ones take longer to start than to run. The
+definitions are the plain methods and functions of `layers.py`, `rope.py` and `attention.py`.
+
+Shape letters: T tokens, D a row's values, H heads, C latent, R rotated, L = C + R.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ref_dsinfer.rounding import ceil_div
+
+
+@triton.jit
+def _norm(
+    x_ptr,  # [T, D], row after row at `stride`
+    part_ptr,  # [T, D]
+    weight_ptr,  # [D]
+    sum_ptr,  # [T, D]
+    out_ptr,  # [T, D]
+    stride,
+    D,
+    eps,
+    ADDED: tl.constexpr,  # part_ptr is read, sum_ptr written
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    real = column < D
+    x = tl.load(x_ptr + row * stride + column, mask=real, other=0.0)
+    if ADDED:
+        x = (x.to(tl.float32) + tl.load(part_ptr + row * D + column, mask=real, other=0.0)).to(
+            sum_ptr.dtype.element_ty
+        )
+        tl.store(sum_ptr + row * D + column, x, mask=real)
+    x = x.to(tl.float32)
+    x *= tl.math.rsqrt(tl.sum(x * x, 0) / D + eps)
+    x *= tl.load(weight_ptr + column, mask=real, other=0.0)
+    tl.store(out_ptr + row * D + column, x.to(out_ptr.dtype.element_ty), mask=real)
+
+
+@triton.jit
+def _turned(x_ptr, rotation_ptr, pair, real):
+    """The pairs at x, rotated: their first and their second values, fp32."""
+    first = tl.load(x_ptr + 2 * pair, mask=real, other=0.0).to(tl.float32)
+    second = tl.load(x_ptr + 2 * pair + 1, mask=real, other=0.0).to(tl.float32)
+    cosine = tl.load(rotation_ptr + 2 * pair, mask=real, other=0.0)
+    sine = tl.load(rotation_ptr + 2 * pair + 1, mask=real, other=0.0)
+    return first * cosine - second * sine, first * sine + second * cosine
+
+
+@triton.jit
+def _rotate(
+    x_ptr,  # [T, H, R], at two strides
+    rotations_ptr,  # [T, R]: cosine and sine of each pair
+    out_ptr,  # [T, H, R]
+    token_stride,
+    head_stride,
+    heads,
+    R,
+    BLOCK_H: tl.constexpr,
+    BLOCK_P: tl.constexpr,  # pairs
+):
+    token = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)[:, None]
+    pair = tl.arange(0, BLOCK_P)[None, :]
+    real = (head < heads) & (pair < R // 2)
+    x_ptr += token * token_stride + head * head_stride
+    first, second = _turned(x_ptr, rotations_ptr + token * R, pair, real)
+    out_ptr += (token * heads + head) * R + 2 * pair
+    tl.store(out_ptr, first.to(out_ptr.dtype.element_ty), mask=real)
+    tl.store(out_ptr + 1, second.to(out_ptr.dtype.element_ty), mask=real)
+
+
+@triton.jit
+def _latents(
+    x_ptr,  # [T, C + R], row after row at `stride`
+    weight_ptr,  # [C]
+    rotations_ptr,  # [T, R]: cosine and sine of each pair
+    slots_ptr,  # [T]
+    latents_ptr,  # [T, C + R]
+    cache_ptr,  # [slots, C + R]
+    stride,
+    C,
+    R,
+    eps,
+    BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr,  # pairs
+):
+    """A token's latent, normalised, and its key, rotated: as a result and into the cache."""
+    token = tl.program_id(0).to(tl.int64)
+    row = token * (C + R)
+    cached = tl.load(slots_ptr + token).to(tl.int64) * (C + R)
+    x_ptr += token * stride
+    column = tl.arange(0, BLOCK_C)
+    real = column < C
+    x = tl.load(x_ptr + column, mask=real, other=0.0).to(tl.float32)
+    x *= tl.math.rsqrt(tl.sum(x * x, 0) / C + eps)
+    x *= tl.load(weight_ptr + column, mask=real, other=0.0)
+    x = x.to(latents_ptr.dtype.element_ty)
+    tl.store(latents_ptr + row + column, x, mask=real)
+    tl.store(cache_ptr + cached + column, x, mask=real)
+
+    pair = tl.arange(0, BLOCK_P)
+    real = pair < R // 2
+    first, second = _turned(x_ptr + C, rotations_ptr + token * R, pair, real)
+    first = first.to(latents_ptr.dtype.element_ty)
+    second = second.to(latents_ptr.dtype.element_ty)
+    place = C + 2 * pair
+    tl.store(latents_ptr + row + place, first, mask=real)
+    tl.store(latents_ptr + row + place + 1, second, mask=real)
+    tl.store(cache_ptr + cached + place, first, mask=real)
+    tl.store(cache_ptr + cached + place + 1, second, mask=real)
+
+
+def norm(x_TD: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """`RMSNorm.plain` in one kernel."""
+    return _normed(x_TD, None, weight, eps)[1]
+
+
+def add_norm(x_TD: Tensor, part_TD: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """`RMSNorm.plain_added` in one kernel."""
+    return _normed(x_TD, part_TD.contiguous(), weight, eps)
+
+
+def _normed(
+    x_TD: Tensor, part_TD: Tensor | None, weight: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    assert x_TD.stride(1) == 1
+    tokens, size = x_TD.shape
+    out_TD = x_TD.new_empty(tokens, size)
+    sum_TD = out_TD if part_TD is None else torch.empty_like(out_TD)
+    if tokens:
+        block = triton.next_power_of_2(size)
+        _norm[(tokens,)](
+            *(x_TD, x_TD if part_TD is None else part_TD, weight, sum_TD, out_TD),
+            *(x_TD.stride(0), size, eps),
+            ADDED=part_TD is not None,
+            BLOCK=block,
+            num_warps=8 if block > 2048 else 4,
+        )
+    return sum_TD, out_TD
+
+
+def rotate(x_THR: Tensor, rotations: Tensor) -> Tensor:
+    """`rope.plain_rotate` of heads in one kernel; `rotations`: complex64 [T, R/2]."""
+    assert x_THR.stride(2) == 1
+    tokens, heads, size = x_THR.shape
+    out_THR = x_THR.new_empty(tokens, heads, size)
+    if tokens:
+        _rotate[(tokens, ceil_div(heads, 16))](
+            *(x_THR, torch.view_as_real(rotations).contiguous(), out_THR),
+            *(*x_THR.stride()[:2], heads, size),
+            BLOCK_H=16,
+            BLOCK_P=triton.next_power_of_2(size // 2),
+        )
+    return out_THR
+
+
+def latents(
+    x_TL: Tensor,
+    weight: Tensor,
+    eps: float,
+    rotations: Tensor,
+    blocks_BSL: Tensor,
+    slots_T: Tensor,
+) -> Tensor:
+    """`attention.plain_latents` in one kernel."""
+    assert blocks_BSL.is_contiguous()
+    assert blocks_BSL.dtype == x_TL.dtype
+    assert x_TL.stride(1) == 1
+    latents_TL = x_TL.new_empty(x_TL.shape)
+    kept = len(weight)
+    rotated = x_TL.shape[1] - kept
+    if len(x_TL):
+        _latents[(len(x_TL),)](
+            *(x_TL, weight, torch.view_as_real(rotations).contiguous(), slots_T),
+            *(latents_TL, blocks_BSL, x_TL.stride(0), kept, rotated, eps),
+            BLOCK_C=triton.next_power_of_2(kept),
+            BLOCK_P=triton.next_power_of_2(rotated // 2),
+        )
+    return latents_TL
