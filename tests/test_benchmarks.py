@@ -68,8 +68,10 @@ def test_engine_tells_its_multiple() -> None:
         (
             "sut",
             ("--samples", "20", "--tokens", "5", "--repeat", "1"),
-            r"inside issue +\d+\.\d us/sample +100\.0% .*\nour SUT +\d+\.\d us/sample (.*\n){6}"
-            r"inside issue( +\d+\.\d){4}\nour SUT( +\d+\.\d){4}\n(.*\n)+our SUT +\d+ tokens/s\n",
+            r"inside issue +\d+\.\d us/sample +100\.0% .*\nsmallest SUT +.*\n"
+            r"our SUT +\d+\.\d us/sample (.*\n){6}inside issue( +\d+\.\d){4}\n"
+            r"smallest SUT( +\d+\.\d){4}\nour SUT( +\d+\.\d){4}\n"
+            r"(.*\n)+our SUT +\d+ tokens/s\n",
         ),
         (
             "sut",
@@ -82,7 +84,7 @@ def test_engine_tells_its_multiple() -> None:
             r"(loading \.(pkl|parquet|jsonl) of \d+ MB +\d+\.\d+ s CPU  peer .*\npeak .*\n){3}"
             r"building .*\none problem, all tests, of a store of 0\.00 GB +\d+\.\d+ ms",
         ),
-        ("roofline", (), r"sequences that fit: \d+\n(.*\n)+ +1024 +256 +684( .*){4} 10202 "),
+        ("roofline", (), r"sequences that fit: \d+\n(.*\n)+ +1024 +256 +680( .*){4} 9067 "),
     ],
 )
 def test_it_prints_its_figures(name: str, options: tuple[str, ...], figures: str) -> None:

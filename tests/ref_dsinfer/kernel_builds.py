@@ -1,13 +1,11 @@
 """Compiles the kernels for Hopper (sm_90a) and Blackwell (sm_100a), which needs neither, and looks
 at what they take: shared memory and registers within the limits, nothing spilled.
 
-As a program it builds every variant that the launchers can choose at R1's shapes, or with `--few`
-one of each kernel.
+Every variant is built that the launchers can choose at R1's shapes.
 """
 
 import re
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -165,16 +163,12 @@ def around_others() -> Iterator[Variant]:
     yield Variant(fused._latents, types, {"BLOCK_C": 512, "BLOCK_P": 32})
 
 
-def main(few: bool) -> None:
-    """Build all variants, or one of each kernel."""
+def main() -> None:
     for capability in CAPABILITIES:
-        built = set()
         of_both = chain(others_of_products(), around_experts(), around_others())
         for variant in chain(of_both, attention(capability), products(capability)):
-            if not few or variant.kernel not in built:
-                variant.build(capability)
-                built.add(variant.kernel)
+            variant.build(capability)
 
 
 if __name__ == "__main__":
-    main(few="--few" in sys.argv)
+    main()
