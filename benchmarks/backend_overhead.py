@@ -95,11 +95,11 @@ async def ours(args: argparse.Namespace) -> list[float]:
     backend = registry.load(registry.lookup(args.backend), config(args, coalesce=True))
     async with running(backend):
         await through_loadgen(backend, rows, None)  # warm
-        found = []
+        seconds = []
         for _ in range(args.rounds):
             log = await through_loadgen(backend, rows, None)
-            found.append(log["result_tokens_per_second"])
-        return found
+            seconds.append(log["result_tokens_per_second"])
+        return seconds
 
 
 def vllm_generate(args: argparse.Namespace) -> list[float]:
@@ -110,12 +110,12 @@ def vllm_generate(args: argparse.Namespace) -> list[float]:
     from backends.vllm import engine_args
 
     rows = workload(args)
-    given = engine_args(config(args, coalesce=True))
+    arguments = engine_args(config(args, coalesce=True))
     names = (
         *("model", "dtype", "max_num_seqs", "enforce_eager", "kv_cache_memory_bytes"),
         *("enable_prefix_caching", "skip_tokenizer_init", "disable_log_stats", "seed"),
     )
-    engine = LLM(**{name: getattr(given, name) for name in names})
+    engine = LLM(**{name: getattr(arguments, name) for name in names})
     requests = asyncio.run(issued(rows))
     prompts = [TokensPrompt(prompt_token_ids=list(one.prompt_ids)) for one in requests]
     params = [
@@ -129,7 +129,7 @@ def vllm_generate(args: argparse.Namespace) -> list[float]:
         for one in requests
     ]
     engine.generate(prompts, params, use_tqdm=False)  # warm
-    found = []
+    results = []
     for _ in range(args.rounds):
         began = time.monotonic()
         answers = engine.generate(prompts, params, use_tqdm=False)
@@ -138,8 +138,8 @@ def vllm_generate(args: argparse.Namespace) -> list[float]:
             len(one.outputs[0].token_ids) - (one.outputs[0].finish_reason == "stop")
             for one in answers
         )
-        found.append(tokens / (time.monotonic() - began))
-    return found
+        results.append(tokens / (time.monotonic() - began))
+    return results
 
 
 async def sglang_bare(args: argparse.Namespace) -> dict[str, list[float]]:
@@ -152,7 +152,7 @@ async def sglang_bare(args: argparse.Namespace) -> dict[str, list[float]]:
     rows = workload(args)
     backend = SglangBackend(config(args, coalesce=True))
     requests = await issued(rows)
-    found: dict[str, list[float]] = {"theirs": [], "ours": []}
+    seconds: dict[str, list[float]] = {"theirs": [], "ours": []}
     async with running(backend):
         assert backend._server
         client = backend._server._endpoints[0].client
@@ -162,9 +162,9 @@ async def sglang_bare(args: argparse.Namespace) -> dict[str, list[float]]:
 
         async def ask(session: aiohttp.ClientSession, body: bytes) -> int:
             async with session.post(f"{client.url}/generate", data=body) as answer:
-                told = await answer.json()
-                return len(told["output_ids"]) - (
-                    told["meta_info"]["finish_reason"]["type"] == "stop"
+                reply = await answer.json()
+                return len(reply["output_ids"]) - (
+                    reply["meta_info"]["finish_reason"]["type"] == "stop"
                 )
 
         async def bare() -> float:
@@ -180,10 +180,10 @@ async def sglang_bare(args: argparse.Namespace) -> dict[str, list[float]]:
         await bare()  # warm, both of them
         await through_loadgen(backend, rows, None)
         for _ in range(args.rounds):
-            found["theirs"].append(await bare())
+            seconds["theirs"].append(await bare())
             log = await through_loadgen(backend, rows, None)
-            found["ours"].append(log["result_tokens_per_second"])
-    return found
+            seconds["ours"].append(log["result_tokens_per_second"])
+    return seconds
 
 
 PEERS = {"vllm": "LLM.generate", "sglang": "a bare client of its server"}
@@ -193,8 +193,8 @@ async def first_tokens(args: argparse.Namespace) -> dict[str, list[float]]:
     """Milliseconds to the first token: p50 and p99 of each round, through all of ours and bare."""
     rows = workload(args)
     backend = Timed(registry.load(registry.lookup(args.backend), config(args, coalesce=False)))
-    found: dict[str, list[float]] = {name: [] for name in ("ours p50", "ours p99")}
-    found |= {name: [] for name in ("bare p50", "bare p99")}
+    seconds: dict[str, list[float]] = {name: [] for name in ("ours p50", "ours p99")}
+    seconds |= {name: [] for name in ("bare p50", "bare p99")}
 
     async def bare(request: Request, due: float, times: list[float]) -> None:
         await asyncio.sleep(due - time.monotonic())
@@ -211,15 +211,15 @@ async def first_tokens(args: argparse.Namespace) -> dict[str, list[float]]:
             log = await through_loadgen(backend, rows, args.qps)
             for share in ("50", "99"):
                 key = f"result_first_token_{share}.00_percentile_latency_ns"
-                found[f"ours p{share}"].append(log[key] / 1e6)
+                seconds[f"ours p{share}"].append(log[key] / 1e6)
             start = time.monotonic() + 0.1 - backend.arrivals[0][0]
             times: list[float] = []
             await asyncio.gather(
                 *(bare(one, start + came, times) for came, one in backend.arrivals)
             )
-            found["bare p50"].append(statistics.median(times))
-            found["bare p99"].append(statistics.quantiles(times, n=100)[98])
-    return found
+            seconds["bare p50"].append(statistics.median(times))
+            seconds["bare p99"].append(statistics.quantiles(times, n=100)[98])
+    return seconds
 
 
 def config(args: argparse.Namespace, coalesce: bool) -> EngineConfig:
@@ -237,8 +237,8 @@ def apart(part: str) -> Any:
     """What one part of this program finds, in a process of its own."""
     words = [sys.executable, __file__, *sys.argv[1:], "--part", part]
     ended = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
-    found = [line for line in ended.stdout.splitlines() if line.startswith(FOUND)]
-    return json.loads(found[-1].removeprefix(FOUND))
+    lines = [line for line in ended.stdout.splitlines() if line.startswith(FOUND)]
+    return json.loads(lines[-1].removeprefix(FOUND))
 
 
 def main() -> None:
@@ -277,11 +277,11 @@ def report(args: argparse.Namespace) -> None:
     speeds: dict[str, list[float]] = {"theirs": [], "ours": []}
     for _ in range(args.turns):
         if args.backend == "sglang":
-            for part, found in apart("both").items():
-                speeds[part] += found
+            for part, figures in apart("both").items():
+                speeds[part] += figures
         else:
-            for part, found in speeds.items():
-                found += apart(part)
+            for part, figures in speeds.items():
+                figures += apart(part)
     print(f"{args.backend}, {args.requests} requests, {args.dtype}, tokens/s: median (min - max)")
     theirs = statistics.median(speeds["theirs"])
     for part, name in (

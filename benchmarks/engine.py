@@ -134,12 +134,12 @@ def vllm(args: argparse.Namespace) -> Part:
     )
 
     def run(prompts: list[list[int]], lengths: list[int]) -> list[list[int]]:
-        asked = [TokensPrompt(prompt_token_ids=prompt) for prompt in prompts]
+        requests = [TokensPrompt(prompt_token_ids=prompt) for prompt in prompts]
         params = [
             SamplingParams(temperature=0, max_tokens=length, ignore_eos=True, detokenize=False)
             for length in lengths
         ]
-        done = engine.generate(asked, params, use_tqdm=False)
+        done = engine.generate(requests, params, use_tqdm=False)
         return [list(one.outputs[0].token_ids) for one in done]
 
     return engine.model_config.get_vocab_size(), run
@@ -170,8 +170,8 @@ def apart(part: str, args: argparse.Namespace, model: Path) -> tuple[float, list
     python = str(VLLM) if part == "vllm" else sys.executable
     words = [python, __file__, *sys.argv[1:], "--part", part, "--model", str(model)]
     ended = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
-    found = [line for line in ended.stdout.splitlines() if line.startswith(FOUND)]
-    seconds, answers = json.loads(found[-1].removeprefix(FOUND))
+    lines = [line for line in ended.stdout.splitlines() if line.startswith(FOUND)]
+    seconds, answers = json.loads(lines[-1].removeprefix(FOUND))
     return seconds, answers
 
 

@@ -73,11 +73,11 @@ def run(command: list[str], folder: Path, modules: Path) -> Cost:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(SAMPLE_S)
         seconds = time.perf_counter() - began
-    said = log.read_text(errors="replace")
-    found = re.search(r"'exact_match': ([\d.]+)", said)
-    if process.returncode or found is None:
-        sys.exit(f"{' '.join(command)} failed:\n{said[-2000:]}")
-    return Cost(seconds, peak, found[1])
+    log_text = log.read_text(errors="replace")
+    match = re.search(r"'exact_match': ([\d.]+)", log_text)
+    if process.returncode or match is None:
+        sys.exit(f"{' '.join(command)} failed:\n{log_text[-2000:]}")
+    return Cost(seconds, peak, match[1])
 
 
 def _memory(process: psutil.Process) -> int:
@@ -117,13 +117,13 @@ def evaluate(
 
 def starts(count: int) -> list[float]:
     """Seconds that each start of a sandboxed process takes, once the first has been."""
-    taken = []
+    seconds = []
     with Sandbox() as sandbox:
         for _ in range(count + 1):
             began = time.perf_counter()
             with sandbox.start("grading.tasks.program", Limits()):
-                taken.append(time.perf_counter() - began)
-    return taken[1:]
+                seconds.append(time.perf_counter() - began)
+    return seconds[1:]
 
 
 def show(name: str, figure: str, bar: str = "") -> None:
@@ -181,8 +181,8 @@ def main() -> None:
         if args.reference:
             took, theirs = map(sum, zip(*seconds, strict=True))
             show("times the reference's rows a second", f"{theirs / took:.1f}", ">= 8")
-    taken = starts(args.starts)
-    show("start of a sandboxed process", f"{statistics.median(taken) * 1e3:.1f} ms", "< 15 ms")
+    start_s = starts(args.starts)
+    show("start of a sandboxed process", f"{statistics.median(start_s) * 1e3:.1f} ms", "< 15 ms")
 
 
 if __name__ == "__main__":

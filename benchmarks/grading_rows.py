@@ -125,23 +125,23 @@ def _inversions(values: list[int]) -> int:
 
 def _choice(letters: str) -> Maker:
     def final(rng: random.Random) -> tuple[str, str]:
-        said, truth = rng.choice(letters), rng.choice(letters)
-        said = truth if rng.random() < 0.7 else said
+        answer, truth = rng.choice(letters), rng.choice(letters)
+        answer = truth if rng.random() < 0.7 else answer
         form = rng.choice(("ANSWER: {}", "**ANSWER: {}**", "Final Answer: {}", "It is ({})."))
-        return f"So that is it.\n{form.format(said)}", truth
+        return f"So that is it.\n{form.format(answer)}", truth
 
     return final
 
 
 def _integer(rng: random.Random) -> tuple[str, str]:
     truth = rng.randrange(1000)
-    said = truth if rng.random() < 0.75 else rng.randrange(1000)
-    return rng.choice((rf"\[\boxed{{{said}}}\]", f"Answer: {said}")), str(truth)
+    answer = truth if rng.random() < 0.75 else rng.randrange(1000)
+    return rng.choice((rf"\[\boxed{{{answer}}}\]", f"Answer: {answer}")), str(truth)
 
 
 def _formula(rng: random.Random) -> tuple[str, str]:
     a, b, c = rng.randrange(2, 9), rng.randrange(2, 9), rng.randrange(2, 30)
-    said, truth = rng.choice(
+    answer, truth = rng.choice(
         (
             (f"{a * b}", f"{a * b}"),
             (f"{a * 1000 + c:,}", f"{a * 1000 + c}"),
@@ -163,7 +163,7 @@ def _formula(rng: random.Random) -> tuple[str, str]:
             (f"x^{a}+{b}", f"x^{a}+{b + 1}"),
         )
     )  # fmt: skip
-    return rf"Therefore $\boxed{{{said}}}$.", truth
+    return rf"Therefore $\boxed{{{answer}}}$.", truth
 
 
 _FINALS: dict[str, Maker] = {

@@ -282,15 +282,15 @@ def run(bench: Bench, arithmetic: gemm.Arithmetic, times: Path | None) -> None:
         for name, (took, read) in bench.small(batch).items():
             line(f"{name}, batch {batch}", took, read)
     layers = Slice(bench, arithmetic)
-    found = {}
+    layer_us = {}
     for batch in bench.batches:
         whole, first = layers.measure(batch, 4), layers.measure(batch, 1)
         line(f"1 dense and 3 MoE layers, batch {batch}", *whole)
         each, read = ((w - f) / 3 for w, f in zip(whole, first, strict=True))
         line(f"a MoE layer, batch {batch}", each, read)
-        found[batch] = each * 1e6
+        layer_us[batch] = each * 1e6
     if times:
-        times.write_text(json.dumps({"moe_layer_us": found}) + "\n")
+        times.write_text(json.dumps({"moe_layer_us": layer_us}) + "\n")
 
 
 def main() -> None:

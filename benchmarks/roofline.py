@@ -256,8 +256,8 @@ def main() -> None:
     if args.layer_us:
         layer_s = {1: args.layer_us * 1e-6}
     elif args.measured:
-        found = json.loads(args.measured.read_text())["moe_layer_us"]
-        layer_s = {int(batch): us * 1e-6 for batch, us in found.items()}
+        layer_us = json.loads(args.measured.read_text())["moe_layer_us"]
+        layer_s = {int(batch): us * 1e-6 for batch, us in layer_us.items()}
     plan = Plan(
         gpu=GPUS[args.gpu],
         ranks=args.ranks,

@@ -50,12 +50,12 @@ class StaticBatch:
         tokens = torch.full((len(prompts), max(ends)), -1)
         for row, prompt in zip(tokens, prompts, strict=True):
             row[: len(prompt)] = torch.tensor(prompt)
-        given = tokens >= 0
+        is_prompt = tokens >= 0
         start = 0
         for position in range(min(map(len, prompts)), max(ends)):
             logits = self._forward(tokens[:, start:position], start)
             chosen = logits.argmax(dim=-1)
-            tokens[:, position] = torch.where(given[:, position], tokens[:, position], chosen)
+            tokens[:, position] = torch.where(is_prompt[:, position], tokens[:, position], chosen)
             start = position
         return [
             row[len(prompt) : end].tolist()

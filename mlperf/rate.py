@@ -170,9 +170,9 @@ async def _run(
                     table.add(probe)
                     return probe
 
-                found = await search(measure, start, args.rate_tolerance)
-                print(summary(found, prober.limits))
-                rate, record = rounded(found.passed.rate), asdict(found)
+                result = await search(measure, start, args.rate_tolerance)
+                print(summary(result, prober.limits))
+                rate, record = rounded(result.passed.rate), asdict(result)
             else:
                 rate = rounded(await _offline(prober, start))
                 record = {}
@@ -308,9 +308,9 @@ def rounded(rate: float) -> float:
     return round(math.floor(rate / unit + 1e-9) * unit, 12)
 
 
-def summary(found: Found, limits: "Limits") -> str:
+def summary(result: Found, limits: "Limits") -> str:
     """What the search has found, for people."""
-    best, worst = found.passed, found.failed
+    best, worst = result.passed, result.failed
     ttft, tpot = limits.ttft_s * 1e3, limits.tpot_s * 1e3
     late = max(best.late_first, best.late_tokens)
     needed = early_stopping.queries_needed(late / best.queries)

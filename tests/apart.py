@@ -27,16 +27,16 @@ def apart(work: Callable[[], str], seconds: int = SECONDS) -> tuple[str, int, in
             resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))
             code = 0
             try:
-                said = work()
+                message = work()
             except UserError as error:
-                said, code = str(error), error.exit_code
+                message, code = str(error), error.exit_code
             except BaseException as error:  # noqa: BLE001 - told in the other process
-                said, code = f"{type(error).__name__}: {error}"[:500], 99
-            os.write(write, said.encode(errors="backslashreplace")[:4000])
+                message, code = f"{type(error).__name__}: {error}"[:500], 99
+            os.write(write, message.encode(errors="backslashreplace")[:4000])
         finally:
             os._exit(code)
     os.close(write)
     with os.fdopen(read, "rb") as pipe:
-        said = pipe.read().decode()
+        message = pipe.read().decode()
     _, status, used = os.wait4(child, 0)
-    return said, os.waitstatus_to_exitcode(status), used.ru_maxrss >> 10
+    return message, os.waitstatus_to_exitcode(status), used.ru_maxrss >> 10

@@ -31,9 +31,9 @@ def call(*words: str) -> subprocess.CompletedProcess[str]:
 
 def figures(printed: str) -> tuple[float, float]:
     """exact_match and tokens_per_sample, read as the official checker reads them."""
-    found = FIGURES.search(printed)
-    assert found, printed
-    return float(found[1]), float(found[2])
+    match = FIGURES.search(printed)
+    assert match, printed
+    return float(match[1]), float(match[2])
 
 
 def grade(*options: str) -> tuple[float, float]:
@@ -122,8 +122,8 @@ def check_logs(folder: Path, stop_ids: Sequence[int]) -> None:
         (entry["qsl_idx"], tuple(accuracy_log.int32_values(entry["data"], "data").tolist()))
         for entry in entries
     ]
-    told = read_journal(folder / "completions.journal")
-    answers = [(index, tuple(one.token_ids) or tuple(stop_ids[:1])) for index, one in told]
+    journal = read_journal(folder / "completions.journal")
+    answers = [(index, tuple(one.token_ids) or tuple(stop_ids[:1])) for index, one in journal]
     assert sorted(logged) == sorted(answers)
     values = report.read_detail(folder / compliance.LOGS / report.DETAIL_LOG).values
     rate, tokens = (

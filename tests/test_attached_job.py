@@ -20,15 +20,15 @@ Servers = dict[str, subprocess.Popen[str]]
 @pytest.fixture
 def servers() -> Iterator[Servers]:
     """Two servers, by URL."""
-    found = {}
+    started = {}
     for _ in range(2):
         process = subprocess.Popen(
             [sys.executable, str(SERVER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         assert process.stdout
-        found[f"http://127.0.0.1:{process.stdout.readline().strip()}"] = process
-    yield found
-    for process in found.values():
+        started[f"http://127.0.0.1:{process.stdout.readline().strip()}"] = process
+    yield started
+    for process in started.values():
         process.kill()
         process.communicate()
 
@@ -52,8 +52,8 @@ def test_servers_answer_as_one(
 ) -> None:
     path = data_set(24)
     run = start("run_eval.py", echo_model, path, servers, "--max-new-tokens", 50, "--async")
-    _, said = run.communicate(timeout=60)
-    assert run.returncode == 0, said
+    _, stderr = run.communicate(timeout=60)
+    assert run.returncode == 0, stderr
     frame = pd.read_pickle(path.parent / "vllm_output.pkl")
     assert len(frame) == 24
     assert set(frame.tok_model_output_len) == {50}
@@ -75,9 +75,9 @@ def test_a_server_that_is_killed_ends_the_run_and_is_named(
         time.sleep(0.05)
     url, process = next(iter(servers.items()))
     process.kill()
-    _, said = run.communicate(timeout=15)
+    _, stderr = run.communicate(timeout=15)
     assert run.returncode == 12
-    last = said.splitlines()[-1]
+    last = stderr.splitlines()[-1]
     assert last.startswith(f"error: endpoint {url}: row ")
-    assert "Traceback" not in said
+    assert "Traceback" not in stderr
     assert read_journal(journal)

@@ -36,9 +36,9 @@ def run(name: str, *options: str, **variables: str) -> str:
 def test_the_engine_and_its_peers_do_the_same_work() -> None:
     answers = []
     for part in ("ours", "static", "transformers"):
-        found = run("engine", "--dtype", "float32", "--part", part, *FEW)
-        _, given = json.loads(found.splitlines()[-1].removeprefix("found: "))
-        answers.append(given)
+        output = run("engine", "--dtype", "float32", "--part", part, *FEW)
+        _, token_ids = json.loads(output.splitlines()[-1].removeprefix("found: "))
+        answers.append(token_ids)
     assert len(answers[0]) == 5
     assert answers[1] == answers[2] == answers[0]
 

@@ -25,8 +25,8 @@ def build_arguments(backend: str, device: str) -> dict[str, str]:
         check=True,
     )
     build = shown.stdout.splitlines()[0].replace("\\ ", " ")
-    found = dict(re.findall(r"--build-arg (\w+)=(.*?)(?= --build-arg| /)", build))
-    return found | {"tag": re.findall(r"--tag (\S+)", build)[0]}
+    arguments = dict(re.findall(r"--build-arg (\w+)=(.*?)(?= --build-arg| /)", build))
+    return arguments | {"tag": re.findall(r"--tag (\S+)", build)[0]}
 
 
 def position(start: str) -> int:
@@ -57,10 +57,10 @@ def test_the_engine_of_the_label_is_the_one_pinned(engine: str, device: str) -> 
 
 def test_every_argument_that_launch_gives_is_declared_and_the_base_agrees() -> None:
     declared = dict(step[1].partition("=")[::2] for step in STEPS if step[0] == "ARG")
-    given = build_arguments("pytorch", "cpu")
-    assert set(given) - {"tag"} == set(declared) - {"INDEX"}
-    assert declared["BASE"] == given["BASE"]
-    for base in (given["BASE"], build_arguments("pytorch", "cuda")["BASE"]):
+    arguments = build_arguments("pytorch", "cpu")
+    assert set(arguments) - {"tag"} == set(declared) - {"INDEX"}
+    assert declared["BASE"] == arguments["BASE"]
+    for base in (arguments["BASE"], build_arguments("pytorch", "cuda")["BASE"]):
         assert re.search(r":[\w.-]*\d+\.\d+", base), f"{base}: no version"
 
 

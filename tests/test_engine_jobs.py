@@ -52,12 +52,12 @@ def test_nothing_outlives_a_run_that_is_ended(
     run, processes = answering(engine)
     assert len(processes) >= PROCESSES[engine]
     run.send_signal(how)
-    _, said = run.communicate(timeout=END_S + 5)
+    _, stderr = run.communicate(timeout=END_S + 5)
     assert run.returncode != 0
     assert_gone(processes, before)
     if how == signal.SIGINT:
         assert run.returncode == 130
-        assert said.splitlines()[-1] == "interrupted: what is finished is on disk"
+        assert stderr.splitlines()[-1] == "interrupted: what is finished is on disk"
     assert read_journal(journal(tmp_path))
 
 
@@ -76,8 +76,8 @@ def test_a_run_that_is_killed_and_resumed_comes_to_the_same_results(
     for folder, resume in (("killed", ["--resume"]), ("whole", [])):
         ended = call(*accuracy_run(tmp_path / folder), *options, *resume)
         assert ended.returncode == 0, ended.stderr
-    told = read_journal(journal(tmp_path / "killed"))
-    assert [index for index, _ in told[: len(kept)]] == [index for index, _ in kept]
+    message = read_journal(journal(tmp_path / "killed"))
+    assert [index for index, _ in message[: len(kept)]] == [index for index, _ in kept]
     assert_same_results(journal(tmp_path / "killed").parent, journal(tmp_path / "whole").parent)
 
 
@@ -86,7 +86,7 @@ def sglang_server(processes: list[psutil.Process]) -> psutil.Process:
 
 
 @pytest.mark.parametrize(
-    ("engine", "victim", "told"),
+    ("engine", "victim", "message"),
     [
         pytest.param("vllm", vllm_core, "vLLM's engine has died", marks=pytest.mark.vllm),
         pytest.param(
@@ -95,16 +95,16 @@ def sglang_server(processes: list[psutil.Process]) -> psutil.Process:
     ],
 )
 def test_an_engine_that_is_killed_ends_the_run_in_words(
-    engine: str, victim: Callable, told: str, answering: Answering, tmp_path: Path
+    engine: str, victim: Callable, message: str, answering: Answering, tmp_path: Path
 ) -> None:
     before = orphans()
     run, processes = answering(engine)
     os.kill(victim(processes).pid, signal.SIGKILL)
-    _, said = run.communicate(timeout=END_S + 5)
+    _, stderr = run.communicate(timeout=END_S + 5)
     assert run.returncode == 12
-    assert f"error: {told}" in said
-    assert str(tmp_path / "offline" / "accuracy" / "engine.log") in said
-    assert "Traceback" not in said.split("ends with:")[0]
+    assert f"error: {message}" in stderr
+    assert str(tmp_path / "offline" / "accuracy" / "engine.log") in stderr
+    assert "Traceback" not in stderr.split("ends with:")[0]
     assert_gone(processes, before)
     assert read_journal(journal(tmp_path))
 

@@ -113,5 +113,5 @@ def test_another_rank_holds_a_shared_mistake_back() -> None:
     with pytest.raises(subprocess.TimeoutExpired):
         process.communicate(timeout=2)
     process.kill()
-    _, said = process.communicate()
-    assert said == ""
+    _, stderr = process.communicate()
+    assert stderr == ""

@@ -263,14 +263,14 @@ def test_ids_of_eight_bytes_are_graded_and_said(a_run: Path, model_dir: Path) ->
         ids = struct.unpack(f"<{len(entry['data']) // 8}i", bytes.fromhex(entry["data"]))
         entry["data"] = struct.pack(f"<{len(ids)}q", *ids).hex()
     log.write_text(json.dumps(entries))
-    given = ("--input-file", log, "--dataset-file", a_run / "data.pkl", "--tokenizer", model_dir)
-    done = run(*given)
+    options = ("--input-file", log, "--dataset-file", a_run / "data.pkl", "--tokenizer", model_dir)
+    done = run(*options)
     assert done.returncode == 0, done.stderr
     assert f"'exact_match': {EXACT_MATCH}" in done.stdout
     assert "ids have 8 bytes" in done.stderr
     entries[0]["data"] = struct.pack("<3f", 1, 2, 3).hex()
     log.write_text(json.dumps(entries))
-    done = run(*given)
+    done = run(*options)
     assert done.returncode == 13
     assert "sample 0 are not token ids" in done.stderr
 
@@ -280,8 +280,8 @@ def test_another_tokenizer_is_noticed(a_run: Path, model_dir: Path) -> None:
     entries = json.loads(log.read_text())
     entries[1]["data"] = struct.pack("<2i", 128_000, 3).hex()
     log.write_text(json.dumps(entries))
-    given = ("--dataset-file", a_run / "data.pkl", "--tokenizer", model_dir)
-    done = run("--input-file", log, *given)
+    options = ("--dataset-file", a_run / "data.pkl", "--tokenizer", model_dir)
+    done = run("--input-file", log, *options)
     assert done.returncode == 0, done.stderr
     assert "1 token ids are outside the tokenizer's vocabulary of 258" in done.stderr
 
@@ -296,8 +296,8 @@ def test_one_row_is_explained_and_nothing_written(a_run: Path) -> None:
 
 @pytest.mark.slow
 def test_two_gradings_are_compared(a_run: Path) -> None:
-    given = ("--input-file", a_run / "results.pkl", "--output-file")
-    assert run(*given, a_run / "one.pkl").returncode == 0
+    options = ("--input-file", a_run / "results.pkl", "--output-file")
+    assert run(*options, a_run / "one.pkl").returncode == 0
     frame = read_frame(a_run / "results.pkl")
     frame["model_output"] = frame["model_output"].where(frame.index != 5, frame["model_output"][4])
     frame.to_parquet(a_run / "other.parquet")
@@ -316,16 +316,16 @@ def test_two_gradings_are_compared(a_run: Path) -> None:
 
 @pytest.mark.slow
 def test_how_programs_read_is_chosen_and_kept_apart(a_run: Path) -> None:
-    given = ("--input-file", a_run / "results.pkl")
-    assert run(*given).returncode == 0
-    done = run(*given, "--lcb-mode", "fixed-stdio")
+    options = ("--input-file", a_run / "results.pkl")
+    assert run(*options).returncode == 0
+    done = run(*options, "--lcb-mode", "fixed-stdio")
     assert "5 of 7 rows were graded by an earlier run" in done.stderr
     assert "not the official figure: graded with --lcb-mode fixed-stdio" in done.stdout
     assert json.loads((a_run / "results_report.json").read_text())["livecodebench"]["mode"] == (
         "fixed-stdio"
     )
-    assert "7 of 7 rows were graded by an earlier run" in run(*given).stderr
-    assert "graded already" not in run(*given, "--fresh").stderr
+    assert "7 of 7 rows were graded by an earlier run" in run(*options).stderr
+    assert "graded already" not in run(*options, "--fresh").stderr
 
 
 def test_without_a_sandbox_only_where_it_is_said(a_run: Path) -> None:
@@ -373,8 +373,8 @@ def test_programs_over_their_limit_are_timeouts_and_a_hostile_answer_is_one(a_ru
     assert done.returncode == 0, done.stderr
     graded = read_frame(a_run / "a_evaluated.pkl")
     assert graded["grading_status"].tolist() == ["timeout", "timeout", "ok"]
-    told = json.loads((a_run / "a_report.json").read_text())["tasks"]["livecodebench"]
-    assert (told["timeouts"], told["right"], told["ungraded"]) == (2, 1, 0)
+    counts = json.loads((a_run / "a_report.json").read_text())["tasks"]["livecodebench"]
+    assert (counts["timeouts"], counts["right"], counts["ungraded"]) == (2, 1, 0)
     head, line, *_ = (text.split() for text in done.stdout.splitlines()[1:])
     assert line[head.index("timeouts") - len(head)] == "2"
 
@@ -401,10 +401,10 @@ def test_what_is_read_is_not_written_over(a_run: Path, source: str, output: str)
 
 
 def test_nor_are_data_set_and_problems(a_run: Path) -> None:
-    given = ("--input-file", "results.pkl", "--dataset-file", "data.pkl", "--output-file")
-    assert run(*given, "data.parquet", cwd=a_run).returncode == 2
+    options = ("--input-file", "results.pkl", "--dataset-file", "data.pkl", "--output-file")
+    assert run(*options, "data.parquet", cwd=a_run).returncode == 2
     (a_run / "livecodebench.jsonl").rename(a_run / "mine_grades.jsonl")
-    done = run(*given, "mine.pkl", "--livecodebench-file", "mine_grades.jsonl", cwd=a_run)
+    done = run(*options, "mine.pkl", "--livecodebench-file", "mine_grades.jsonl", cwd=a_run)
     assert done.returncode == 2
     assert "mine_grades.jsonl would overwrite the input mine_grades.jsonl" in done.stderr
 
@@ -464,11 +464,11 @@ def test_what_files_hold_steers_no_terminal_and_fits_its_encoding(
 
     letter = "é" if encoding == "utf-8" else r"\xe9"
     spelled = rf"\x1b]0;title\x07\x1b[2J\ud800\r\n\u202e\x9b {letter}"
-    graded = said("a.jsonl", code=13)
+    graded = message("a.jsonl", code=13)
     assert f"has no problem no {spelled}\n" in graded
     for row in (1, 4):
-        assert spelled in said("a.jsonl", "--explain", str(row))
+        assert spelled in message("a.jsonl", "--explain", str(row))
     frame = read_frame(hostile / "a_evaluated.pkl")
     frame.loc[1, "prompt_accuracy"] = 100.0
     frame.to_pickle(hostile / "other.pkl")
-    assert f"row 1, math500{spelled}: " in said("a_evaluated.pkl", "--compare", "other.pkl")
+    assert f"row 1, math500{spelled}: " in message("a_evaluated.pkl", "--compare", "other.pkl")

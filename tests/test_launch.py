@@ -19,20 +19,20 @@ def host() -> Iterator[Host]:
 
 def mounts(launched: Launched) -> dict[str, str]:
     """Source by target, of all mounts."""
-    found = {}
+    sources = {}
     for text in launched.values("--mount"):
         parts = dict(part.partition("=")[::2] for part in text.split(","))
         assert parts["type"] == "bind"
-        assert parts["target"] not in found  # engines refuse that
-        found[parts["target"]] = parts["source"] + (":ro" if "readonly" in parts else "")
-    return found
+        assert parts["target"] not in sources  # engines refuse that
+        sources[parts["target"]] = parts["source"] + (":ro" if "readonly" in parts else "")
+    return sources
 
 
 # --- mistakes
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ("", "pass --backend pytorch, vllm or sglang"),
         ("--backend", "--backend needs a value"),
@@ -66,12 +66,14 @@ def mounts(launched: Launched) -> dict[str, str]:
         ("--backend vllm --model-cache-dir a,comma", "can't mount a path with a comma"),
     ],
 )
-def test_a_mistake_is_one_line_before_anything_is_done(options: str, said: str, host: Host) -> None:
+def test_a_mistake_is_one_line_before_anything_is_done(
+    options: str, message: str, host: Host
+) -> None:
     if "podman" in options:
         host.lose_engines()
     ended = host.launch(*options.split())
     assert ended.code == 2, ended.err
-    assert said in ended.err
+    assert message in ended.err
     assert len(ended.err.splitlines()) == 1
     assert not ended.commands
 
@@ -128,15 +130,15 @@ def test_pull_takes_the_place_of_a_build(host: Host) -> None:
 
 
 def test_build_arguments_of_the_caller_come_last(host: Host) -> None:
-    given = ("--build-arg", "BASE=my/base:1", "--build-arg", "INDEX=https://a/b c")
-    build = host.launch("--backend", "vllm", *given).commands[0]
+    options = ("--build-arg", "BASE=my/base:1", "--build-arg", "INDEX=https://a/b c")
+    build = host.launch("--backend", "vllm", *options).commands[0]
     bases = [word for word in build if word.startswith("BASE=")]
     assert bases[-1] == "BASE=my/base:1"
     assert "INDEX=https://a/b c" in build
 
 
 @pytest.mark.parametrize(
-    ("engine", "options", "given"),
+    ("engine", "options", "expected"),
     [
         ("docker", "", ["--gpus", "all"]),
         ("docker", "--gpu-count all", ["--gpus", "all"]),
@@ -158,17 +160,17 @@ def test_build_arguments_of_the_caller_come_last(host: Host) -> None:
         ),
     ],
 )
-def test_gpus(engine: str, options: str, given: list[str], host: Host) -> None:
+def test_gpus(engine: str, options: str, expected: list[str], host: Host) -> None:
     host.provide(engine)
     host.provide("nvidia-smi", "#!/bin/sh\n")  # that it ends well is what says there are GPUs
     launched = host.launch("--backend", "vllm", "--engine", engine, *options.split())
-    found = [
+    arguments = [
         word
         for at, option in enumerate(launched.run)
         if option in ("--gpus", "--device")
         for word in launched.run[at : at + 2]
     ]
-    assert found == given
+    assert arguments == expected
     assert launched.run[-2].endswith(":vllm-cuda")
     assert "NVIDIA Container Toolkit" in launched.err
 
@@ -210,7 +212,7 @@ def test_where_models_are_kept(
 
 
 @pytest.mark.parametrize(
-    ("given", "found"),
+    ("mounts_", "sources"),
     [
         (["data:/data"], {"/data": "{0}/data"}),
         (["{0}/data:/data"], {"/data": "{0}/data"}),
@@ -224,12 +226,12 @@ def test_where_models_are_kept(
         (["data:/d,models:/d"], {"/d": "{0}/models"}),
     ],
 )
-def test_extra_mounts(given: list[str], found: dict[str, str], host: Host) -> None:
-    options = [word for text in given for word in ("--extra-mounts", text.format(host.folder))]
+def test_extra_mounts(mounts_: list[str], sources: dict[str, str], host: Host) -> None:
+    options = [word for text in mounts_ for word in ("--extra-mounts", text.format(host.folder))]
     launched = mounts(host.launch("--backend", "vllm", *options))
-    for target, source in found.items():
+    for target, source in sources.items():
         assert launched[target] == source.format(host.folder)
-    assert set(launched) == {"/workspace", "/home/mlperf", "/models", *found}
+    assert set(launched) == {"/workspace", "/home/mlperf", "/models", *sources}
 
 
 @pytest.mark.parametrize(
@@ -261,9 +263,9 @@ def test_with_rootless_docker_its_root_is_the_caller(host: Host) -> None:
     assert "using --local-user 0" in launched.err
     assert [value for value in launched.values("--ulimit") if "memlock" in value] == []
 
-    asked = host.launch("--backend", "vllm", "--local-user", "0")
-    assert asked.values("--user") == ["0:0"]
-    assert "rootless" not in asked.err
+    explicit = host.launch("--backend", "vllm", "--local-user", "0")
+    assert explicit.values("--user") == ["0:0"]
+    assert "rootless" not in explicit.err
 
     against = host.launch("--backend", "vllm", "--local-user", "1")
     assert against.values("--user") == [f"{host.user}:{host.user}"]
@@ -334,8 +336,8 @@ def test_too_little_memory_to_lock_is_told(engine: str, info: str, host: Host) -
 
 def test_arguments_of_the_engine_s_own_are_handed_on(host: Host) -> None:
     odd = "--env=A=a b\t'$HOME`id`"
-    given = ("--docker-arg", "--device=/dev/gdrdrv", "--docker-arg", odd, "--docker-arg", "-P")
-    run = host.launch("--backend", "vllm", *given, "--", "true").run
+    options = ("--docker-arg", "--device=/dev/gdrdrv", "--docker-arg", odd, "--docker-arg", "-P")
+    run = host.launch("--backend", "vllm", *options, "--", "true").run
     at = run.index("mlperf-deepseek-r1:vllm-cpu")
     assert run[at - 3 : at] == ["--device=/dev/gdrdrv", odd, "-P"]
     assert run[at + 1 :] == ["true"]

@@ -47,11 +47,11 @@ def test_a_dry_run_needs_no_engine(host: Host) -> None:
 
 
 def test_a_dry_run_warns_of_what_is_missing_and_shows_the_rest(host: Host) -> None:
-    asked = ["--backend", "vllm", "--gpu-count", "2", "--extra-mounts", "/nosuch:/data"]
-    refused = host.launch(*asked)
+    options = ["--backend", "vllm", "--gpu-count", "2", "--extra-mounts", "/nosuch:/data"]
+    refused = host.launch(*options)
     assert refused.code == 2
     assert not refused.commands
-    shown = host.launch("--dry-run", *asked)
+    shown = host.launch("--dry-run", *options)
     assert shown.code == 0
     for word in ("nvidia-smi finds no GPU", "/nosuch does not exist"):
         assert word in shown.err

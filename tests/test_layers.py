@@ -41,8 +41,8 @@ TOOLS = ROOT / "data" / "tiny"
 
 
 def modules() -> list[Path]:
-    found = [path for layer in LAYERS for path in (ROOT / layer).rglob("*.py")]
-    return sorted(path for path in found if TOOLS not in path.parents)
+    paths = [path for layer in LAYERS for path in (ROOT / layer).rglob("*.py")]
+    return sorted(path for path in paths if TOOLS not in path.parents)
 
 
 def imports(nodes: Iterable[ast.AST], at_import_only: bool) -> Iterator[str]:
@@ -81,8 +81,8 @@ def test_heavy_packages_are_imported_where_they_are_used(path: Path) -> None:
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_script_imports_nothing_heavy(script: str) -> None:
-    found = {name.split(".")[0] for name in imports(parsed(ROOT / script), False)}
-    assert found <= {*STANDARD, *LAYERS, *AT_THE_TOP}
+    packages = {name.split(".")[0] for name in imports(parsed(ROOT / script), False)}
+    assert packages <= {*STANDARD, *LAYERS, *AT_THE_TOP}
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -92,8 +92,8 @@ def test_a_script_imports_inside_main_where_an_interrupt_is_a_line(script: str) 
 
 @pytest.mark.parametrize(("module", "needed"), AT_THE_TOP.items())
 def test_what_lies_at_the_top_needs_next_to_nothing(module: str, needed: set[str]) -> None:
-    found = set(imports(parsed(ROOT / f"{module}.py"), False))
-    assert {name for name in found if name.split(".")[0] not in STANDARD} == needed
+    imported = set(imports(parsed(ROOT / f"{module}.py"), False))
+    assert {name for name in imported if name.split(".")[0] not in STANDARD} == needed
 
 
 def test_nobody_imports_a_command() -> None:
@@ -110,7 +110,7 @@ def test_the_nouns_import_the_finish_reasons_alone() -> None:
 
 
 def test_only_these_know_the_tokenizer() -> None:
-    found = {
+    users = {
         str(path.relative_to(ROOT))
         for path in modules()
         if any(
@@ -118,7 +118,7 @@ def test_only_these_know_the_tokenizer() -> None:
             for name in imports(parsed(path), False)
         )
     }
-    assert found == {"data/prompts.py"}
+    assert users == {"data/prompts.py"}
 
 
 @pytest.mark.parametrize(

@@ -46,8 +46,8 @@ def test_a_killed_rank_ends_the_run_and_keeps_what_was_finished(tmp_path: Path) 
         "--max-running",
         "4",
     ]
-    said = tmp_path / "said"
-    with said.open("w") as file, subprocess.Popen(words, cwd=ROOT, stderr=file) as agent:
+    log = tmp_path / "said"
+    with log.open("w") as file, subprocess.Popen(words, cwd=ROOT, stderr=file) as agent:
         journal = tmp_path / "offline" / "accuracy" / "completions.journal"
         until = time.monotonic() + 240
         while not (journal.exists() and journal.stat().st_size):
@@ -62,8 +62,8 @@ def test_a_killed_rank_ends_the_run_and_keeps_what_was_finished(tmp_path: Path) 
     _, alive = psutil.wait_procs(ranks, timeout=5)
     assert not alive
     assert all(len(one.token_ids) for _, one in read_journal(journal))
-    assert f"error: rank 1 of 2 (process {follower.pid} on " in said.read_text()
-    assert "internal error" not in said.read_text()
+    assert f"error: rank 1 of 2 (process {follower.pid} on " in log.read_text()
+    assert "internal error" not in log.read_text()
 
 
 def test_processes_that_do_not_divide_the_heads(tmp_path: Path) -> None:

@@ -59,15 +59,15 @@ class Readme:
 
     def scripts(self) -> dict[str, list[str]]:
         """The blocks of commands for each engine's environment."""
-        found: dict[str, list[str]] = {}
+        blocks: dict[str, list[str]] = {}
         for page in PAGES:
             text = (self.copy / page).read_text(encoding="utf-8")
             engine = "pytorch"
             for script in re.findall(r"```bash\n(.*?)```", text, re.S):
                 if entered := re.match(r"source setup\.sh --backend (\w+)", script):
                     engine = entered[1]
-                found.setdefault(engine, []).append(script.replace(f"{TEST}\n", ""))
-        return found
+                blocks.setdefault(engine, []).append(script.replace(f"{TEST}\n", ""))
+        return blocks
 
     def run(self, engine: str) -> list[Block]:
         """Run the blocks of the engine whose environment this is."""
@@ -187,27 +187,27 @@ def test_performance_run_in_each_mode(engine: str, folder: str, readme: Readme) 
     assert frame.query_id.is_unique
     assert list(frame.tok_model_output.map(len)) == list(frame.tok_model_output_len)
     assert len(pd.read_parquet(results / "results.parquet")) == len(frame)
-    told = json.loads((results / "engine.json").read_text())
+    engine_ = json.loads((results / "engine.json").read_text())
     if "attached" in folder:
-        [server] = [values for name, values in told.items() if name.startswith("http")]
+        [server] = [values for name, values in engine_.items() if name.startswith("http")]
         assert server["max_model_len"] == 4096
     elif engine == "sglang":
-        assert told["server"]["disable_radix_cache"] is True
+        assert engine_["server"]["disable_radix_cache"] is True
         assert "fired up" in (results / "engine.log").read_text()
     elif engine == "vllm":
-        assert told["arguments"]["enforce_eager"] is True
+        assert engine_["arguments"]["enforce_eager"] is True
         assert "KV cache size" in (results / "engine.log").read_text()
 
 
 @long
 def test_log_pickle_and_parquet_are_graded_alike(readme: Readme, tmp_path: Path) -> None:
     accuracy = left(readme, "pytorch", "demo/offline") / "accuracy"
-    said = figures((accuracy / "accuracy.txt").read_text())
+    expected = figures((accuracy / "accuracy.txt").read_text())
     out = ["--output-file", str(tmp_path / "evaluated.pkl")]
     log = ["--dataset-file", GIVEN[3], *GIVEN[:2]]
-    assert grade("--input-file", str(accuracy / "results.pkl"), *out) == said
-    assert grade("--input-file", str(accuracy / "results.parquet"), *out) == said
-    assert grade("--input-file", str(accuracy / "mlperf_log_accuracy.json"), *log, *out) == said
+    assert grade("--input-file", str(accuracy / "results.pkl"), *out) == expected
+    assert grade("--input-file", str(accuracy / "results.parquet"), *out) == expected
+    assert grade("--input-file", str(accuracy / "mlperf_log_accuracy.json"), *log, *out) == expected
 
 
 @long
@@ -223,8 +223,8 @@ def test_a_converted_model_answers_as_the_original(readme: Readme) -> None:
 @long
 def test_drafts_are_told_of_at_the_end(readme: Readme) -> None:
     [block] = [block for block in readme.run("pytorch") if "--speculative" in block.script]
-    said = re.findall(r"drafts: ([\d.]+) tokens of an answer in a step", block.ended.stderr)
-    assert len(said) == 1
-    assert float(said[0]) > 1.2  # the first rows are AIME's, whose digits are hard to guess
+    rates = re.findall(r"drafts: ([\d.]+) tokens of an answer in a step", block.ended.stderr)
+    assert len(rates) == 1
+    assert float(rates[0]) > 1.2  # the first rows are AIME's, whose digits are hard to guess
     engine = left(readme, "pytorch", "interactive") / "performance" / "engine.json"
     assert json.loads(engine.read_text())["speculative"] is True

@@ -128,10 +128,10 @@ def test_verbose_grading_tells_every_row(script: "Script") -> None:
         }
     )
     frame.to_pickle(script.folder / "r.pkl")
-    given = ("--input-file", "r.pkl", "--expected-rows", 2)
-    _, _, err = _grade(script, *given)
+    options = ("--input-file", "r.pkl", "--expected-rows", 2)
+    _, _, err = _grade(script, *options)
     assert "row 0" not in err
-    _, _, err = _grade(script, *given, "--verbose")  # the grades of the first time are told too
+    _, _, err = _grade(script, *options, "--verbose")  # the grades of the first time are told too
     assert "row 0: gpqa: ok, extracted 'B', truth 'B', by " in err
     assert "row 1: aime: no_answer, extracted None, truth '7', by " in err
 
@@ -163,9 +163,9 @@ def test_another_mlperf_conf_is_used_and_told(
     )
     user = script.folder / "user.conf"
     user.write_text("*.Server.target_qps = 200\n")
-    given = ("--scenario", "Server", "--mlperf-conf", conf, "--user-conf", user)
+    options = ("--scenario", "Server", "--mlperf-conf", conf, "--user-conf", user)
     code, out, err = script.run(
-        "run_mlperf.py", "--input-file", data_set(20), *given, "--min-query-count", 20
+        "run_mlperf.py", "--input-file", data_set(20), *options, "--min-query-count", 20
     )
     assert code == 0, err
     assert "target_qps 200" in err

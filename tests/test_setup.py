@@ -53,7 +53,7 @@ def test_help_names_every_option() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["--bogus"], "unknown option --bogus"),
         (["--backend"], "--backend needs a value"),
@@ -65,10 +65,10 @@ def test_help_names_every_option() -> None:
         (["--offline", "/nonexistent"], "--offline /nonexistent: no wheels in it"),
     ],
 )
-def test_bad_options_end_in_one_line(options: list[str], said: str) -> None:
+def test_bad_options_end_in_one_line(options: list[str], message: str) -> None:
     ended = setup(*options)
     assert ended.returncode == 2
-    assert said in ended.stderr
+    assert message in ended.stderr
     assert len(ended.stderr.strip().splitlines()) == 1
 
 

@@ -361,14 +361,14 @@ def test_what_does_not_import_is_not_verified(made: Tree) -> None:
 def test_a_real_environment_is_verified_and_found_complete(engine: str) -> None:
     if Path(sys.prefix, ".mlperf").read_text().partition("-")[0] != engine:
         pytest.skip(f"this environment is not {engine}'s")
-    found = subprocess.run(
+    verified = subprocess.run(
         [ROOT / "setup.sh", "--venv", sys.prefix], capture_output=True, text=True
     )
-    assert found.returncode == 0
-    assert not found.stderr
-    told = subprocess.run(
+    assert verified.returncode == 0
+    assert not verified.stderr
+    damaged = subprocess.run(
         [ROOT / "setup.sh", "--venv", sys.prefix, "--verify"], capture_output=True, text=True
     )
-    assert told.returncode == 0, told.stderr
-    assert f"engine   {engine}" in told.stdout
-    assert "samples/s" in told.stdout
+    assert damaged.returncode == 0, damaged.stderr
+    assert f"engine   {engine}" in damaged.stdout
+    assert "samples/s" in damaged.stdout

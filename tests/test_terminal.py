@@ -50,8 +50,8 @@ def ended(what: str, setting: str) -> subprocess.CompletedProcess[bytes]:
 def test_whatever_is_said_is_harmless_in_every_encoding(setting: str, what: str, code: int) -> None:
     done = ended(what, setting)
     assert done.returncode == code, done.stderr
-    said = (done.stdout + done.stderr).decode("latin-1" if "latin" in setting else "utf-8")
-    assert harmless(said) == said
+    output = (done.stdout + done.stderr).decode("latin-1" if "latin" in setting else "utf-8")
+    assert harmless(output) == output
     letter = {"LC_ALL=C.UTF-8": "é".encode(), "PYTHONIOENCODING=latin-1": b"\xe9"}
     spelled = letter.get(setting, rb"\xe9") + rb" \x1b[31mred\x07 \x9b2J \r \u202e \ud800 " + b"\t."
     assert spelled in done.stdout
@@ -80,7 +80,7 @@ def _doubled(times: int) -> list:
 
 
 @pytest.mark.parametrize(
-    ("value", "told"),
+    ("value", "expected"),
     [
         (np.int64(-1), "-1"),
         (np.float32(0.5), "0.5"),
@@ -92,8 +92,8 @@ def _doubled(times: int) -> list:
         ([1, {"a": (2,)}], "[1, {'a': (2,)}]"),
     ],
 )
-def test_a_value_is_quoted_plainly(value: object, told: str) -> None:
-    assert quoted(value) == told
+def test_a_value_is_quoted_plainly(value: object, expected: str) -> None:
+    assert quoted(value) == expected
 
 
 @pytest.mark.parametrize(

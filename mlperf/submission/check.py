@@ -86,12 +86,12 @@ def check(root: Path, round_: Round) -> list[Finding]:
 
     Raises: InputFileError if the folder is not a submission tree.
     """
-    found: list[Finding] = []
+    findings: list[Finding] = []
     for system in systems(root, round_):
-        found += check_system(system)
+        findings += check_system(system)
         for result in system.results:
-            found += check_result(result)
-    return found
+            findings += check_result(result)
+    return findings
 
 
 def check_system(system: System) -> list[Finding]:

@@ -24,12 +24,12 @@ def request(id_: int, tokens: int = 20, prompt: tuple[int, ...] = (3, 4, 5)) -> 
 async def servers(count: int) -> AsyncIterator[tuple[list[EchoServer], tuple[str, ...]]]:
     """Servers in this loop, and their URLs."""
     async with AsyncExitStack() as held:
-        found = [EchoServer() for _ in range(count)]
+        started = [EchoServer() for _ in range(count)]
         urls = []
-        for server in found:
+        for server in started:
             urls.append(await server.start())
             held.push_async_callback(server.stop)
-        yield found, tuple(urls)
+        yield started, tuple(urls)
 
 
 def with_servers(
@@ -42,15 +42,17 @@ def with_servers(
     """Run `test` on that many servers and one backend over them, started or not."""
 
     async def run() -> Any:
-        async with servers(count) as (found, urls), AsyncExitStack() as held:
+        async with servers(count) as (echo_servers, urls), AsyncExitStack() as held:
             config = EngineConfig(str(model), endpoints=urls, **fields)
             backend = VllmServer(config)
             held.push_async_callback(backend.close)
             if started:
                 await backend.start()
-                for server in found:
+                for server in echo_servers:
                     server.requests.clear()
-            parts = SimpleNamespace(backend=backend, servers=found, server=found[0], urls=urls)
+            parts = SimpleNamespace(
+                backend=backend, servers=echo_servers, server=echo_servers[0], urls=urls
+            )
             return await asyncio.wait_for(test(parts), 20)
 
     return asyncio.run(run())

@@ -30,8 +30,8 @@ async def lead(backend: PyTorchBackend, folder: Path, mode: str) -> None:
         await anext(early)
         await early.aclose()
         await asyncio.sleep(0.5)  # followers wait for the next request
-        found = await asyncio.gather(*(answer(number, 9 + number) for number in range(6)))
-        (folder / "answers").write_text(json.dumps(found))
+        answers = await asyncio.gather(*(answer(number, 9 + number) for number in range(6)))
+        (folder / "answers").write_text(json.dumps(answers))
         await backend.close()
         return
     await answer(0, 3)

@@ -68,7 +68,7 @@ def model(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize(
-    ("ids", "finish", "said"),
+    ("ids", "finish", "message"),
     [
         ([5, 6], "length", "cut the answer after 2 of 4 tokens"),
         ([], "length", "cut the answer after 0 of 4 tokens"),
@@ -84,16 +84,16 @@ def model(tmp_path: Path) -> Path:
     ],
 )
 def test_only_an_answer_that_was_asked_for_is_one(
-    model: Path, ids: list[int], finish: Finish, said: str | None, whole: bool
+    model: Path, ids: list[int], finish: Finish, message: str | None, whole: bool
 ) -> None:
     deltas = [] if whole else [Delta((id_,), None, 1) for id_ in ids]
     deltas.append(Delta(tuple(ids) if whole else (), finish, 2))
     one = Request(123_456_789_012_345, (9,), 4, frozenset({1, 3}), row=7)
-    if said is None:
+    if message is None:
         completion = asyncio.run(drive.collect(Answers(model, deltas), one))
         assert (list(completion.token_ids), completion.finish) == (ids, finish)
         return
-    with pytest.raises(EngineError, match=rf"row 7 \(request 123456789012345\): .*{said}"):
+    with pytest.raises(EngineError, match=rf"row 7 \(request 123456789012345\): .*{message}"):
         asyncio.run(drive.collect(Answers(model, deltas), one))
 
 
@@ -171,15 +171,15 @@ def test_a_wait_for_the_next_request_is_no_silence(monkeypatch: pytest.MonkeyPat
 
 def test_all_requests_are_in_flight_at_once_and_come_back_in_order() -> None:
     done: list[Completion] = []
-    found = asyncio.run(
+    completions = asyncio.run(
         drive.run_all(
             engine(token_ms=20), [request(id_, 9 - id_ % 7) for id_ in range(50)], done.append
         )
     )
-    assert max(one.first_ns for one in found) <= min(one.last_ns for one in found)
-    assert [completion.request_id for completion in found] == list(range(50))
-    assert sorted(done, key=lambda completion: completion.request_id) == found
-    assert done != found  # told as they end, not at the end
+    assert max(one.first_ns for one in completions) <= min(one.last_ns for one in completions)
+    assert [completion.request_id for completion in completions] == list(range(50))
+    assert sorted(done, key=lambda completion: completion.request_id) == completions
+    assert done != completions  # told as they end, not at the end
 
 
 def test_no_requests_are_no_failure() -> None:

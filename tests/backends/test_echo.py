@@ -10,8 +10,8 @@ EOS = 1
 
 
 def engine(coalesce: bool = False, **options: object) -> EchoEngine:
-    given = {key: str(value) for key, value in options.items()}
-    return EchoEngine(EngineConfig("nowhere", coalesce=coalesce, options=given))
+    texts = {key: str(value) for key, value in options.items()}
+    return EchoEngine(EngineConfig("nowhere", coalesce=coalesce, options=texts))
 
 
 def answers(backend: EchoEngine, *prompts: tuple[int, ...], limit: int = 100) -> list[list[Delta]]:
@@ -52,8 +52,8 @@ def test_an_answer_ends_at_its_limit_or_a_stop_id(
 
 
 def test_options_shorten_and_empty_answers() -> None:
-    found = answers(engine(coalesce=True, answer_tokens=2, empty_every=2), *[(5, 6, 7)] * 4)
-    assert [deltas[0].token_ids for deltas in found] == [(5, 6), (), (5, 6), ()]
+    streams = answers(engine(coalesce=True, answer_tokens=2, empty_every=2), *[(5, 6, 7)] * 4)
+    assert [deltas[0].token_ids for deltas in streams] == [(5, 6), (), (5, 6), ()]
 
 
 def test_it_fails_where_it_is_told_to() -> None:

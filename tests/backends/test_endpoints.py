@@ -38,8 +38,8 @@ def failed(model: Path, change: Callable[[EchoServer], None], **fields: Any) -> 
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
-    found: str = with_servers(model, test, **fields)
-    return found
+    message: str = with_servers(model, test, **fields)
+    return message
 
 
 @pytest.mark.parametrize("coalesce", [False, True])
@@ -188,7 +188,7 @@ ABORTED = b'data: {"choices":[{"finish_reason":"abort","token_ids":[]}]}\n\n'
 
 
 @pytest.mark.parametrize(
-    ("fault", "said"),
+    ("fault", "message"),
     [
         ({"dies_after": 3}, "closed the connection"),
         ({"stops_after": 3}, "ended before the answer"),
@@ -202,17 +202,17 @@ ABORTED = b'data: {"choices":[{"finish_reason":"abort","token_ids":[]}]}\n\n'
     ],
 )
 def test_a_failed_request_names_server_and_request(
-    model: Path, fault: dict[str, Any], said: str
+    model: Path, fault: dict[str, Any], message: str
 ) -> None:
     def change(server: EchoServer) -> None:
         vars(server).update(fault)
 
-    assert re.search(said, failed(model, change))
+    assert re.search(message, failed(model, change))
 
 
 @pytest.mark.parametrize("coalesce", [False, True])
 @pytest.mark.parametrize(
-    ("ids", "finish", "said"),
+    ("ids", "finish", "message"),
     [
         ([3] * 8, "length", "cut the answer after 8 of 20 tokens"),
         ([3] * 25, "length", "returned 2. tokens of 20"),
@@ -223,12 +223,12 @@ def test_a_failed_request_names_server_and_request(
     ],
 )
 def test_an_answer_that_was_not_asked_for_is_a_failure(
-    model: Path, ids: list[int], finish: str, said: str, coalesce: bool
+    model: Path, ids: list[int], finish: str, message: str, coalesce: bool
 ) -> None:
     def change(server: EchoServer) -> None:
         server.instead = ids, finish
 
-    assert re.search(said, failed(model, change, coalesce=coalesce))
+    assert re.search(message, failed(model, change, coalesce=coalesce))
 
 
 @pytest.mark.parametrize("coalesce", [False, True])
@@ -236,8 +236,8 @@ def test_what_is_no_json_is_told(model: Path, coalesce: bool) -> None:
     def change(server: EchoServer) -> None:
         server.pages = {"/v1/completions": (200, b"\x1f\x8b\x08\x00 packed")}
 
-    said = failed(model, change, coalesce=coalesce)
-    assert "ended before" in said if not coalesce else "gzip, which was not requested" in said
+    message = failed(model, change, coalesce=coalesce)
+    assert "ended before" in message if not coalesce else "gzip, which was not requested" in message
 
 
 def _metrics(hits: int, enabled: str = "True") -> bytes:
@@ -299,12 +299,12 @@ def test_a_server_that_hangs_when_it_is_asked_holds_nothing_up(
 
 def test_a_server_s_tokenizer_is_asked(model: Path) -> None:
     async def test(parts: SimpleNamespace) -> list[str | None]:
-        found = [await parts.backend.detokenize((5, 6))]
+        texts = [await parts.backend.detokenize((5, 6))]
         for page in (b'{"prompt": "a b"}', b'{"text": "c"}', b"odd", b'{"text": 1}', b"{}"):
             parts.server.pages = {"/detokenize": (200, page)}
-            found.append(await parts.backend.detokenize((5, 6)))
+            texts.append(await parts.backend.detokenize((5, 6)))
         parts.server.pages = {"/detokenize": (500, b"")}
-        return [*found, await parts.backend.detokenize((5, 6))]
+        return [*texts, await parts.backend.detokenize((5, 6))]
 
     assert with_servers(model, test) == [None, "a b", "c", None, None, None, None]
 
@@ -344,15 +344,15 @@ def test_a_server_that_hangs_ends_the_run(model: Path, monkeypatch: pytest.Monke
         await asyncio.sleep(0.5)
         assert not any(task.done() for task in run)  # silent, but well
         parts.servers[1].answers_health = False
-        said = await asyncio.gather(*run, return_exceptions=True)
-        assert {type(error) for error in said} == {EngineError}
+        results = await asyncio.gather(*run, return_exceptions=True)
+        assert {type(error) for error in results} == {EngineError}
         with pytest.raises(EngineError) as later:
             await drive.collect(parts.backend, request(9))
         assert parts.urls[1] in str(later.value)
-        return str(said[0]), str(said[1])
+        return str(results[0]), str(results[1])
 
-    for said in with_servers(model, test, count=2):
-        assert "failed its health checks for 1 s" in said
+    for message in with_servers(model, test, count=2):
+        assert "failed its health checks for 1 s" in message
 
 
 def test_one_missed_health_check_is_nothing(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -429,20 +429,20 @@ def test_events_are_the_same_however_they_are_cut(
     sent += b"data: [DONE]" + newline + newline
     edges = [0, *sorted(min(cut, len(sent)) for cut in cuts), len(sent)]
     events = Events()
-    found = [one for a, b in pairwise(edges) for one in events.feed(sent[a:b])]
-    assert found == data
+    pieces = [one for a, b in pairwise(edges) for one in events.feed(sent[a:b])]
+    assert pieces == data
 
 
 @given(st.binary(max_size=300))
 def test_whatever_a_server_says_becomes_one_short_line(data: bytes) -> None:
-    said = refusal("/generate", "http://here", Response(500, data, {}))
-    assert said.startswith("/generate: HTTP 500: ")
-    assert len(said) <= 240
-    assert "\n" not in said
+    message = refusal("/generate", "http://here", Response(500, data, {}))
+    assert message.startswith("/generate: HTTP 500: ")
+    assert len(message) <= 240
+    assert "\n" not in message
 
 
 @pytest.mark.parametrize(
-    ("response", "url", "said"),
+    ("response", "url", "message"),
     [
         (Response(404, b'{"detail":"x"}', {}), "http://h", "HTTP 404: x (is this a gateway"),
         (Response(404, b"", {}), "http://h/v1", "(give the server's root URL, without /v1)"),
@@ -455,7 +455,7 @@ def test_whatever_a_server_says_becomes_one_short_line(data: bytes) -> None:
         (Response(401, b"", {}), "http://h", "the server refuses the key (HTTP 401)"),
     ],
 )
-def test_a_refusal_says_what_to_do(response: Response, url: str, said: str) -> None:
-    told = refusal("/health", url, response)
-    assert told.startswith("/health: ")
-    assert said in told
+def test_a_refusal_says_what_to_do(response: Response, url: str, message: str) -> None:
+    text = refusal("/health", url, response)
+    assert text.startswith("/health: ")
+    assert message in text

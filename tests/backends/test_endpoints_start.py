@@ -34,8 +34,8 @@ def refused(
         assert "\n" not in str(caught.value)
         return f"{type(caught.value).__name__}: {caught.value}"
 
-    found: str = with_servers(model, test, started=False, **fields)
-    return found
+    message: str = with_servers(model, test, started=False, **fields)
+    return message
 
 
 def test_what_servers_say_of_themselves(model: Path) -> None:
@@ -53,10 +53,10 @@ def test_another_model_is_refused_with_both_names(model: Path) -> None:
     def change(server: EchoServer) -> None:
         server.model, server.root = "llama", "/models/llama"
 
-    said = refused(model, change)
-    assert "EngineError" in said
-    assert str(model) in said
-    assert "--served-model llama" in said
+    message = refused(model, change)
+    assert "EngineError" in message
+    assert str(model) in message
+    assert "--served-model llama" in message
     assert "llama, not r1" in refused(model, change, served_model="r1")
 
 
@@ -96,10 +96,10 @@ def test_too_short_a_length_is_refused_with_both_figures(model: Path) -> None:
     def change(server: EchoServer) -> None:
         server.length = 500
 
-    said = refused(model, change)
-    assert "LengthError" in said
-    assert "500" in said
-    assert str(LENGTH) in said
+    message = refused(model, change)
+    assert "LengthError" in message
+    assert "500" in message
+    assert str(LENGTH) in message
     assert "501" in refused(model, change, max_model_len=501)
 
 
@@ -112,7 +112,7 @@ def test_a_model_directory_must_tell_its_length(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "said"),
+    ("fault", "message"),
     [
         ({"health_status": 503}, "/health: HTTP 503"),
         ({"health_status": 404}, "/health: HTTP 404"),
@@ -140,17 +140,17 @@ def test_a_model_directory_must_tell_its_length(tmp_path: Path) -> None:
     ],
 )
 def test_a_server_that_can_not_do_the_run_is_refused(
-    model: Path, fault: dict[str, Any], said: str
+    model: Path, fault: dict[str, Any], message: str
 ) -> None:
-    assert said in refused(model, lambda server: vars(server).update(fault))
+    assert message in refused(model, lambda server: vars(server).update(fault))
 
 
 def test_a_server_that_does_not_tell_of_itself_is_refused(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(endpoints, "CHECK_S", 0.1)
-    said = refused(model, lambda server: vars(server).update(answers_health=False))
-    assert "within 0.1 s" in said
+    message = refused(model, lambda server: vars(server).update(answers_health=False))
+    assert "within 0.1 s" in message
 
 
 def test_a_healthy_server_that_generates_nothing_is_refused(
@@ -174,9 +174,9 @@ def test_the_key_goes_to_the_server_and_nowhere_else(
         return repr(parts.backend.effective()) + repr(vars(parts.backend))
 
     assert "s3cret" not in with_servers(model, test, started=False)
-    said = refused(model, lambda server: vars(server).update(key="other"))
-    assert "refuses the key" in said
-    assert "s3cret" not in said + caplog.text
+    message = refused(model, lambda server: vars(server).update(key="other"))
+    assert "refuses the key" in message
+    assert "s3cret" not in message + caplog.text
 
 
 def test_an_unreachable_server_is_named(model: Path) -> None:

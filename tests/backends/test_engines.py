@@ -287,19 +287,21 @@ class TestStarted:
 
     @only_vllm
     def test_its_configuration_is_known(self, engine: Started) -> None:
-        found = json.loads(json.dumps(dict(engine.backend.effective())))
-        assert found["version"]
-        assert found["arguments"]["max_num_seqs"] == 8
-        assert found["model"]["dtype"] == "torch.float32"
-        assert found["cache"]["enable_prefix_caching"] is False
+        configuration = json.loads(json.dumps(dict(engine.backend.effective())))
+        assert configuration["version"]
+        assert configuration["arguments"]["max_num_seqs"] == 8
+        assert configuration["model"]["dtype"] == "torch.float32"
+        assert configuration["cache"]["enable_prefix_caching"] is False
 
     @only_sglang
     def test_closing_a_stream_aborts_its_request_in_sglang(self, engine: Started) -> None:
         async def aborted() -> float:
             metrics = await engine.backend._server._endpoints[0].get("/metrics")
             lines = metrics.decode().splitlines()
-            found = [line for line in lines if line.startswith("sglang:num_aborted_requests_total")]
-            return sum(float(line.rpartition(" ")[2]) for line in found)
+            totals = [
+                line for line in lines if line.startswith("sglang:num_aborted_requests_total")
+            ]
+            return sum(float(line.rpartition(" ")[2]) for line in totals)
 
         async def leave() -> float:
             before = await aborted()
@@ -328,14 +330,14 @@ class TestStarted:
 
     @only_sglang
     def test_its_configuration_is_known_but_not_its_key(self, engine: Started) -> None:
-        found = json.dumps(dict(engine.backend.effective()))
-        server = json.loads(found)["server"]
+        configuration = json.dumps(dict(engine.backend.effective()))
+        server = json.loads(configuration)["server"]
         assert server["version"]
         assert server["max_running_requests"] == 8
         assert (server["dtype"], server["disable_radix_cache"]) == ("float32", True)
         assert (server["host"], server["api_key"]) == ("127.0.0.1", "-")
         key = key_of(engine)
-        assert key not in found
+        assert key not in configuration
         assert (engine.backend._children.folder / "server.yaml").stat().st_mode & 0o77 == 0
         for process in engine_processes():
             assert key not in str(process.cmdline())

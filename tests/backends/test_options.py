@@ -18,10 +18,10 @@ def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def parse(*given: object, torchrun: bool = False) -> argparse.Namespace:
+def parse(*words: object, torchrun: bool = False) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     options.add_engine_options(parser, torchrun)
-    return parser.parse_args([str(one) for one in given])
+    return parser.parse_args([str(one) for one in words])
 
 
 def test_options_become_a_configuration(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_the_environment_chooses_where_options_do_not(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
-    "given",
+    "options",
     [
         ("--engine-arg", "alone"),
         ("--engine-arg", "=1"),
@@ -69,11 +69,13 @@ def test_the_environment_chooses_where_options_do_not(monkeypatch: pytest.Monkey
         ("--attention", "ep"),
     ],
 )
-def test_bad_values_are_refused(given: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_values_are_refused(
+    options: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as caught:
-        parse("--backend", "echo", *given)
+        parse("--backend", "echo", *options)
     assert caught.value.code == 2
-    assert given[0] in capsys.readouterr().err
+    assert options[0] in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -133,7 +135,7 @@ def test_each_script_is_held_to_its_way_of_starting(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
-    ("engine", "given", "said"),
+    ("engine", "words", "message"),
     [
         ("pytorch", ("--tensor-parallel", 2), "pytorch does not support --tensor-parallel"),
         ("pytorch", ("--eager", "--kv-dtype", "fp8"), "does not support --eager, --kv-dtype"),
@@ -148,10 +150,10 @@ def test_each_script_is_held_to_its_way_of_starting(monkeypatch: pytest.MonkeyPa
     ],
 )
 def test_an_option_that_the_engine_does_not_know(
-    engine: str, given: tuple[object, ...], said: str, tmp_path: Path
+    engine: str, words: tuple[object, ...], message: str, tmp_path: Path
 ) -> None:
-    args = parse("--backend", engine, "--model", tmp_path, *given)
-    with pytest.raises(UsageError, match=said):
+    args = parse("--backend", engine, "--model", tmp_path, *words)
+    with pytest.raises(UsageError, match=message):
         options.engine_config(args, lookup(engine))
 
 

@@ -133,8 +133,8 @@ def test_coalesced_streams_have_one_delta_with_the_same_tokens(model: Path) -> N
     async def body() -> None:
         streams = await asyncio.gather(*(collect(backend, one) for one in requests))
         assert [len(deltas) for deltas in streams] == [1] * 5
-        found = {one.id: list(d[0].token_ids) for one, d in zip(requests, streams, strict=True)}
-        assert found == expected(model, requests)
+        answers = {one.id: list(d[0].token_ids) for one, d in zip(requests, streams, strict=True)}
+        assert answers == expected(model, requests)
 
     serve(backend, body)
 
@@ -254,7 +254,7 @@ def test_what_stops_the_start_is_raised_from_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "error", "said"),
+    ("changes", "error", "message"),
     [
         ({"options": {"thread": "1"}}, UsageError, "did you mean threads"),
         (
@@ -269,9 +269,9 @@ def test_what_stops_the_start_is_raised_from_it(tmp_path: Path) -> None:
     ],
 )
 def test_a_configuration_that_cannot_be_used_is_refused_at_once(
-    tmp_path: Path, changes: dict[str, object], error: type, said: str
+    tmp_path: Path, changes: dict[str, object], error: type, message: str
 ) -> None:
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=message):
         PyTorchBackend(config(tmp_path, **changes))
 
 
@@ -326,12 +326,12 @@ def test_a_rank_that_dies_ends_all(
         os.kill(ranks.pid if victim is None else pids[victim], signal.SIGKILL)
         _, stderr = ranks.communicate(timeout=30)
     assert ranks.returncode != 0
-    (said,) = (line for line in stderr.splitlines() if line.startswith("error: "))
+    (message,) = (line for line in stderr.splitlines() if line.startswith("error: "))
     if victim is None:
-        assert said == "error: torchrun has ended, so its ranks exit"
+        assert message == "error: torchrun has ended, so its ranks exit"
     else:
         assert "Signal 9" in stderr
-        assert said.startswith(f"error: rank {victim} of 2 (process {pids[victim]} on ")
+        assert message.startswith(f"error: rank {victim} of 2 (process {pids[victim]} on ")
     assert "internal error" not in stderr
     until = time.monotonic() + 10
     while any(map(runs, pids)) and time.monotonic() < until:

@@ -69,8 +69,8 @@ def test_our_options_become_sglang_s_own() -> None:
 
 def test_queries_leave_nothing_to_each_other_unless_asked_to() -> None:
     assert "--disable-radix-cache" in command_line(CONFIG)
-    asked = replace(CONFIG, options={"disable-radix-cache": "false"})
-    assert "--disable-radix-cache" not in command_line(asked)
+    with_cache = replace(CONFIG, options={"disable-radix-cache": "false"})
+    assert "--disable-radix-cache" not in command_line(with_cache)
 
 
 def test_nothing_is_compiled_on_a_cpu_unless_asked_to(tmp_path: Path) -> None:
@@ -90,10 +90,13 @@ def test_processes_share_the_cores_of_a_cpu(
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {2, 3, 6, 7})
     config = replace(CONFIG, tensor_parallel=2)
-    found = environment(config, "cpu", tmp_path)
-    assert (found["SGLANG_CPU_OMP_THREADS_BIND"], found["OMP_NUM_THREADS"]) == ("2,3|6,7", "2")
-    found = environment(replace(config, data_parallel=3), "cpu", tmp_path)
-    assert found["SGLANG_CPU_OMP_THREADS_BIND"] == "2|3|6|7|2|3"
+    variables = environment(config, "cpu", tmp_path)
+    assert (variables["SGLANG_CPU_OMP_THREADS_BIND"], variables["OMP_NUM_THREADS"]) == (
+        "2,3|6,7",
+        "2",
+    )
+    variables = environment(replace(config, data_parallel=3), "cpu", tmp_path)
+    assert variables["SGLANG_CPU_OMP_THREADS_BIND"] == "2|3|6|7|2|3"
     assert "SGLANG_CPU_OMP_THREADS_BIND" not in environment(CONFIG, "cpu", tmp_path)
 
 
@@ -121,8 +124,8 @@ def test_a_port_that_another_process_took(
         await other.stop()
         return str(caught.value)
 
-    said = asyncio.run(start())
-    assert ("/server_info: HTTP 404" if answers else "found its port taken") in said
+    message = asyncio.run(start())
+    assert ("/server_info: HTTP 404" if answers else "found its port taken") in message
     assert not engine_processes()
 
 
@@ -134,12 +137,12 @@ def test_prefixes_that_were_reused_are_counted(tmp_path: Path) -> None:
     prompt = (0, *range(10, 74))
 
     async def run(one: Backend) -> list[Reuse]:
-        found = []
+        results = []
         async with drive.running(one):
             for number in range(2):
                 await drive.collect(one, Request(number, prompt, 4, frozenset()))
-                found.append(await one.reuse())
-        return found
+                results.append(await one.reuse())
+        return results
 
     first, second = asyncio.run(run(load("sglang", config)))
     assert first.enabled

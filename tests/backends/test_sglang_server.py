@@ -18,8 +18,8 @@ STOP = 9
 REQUEST = Request(7, (0, 5, 6), 20, frozenset({STOP}))
 
 
-def event(ids: object, told: int, reason: dict | None = None, **more: object) -> bytes:
-    meta = {"id": "a1", "completion_tokens": told, "finish_reason": reason, "cached_tokens": 0}
+def event(ids: object, count: int, reason: dict | None = None, **more: object) -> bytes:
+    meta = {"id": "a1", "completion_tokens": count, "finish_reason": reason, "cached_tokens": 0}
     return json.dumps({"output_ids": ids, "meta_info": meta, **more}).encode()
 
 
@@ -74,7 +74,7 @@ def test_an_answer_at_its_limit() -> None:
 
 
 @pytest.mark.parametrize(
-    ("events", "said"),
+    ("events", "message"),
     [
         ([event([3], 1), event([4], 3)], "of 3 tokens it sent 1 and then 1 ids"),
         ([event([3], 2)], "of 2 tokens it sent 0 and then 1 ids"),
@@ -96,8 +96,8 @@ def test_an_answer_at_its_limit() -> None:
         ([b""], "truncated"),
     ],
 )
-def test_what_is_no_answer_is_refused(events: list[bytes], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_what_is_no_answer_is_refused(events: list[bytes], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         read_all(events)
 
 
@@ -112,14 +112,19 @@ def test_a_request_says_all_that_decides_the_answer(model: Path, whole: bool) ->
     request = Request(7, (0, 5), 20, frozenset({9, 1}), Sampling(0.6, 0.95))
     body = json.loads(SglangDialect(str(model)).body(request, "m", whole))
     assert (body["input_ids"], body["stream"]) == ([0, 5], not whole)
-    said = body["sampling_params"]
-    assert (said["max_new_tokens"], said["stop_token_ids"], said["ignore_eos"]) == (
+    sampling = body["sampling_params"]
+    assert (sampling["max_new_tokens"], sampling["stop_token_ids"], sampling["ignore_eos"]) == (
         20,
         [1, 9],
         False,
     )
-    assert (said["temperature"], said["top_p"], said["top_k"], said["min_p"]) == (0.6, 0.95, -1, 0)
-    assert said["repetition_penalty"] == 1
+    assert (sampling["temperature"], sampling["top_p"], sampling["top_k"], sampling["min_p"]) == (
+        0.6,
+        0.95,
+        -1,
+        0,
+    )
+    assert sampling["repetition_penalty"] == 1
 
 
 def test_where_nothing_stops_an_answer_its_limit_does(model: Path) -> None:

@@ -54,11 +54,11 @@ def test_queries_leave_nothing_to_each_other_unless_asked_to() -> None:
 @pytest.mark.slow
 @pytest.mark.engine
 def test_a_port_that_is_taken(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
         options = {
             "data_parallel_size_local": "1",
             "data_parallel_address": "127.0.0.1",
-            "data_parallel_rpc_port": str(taken.getsockname()[1]),
+            "data_parallel_rpc_port": str(listener.getsockname()[1]),
         }
         config = replace(CONFIG, data_parallel=2, options=options, log=tmp_path / "engine.log")
         assert "Address already in use" in failed_start("vllm", config)

@@ -95,17 +95,17 @@ def serve(folder: Path, number: int, *options: str) -> Server:
 @contextmanager
 def serving(folder: Path, *options: tuple[str, ...]) -> Iterator[list[Server]]:
     """A server for each of these options, started side by side."""
-    found = [serve(folder, number, *each) for number, each in enumerate(options)]
+    started = [serve(folder, number, *each) for number, each in enumerate(options)]
     try:
         end = time.monotonic() + START_S
-        while not all(server.healthy() for server in found):
-            for server in found:
+        while not all(server.healthy() for server in started):
+            for server in started:
                 assert server.process.poll() is None, server.log.read_text()[-3000:]
-            assert time.monotonic() < end, found[0].log.read_text()[-3000:]
+            assert time.monotonic() < end, started[0].log.read_text()[-3000:]
             time.sleep(0.5)
-        yield found
+        yield started
     finally:
-        for server in found:
+        for server in started:
             if server.process.poll() is None:
                 with server.ending():
                     pass
@@ -113,16 +113,18 @@ def serving(folder: Path, *options: tuple[str, ...]) -> Iterator[list[Server]]:
 
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Server]]:
-    with serving(tmp_path_factory.mktemp("vllm"), *[("--no-enable-prefix-caching",)] * 2) as found:
-        yield found
+    with serving(
+        tmp_path_factory.mktemp("vllm"), *[("--no-enable-prefix-caching",)] * 2
+    ) as started:
+        yield started
 
 
 @pytest.fixture(scope="module")
 def capping(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """It gives no answer more than 8 tokens, as a model's own generation_config.json may ask."""
     capped = ("--override-generation-config", '{"max_new_tokens": 8}')
-    with serving(tmp_path_factory.mktemp("vllm"), capped) as found:
-        yield found[0]
+    with serving(tmp_path_factory.mktemp("vllm"), capped) as started:
+        yield started[0]
 
 
 def config(servers: list[Server], **fields: object) -> EngineConfig:
@@ -246,18 +248,18 @@ class TestDefaults:
             async with drive.running(backend):
                 await drive.collect(backend, request)
 
-        said = rf"{capping.url}: row 2 \(request 10{{14}}\): .* cut the answer after 8 of 200"
-        with pytest.raises(EngineError, match=said):
+        message = rf"{capping.url}: row 2 \(request 10{{14}}\): .* cut the answer after 8 of 200"
+        with pytest.raises(EngineError, match=message):
             asyncio.run(run())
 
     def test_no_prefixes_are_no_reuse(self, servers: list[Server]) -> None:
         prompt = (0, *range(10, 74))
-        asked = [Request(number, prompt, 4, frozenset()) for number in range(2)]
+        requests = [Request(number, prompt, 4, frozenset()) for number in range(2)]
 
         async def run() -> Reuse:
             backend = VllmServer(config(servers[:1]))
             async with drive.running(backend):
-                for request in asked:
+                for request in requests:
                     await drive.collect(backend, request)
                 return await backend.reuse()
 
@@ -292,7 +294,7 @@ def test_an_event_is_read(event: bytes, ids: list[int], finish: str | None) -> N
 
 
 @pytest.mark.parametrize(
-    ("event", "said"),
+    ("event", "message"),
     [
         (b'{"error":{"message":"no\\nroom","code":400}}', "no room"),
         (b'{"error":"odd"}', "odd"),
@@ -302,6 +304,6 @@ def test_an_event_is_read(event: bytes, ids: list[int], finish: str | None) -> N
         (b"", "truncated"),
     ],
 )
-def test_an_event_that_is_no_part_of_an_answer_is_refused(event: bytes, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_an_event_that_is_no_part_of_an_answer_is_refused(event: bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         read(event)

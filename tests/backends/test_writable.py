@@ -59,9 +59,9 @@ def test_variables_are_replaced_and_named(
         "HF_HOME": f"{closed}/huggingface",  # models that are there are still found
     }
     assert folder.stat().st_mode & 0o77 == 0
-    (said,) = caplog.records
-    assert said.levelno == logging.WARNING
-    assert said.getMessage() == (
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert record.getMessage() == (
         f"can't write to {closed} (XDG_CACHE_HOME), {closed}/torchinductor"
         f" (TORCHINDUCTOR_CACHE_DIR); engines keep their caches and what they compile in {folder}"
         " instead"

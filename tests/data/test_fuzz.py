@@ -113,9 +113,9 @@ def read_many(ending: str, count: int) -> str:
 @pytest.mark.timeout(RUN_S + 20)
 @pytest.mark.parametrize("ending", [".pkl", ".parquet", ".jsonl"])
 def test_changed_files_are_read_or_refused(ending: str) -> None:
-    said, code, megabytes = apart(lambda: read_many(ending, COUNT), RUN_S)
-    assert code == 0, said
-    whole, refused, growth = map(int, said.split())
+    message, code, megabytes = apart(lambda: read_many(ending, COUNT), RUN_S)
+    assert code == 0, message
+    whole, refused, growth = map(int, message.split())
     assert whole + refused >= COUNT * 0.9
     assert refused
     assert growth < GROWTH

@@ -54,11 +54,11 @@ def test_the_benchmark_s_rows_are_recognised(tmp_path: Path) -> None:
     assert inspect.facts(tmp_path / "a.pkl")["differences"] == []
     assert "the benchmark's data set, by" in inspect.report(inspect.facts(tmp_path / "a.pkl"))
     frame.assign(tok_input_len=900.0).to_pickle(tmp_path / "a.pkl")
-    (said,) = inspect.facts(tmp_path / "a.pkl")["differences"]
-    assert said == "prompts have 900.0 tokens on average, not the benchmark's 803.8"
+    (message,) = inspect.facts(tmp_path / "a.pkl")["differences"]
+    assert message == "prompts have 900.0 tokens on average, not the benchmark's 803.8"
     frame.iloc[1:].to_pickle(tmp_path / "a.pkl")
-    (said,) = inspect.facts(tmp_path / "a.pkl")["differences"]
-    assert said == "931 rows of aime, not the benchmark's 932"
+    (message,) = inspect.facts(tmp_path / "a.pkl")["differences"]
+    assert message == "931 rows of aime, not the benchmark's 932"
 
 
 def test_a_result_file_s_answers_are_summed_up(tmp_path: Path) -> None:
@@ -80,10 +80,10 @@ def test_a_result_file_s_answers_are_summed_up(tmp_path: Path) -> None:
     assert found["tasks"] == {"aime": 1, "gpqa": 1, "unknown: else": 1}
     (truth,) = (one for one in found["columns"] if one["name"] == "ground_truth")
     assert (truth["values"], truth["missing"]) == ("text, whole number", 1)
-    said = inspect.report(found)
-    assert "answers: 2.0 tokens on average, 0 to 5" in said
-    assert "finish reasons: stop 2, length 1" in said
-    assert "ground_truth (text, whole number, 1 missing): the right answer" in said
+    message = inspect.report(found)
+    assert "answers: 2.0 tokens on average, 0 to 5" in message
+    assert "finish reasons: stop 2, length 1" in message
+    assert "ground_truth (text, whole number, 1 missing): the right answer" in message
 
 
 def test_a_row_is_shown_with_its_texts_as_they_are(tmp_path: Path) -> None:
@@ -96,11 +96,11 @@ def test_a_row_is_shown_with_its_texts_as_they_are(tmp_path: Path) -> None:
         }
     )
     frame.to_pickle(tmp_path / "a.pkl")
-    said = inspect.show(tmp_path / "a.pkl", 0)
-    assert "--- question (question)\nWhich?\nA) one\nB) two\n" in said
-    assert said.endswith("--- truth (ground_truth)\nB")
-    assert "tok_input: 40: [0, 1, 2, 3, 4, 5, 6, 7, …, 32, 33, 34, 35, 36, 37, 38, 39]" in said
-    assert len(next(line for line in said.splitlines() if line.startswith("other"))) < 150
+    message = inspect.show(tmp_path / "a.pkl", 0)
+    assert "--- question (question)\nWhich?\nA) one\nB) two\n" in message
+    assert message.endswith("--- truth (ground_truth)\nB")
+    assert "tok_input: 40: [0, 1, 2, 3, 4, 5, 6, 7, …, 32, 33, 34, 35, 36, 37, 38, 39]" in message
+    assert len(next(line for line in message.splitlines() if line.startswith("other"))) < 150
     with pytest.raises(UsageError, match=r"a.pkl: no row 1: rows are 0 to 0"):
         inspect.show(tmp_path / "a.pkl", 1)
 

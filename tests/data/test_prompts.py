@@ -98,7 +98,7 @@ def test_missing_settings_are_named(
 
 
 @pytest.mark.parametrize(
-    ("template", "said"),
+    ("template", "message"),
     [
         ("{{ bos_token }", "can't be rendered: unexpected '}'"),
         ("{{ raise_exception('no system message') }}", "can't be rendered: no system message"),
@@ -115,14 +115,14 @@ def test_missing_settings_are_named(
     ],
 )
 def test_a_template_that_can_not_be_used_is_named(
-    small_dir: Path, template: object, said: str
+    small_dir: Path, template: object, message: str
 ) -> None:
     config = json.loads((small_dir / "tokenizer_config.json").read_text())
     path = small_dir / "tokenizer_config.json"
     path.write_text(json.dumps(config | {"chat_template": template}))
     with pytest.raises(ModelError) as raised:
         Prompts(small_dir).template_tokens_in([])
-    assert str(raised.value).startswith(f"{path}: the chat template {said}")
+    assert str(raised.value).startswith(f"{path}: the chat template {message}")
     if isinstance(template, str):  # in the file that comes first
         path.write_text(json.dumps(config))
         (small_dir / "chat_template.jinja").write_text(template)
@@ -148,7 +148,7 @@ def test_a_damaged_template_file_is_named(small_dir: Path, content: bytes) -> No
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"bos_token": None}, "uses bos_token, but tokenizer_config.json has none"),
         ({"bos_token": "<s>"}, "bos_token '<s>' is not in tokenizer.json"),
@@ -156,17 +156,17 @@ def test_a_damaged_template_file_is_named(small_dir: Path, content: bytes) -> No
     ],
 )
 def test_a_token_that_the_tokenizer_does_not_know_is_named(
-    small_dir: Path, change: dict[str, str | None], said: str
+    small_dir: Path, change: dict[str, str | None], message: str
 ) -> None:
     config = json.loads((small_dir / "tokenizer_config.json").read_text())
     (small_dir / "tokenizer_config.json").write_text(json.dumps(config | change))
-    with pytest.raises(ModelError, match=said):
+    with pytest.raises(ModelError, match=message):
         Prompts(small_dir)
 
 
 def test_the_template_s_own_tokens_are_found_in_a_text(prompts: Prompts) -> None:
-    found = prompts.template_tokens_in(prompts.ids("<｜begin▁of▁sentence｜><｜User｜>1+1?"))
-    assert found == {"<｜begin▁of▁sentence｜>": BOS, "<｜User｜>": USER}
+    tokens = prompts.template_tokens_in(prompts.ids("<｜begin▁of▁sentence｜><｜User｜>1+1?"))
+    assert tokens == {"<｜begin▁of▁sentence｜>": BOS, "<｜User｜>": USER}
     assert prompts.template_tokens_in(prompts.ids("see <｜Assistant｜> there")) == {
         "<｜Assistant｜>": ASSISTANT
     }
@@ -186,7 +186,7 @@ def test_damaged_files_are_a_model_error(small_dir: Path, name: str, content: st
     "name", ["tokenizer.json", "tokenizer_config.json", "generation_config.json"]
 )
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ("version https://git-lfs.github.com/spec/v1\n", "is a git-lfs pointer, .* `git lfs pull`"),
         ("<html><body>Sign in</body></html>", "is an HTML page"),
@@ -195,10 +195,10 @@ def test_damaged_files_are_a_model_error(small_dir: Path, name: str, content: st
     ],
 )
 def test_what_is_no_tokenizer_s_file_is_told(
-    small_dir: Path, name: str, content: str, said: str
+    small_dir: Path, name: str, content: str, message: str
 ) -> None:
     (small_dir / name).write_text(content)
-    with pytest.raises(ModelError, match=f"{name} {said}"):
+    with pytest.raises(ModelError, match=f"{name} {message}"):
         Prompts(small_dir)
 
 

@@ -323,13 +323,13 @@ WRONG = {
 
 
 @pytest.mark.parametrize("suffix", [".pkl", ".parquet", ".jsonl"])
-@pytest.mark.parametrize("told", WRONG)
-def test_what_is_not_what_its_name_says_is_told(tmp_path: Path, told: str, suffix: str) -> None:
-    if suffix == ".jsonl" and told in ("a server's error message", "empty: download it again"):
+@pytest.mark.parametrize("message", WRONG)
+def test_what_is_not_what_its_name_says_is_told(tmp_path: Path, message: str, suffix: str) -> None:
+    if suffix == ".jsonl" and message in ("a server's error message", "empty: download it again"):
         return  # a row of one column is no error; nothing at all has no rows
-    (tmp_path / f"a{suffix}").write_bytes(WRONG[told])
+    (tmp_path / f"a{suffix}").write_bytes(WRONG[message])
     with pytest.raises(
-        InputFileError, match=rf"a\{suffix}: not a \{suffix} data frame: it is {told}"
+        InputFileError, match=rf"a\{suffix}: not a \{suffix} data frame: it is {message}"
     ):
         read_frame(tmp_path / f"a{suffix}")
 

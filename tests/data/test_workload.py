@@ -16,29 +16,29 @@ EOS_ID, MODEL_LENGTH = 1, 163_840
 
 
 def test_rows_become_requests(echo_model: Path, data_set: Callable[[int], Path]) -> None:
-    found = workload.build(data_set(9), None, EngineConfig(str(echo_model)), 50)
-    assert len(found) == 9
-    request = found.request(77, 3)
+    requests = workload.build(data_set(9), None, EngineConfig(str(echo_model)), 50)
+    assert len(requests) == 9
+    request = requests.request(77, 3)
     assert request.id == 77
-    assert request.prompt_ids == found.prompts.ids("question 3???")
+    assert request.prompt_ids == requests.prompts.ids("question 3???")
     assert request.max_new_tokens == 50
     assert request.stop_ids == {EOS_ID}
     assert request.sampling.temperature == 0
 
 
 def test_the_first_rows_are_taken(echo_model: Path, data_set: Callable[[int], Path]) -> None:
-    found = workload.build(data_set(9), 4, EngineConfig(str(echo_model)), 50)
-    assert len(found) == len(found.frame) == len(found.samples) == 4
+    requests = workload.build(data_set(9), 4, EngineConfig(str(echo_model)), 50)
+    assert len(requests) == len(requests.frame) == len(requests.samples) == 4
 
 
 def test_answers_are_held_to_what_the_model_s_length_leaves(
     echo_model: Path, data_set: Callable[[int], Path]
 ) -> None:
     config = EngineConfig(str(echo_model), max_model_len=30)
-    found = workload.build(data_set(9), None, config, 50)
-    for index, ids in enumerate(found.prompt_ids):
-        assert found.request(0, index).max_new_tokens == 30 - len(ids)
-    assert found.shortest_limit == 30 - max(map(len, found.prompt_ids))
+    requests = workload.build(data_set(9), None, config, 50)
+    for index, ids in enumerate(requests.prompt_ids):
+        assert requests.request(0, index).max_new_tokens == 30 - len(ids)
+    assert requests.shortest_limit == 30 - max(map(len, requests.prompt_ids))
 
 
 def test_a_prompt_that_leaves_no_room_is_named(
@@ -60,10 +60,10 @@ def test_texts_that_were_rendered_already_are_warned_of_once(
     for row in (2, 5):
         frame.loc[row, "text_input"] = "<｜begin▁of▁sentence｜><｜User｜>question<｜Assistant｜>"
     frame.to_parquet(path)
-    found = workload.build(path, None, EngineConfig(str(echo_model)), 50)
-    assert found.prompt_ids[2].count(0) == 2
-    (said,) = (one.getMessage() for one in caplog.records if "twice" in one.getMessage())
-    assert said == (
+    requests = workload.build(path, None, EngineConfig(str(echo_model)), 50)
+    assert requests.prompt_ids[2].count(0) == 2
+    (message,) = (one.getMessage() for one in caplog.records if "twice" in one.getMessage())
+    assert message == (
         f"{path}: row 2 and 1 more: text_input holds tokens that the chat template adds, so the"
         " prompt has them twice: <｜begin▁of▁sentence｜> (id 0), <｜User｜> (id 2),"
         " <｜Assistant｜> (id 3); text_input should be the text before the chat template is applied"
@@ -99,7 +99,7 @@ class Reads(EchoEngine):
 
 
 @pytest.mark.parametrize(
-    ("theirs", "said"),
+    ("theirs", "message"),
     [
         (None, None),
         (lambda ours: ours, None),
@@ -113,17 +113,17 @@ def test_another_tokenizer_is_warned_of_once(
     data_set: Callable[[int], Path],
     caplog: pytest.LogCaptureFixture,
     theirs: Callable[[str], str] | None,
-    said: str | None,
+    message: str | None,
 ) -> None:
     config = EngineConfig(str(echo_model))
-    found = workload.build(data_set(3), None, config, 10)
-    ours = found.prompts.plain(found.prompt_ids[0])
+    requests = workload.build(data_set(3), None, config, 10)
+    ours = requests.prompts.plain(requests.prompt_ids[0])
     caplog.clear()
     backend = Reads(config, theirs(ours) if theirs else None)
-    asyncio.run(workload.compare_tokenizers(backend, found))
-    if said is None:
+    asyncio.run(workload.compare_tokenizers(backend, requests))
+    if message is None:
         assert not caplog.messages
     else:
         (line,) = caplog.messages
-        assert said in line
+        assert message in line
         assert f"the server's tokenizer differs from that of {echo_model}" in line

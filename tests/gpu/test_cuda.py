@@ -21,15 +21,15 @@ pytestmark = [
 def answers(device: str, model: str = "model", graphs: bool = True) -> dict[int, list[int]]:
     engine = Engine(TINY / model, EngineOptions(device, "float32", max_running=8, graphs=graphs))
     prompts = Prompts(TINY / "model")
-    found: dict[int, list[int]] = {}
+    ids: dict[int, list[int]] = {}
     for number, text in enumerate(read_frame(TINY / "final_output.pkl").text_input[::12]):
-        found[number] = []
+        ids[number] = []
         engine.add(number, prompts.ids(text), 200, prompts.stop_ids)
     while engine.busy:
         for output in engine.step():
-            found[output.id] += output.token_ids
+            ids[output.id] += output.token_ids
     engine.close()
-    return found
+    return ids
 
 
 def test_a_gpu_gives_the_tokens_of_a_cpu() -> None:

@@ -73,6 +73,6 @@ def test_what_is_quoted_steers_no_terminal_and_stays_in_its_line() -> None:
     second = first.assign(prompt_accuracy=0.0)
     lines = comparison(first, second).split("\n")
     assert len(lines) == 3
-    told = r"\x1b[2J" + "\ud800" + r"\nrow 9, aime: \x9bx"
-    answer = told.replace(r"\n", " ")
-    assert lines[2] == f"row 0, {told}: {answer} right ({told}) | {answer} wrong ({told})"
+    escaped = r"\x1b[2J" + "\ud800" + r"\nrow 9, aime: \x9bx"
+    answer = escaped.replace(r"\n", " ")
+    assert lines[2] == f"row 0, {escaped}: {answer} right ({escaped}) | {answer} wrong ({escaped})"

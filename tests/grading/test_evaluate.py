@@ -149,12 +149,12 @@ def test_a_run_is_reported_with_the_hash_of_its_log(
     )
     assert pickled["extracted_answer"].tolist() == ["B", 42, "0.5", None, 8]
     assert parquet["prompt_accuracy"].tolist() == [100.0, 100.0, 100.0, 0.0, 0.0]
-    told = json.loads((tmp_path / "results_report.json").read_text())
-    assert told["exact_match"] == 60.0
-    assert told["tasks"]["aime"]["right"] == 1
-    assert told["input"]["sha256"] == digest
-    assert told["sandbox"]["level"] == evaluation.sandbox.level
-    assert told["livecodebench"]["mode"] == "reference"
+    report = json.loads((tmp_path / "results_report.json").read_text())
+    assert report["exact_match"] == 60.0
+    assert report["tasks"]["aime"]["right"] == 1
+    assert report["input"]["sha256"] == digest
+    assert report["sandbox"]["level"] == evaluation.sandbox.level
+    assert report["livecodebench"]["mode"] == "reference"
 
 
 def test_the_whole_data_set_is_not_stamped(tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_what_was_graded_is_kept_by_its_content(tmp_path: Path) -> None:
     _run(tmp_path)
     path = tmp_path / "results_grades.jsonl"
     lines = path.read_text().splitlines()
-    told = {json.loads(line)["sample_index"]: line for line in lines}
+    line_of = {json.loads(line)["sample_index"]: line for line in lines}
     # of another verdict, so that it shows which are taken from here
     path.write_text("\n".join(line.replace('"wrong"', '"ok"') for line in lines) + "\n")
     assert _run(tmp_path).total.right == 4
@@ -225,7 +225,7 @@ def test_what_was_graded_is_kept_by_its_content(tmp_path: Path) -> None:
     assert _run(tmp_path, fresh=True).total.right == 3
     moved = _frame().iloc[::-1]
     assert _run(tmp_path, moved).frame["prompt_accuracy"].tolist() == [0, 0, 100, 100, 100]
-    assert len(path.read_text().splitlines()) == len(told) == 5
+    assert len(path.read_text().splitlines()) == len(line_of) == 5
     _run(tmp_path, _frame().assign(ground_truth=["A", 41, "x", "j", "8"]))
     assert len(path.read_text().splitlines()) == 9  # the fourth is the same
 
@@ -235,8 +235,8 @@ def test_the_opinion_of_another_package_changes_nothing(tmp_path: Path) -> None:
     frame = pd.concat([_frame(), _frame().iloc[2:3].assign(model_output="so it is $1/2$.")])
     evaluation = _run(tmp_path, frame, lenient=True)
     assert evaluation.total.right == 3
-    told = evaluation.frame["lenient_accuracy"]
-    assert [None if one != one else one for one in told] == [None, 100, 100, None, 0, 100]
+    lenient = evaluation.frame["lenient_accuracy"]
+    assert [None if one != one else one for one in lenient] == [None, 100, 100, None, 0, 100]
     assert "lenient" in evaluation.table()
     assert dataclasses.replace(evaluation.total, lenient=None) == evaluation.total
 

@@ -56,11 +56,11 @@ def test_the_steps_of_each_task(
 ) -> None:
     problems = tmp_path / "p.jsonl"
     problems.write_text(json.dumps(PROBLEM) + "\n")
-    told = explain(frame, row, problems, Rules(), sandbox)
-    assert told.startswith(f"row {row}: {ROWS[row][0]}, task ")
+    text = explain(frame, row, problems, Rules(), sandbox)
+    assert text.startswith(f"row {row}: {ROWS[row][0]}, task ")
     for line in ROWS[row][3]:
-        assert line in told
-    assert max(map(len, told.splitlines())) < 700
+        assert line in text
+    assert max(map(len, text.splitlines())) < 700
     assert sorted(tmp_path.iterdir()) == [problems]
 
 

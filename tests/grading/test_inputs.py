@@ -91,8 +91,8 @@ def test_rows_without_a_number_are_told_apart_by_their_question(
         inputs.read_results(path, None, None)
     copies.assign(model_output=list("abcd")).to_pickle(path)  # of two runs
     inputs.read_results(path, None, None)
-    (said,) = caplog.messages
-    assert said.startswith("1 rows have the question of an earlier row (row 3 that of row 1)")
+    (message,) = caplog.messages
+    assert message.startswith("1 rows have the question of an earlier row (row 3 that of row 1)")
     caplog.clear()
     copies.assign(question=[*"abc", "another"]).to_pickle(path)
     inputs.read_results(path, None, None)
@@ -116,9 +116,9 @@ def test_rows_without_number_and_question_are_warned_of(
     bare["model_output"] = "x" * 500
     pd.concat([bare, bare]).to_pickle(path)
     inputs.read_results(path, None, None)
-    (said,) = caplog.messages
-    told = "3 rows have the answer and truth of an earlier row (row 3 that of row 0)"
-    assert said.startswith(told)
+    (message,) = caplog.messages
+    expected = "3 rows have the answer and truth of an earlier row (row 3 that of row 0)"
+    assert message.startswith(expected)
 
 
 def test_how_many_rows_there_should_be(files: Files) -> None:

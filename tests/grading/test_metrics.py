@@ -53,8 +53,8 @@ def test_fewer_rows_than_expected_are_said() -> None:
 
 def test_rows_that_were_not_judged_make_it_no_result() -> None:
     evaluation = _evaluation(4388, 4000, ungraded=349)
-    said = "349 of 4388 rows could not be judged and count as wrong here"
-    assert evaluation.verdict == f"NOT A RESULT: {said}"
+    reason = "349 of 4388 rows could not be judged and count as wrong here"
+    assert evaluation.verdict == f"NOT A RESULT: {reason}"
     assert not evaluation.whole
     frame = pd.DataFrame(
         {"grading_status": ["ok", "not_graded"], "grading_detail": [None, "there is no sandbox"]}

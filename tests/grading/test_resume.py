@@ -108,9 +108,9 @@ def test_killed_at_random_moments_it_comes_to_the_same(tmp_path: Path) -> None:
         process.send_signal(signal.SIGKILL)
         process.communicate()
         if (folder / "a_grades.jsonl").exists():
-            found = _grades(folder)
-            assert all(grade == known[grade["sample_index"]] for grade in found)
-            kept.append(len(found))
+            grades = _grades(folder)
+            assert all(grade == known[grade["sample_index"]] for grade in grades)
+            kept.append(len(grades))
         if number % BETWEEN == BETWEEN - 1:
             _assert_same(_results(folder), wanted)
             # no row was graded twice: what was there was kept

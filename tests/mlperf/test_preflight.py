@@ -171,9 +171,9 @@ def test_a_disk_without_room_and_all_other_findings(
     preflight.check(make_plan(tmp_path))  # the answers to other data may be short
     assert "20 answers take about" in caplog.text
     monkeypatch.setattr(preflight, "ROWS", ROWS)
-    with socket.socket() as taken:
-        taken.bind(("", 0))
-        port = taken.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("", 0))
+        port = listener.getsockname()[1]
         plan = make_plan(tmp_path, options={"dist-init-addr": f"10.0.0.1:{port}"})
         with pytest.raises(OutputError, match=rf"{tmp_path}: .* GiB are free, and 20 answers"):
             preflight.check(plan)

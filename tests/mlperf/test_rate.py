@@ -44,9 +44,9 @@ def test_a_search_ends_around_the_limit(start: float, tolerance: float, luck: fl
         probes.append(at(rate_, rate_ <= 3 + (length == 1) * luck))
         return probes[-1]
 
-    found = asyncio.run(rate.search(measure, start, tolerance))
-    assert found.passed.rate <= 3 < found.failed.rate <= found.passed.rate * (1 + tolerance)
-    assert {found.passed, found.failed} <= set(probes)
+    result = asyncio.run(rate.search(measure, start, tolerance))
+    assert result.passed.rate <= 3 < result.failed.rate <= result.passed.rate * (1 + tolerance)
+    assert {result.passed, result.failed} <= set(probes)
     assert len(probes) < 20
 
 
@@ -67,10 +67,10 @@ def test_a_rate_that_no_long_probe_confirms_is_none() -> None:
 
 
 @pytest.mark.parametrize(
-    ("found", "expected"), [(3.21987, 3.219), (12345.6, 12340), (0.5, 0.5), (160.0, 160)]
+    ("rate_", "expected"), [(3.21987, 3.219), (12345.6, 12340), (0.5, 0.5), (160.0, 160)]
 )
-def test_rates_are_rounded_down(found: float, expected: float) -> None:
-    assert rate.rounded(found) == expected
+def test_rates_are_rounded_down(rate_: float, expected: float) -> None:
+    assert rate.rounded(rate_) == expected
 
 
 def test_a_meter_takes_latencies_and_gives_up_in_time() -> None:
@@ -174,8 +174,8 @@ class Trial:
 
     async def find(self) -> float:
         """The rate that the search finds."""
-        found = await rate.search(self._probe, self.start, rate.TOLERANCE)
-        return found.passed.rate
+        result = await rate.search(self._probe, self.start, rate.TOLERANCE)
+        return result.passed.rate
 
     async def _probe(self, rate_: float, length: float) -> Probe:
         options = {name: str(value) for name, value in self.options.items()}
@@ -282,8 +282,8 @@ class TokenTrial(Trial):
 def test_the_rate_found_is_within_5_percent_of_the_true_limit(kind: type[Trial], seed: int) -> None:
     trial = kind(seed)
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        found = runner.run(trial.find())
-    assert found == pytest.approx(trial.limit(), rel=0.05)
+        result = runner.run(trial.find())
+    assert result == pytest.approx(trial.limit(), rel=0.05)
 
 
 ECHO = ("run_mlperf.py", "--find-target-qps")
@@ -308,9 +308,9 @@ def test_a_search_with_loadgen_writes_the_rate(
     assert code == 0, err
     folder = script.folder / "mlperf_results" / "server" / "rate"
     record = json.loads((folder / "rate.json").read_text())
-    found = record["target_qps"]
-    assert record["passed"]["rate"] == pytest.approx(found, rel=1e-3)
-    assert 1 < record["failed"]["rate"] / found < 1.91
+    target = record["target_qps"]
+    assert record["passed"]["rate"] == pytest.approx(target, rel=1e-3)
+    assert 1 < record["failed"]["rate"] / target < 1.91
     rows = [line.split() for line in out.splitlines() if line.endswith(("  passes", "  fails"))]
     probes = sorted((folder / "probes").iterdir())
     assert len(rows) == len(probes) >= 2
@@ -327,9 +327,9 @@ def test_a_search_with_loadgen_writes_the_rate(
     assert "VALID with a probability of" in out
     assert "may pass rates that are up to 60 % too high" in err
     mode = settings.MODES["server"]
-    assert new.read_text() == f"{conf.read_text()}deepseek-r1.Server.target_qps = {found:g}\n"
+    assert new.read_text() == f"{conf.read_text()}deepseek-r1.Server.target_qps = {target:g}\n"
     wanted = settings.read_user_conf(new).settings(mode.model, mode.scenario)
-    assert wanted["server_target_qps"] == pytest.approx(found)
+    assert wanted["server_target_qps"] == pytest.approx(target)
 
 
 def test_all_probes_have_one_engine(script: "Script", data_set: Callable[[int], Path]) -> None:
@@ -367,8 +367,8 @@ def test_what_can_not_be_found_is_an_error(
     (script.folder / "missing").write_text("")
     answer = ("--probe-queries", 100, "--engine-arg", "answer_tokens=5", "--target-qps", 1000)
     run = (*ECHO, "--mode", "server", "--input-file", data_set(20), *answer)
-    found, _, err = script.run(*run, *options)
-    assert found == code, err
+    status, _, err = script.run(*run, *options)
+    assert status == code, err
     assert word in err.splitlines()[-1]
     assert "Traceback" not in err
 
@@ -398,6 +398,6 @@ def test_offline_is_measured_until_it_lasts(
     lasted = [float(line[3]) for line in lines]
     assert len(lines) >= 2
     assert lasted[-1] >= 0.5 > lasted[0]
-    found = user_conf.read_lines(conf)[0].value
-    assert float(found) == pytest.approx(float(lines[-1][0]), rel=1e-3)
-    assert math.isclose(float(found), 1000, rel_tol=0.6)
+    target = user_conf.read_lines(conf)[0].value
+    assert float(target) == pytest.approx(float(lines[-1][0]), rel=1e-3)
+    assert math.isclose(float(target), 1000, rel_tol=0.6)

@@ -125,7 +125,7 @@ def test_the_record_is_json_whatever_the_figures(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("reuse", "told", "refused"),
+    ("reuse", "message", "refused"),
     [
         (NO_REUSE, "off", False),
         (Reuse(None), "unknown", False),
@@ -141,10 +141,10 @@ def test_the_record_is_json_whatever_the_figures(tmp_path: Path) -> None:
     ],
 )
 def test_reused_prefixes_keep_a_run_from_being_submitted(
-    reuse: Reuse, told: str, refused: bool
+    reuse: Reuse, message: str, refused: bool
 ) -> None:
     """A hundred prompts that share three tokens of the template."""
-    assert report.describe_reuse(reuse) == told
+    assert report.describe_reuse(reuse) == message
     reasons = report.reuse_reasons(reuse, 3, 100)
     assert len(reasons) == refused
     assert all("tokens of 100 prompts came from the prefix cache" in reason for reason in reasons)

@@ -92,8 +92,8 @@ def folder(script: "Script", mode: str, test: str = "performance") -> Path:
 
 
 def settings_of(run_folder: Path, mode: str) -> dict[str, Any]:
-    found = read_detail(run_folder / "mlperf_log_detail.txt").values
-    return {key: found.get(key) for key in MODES[mode]}
+    values = read_detail(run_folder / "mlperf_log_detail.txt").values
+    return {key: values.get(key) for key in MODES[mode]}
 
 
 def test_a_full_offline_run_has_the_rules_settings_and_fails_as_invalid(
@@ -143,8 +143,8 @@ def test_the_benchmark_s_file_says_what_the_rules_say() -> None:
         assert int(values[f"{prefix}.performance_sample_count_override"]) == ROWS
         for key in ("ttft", "tpot"):
             limit = rules.get(f"requested_server_{key}_latency")
-            found = values.get(f"{prefix}.{key}_latency")
-            assert (found and int(found) * MS) == limit
+            latency = values.get(f"{prefix}.{key}_latency")
+            assert (latency and int(latency) * MS) == limit
     assert values["deepseek-r1.Offline.min_query_count"] == str(ROWS)
 
 
@@ -163,9 +163,9 @@ def test_a_short_run_succeeds_and_is_stamped(
     assert "8 rows, not the benchmark's 4388" in out
     assert "this run can't be submitted: 8 rows" in err
     results = folder(script, mode)
-    told = re.search(r"performance: target_qps (\d+) \(--target-qps\), ([\d,]+) samples", err)
-    assert told
-    assert told.groups() == ("100", "8")
+    match = re.search(r"performance: target_qps (\d+) \(--target-qps\), ([\d,]+) samples", err)
+    assert match
+    assert match.groups() == ("100", "8")
     record = json.loads((results / "run.json").read_text())
     assert record["submittable"] is False
     assert {reason.split()[0] for reason in record["not_submittable_because"]} >= {
@@ -189,8 +189,8 @@ def test_an_accuracy_run_is_graded_and_its_log_holds_the_answers(
     results = folder(script, "offline", "accuracy")
     assert re.search(r"^\{'exact_match': [\d.]+, 'tokens_per_sample': [\d.]+, ", out, re.MULTILINE)
     assert "'exact_match': " in (results / "accuracy.txt").read_text()
-    told = json.loads((results / "results_report.json").read_text())
-    assert (told["rows"], told["expected_rows"]) == (12, 12)
+    report = json.loads((results / "results_report.json").read_text())
+    assert (report["rows"], report["expected_rows"]) == (12, 12)
     assert len((results / "results_grades.jsonl").read_text().splitlines()) == 12
     frame = pd.read_parquet(results / "results.parquet").set_index("sample_index")
     logged = json.loads((results / "mlperf_log_accuracy.json").read_text())
@@ -307,9 +307,17 @@ def grading(*arguments):
 backends.echo.EchoEngine.close, mlperf.run.evaluate_and_report = closing, grading
 run_mlperf.main()
 """
-    given = ("--backend", "echo", "--model", echo_model, "--input-file", data_set(5), "--accuracy")
+    options = (
+        "--backend",
+        "echo",
+        "--model",
+        echo_model,
+        "--input-file",
+        data_set(5),
+        "--accuracy",
+    )
     ended = subprocess.run(
-        [sys.executable, "-c", script, *map(str, given), "--output-dir", str(tmp_path)],
+        [sys.executable, "-c", script, *map(str, options), "--output-dir", str(tmp_path)],
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
@@ -317,8 +325,8 @@ run_mlperf.main()
         check=False,
     )
     assert ended.returncode == 0, ended.stderr
-    told = ended.stdout.splitlines()
-    assert [line for line in told if line in ("closed", "grading")] == ["closed", "grading"]
+    lines = ended.stdout.splitlines()
+    assert [line for line in lines if line in ("closed", "grading")] == ["closed", "grading"]
 
 
 def test_a_failing_request_ends_the_run_and_leaves_the_others(
@@ -357,9 +365,11 @@ def test_an_interrupt_ends_a_run_that_waits_and_leaves_what_is_finished(
     until(lambda: json.loads(state.read_text())["finished"] == 7, process)
     assert_state(folder(script, "offline"), "running", 7, 8)
     assert json.loads(state.read_text())["pid"] == process.pid
-    second, _, said = script.run("run_mlperf.py", "--input-file", script.folder / "rows20.parquet")
+    second, _, stderr = script.run(
+        "run_mlperf.py", "--input-file", script.folder / "rows20.parquet"
+    )
     assert second == 11
-    assert f"offline/performance: process {process.pid} on " in said.splitlines()[-1]
+    assert f"offline/performance: process {process.pid} on " in stderr.splitlines()[-1]
     code, err = interrupt(process)
     assert code == 130
     assert_state(folder(script, "offline"), "failed", 7, 8, "interrupted")
@@ -379,7 +389,7 @@ def bad_inputs(
 
 
 @pytest.mark.parametrize(
-    ("options", "code", "said"),
+    ("options", "code", "message"),
     [
         (("--output-dir", "a_file"), 11, "a_file"),
         (("--user-conf", "missing.conf"), 14, "missing.conf"),
@@ -394,14 +404,14 @@ def bad_inputs(
     ],
 )
 def test_bad_input_is_one_line_before_anything_starts(
-    bad_inputs: tuple["Script", Path], options: tuple[str, ...], code: int, said: str
+    bad_inputs: tuple["Script", Path], options: tuple[str, ...], code: int, message: str
 ) -> None:
     script, rows = bad_inputs
-    found, out, err = script.run("run_mlperf.py", "--input-file", rows, *options)
-    assert (found, out) == (code, ""), err
+    status, out, err = script.run("run_mlperf.py", "--input-file", rows, *options)
+    assert (status, out) == (code, ""), err
     last = err.splitlines()[-1]
     assert last.startswith("error: ")
-    assert said in last
+    assert message in last
     assert "Traceback" not in err
 
 

@@ -14,31 +14,31 @@ ROOT = Path(__file__).parents[2]
 FULL = {"rows": 4388, "shortest_limit": 20_000}
 
 
-def parse(*given: object) -> argparse.Namespace:
+def parse(*words: object) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     settings.add_options(parser)
     parser.add_argument("--num-samples", type=int)
     parser.add_argument("--skip-samples", type=int, default=0)
-    return parser.parse_args([str(one) for one in given])
+    return parser.parse_args([str(one) for one in words])
 
 
 def as_the_benchmark(mode: str) -> Any:
     """Settings as FromConfig makes them; it can be called once in a process only."""
-    found = lg.TestSettings()
+    requested = lg.TestSettings()
     for key, value in settings.benchmark(settings.MODES[mode]).items():
         attribute, factor = settings._ATTRIBUTES[key]
-        kind = type(getattr(found, attribute))
-        setattr(found, attribute, kind(value if factor == 1 else value * factor))
-    return found
+        kind = type(getattr(requested, attribute))
+        setattr(requested, attribute, kind(value if factor == 1 else value * factor))
+    return requested
 
 
-def in_a_process(code: str, *given: object) -> str:
+def in_a_process(code: str, *arguments: object) -> str:
     done = subprocess.run(
         [
             sys.executable,
             "-c",
             f"from tests.mlperf.test_settings import *; {code}",
-            *map(str, given),
+            *map(str, arguments),
         ],
         cwd=ROOT,
         capture_output=True,
@@ -104,18 +104,18 @@ def test_longer_runs_than_the_benchmark_s_carry_no_stamp() -> None:
 
 
 def test_data_answers_and_rate_are_held_too() -> None:
-    found = settings.reasons(
+    reasons = settings.reasons(
         parse("--target-qps", 3), as_the_benchmark("offline"), rows=210, shortest_limit=4000
     )
-    assert found == [
+    assert reasons == [
         "210 rows, not the benchmark's 4388",
         "answers of at most 4000 tokens, not 20000",
         "--target-qps instead of user.conf's",
     ]
 
 
-def show(*given: str) -> None:
-    made = settings.test_settings(parse(*given))
+def show(*options: str) -> None:
+    made = settings.test_settings(parse(*options))
     print(
         made.scenario.name,
         made.mode.name,
@@ -127,7 +127,7 @@ def show(*given: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"),
+    ("options", "expected"),
     [
         ("--mode offline", "Offline PerformanceOnly 600000 4388 0 6.0"),
         ("--mode server", "Server PerformanceOnly 600000 100 0 1.0"),
@@ -139,8 +139,8 @@ def show(*given: str) -> None:
         ),
     ],
 )
-def test_options_become_loadgen_s_settings(given: str, expected: str) -> None:
-    assert in_a_process("show(*sys.argv[1:])", *given.split()).strip() == expected
+def test_options_become_loadgen_s_settings(options: str, expected: str) -> None:
+    assert in_a_process("show(*sys.argv[1:])", *options.split()).strip() == expected
 
 
 def test_settings_are_made_once_in_a_process() -> None:
@@ -160,7 +160,7 @@ RATES = {"offline": "deepseek-r1.Offline.target_qps = 40\n", "all": "*.*.target_
 
 
 @pytest.mark.parametrize(
-    ("conf", "given", "expected"),
+    ("conf", "options", "expected"),
     [
         ("offline", "", "Offline PerformanceOnly 600000 4388 0 40.0"),
         ("offline", "--mode server", "no target rate for --mode server: add the line"),
@@ -174,14 +174,14 @@ RATES = {"offline": "deepseek-r1.Offline.target_qps = 40\n", "all": "*.*.target_
     ],
 )
 def test_a_mode_without_a_rate_of_its_own_is_refused(
-    conf: str, given: str, expected: str, tmp_path: Path
+    conf: str, options: str, expected: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "user.conf"
     path.write_text(RATES.get(conf, ""))
     code = """
 try: show(*sys.argv[1:])
 except LoadGenError as error: print(error)"""
-    assert expected in in_a_process(code, *given.split(), "--user-conf", path)
+    assert expected in in_a_process(code, *options.split(), "--user-conf", path)
 
 
 def test_a_user_conf_that_is_changed_while_it_is_read_is_noticed(tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ except LoadGenError as error: print(error)"""
 
 
 @pytest.mark.parametrize(
-    "given",
+    "options",
     [
         *(f"--target-qps {rate}" for rate in ("0", "nan", "inf", "-1", "1e-300", "1e300", "1_000")),
         *("--target-qps ٤", "--target-qps 4,5", "--target-qps 0x10"),
@@ -210,10 +210,10 @@ except LoadGenError as error: print(error)"""
         *("--min-query-count 0", "--min-query-count 99999999999999999999"),
     ],
 )
-def test_bad_values_are_refused(given: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_values_are_refused(options: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        parse(*given.split())
-    option, value = given.split()
+        parse(*options.split())
+    option, value = options.split()
     last = capsys.readouterr().err.splitlines()[-1]
     assert f"argument {option}: must be " in last
     assert ascii(value) in last
@@ -243,12 +243,12 @@ def test_offline_issues_whole_passes(qps: float, expected: int) -> None:
 
 def made(mode: str, /, **changed: object) -> Any:
     """The benchmark's settings with a mode's scenario, some of them changed."""
-    found = as_the_benchmark(mode)
-    found.scenario = getattr(lg.TestScenario, settings.MODES[mode].scenario)
-    found.mode = lg.TestMode.PerformanceOnly
+    requested = as_the_benchmark(mode)
+    requested.scenario = getattr(lg.TestScenario, settings.MODES[mode].scenario)
+    requested.mode = lg.TestMode.PerformanceOnly
     for name, value in changed.items():
-        setattr(found, name, value)
-    return found
+        setattr(requested, name, value)
+    return requested
 
 
 @pytest.mark.parametrize(
@@ -294,7 +294,7 @@ def test_a_schedule_that_outlives_everybody_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "given", "said"),
+    ("mode", "options", "message"),
     [
         ("offline", "", "offline, performance: target_qps 1 (%s), 4,388 samples, 600 s or more"),
         ("offline", "--accuracy", "offline, accuracy: 4,388 samples"),
@@ -307,9 +307,9 @@ def test_a_schedule_that_outlives_everybody_is_refused() -> None:
         ("server", "--accuracy", "server, accuracy: target_qps 1 (%s), 4,388 samples"),
     ],
 )
-def test_settings_in_words(mode: str, given: str, said: str) -> None:
-    args = parse("--mode", mode, *given.split())
+def test_settings_in_words(mode: str, options: str, message: str) -> None:
+    args = parse("--mode", mode, *options.split())
     test = lg.TestMode.AccuracyOnly if args.accuracy else lg.TestMode.PerformanceOnly
     rate = args.target_qps or 1.0
     shown = made(mode, mode=test, server_target_qps=rate, offline_expected_qps=rate)
-    assert settings.describe(args, shown, 4388) == said.replace("%s", str(settings.USER_CONF))
+    assert settings.describe(args, shown, 4388) == message.replace("%s", str(settings.USER_CONF))

@@ -26,9 +26,9 @@ def test_every_run_is_a_line_and_every_task_of_an_accuracy_run(tmp_path: Path) -
     ).to_parquet(graded / "results_evaluated.parquet")
 
     lines = summary(tmp_path).splitlines()
-    found = {line.split("  ")[0]: line.split() for line in lines}
-    assert found["offline, accuracy"][2:] == ["3.25", "400", "-", "-", "50.00", "-"]
-    assert found["server, performance"][2:] == ["3.25", "400", "12.3", "-", "-", "-"]
+    cells = {line.split("  ")[0]: line.split() for line in lines}
+    assert cells["offline, accuracy"][2:] == ["3.25", "400", "-", "-", "50.00", "-"]
+    assert cells["server, performance"][2:] == ["3.25", "400", "12.3", "-", "-", "-"]
     assert ["gpqa", "100.00"] in [line.split() for line in lines]
     assert ["math500", "50.00"] in [line.split() for line in lines]
     assert lines[-2:] == [f"  {graded}", f"  {tmp_path / 'server' / 'performance'}"]

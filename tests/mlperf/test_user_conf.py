@@ -47,10 +47,10 @@ def ours(content: bytes, folder: Path) -> UserConf:
 def refusal(content: bytes, folder: Path) -> str:
     with pytest.raises(LoadGenError) as caught:
         ours(content, folder)
-    said = str(caught.value)
-    assert said.startswith(f"{folder}/our.conf: ")
-    assert said.isprintable()
-    return said.removeprefix(f"{folder}/our.conf: ")
+    message = str(caught.value)
+    assert message.startswith(f"{folder}/our.conf: ")
+    assert message.isprintable()
+    return message.removeprefix(f"{folder}/our.conf: ")
 
 
 # What is a number to somebody, but not to LoadGen and a person alike.
@@ -104,12 +104,12 @@ FILES = RIGHT | st.tuples(RIGHT, ODD, RIGHT).map("".join)
 def test_an_accepted_file_is_to_loadgen_what_we_say(mode: Mode, text: str, tmp_path: Path) -> None:
     content = text.encode()
     try:
-        found = ours(content, tmp_path).settings(mode.model, mode.scenario)
+        values = ours(content, tmp_path).settings(mode.model, mode.scenario)
     except LoadGenError:
         return
     defaults = of_loadgen(mode, b"", tmp_path)
     assert defaults
-    assert of_loadgen(mode, content, tmp_path) == defaults | found
+    assert of_loadgen(mode, content, tmp_path) == defaults | values
 
 
 # One at least of what a key may be set to, and is not by itself.
@@ -139,8 +139,8 @@ def test_no_key_that_is_accepted_is_one_that_loadgen_drops(key: str, tmp_path: P
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_loadgen_knows_too_is_refused_with_its_reason(name: str, tmp_path: Path) -> None:
-    said = refusal(f"*.*.{name} = 1\n".encode(), tmp_path)
-    assert said == f"line 1: '*.*.{name}': remove this line: {REFUSED[name]}"
+    message = refusal(f"*.*.{name} = 1\n".encode(), tmp_path)
+    assert message == f"line 1: '*.*.{name}': remove this line: {REFUSED[name]}"
 
 
 def test_the_bundled_file_is_accepted() -> None:
@@ -152,7 +152,7 @@ def test_the_bundled_file_is_accepted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         (f"{QPS}=40", f"needs spaces around the =: '{QPS} = 40'"),
         (f"{QPS} =40", f"needs spaces around the =: '{QPS} = 40'"),
@@ -224,25 +224,25 @@ def test_the_bundled_file_is_accepted() -> None:
     ],
 )
 def test_a_line_that_loadgen_would_drop_or_misread_is_named(
-    line: str, said: str, tmp_path: Path
+    line: str, message: str, tmp_path: Path
 ) -> None:
-    told = refusal(f"# rates\n\n{line}\n".encode(), tmp_path)
-    assert told.startswith("line 3: ")
-    assert said in told
-    assert len(told) < 300
+    refused = refusal(f"# rates\n\n{line}\n".encode(), tmp_path)
+    assert refused.startswith("line 3: ")
+    assert message in refused
+    assert len(refused) < 300
 
 
 def test_a_second_value_is_refused_and_the_same_one_is_not(tmp_path: Path) -> None:
     twice = f"{QPS} = 40\n*.Offline.target_qps = 7\n{QPS} = %s\n"
-    told = refusal((twice % 50).encode(), tmp_path)
-    assert told == f"line 3: {QPS} has another value in line 1: keep one of the two"
+    message = refusal((twice % 50).encode(), tmp_path)
+    assert message == f"line 3: {QPS} has another value in line 1: keep one of the two"
     conf = ours((twice % "40.0").encode(), tmp_path)
     assert conf.settings("deepseek-r1", "Offline")["offline_expected_qps"] == 40.0
     assert conf.settings("deepseek-r1-interactive", "Server") == {"offline_expected_qps": 7.0}
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (f"{QPS} = 40\n".encode("utf-8-sig"), "line 1: starts with a byte-order mark"),
         (f"{QPS} = 40\n".encode("utf-16"), "UTF-16 or binary"),
@@ -253,15 +253,15 @@ def test_a_second_value_is_refused_and_the_same_one_is_not(tmp_path: Path) -> No
         (b"#" * (LONGEST + 1), f"longer than {LONGEST} bytes"),
     ],
 )
-def test_what_is_no_text_in_utf_8_is_refused(content: bytes, said: str, tmp_path: Path) -> None:
-    assert said in refusal(content, tmp_path)
+def test_what_is_no_text_in_utf_8_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
+    assert message in refusal(content, tmp_path)
 
 
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
-    for path, said in (
+    for path, message in (
         (tmp_path, "can't be read: Is a directory"),
         (tmp_path / "none", "can't be read: No such file"),
         (Path("/dev/zero"), "not a regular file"),
     ):
-        with pytest.raises(LoadGenError, match=f"^{path}: {said}"):
+        with pytest.raises(LoadGenError, match=f"^{path}: {message}"):
             read_lines(path)

@@ -42,9 +42,9 @@ def check_products(device: str, dtype: torch.dtype, arithmetic: gemm.Arithmetic)
         weight, scale = fp8_format.quantise(torch.randn(shape, device=device))
         x = torch.randn(rows, shape[-1], device=device).to(dtype)
         values, x_scale = fp8_format.quantise_rows(x) if arithmetic == "fp8" else (x, None)
-        found = block_fp8.product(values, weight, scale, x_scale=x_scale, dtype=dtype)
+        result = block_fp8.product(values, weight, scale, x_scale=x_scale, dtype=dtype)
         bound = _bound(x, fp8_format.dequantise(weight, scale, torch.float32))
-        _close(found, gemm.plain(x.float(), weight, scale, arithmetic), bound, dtype)
+        _close(result, gemm.plain(x.float(), weight, scale, arithmetic), bound, dtype)
 
 
 def check_groups(device: str, dtype: torch.dtype, arithmetic: gemm.Arithmetic) -> None:
@@ -59,7 +59,7 @@ def check_groups(device: str, dtype: torch.dtype, arithmetic: gemm.Arithmetic) -
             if rows is None and numbers[-1] > len(x):
                 continue
             few = 1 if rows is None else None  # rows than are there: programs then take several
-            found = block_fp8.product(values, weight, scale, ends, rows, x_scale, dtype, few)
+            result = block_fp8.product(values, weight, scale, ends, rows, x_scale, dtype, few)
             expected = gemm.plain_grouped(x.float(), weight, scale, ends, rows, arithmetic)
             size = (
                 fp8_format.dequantise(weight, scale, torch.float32).abs().amax()
@@ -67,7 +67,7 @@ def check_groups(device: str, dtype: torch.dtype, arithmetic: gemm.Arithmetic) -
                 * 200
             )
             kept = slice(0, numbers[-1])
-            _close(found[kept], expected[kept], size.float(), dtype)
+            _close(result[kept], expected[kept], size.float(), dtype)
 
 
 def check_experts(device: str, dtype: torch.dtype) -> None:
@@ -80,10 +80,10 @@ def check_experts(device: str, dtype: torch.dtype) -> None:
             chosen[chosen >= first] = 0
         sorted_P, places_TA, ends_E = plain_sort(chosen, first, count)
         pairs = len(sorted_P)
-        found = experts.sort(chosen, first, count)
-        assert torch.equal(found[0][:pairs].long(), sorted_P)
-        assert torch.equal(found[1], places_TA)
-        assert torch.equal(found[2], ends_E)
+        result = experts.sort(chosen, first, count)
+        assert torch.equal(result[0][:pairs].long(), sorted_P)
+        assert torch.equal(result[1], places_TA)
+        assert torch.equal(result[2], ends_E)
         gate_up = torch.randn(tokens * active, 2 * 200, device=device).to(dtype)
         inner = experts.gated(gate_up, ends_E)[:pairs]
         _close(inner, plain_gated(gate_up[:pairs].float()), torch.tensor(4.0), dtype)
@@ -113,8 +113,8 @@ def check_routing(device: str) -> None:
             assert torch.equal(
                 chosen.long().gather(1, order), expected_chosen.gather(1, expected_order)
             )
-            found = weights.gather(1, order)[kept]
-            torch.testing.assert_close(found, expected.gather(1, expected_order)[kept])
+            result = weights.gather(1, order)[kept]
+            torch.testing.assert_close(result, expected.gather(1, expected_order)[kept])
 
 
 def check_fused(device: str, dtype: torch.dtype) -> None:
@@ -138,10 +138,10 @@ def check_fused(device: str, dtype: torch.dtype) -> None:
         x = torch.randn(tokens, kept + rotated, device=device).to(dtype)
         cache = torch.zeros(4, 8, kept + rotated, device=device, dtype=dtype)
         slots = torch.randperm(32, device=device)[:tokens]
-        found = fused.latents(x, norm.weight, norm.eps, rotations, cache, slots)
-        _close(found, plain_latents(x.float(), norm, rotations), size + 20, dtype)
-        assert torch.equal(cache.flatten(0, 1)[slots], found)
-        assert cache.count_nonzero() == found.count_nonzero()
+        result = fused.latents(x, norm.weight, norm.eps, rotations, cache, slots)
+        _close(result, plain_latents(x.float(), norm, rotations), size + 20, dtype)
+        assert torch.equal(cache.flatten(0, 1)[slots], result)
+        assert cache.count_nonzero() == result.count_nonzero()
 
 
 def check_unscaled_groups(device: str, dtype: torch.dtype) -> None:
@@ -149,10 +149,10 @@ def check_unscaled_groups(device: str, dtype: torch.dtype) -> None:
     weight = torch.randn(5, 2, 50, 96, device=device).to(dtype)
     x = torch.randn(40, 96, device=device).to(dtype)
     ends = torch.tensor(ENDS[0], dtype=torch.int32, device=device)
-    found = block_fp8.product(x, weight, None, ends)
+    result = block_fp8.product(x, weight, None, ends)
     for number, (start, end) in enumerate(zip([0, *ENDS[0]], ENDS[0], strict=False)):
         expected = x[start:end].float() @ weight[number].flatten(0, 1).float().T
-        _close(found[start:end], expected, torch.tensor(96.0), dtype)
+        _close(result[start:end], expected, torch.tensor(96.0), dtype)
     logits = block_fp8.product(x, weight[0, 0], None, dtype=torch.float32)
     _close(logits, x.float() @ weight[0, 0].float().T, torch.tensor(96.0), torch.float32)
 
@@ -163,17 +163,17 @@ def check_rounding(device: str, exact: bool) -> None:
     x[3] = 0
     values, scale = fp8_format.quantise_rows(x)
     if exact:
-        found, found_scale = block_fp8.quantise_rows(x)
+        result, found_scale = block_fp8.quantise_rows(x)
     else:
-        found, found_scale = torch.empty_like(x), torch.empty_like(scale)
+        result, found_scale = torch.empty_like(x), torch.empty_like(scale)
         block_fp8._quantise[scale.shape](
-            *(x, found, found_scale, scale, len(x), x.shape[1]),
+            *(x, result, found_scale, scale, len(x), x.shape[1]),
             COUNTED=False,
             LARGEST=fp8_format.LARGEST,
             SMALLEST=fp8_format.SMALLEST_AMAX,
         )
     assert torch.equal(found_scale, scale)
-    assert torch.equal(found.to(fp8_format.E4M3).view(torch.uint8), values.view(torch.uint8))
+    assert torch.equal(result.to(fp8_format.E4M3).view(torch.uint8), values.view(torch.uint8))
 
 
 def check_attention(device: str, dtype: torch.dtype) -> None:
@@ -189,8 +189,8 @@ def check_attention(device: str, dtype: torch.dtype) -> None:
         blocks[table[0]] = blocks[table[0]].where(
             torch.arange(columns * size, device=device).view(columns, size, 1) < 1, torch.nan
         )
-        found = mla.attend(q, blocks, table, lengths, kept, 0.1)
-        _close(found, expected, blocks.nan_to_num().abs().amax().float(), dtype)
+        result = mla.attend(q, blocks, table, lengths, kept, 0.1)
+        _close(result, expected, blocks.nan_to_num().abs().amax().float(), dtype)
 
 
 def _bound(x: Tensor, matrix: Tensor) -> Tensor:
@@ -198,12 +198,12 @@ def _bound(x: Tensor, matrix: Tensor) -> Tensor:
     return x.float().abs() @ matrix.flatten(0, -2).abs().T
 
 
-def _close(found: Tensor, expected: Tensor, bound: Tensor, dtype: torch.dtype) -> None:
+def _close(result: Tensor, expected: Tensor, bound: Tensor, dtype: torch.dtype) -> None:
     # Half a step of the result, and of fp32 sums; fp8 sums have 14 bits inside a tensor core.
     step = torch.finfo(dtype).eps
-    gap = (found.float() - expected).abs()
+    gap = (result.float() - expected).abs()
     assert (gap <= step * expected.abs() + max(step / 8, 2**-20) * bound).all(), gap.max()
-    assert found.dtype == dtype
+    assert result.dtype == dtype
 
 
 def in_the_interpreter() -> None:

@@ -36,18 +36,18 @@ def answers(
     if fixed:
         engine.runner.fix_shapes(5, engine.max_model_len)
     chance = random.Random(3)
-    found: list[list[int]] = [[] for _ in range(12)]
+    token_ids: list[list[int]] = [[] for _ in range(12)]
     for number in range(12):
         length = chance.choice((1, 9, 40, 70))
         ids = tuple(chance.randrange(engine.config.vocab_size) for _ in range(length))
         engine.add(number, ids, chance.randint(3, 30), temperature=temperature)
         for output in engine.step():
-            found[output.id] += output.token_ids
+            token_ids[output.id] += output.token_ids
     engine.abort(7)
     while engine.busy:
         for output in engine.step():
-            found[output.id] += output.token_ids
-    return engine, found
+            token_ids[output.id] += output.token_ids
+    return engine, token_ids
 
 
 def logits(engine: Engine) -> list[list[float]]:
@@ -56,10 +56,10 @@ def logits(engine: Engine) -> list[list[float]]:
     for number in range(5):
         scheduler.add(Sequence(number, tuple(range(1, 2 + 9 * number)), 9))
     work = scheduler.schedule()
-    found = engine.ranks.gather_columns(engine.runner.run(work).part_MV).tolist()
+    values = engine.ranks.gather_columns(engine.runner.run(work).part_MV).tolist()
     for one in work:
         scheduler.remove(one.sequence)
-    return [row for _, row in sorted(zip((one.sequence.id for one in work), found, strict=True))]
+    return [row for _, row in sorted(zip((one.sequence.id for one in work), values, strict=True))]
 
 
 def write_answers(

@@ -193,7 +193,7 @@ def test_an_index_that_names_a_missing_file_is_refused(copied: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"model.norm.weight": None}, "lacks 1 tensors, the first of them model.norm.weight"),
         ({"model.layers.1.mlp.experts.5.up_proj.weight": None}, "experts.5.up_proj"),
@@ -206,10 +206,10 @@ def test_an_index_that_names_a_missing_file_is_refused(copied: Path) -> None:
     ],
 )
 def test_tensors_that_do_not_fit_are_named(
-    copied: Path, changes: dict[str, torch.Tensor | None], said: str
+    copied: Path, changes: dict[str, torch.Tensor | None], message: str
 ) -> None:
     edit(copied, **changes)
-    with pytest.raises(CheckpointError, match=said):
+    with pytest.raises(CheckpointError, match=message):
         load(copied)
 
 

@@ -108,7 +108,7 @@ def test_v2_routing_has_no_bias(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"architectures": ["LlamaForCausalLM"]}, "LlamaForCausalLM"),
         ({"architectures": None}, "no architecture"),
@@ -126,9 +126,9 @@ def test_v2_routing_has_no_bias(tmp_path: Path) -> None:
     ],
 )
 def test_a_configuration_that_cannot_be_used_is_refused(
-    tmp_path: Path, changes: dict[str, object], said: str
+    tmp_path: Path, changes: dict[str, object], message: str
 ) -> None:
-    with pytest.raises(ModelError, match=said) as caught:
+    with pytest.raises(ModelError, match=message) as caught:
         read(tmp_path, **changes)
     assert "config.json" in str(caught.value)
 

@@ -125,7 +125,7 @@ def test_an_abort_frees_its_place_and_ends_its_outputs(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ids", "limit", "sampling", "error", "said"),
+    ("ids", "limit", "sampling", "error", "message"),
     [
         ((1,) * 300, 5, {}, LengthError, "300 tokens does not fit a model length of 300"),
         ((), 5, {}, LengthError, "0 tokens"),
@@ -137,9 +137,9 @@ def test_an_abort_frees_its_place_and_ends_its_outputs(engine: Engine) -> None:
     ],
 )
 def test_a_request_that_cannot_be_answered_is_refused(
-    engine: Engine, ids: tuple[int, ...], limit: int, sampling: dict, error: type, said: str
+    engine: Engine, ids: tuple[int, ...], limit: int, sampling: dict, error: type, message: str
 ) -> None:
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=message):
         engine.add(0, ids, limit, **sampling)
     assert not engine.busy
 

@@ -37,7 +37,7 @@ def talking_model(random_model: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def run(
-    model: Path, *arguments: str, world: int = 0, said: str = ""
+    model: Path, *arguments: str, world: int = 0, typed: str = ""
 ) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m"]
     if world:
@@ -45,7 +45,7 @@ def run(
     command += ["ref_dsinfer.generate", "--model-path", str(model), "--max-new-tokens", "6"]
     return subprocess.run(
         [*command, "--dtype", "float32", "--device", "cpu", *arguments],
-        input=said,
+        input=typed,
         capture_output=True,
         text=True,
         errors="surrogateescape",
@@ -65,14 +65,14 @@ def test_a_file_and_a_person_get_the_same_answers(talking_model: Path, tmp_path:
     assert lines[::2] == [f">>> {question}" for question in questions]
     answers = lines[1::2]
     assert all(1 <= len(answer.split()) <= 6 for answer in answers)
-    asked = run(talking_model, world=2, said="\n".join([*questions, "/exit", "w9"]))
-    assert asked.returncode == 0, asked.stderr
-    assert asked.stdout.replace(">>> ", "").splitlines() == answers
+    dialogue = run(talking_model, world=2, typed="\n".join([*questions, "/exit", "w9"]))
+    assert dialogue.returncode == 0, dialogue.stderr
+    assert dialogue.stdout.replace(">>> ", "").splitlines() == answers
 
 
 @pytest.mark.slow
 def test_bytes_that_are_no_text_end_in_one_line(talking_model: Path) -> None:
-    done = run(talking_model, said="w3 w4\nw5 \udcff\n")
+    done = run(talking_model, typed="w3 w4\nw5 \udcff\n")
     assert done.returncode == 3
     assert len(done.stdout.splitlines()) == 2  # an answer, and the next question
     assert done.stderr.splitlines()[-1] == (
@@ -83,7 +83,7 @@ def test_bytes_that_are_no_text_end_in_one_line(talking_model: Path) -> None:
 
 @pytest.mark.slow
 def test_a_prompt_that_does_not_fit_ends_in_one_line(talking_model: Path) -> None:
-    done = run(talking_model, said="w3 " * 600)
+    done = run(talking_model, typed="w3 " * 600)
     assert done.returncode == 8
     assert done.stderr.splitlines()[-1].startswith("error: a prompt of 602 tokens")
     assert "Traceback" not in done.stderr
@@ -98,7 +98,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"w3\nfa\xe7ade\n", "line 2 is not UTF-8: it has byte 0xe7"),
         (b"w3 " * 300 + b"\xff", "line 1 is not UTF-8: it has byte 0xff"),
@@ -106,10 +106,10 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
         (gzip.compress(b"w3\n", mtime=0), "compressed by gzip: unpack it"),
     ],
 )
-def test_a_file_that_is_no_text_is_told(content: bytes, said: str, tmp_path: Path) -> None:
+def test_a_file_that_is_no_text_is_told(content: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "prompts.txt"
     path.write_bytes(content)
-    with pytest.raises(InputFileError, match=said) as caught:
+    with pytest.raises(InputFileError, match=message) as caught:
         generate.file_prompts(path)
     assert str(caught.value).startswith(str(path))
 

@@ -28,21 +28,21 @@ def answers(model: Path, padded: bool, speculative: bool = False) -> dict[int, l
     if padded:
         engine.runner.fix_shapes(5, 100)
     chance = random.Random(3)
-    found: dict[int, list[int]] = {}
+    token_ids: dict[int, list[int]] = {}
     step = 0
-    while engine.busy or len(found) < 12:
-        if step % 4 == 0 and len(found) < 12:
+    while engine.busy or len(token_ids) < 12:
+        if step % 4 == 0 and len(token_ids) < 12:
             prompt = tuple(chance.randrange(96) for _ in range(chance.randint(1, 40)))
-            engine.add(len(found), prompt, chance.randint(1, 50))
-            found[len(found)] = []
+            engine.add(len(token_ids), prompt, chance.randint(1, 50))
+            token_ids[len(token_ids)] = []
         for output in engine.step() if engine.busy else ():
-            found[output.id] += output.token_ids
+            token_ids[output.id] += output.token_ids
         step += 1
     assert engine.scheduler.preempted
     assert bool(engine.verified) == speculative
     [pool] = engine.scheduler.pools
     assert pool.free == pool.blocks
-    return found
+    return token_ids
 
 
 def test_padded_steps_give_the_same_tokens(random_model: Path) -> None:

@@ -204,10 +204,10 @@ def test_every_key_is_honoured_refused_or_without_effect(
         for value in values:
             with pytest.raises(ModelError) as caught:
                 read(tmp_path, **{key: value})
-            said = str(caught.value)
-            assert said.startswith(f"{tmp_path}/config.json: "), said
+            message = str(caught.value)
+            assert message.startswith(f"{tmp_path}/config.json: "), message
             named = {key, *value} if isinstance(value, dict) else {key}
-            assert any(one in said for one in named), said
+            assert any(one in message for one in named), message
     for key in keys.FIXED:
         for value in keys.FIXED[key]:
             assert read(tmp_path, **{key: value}) == base, key

@@ -38,7 +38,7 @@ def archive(kind: str) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"", "empty: download it again"),
         (b"\0" * 4096, "nothing but zero bytes"),
@@ -69,10 +69,10 @@ def archive(kind: str) -> bytes:
         (b"word " * 200, "text that begins 'word word"),
     ],
 )
-def test_a_file_is_told_by_its_head(content: bytes, said: str) -> None:
+def test_a_file_is_told_by_its_head(content: bytes, message: str) -> None:
     phrase = what_it_is(content[:HEAD])
     assert phrase
-    assert phrase.startswith(said)
+    assert phrase.startswith(message)
     assert phrase.isascii()
     assert phrase.isprintable()
 

@@ -116,7 +116,7 @@ def test_every_position_of_a_prompt_is_right(
     prompts = prompts_for(ModelConfig.read(model_dir))
     ours = bench(model_dir, *prompts)
     ours.scheduler.step_tokens = step_tokens
-    found: list[list[Tensor]] = [[] for _ in prompts]
+    chunks: list[list[Tensor]] = [[] for _ in prompts]
     while ours.scheduler.busy:
         work = ours.scheduler.schedule()
         with torch.inference_mode():
@@ -124,11 +124,11 @@ def test_every_position_of_a_prompt_is_right(
             hidden = ours.runner.model(batch, ours.runner.cache)
             logits = ours.runner.model.logits(hidden).split([one.count for one in work])
         for one, part in zip(work, logits, strict=True):
-            found[one.sequence.id].append(part)
+            chunks[one.sequence.id].append(part)
             if one.stop == one.sequence.length:
                 ours.scheduler.remove(one.sequence)
-    assert (max(map(len, found)) > 1) == (step_tokens < 1000)
-    for prompt, parts in zip(prompts, found, strict=True):
+    assert (max(map(len, chunks)) > 1) == (step_tokens < 1000)
+    for prompt, parts in zip(prompts, chunks, strict=True):
         torch.testing.assert_close(torch.cat(parts), theirs(peer, prompt), rtol=0, atol=TOLERANCE)
 
 
@@ -176,8 +176,8 @@ def test_the_compiled_attention_is_the_plain_one(
             row[column] = next(free)
     q = torch.randn(5, heads, width)
     exact = decode.plain(q, blocks.float(), table, lengths, kept, 0.1)
-    found = cpu_kernels.attend(q, blocks, table, lengths, kept, 0.1)
-    torch.testing.assert_close(found, exact, rtol=0, atol=1e-5)
+    result = cpu_kernels.attend(q, blocks, table, lengths, kept, 0.1)
+    torch.testing.assert_close(result, exact, rtol=0, atol=1e-5)
 
 
 def test_bfloat16_keeps_the_residual_in_bf16_and_logits_norms_and_gate_in_fp32(

@@ -80,9 +80,9 @@ def test_routing_is_the_plain_definition(config: ModelConfig, case: tuple) -> No
     weights, experts = route(
         torch.tensor([logits]), None if bias is None else torch.tensor(bias), shaped
     )
-    found = dict(zip(experts[0].tolist(), weights[0].tolist(), strict=True))
+    routed = dict(zip(experts[0].tolist(), weights[0].tolist(), strict=True))
     expected = plain_route(logits, bias, shaped)
-    assert found == pytest.approx(expected, rel=1e-5)
+    assert routed == pytest.approx(expected, rel=1e-5)
 
 
 def test_groups_with_negative_biased_scores_stay_out(config: ModelConfig) -> None:

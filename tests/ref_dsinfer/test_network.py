@@ -29,9 +29,9 @@ def test_nccl_s_rules(value: str) -> None:
 def test_one_that_is_not_is_named_with_those_that_are(variable: str, value: str) -> None:
     with pytest.raises(LaunchError) as raised:
         check_interfaces(True, {variable: value})
-    said = str(raised.value)
-    assert said.startswith(f"{variable}={value}: this machine has no such network interface")
-    assert "lo" in said.partition("it has ")[2]
+    message = str(raised.value)
+    assert message.startswith(f"{variable}={value}: this machine has no such network interface")
+    assert "lo" in message.partition("it has ")[2]
 
 
 def test_nccl_s_variable_is_nothing_to_cpus() -> None:

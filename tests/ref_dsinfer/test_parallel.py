@@ -60,41 +60,41 @@ def run(worker: Path, world: int, *arguments: object) -> tuple[int, str, str]:
 
 def run_nodes(world: int, *case: object) -> list[tuple[int, str]]:
     """A case of ANSWERS on two machines of half the ranks; exit code and standard error of each."""
-    given = (as_json(case),)
+    options = (as_json(case),)
     with socket.create_server(("127.0.0.2", 0)) as server:
         port = server.getsockname()[1]
     several = ("--nnodes=2", "--master-addr=127.0.0.2", f"--master-port={port}")
     nodes = [
-        start(ANSWERS, world // 2, given, *several, f"--node-rank={n}", f"--local-addr={addr}")
+        start(ANSWERS, world // 2, options, *several, f"--node-rank={n}", f"--local-addr={addr}")
         for n, addr in enumerate(("127.0.0.2", "127.0.0.3"))
     ]
-    told = [node.communicate(timeout=120)[1] for node in nodes]
-    return [(node.returncode, err) for node, err in zip(nodes, told, strict=True)]
+    outputs = [node.communicate(timeout=120)[1] for node in nodes]
+    return [(node.returncode, err) for node, err in zip(nodes, outputs, strict=True)]
 
 
 def read(world: int, output: Path) -> Found:
     """What all ranks have written; they must agree."""
-    found = [json.loads(Path(f"{output}.{rank}").read_text()) for rank in range(world)]
-    assert all(one == found[0] for one in found)
-    return Found(found[0]["answers"], torch.tensor(found[0]["logits"]))
+    written = [json.loads(Path(f"{output}.{rank}").read_text()) for rank in range(world)]
+    assert all(one == written[0] for one in written)
+    return Found(written[0]["answers"], torch.tensor(written[0]["logits"]))
 
 
-def as_json(*given: tuple[object, ...]) -> str:
+def as_json(*options: tuple[object, ...]) -> str:
     """The cases of ANSWERS."""
-    return json.dumps(given, default=str)
+    return json.dumps(options, default=str)
 
 
-def answer(world: int, *given: tuple[object, ...]) -> None:
+def answer(world: int, *options: tuple[object, ...]) -> None:
     """Run the cases of ANSWERS on so many ranks."""
-    code, _, err = run(ANSWERS, world, as_json(*given))
+    code, _, err = run(ANSWERS, world, as_json(*options))
     assert code == 0, err
 
 
 def one_process(model: Path, attention: str = "tp") -> Found:
     worker = runpy.run_path(str(ANSWERS))
-    engine, found = worker["answers"](model, attention, "float32", 0.0)
-    assert len({token for answer in found for token in answer}) > 20
-    return Found(found, torch.tensor(worker["logits"](engine)))
+    engine, answers = worker["answers"](model, attention, "float32", 0.0)
+    assert len({token for answer in answers for token in answer}) > 20
+    return Found(answers, torch.tensor(worker["logits"](engine)))
 
 
 @pytest.fixture(scope="module")
@@ -198,9 +198,11 @@ def test_ranks_that_draft_give_the_tokens_of_one_that_does_not(
 ) -> None:
     worker = runpy.run_path(str(ANSWERS))
     _, alone = worker["answers"](drafting_model, "tp", "float32", temperature)
-    found = read(2, two_ranks / name).answers
-    found[7] = found[7][: len(alone[7])]  # aborted after so many steps, which may give more tokens
-    assert found == alone
+    answers = read(2, two_ranks / name).answers
+    answers[7] = answers[7][
+        : len(alone[7])
+    ]  # aborted after so many steps, which may give more tokens
+    assert answers == alone
 
 
 @pytest.mark.slow
@@ -221,9 +223,9 @@ def test_ranks_that_do_not_come_are_named(
     monkeypatch.setattr(parallel, "WARN_AFTER", timedelta(seconds=1))
     monkeypatch.setattr(parallel, "RENDEZVOUS_TIMEOUT", timedelta(seconds=2))
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    given = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "RANK": "1"}
-    given |= {"WORLD_SIZE": "3", "TORCHELASTIC_USE_AGENT_STORE": "True"}
-    for name, value in given.items():
+    variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "RANK": "1"}
+    variables |= {"WORLD_SIZE": "3", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
     missing = "rank 0, 2 of 3 (see the output on its machine)"
     with pytest.raises(LaunchError) as raised:
@@ -238,8 +240,8 @@ def test_ranks_that_do_not_come_are_named(
 @pytest.mark.slow
 def test_torchrun_says_which_machine_does_not_come() -> None:
     """Before any script is started: alone as the first or another one, and where they differ."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        ports = [taken.getsockname()[1]]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        ports = [listener.getsockname()[1]]
         for _ in range(3):
             with socket.create_server(("127.0.0.1", 0)) as free:
                 ports.append(free.getsockname()[1])
@@ -256,20 +258,20 @@ def test_torchrun_says_which_machine_does_not_come() -> None:
             node(ports[3], 0, 2, 60),
             node(ports[3], 1, 3, 60),
         ]
-        told = [one.communicate(timeout=200)[1].splitlines() for one in started]
+        outputs = [one.communicate(timeout=200)[1].splitlines() for one in started]
     assert [one.returncode for one in started] == [LaunchError.exit_code] * 5
-    assert told[0][-1].endswith(f"port {ports[0]} of this machine is taken (--master-port)")
+    assert outputs[0][-1].endswith(f"port {ports[0]} of this machine is taken (--master-port)")
     who = "node 1, 2 of 3 to come"
-    waiting, gave_up = told[1]
+    waiting, gave_up = outputs[1]
     assert waiting == (
         f"torchrun: node 0: waiting for {who}; start the same command there with its own"
         " --node-rank"
     )
     assert gave_up.endswith(f" s for {who}; it must be started there too")
-    assert told[2] == [told[2][-1]]
-    assert f"s for node 0 of 2 at 127.0.0.1:{ports[2]} ([Errno 111] " in told[2][-1]
-    assert told[3] == ["torchrun: node 0: node 1 has --nnodes=3, this one 2"]
-    assert told[4] == ["torchrun: node 1: node 0 has --nnodes=2, this one 3"]
+    assert outputs[2] == [outputs[2][-1]]
+    assert f"s for node 0 of 2 at 127.0.0.1:{ports[2]} ([Errno 111] " in outputs[2][-1]
+    assert outputs[3] == ["torchrun: node 0: node 1 has --nnodes=3, this one 2"]
+    assert outputs[4] == ["torchrun: node 1: node 0 has --nnodes=2, this one 3"]
 
 
 def test_what_must_divide_is_checked(random_model: Path) -> None:

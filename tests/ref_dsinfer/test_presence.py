@@ -57,8 +57,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 def ended(ranks: list[subprocess.Popen]) -> list[tuple[int, str]]:
     """Exit code and standard error of each."""
-    said = [one.communicate(timeout=END_S)[1] for one in ranks]
-    return [(one.returncode, text) for one, text in zip(ranks, said, strict=True)]
+    outputs = [one.communicate(timeout=END_S)[1] for one in ranks]
+    return [(one.returncode, text) for one, text in zip(ranks, outputs, strict=True)]
 
 
 @pytest.mark.slow
@@ -68,7 +68,7 @@ def test_a_rank_that_is_killed_is_named_once_a_machine(
 ) -> None:
     ranks = start(4, machine)
     ranks[victim].kill()
-    found = ended(ranks)
+    results = ended(ranks)
     line = (
         f"error: rank {victim} of 4 (process of {victim}) died without an error message: it crashed"
         " or was killed, perhaps by the kernel's out-of-memory killer (see dmesg)\n"
@@ -77,21 +77,21 @@ def test_a_rank_that_is_killed_is_named_once_a_machine(
         next(rank for rank in range(at, at + machine) if rank != victim)
         for at in range(0, 4, machine)
     }
-    for rank, (code, said) in enumerate(found):
+    for rank, (code, output) in enumerate(results):
         assert code == (-9 if rank == victim else EngineError.exit_code)
-        assert said == (line if rank in speakers else "")
+        assert output == (line if rank in speakers else "")
 
 
 @pytest.mark.slow
 def test_a_rank_that_ends_in_words_is_named_on_other_machines_only(start: Start) -> None:
-    found = ended(start(4, 2, rank2="end"))
-    assert found[2] == (7, "error: a file is missing\n")
-    assert found[3] == (12, "")
-    assert found[0] == (
+    results = ended(start(4, 2, rank2="end"))
+    assert results[2] == (7, "error: a file is missing\n")
+    assert results[3] == (12, "")
+    assert results[0] == (
         12,
         "error: rank 2 of 4 (process of 2) failed: see its own error message\n",
     )
-    assert found[1] == (12, "")
+    assert results[1] == (12, "")
 
 
 @pytest.mark.slow
@@ -112,9 +112,9 @@ def test_torchrun_s_end_is_its_ranks_end(tmp_path: Path) -> None:
         f"print(subprocess.Popen([sys.executable, '-c', {rank!r}]).pid, flush=True)\n"
         "time.sleep(60)\n"
     )
-    said = tmp_path / "said"
+    path = tmp_path / "said"
     variables = {"LOCAL_RANK": "0", "TORCHELASTIC_RUN_ID": "none", "PYTHONPATH": str(ROOT)}
-    with said.open("w") as file:
+    with path.open("w") as file:
         torchrun = subprocess.Popen(
             [sys.executable, "-c", parent],
             env=os.environ | variables,
@@ -132,7 +132,7 @@ def test_torchrun_s_end_is_its_ranks_end(tmp_path: Path) -> None:
     while Path(f"/proc/{pid}").exists() and time.monotonic() < until:
         time.sleep(0.1)
     assert not Path(f"/proc/{pid}").exists()
-    assert said.read_text() == "error: torchrun has ended, so its ranks exit\n"
+    assert path.read_text() == "error: torchrun has ended, so its ranks exit\n"
 
 
 def test_strangers_are_not_taken_for_ranks(tmp_path: Path) -> None:

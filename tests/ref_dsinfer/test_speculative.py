@@ -103,7 +103,7 @@ def written_out(model: Path, ids: tuple[int, ...], depth: int) -> Tensor:
     with torch.no_grad():
         hidden = peer.model(torch.tensor([ids])).last_hidden_state[0]
         tokens.append(int(peer.lm_head(hidden[-1]).argmax()))
-        found = []
+        drafts = []
         for _ in range(depth):
             count = len(tokens) - 1
             embedded = peer.model.embed_tokens(torch.tensor(tokens[1:]))
@@ -114,10 +114,10 @@ def written_out(model: Path, ids: tuple[int, ...], depth: int) -> Tensor:
             positions = peer.model.rotary_emb(x, torch.arange(count)[None])
             x = layer(x, attention_mask=mask, position_embeddings=positions)[0]
             x = norm("shared_head.norm", x)
-            found.append(peer.lm_head(x[-1]))
-            tokens.append(int(found[-1].argmax()))
+            drafts.append(peer.lm_head(x[-1]))
+            tokens.append(int(drafts[-1].argmax()))
             hidden = torch.cat([hidden, x[-1:]])
-    return torch.stack(found)
+    return torch.stack(drafts)
 
 
 @pytest.mark.parametrize("step_tokens", [500, 37])
@@ -208,14 +208,14 @@ def test_a_stop_id_ends_an_answer_also_among_right_drafts(
 
 def test_the_model_length_ends_an_answer(drafting_model: Path) -> None:
     """Drafts reach up to it and not beyond; the cache holds no token more."""
-    found = []
+    results = []
     for speculative in (False, True):
         engine = made(drafting_model, speculative, max_model_len=32, block_size=4, cache_tokens=32)
         for number, length in enumerate((31, 30, 29, 20, 3)):
             engine.add(number, prompt(number, length), 500)
-        found.append(finish(engine))
-    assert found[0] == found[1]
-    lengths = [(len(tokens), end) for _, (tokens, end) in sorted(found[0].items())]
+        results.append(finish(engine))
+    assert results[0] == results[1]
+    lengths = [(len(tokens), end) for _, (tokens, end) in sorted(results[0].items())]
     assert lengths == [(n, "length") for n in (1, 2, 3, 12, 29)]
 
 
@@ -227,10 +227,10 @@ def test_an_abort_frees_its_place(engines: tuple[Engine, Engine]) -> None:
         engine.step()
     for number in (0, 2, 4):  # two run, one waits
         engine.abort(number)
-    found = finish(engine)
-    assert set(found) == {1, 3}
+    answers = finish(engine)
+    assert set(answers) == {1, 3}
     plain.add(3, prompt(3, 4), 30)
-    assert finish(plain)[3] == found[3]
+    assert finish(plain)[3] == answers[3]
 
 
 def test_without_drafts_the_layer_costs_nothing(drafting_model: Path) -> None:

@@ -61,7 +61,7 @@ def sharded(model_dir: Path, count: int, index: bool = False) -> list[Path]:
 
 
 @pytest.mark.parametrize(
-    ("spoilt", "said"),
+    ("spoilt", "message"),
     [
         (lambda _: POINTER, r"is a git-lfs pointer, not the file itself: run `git lfs pull`"),
         (lambda _: PAGE, r"is an HTML page"),
@@ -76,7 +76,7 @@ def sharded(model_dir: Path, count: int, index: bool = False) -> list[Path]:
     ],
 )
 def test_weights_that_are_none_are_told_by_all_that_read_them(
-    copied: Path, tmp_path: Path, spoilt: Callable[[bytes], bytes], said: str
+    copied: Path, tmp_path: Path, spoilt: Callable[[bytes], bytes], message: str
 ) -> None:
     file = copied / "model.safetensors"
     file.write_bytes(spoilt(file.read_bytes()))
@@ -86,12 +86,12 @@ def test_weights_that_are_none_are_told_by_all_that_read_them(
         lambda: fp8.write_twin(copied, tmp_path / "out"),
         lambda: check_for_others(copied),
     ):
-        with pytest.raises(CheckpointError, match=f"^{re.escape(str(file))} {said}"):
+        with pytest.raises(CheckpointError, match=f"^{re.escape(str(file))} {message}"):
             reader()
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (POINTER, "is a git-lfs pointer"),
         (PAGE, "is an HTML page"),
@@ -108,22 +108,22 @@ def test_weights_that_are_none_are_told_by_all_that_read_them(
         (b"[]", "is not a JSON object"),
     ],
 )
-def test_a_configuration_that_is_none_is_told(copied: Path, content: bytes, said: str) -> None:
+def test_a_configuration_that_is_none_is_told(copied: Path, content: bytes, message: str) -> None:
     (copied / "config.json").write_bytes(content)
-    with pytest.raises(ModelError, match=rf"/config\.json {said}"):
+    with pytest.raises(ModelError, match=rf"/config\.json {message}"):
         ModelConfig.read(copied)
 
 
 def test_an_index_that_is_none_is_told(copied: Path) -> None:
     sharded(copied, 2, index=True)
-    for content, said in (
+    for content, message in (
         (POINTER, "is a git-lfs pointer"),
         (PAGE, "is an HTML page"),
         (b"{}", "is no safetensors index"),
         (b'{"weight_map": {"a": 3}}', "is no safetensors index"),
     ):
         (copied / INDEX).write_bytes(content)
-        with pytest.raises(CheckpointError, match=rf"index\.json {said}"):
+        with pytest.raises(CheckpointError, match=rf"index\.json {message}"):
             locate(copied, 1)
 
 
@@ -173,11 +173,11 @@ def test_fp8_weights_without_a_word_of_it_are_told(
     tmp_path: Path, tiny_fp8: Path, reader: Callable[[Path, Path], object]
 ) -> None:
     raw = json.loads((tiny_fp8 / "config.json").read_text())
-    given = raw.pop("quantization_config")
+    quantization = raw.pop("quantization_config")
     (tiny_fp8 / "config.json").write_text(json.dumps(raw))
     with pytest.raises(CheckpointError, match="in fp8, but config") as caught:
         reader(tiny_fp8, tmp_path / "out")
-    assert json.loads(str(caught.value).partition("DeepSeek's is ")[2]) == given
+    assert json.loads(str(caught.value).partition("DeepSeek's is ")[2]) == quantization
 
 
 def test_activations_scaled_by_powers_of_two_are_refused_where_they_are_rounded(

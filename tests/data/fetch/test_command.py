@@ -77,8 +77,8 @@ def fetch(
     monkeypatch.chdir(tmp_path / "work")
 
     def run(*words: str, mirror: str | None = server.url) -> str:
-        given = ("--mirror", mirror) if mirror else ()
-        monkeypatch.setattr(sys, "argv", ["data.fetch", *words, *given])
+        options = ("--mirror", mirror) if mirror else ()
+        monkeypatch.setattr(sys, "argv", ["data.fetch", *words, *options])
         command.main()
         return capsys.readouterr().out
 
@@ -214,10 +214,10 @@ def test_a_second_fetch_is_kept_out_and_an_interrupted_one_continued(
         with pytest.raises(OutputError, match=rf"data: process {process.pid} on .* writes there"):
             fetch("calibration")
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=30)
+        _, message = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert said.splitlines()[-1].startswith("interrupted: ")
-    assert "Traceback" not in said
+    assert message.splitlines()[-1].startswith("interrupted: ")
+    assert "Traceback" not in message
     assert not Path("data", sources.DATA_SET).exists()
     fetch("dataset")
     assert server.ranges(path) == [None, "bytes=60000-"]

@@ -242,9 +242,9 @@ def start(url: str, path: Path, limit: int = 0) -> subprocess.Popen[str]:
 
 def test_a_full_disk_is_named_and_the_download_can_go_on(server: Server, tmp_path: Path) -> None:
     process = start(f"{server.url}/file", tmp_path / "file", 100_000)
-    _, said = process.communicate(timeout=30)
-    assert process.returncode == OutputError.exit_code, said
-    assert "can't be written: File too large; what is there is kept" in said
+    _, message = process.communicate(timeout=30)
+    assert process.returncode == OutputError.exit_code, message
+    assert "can't be written: File too large; what is there is kept" in message
     assert not (tmp_path / "file").exists()
     assert get(f"{server.url}/file", tmp_path / "file") == len(CONTENT)
     assert server.ranges("/file")[-1] == "bytes=100000-"
@@ -264,9 +264,9 @@ def test_a_killed_download_is_continued(
         assert time.monotonic() < until
         time.sleep(0.01)
     process.send_signal(number)
-    _, said = process.communicate(timeout=30)
-    assert process.returncode == code, said
-    assert "Traceback" not in said
+    _, message = process.communicate(timeout=30)
+    assert process.returncode == code, message
+    assert "Traceback" not in message
     assert not (tmp_path / "file").exists()
     assert get(f"{server.url}/file", tmp_path / "file") == len(CONTENT)
     assert server.ranges("/file") == [None, "bytes=200000-"]

@@ -293,16 +293,16 @@ def test_every_row_that_differs_from_an_official_file_is_named(
     with pytest.raises(InputFileError, match=r"4 rows differ from those of .*: all are in "):
         call(*options, "--like", tmp_path / "official.pkl")
     lines = (tmp_path / "like_differences.jsonl").read_text().splitlines()
-    told = [json.loads(line) for line in lines]
-    assert [(one["row"], one["column"]) for one in told] == [
+    message = [json.loads(line) for line in lines]
+    assert [(one["row"], one["column"]) for one in message] == [
         (2, "text_input"),
         (3, None),
         (4, "ground_truth"),
         (5, "tok_input"),
     ]
-    assert told[0]["official"].startswith("quickly. The final line")
-    assert told[0]["ours"].startswith("step by step. The final line")
-    assert (told[2]["ours"], told[2]["official"]) == ("4", "5")
+    assert message[0]["official"].startswith("quickly. The final line")
+    assert message[0]["ours"].startswith("step by step. The final line")
+    assert (message[2]["ours"], message[2]["official"]) == ("4", "5")
     assert len(read_frame(output)) == 8
     frame.iloc[3:4].to_pickle(tmp_path / "official.pkl")
     with pytest.raises(InputFileError, match="none of its rows is in the sources"):

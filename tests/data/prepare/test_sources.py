@@ -198,12 +198,12 @@ def test_what_the_hub_refuses_is_told_with_what_to_do(
     }
     first, *others = from_hub(hub.server_port, tmp_path).stderr.splitlines()
     assert first == "4 of 9 sources are missing:"
-    told = {line.split(":")[0].strip(): line for line in others}
-    assert list(told) == ["aime", "gpqa", "math500", "mmlu_pro"]
-    assert "is gated: accept its terms there, and set HF_TOKEN" in told["gpqa"]
-    assert SOURCES["aime"].path in told["aime"]
-    assert SOURCES["math500"].revision in told["math500"]
-    assert SOURCES["mmlu_pro"].page in told["mmlu_pro"]
+    message = {line.split(":")[0].strip(): line for line in others}
+    assert list(message) == ["aime", "gpqa", "math500", "mmlu_pro"]
+    assert "is gated: accept its terms there, and set HF_TOKEN" in message["gpqa"]
+    assert SOURCES["aime"].path in message["aime"]
+    assert SOURCES["math500"].revision in message["math500"]
+    assert SOURCES["mmlu_pro"].page in message["mmlu_pro"]
 
 
 def test_without_a_network_the_sources_are_to_be_copied(tmp_path: Path) -> None:

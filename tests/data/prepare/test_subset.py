@@ -49,9 +49,9 @@ def test_shares_are_in_proportion(sizes: list[int], part: float) -> None:
     count = int(part * whole)
     if not whole:
         return
-    given = subset.shares(sizes, count)
-    assert sum(given) == count
-    for size, share in zip(sizes, given, strict=True):
+    options = subset.shares(sizes, count)
+    assert sum(options) == count
+    for size, share in zip(sizes, options, strict=True):
         assert 0 <= share <= size
         assert abs(share - count * size / whole) < 1
 
@@ -107,10 +107,10 @@ def simulate(count: int, stratified: bool, times: int) -> None:
         tokens = rng.gamma(shape, ANSWER_TOKENS / shape, len(tasks))
         drawn = subset.draw(groups, count, seed)
         rows = [row for part in drawn for row in part]
-        told = subset.margins(groups, drawn)
+        message = subset.margins(groups, drawn)
         for name, values in (("score", 100.0 * right), ("tokens_per_sample", tokens)):
             error = values[rows].mean() - values.mean()
-            inside[name] += told[name].low <= error <= told[name].high
+            inside[name] += message[name].low <= error <= message[name].high
     for seen in inside.values():
         assert abs(seen / times - 0.95) <= 3.5 * sqrt(0.95 * 0.05 / times)
 
@@ -147,9 +147,9 @@ def test_the_command_draws_from_a_file(tmp_path: Path, capsys: pytest.CaptureFix
     frame.to_parquet(tmp_path / "whole.parquet")
     options: list[Any] = ["--input-file", tmp_path / "whole.parquet"]
     call(*options, "--subset", 200, "--stratified", "--output-file", tmp_path / "small.pkl")
-    said = capsys.readouterr().out
-    assert "200 of 4388 rows. For 95 of 100 such subsets" in said
-    assert "percentage points (standard error 2." in said
+    message = capsys.readouterr().out
+    assert "200 of 4388 rows. For 95 of 100 such subsets" in message
+    assert "percentage points (standard error 2." in message
     small = read_frame(tmp_path / "small.pkl")
     rows = [int(text.split()[1]) for text in small["text_input"]]
     assert rows == sorted(rows)

@@ -52,9 +52,9 @@ def _verdicts(
     problem = Problem("q", function, [Case("1", expected)])
 
     def verdict(name: str) -> Verdict:
-        found = passes(programs[name], problem, sandbox, SECONDS, mode)
-        assert not found.right, name
-        return found
+        result = passes(programs[name], problem, sandbox, SECONDS, mode)
+        assert not result.right, name
+        return result
 
     with ThreadPoolExecutor(2) as pool:
         return dict(zip(programs, pool.map(verdict, programs), strict=True))
@@ -68,20 +68,20 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("expected", ["7", "[7.5]", '{"a": 7}'])
 def test_answers_without_end_are_wrong(sandbox: Sandbox, expected: str) -> None:
     with _beating() as longest:
-        found = _verdicts(QUICK, "f", expected, sandbox)
+        verdicts = _verdicts(QUICK, "f", expected, sandbox)
     assert longest[0] < 2
-    assert found["no text"].rule == "test 1 of 1: the answer is not JSON"
+    assert verdicts["no text"].rule == "test 1 of 1: the answer is not JSON"
 
 
 @pytest.mark.slow
 def test_answers_of_any_size_are_wrong(sandbox: Sandbox) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_utime
     with _beating() as longest:
-        found = _verdicts(LONG, "f", "7", sandbox)
+        verdicts = _verdicts(LONG, "f", "7", sandbox)
     assert longest[0] < 5  # tens of megabytes are handed on
     assert resource.getrusage(resource.RUSAGE_SELF).ru_utime - before < 20  # of all these answers
     for name in ("forged fraction", "forged colliding keys", "colliding keys"):
-        assert found[name].too_slow, name
+        assert verdicts[name].too_slow, name
 
 
 @pytest.mark.slow

@@ -29,8 +29,8 @@ def _as(user: str) -> dict[str, Any]:
 def _interpreter(user: str) -> str | None:
     """One that the user may run: this one is often in a home that is closed to others."""
     names = (f"python3.{minor}" for minor in range(11, 15))
-    found = (shutil.which(name, path="/usr/bin:/usr/local/bin") for name in names)
-    for path in (sys.executable, *filter(None, found)):
+    others = (shutil.which(name, path="/usr/bin:/usr/local/bin") for name in names)
+    for path in (sys.executable, *filter(None, others)):
         try:
             command = [path, "-I", "-c", "import ctypes"]
             subprocess.run(command, cwd="/", check=True, capture_output=True, **_as(user))

@@ -25,12 +25,14 @@ RIGHT = "a, b = map(int, input().split())\nprint(a + b)\n"
 
 def _of(owner: int) -> dict[int, list[str]]:
     """Processes of a grader's sandbox, by number; its own children are servers."""
-    found = {}
+    processes = {}
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             if f'"owner": {owner},'.encode() in (folder / "cmdline").read_bytes():
-                found[int(folder.name)] = (folder / "stat").read_text().rpartition(")")[2].split()
-    return found
+                processes[int(folder.name)] = (
+                    (folder / "stat").read_text().rpartition(")")[2].split()
+                )
+    return processes
 
 
 @pytest.fixture

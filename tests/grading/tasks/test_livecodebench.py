@@ -37,13 +37,13 @@ def _passed(row: dict, sandbox: Sandbox, code_limit: float, mode: Mode, tmp_path
 def _check(tmp_path: Path, sandbox: Sandbox, mode: Mode, slow: bool) -> set[str]:
     rows = [row for row in ROWS if slow == (row["category"] == "time")]
     with ThreadPoolExecutor(2) as pool:
-        got = pool.map(
+        verdicts = pool.map(
             lambda row: _passed(row, sandbox, 4 if slow else 20, mode, tmp_path),
             rows,
         )
         wrong = {
             row["id"]
-            for row, passed in zip(rows, got, strict=True)
+            for row, passed in zip(rows, verdicts, strict=True)
             if passed is not (row["expected_pass"] and row["category"] != "exploit")
         }
     portable = {row["id"] for row in rows if not row["environment_dependent"]}

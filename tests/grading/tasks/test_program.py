@@ -48,9 +48,9 @@ def test_a_solution_finds_what_the_prelude_imports(
         plain = ModuleType("plain")
         exec(program.PRELUDE + "\n\n" + SEEN, vars(plain))
         assert runner({"code": SEEN, "function": "f", "mode": "reference"}) == {"ok": True}
-        found = dict(runner({"input": "0"})["value"]["dict"])
-    assert found == plain.found
-    assert len(found) > 300
+        names = dict(runner({"input": "0"})["value"]["dict"])
+    assert names == plain.found
+    assert len(names) > 300
 
 
 @pytest.mark.parametrize(
@@ -86,6 +86,6 @@ def test_labelled_solutions_agree(sandbox: Sandbox) -> None:
         return passes(row["code"], problem, sandbox, 10).right
 
     with ThreadPoolExecutor(2) as pool:
-        found = dict(zip((row["id"] for row in rows), pool.map(right, rows), strict=True))
-    assert found == {row["id"]: row["passes"] for row in rows}
-    assert len(found) == len(rows) > 140
+        verdicts = dict(zip((row["id"] for row in rows), pool.map(right, rows), strict=True))
+    assert verdicts == {row["id"]: row["passes"] for row in rows}
+    assert len(verdicts) == len(rows) > 140

@@ -47,8 +47,8 @@ def _problems(packages: Path, year: int) -> list[dict[str, str]]:
 
 
 def _right(text: str, truth: str | int) -> bool:
-    found = aime.extract(text.strip())
-    return found is not None and aime.judge(found[0], truth).right
+    extracted = aime.extract(text.strip())
+    return extracted is not None and aime.judge(extracted[0], truth).right
 
 
 def test_aime_s_own_solutions_are_right_and_mangled_ones_wrong(packages: Path) -> None:

@@ -47,8 +47,8 @@ def test_every_labelled_case_agrees(sandbox: Sandbox) -> None:
     "row", [row for row in _rows() if row["dataset"] == "livecodebench"], ids=lambda row: row["id"]
 )
 def test_code_is_extracted_as_labelled(row: dict) -> None:
-    found = livecodebench.extract(row["model_output"].strip())
-    assert (found and found[0]) == row["expected_extracted"]
+    extracted = livecodebench.extract(row["model_output"].strip())
+    assert (extracted and extracted[0]) == row["expected_extracted"]
 
 
 @pytest.mark.parametrize(
@@ -126,8 +126,8 @@ def test_every_task_is_graded_and_missing_truths_are_wrong(sandbox: Sandbox) -> 
     answers = [Answer(i, task, texts[task], truths[task]) for i, task in enumerate(texts)]
     answers += [Answer(4, "aime", r"\boxed{42}", None), Answer(5, "gpqa", "", "B")]
     answers.append(Answer(6, "math500", r"\boxed{0}", 0))
-    found = grade_all(answers, Context(None, sandbox))
-    grades = sorted(found, key=lambda grade: grade.sample_index)
+    unsorted = grade_all(answers, Context(None, sandbox))
+    grades = sorted(unsorted, key=lambda grade: grade.sample_index)
     assert [grade.correct for grade in grades] == [True] * 4 + [False] * 3
     assert [grade.extracted for grade in grades] == ["B", "J", "2x", 42, 42, None, "0"]
     assert [grade.status for grade in grades[4:]] == ["wrong", "no_answer", "wrong"]

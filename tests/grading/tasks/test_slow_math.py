@@ -28,10 +28,10 @@ def _rows() -> Iterator[Row]:
 
 def _check(sandbox: Sandbox, row: Row, limit: float) -> dict:
     """The reply to a row within the limit; its verdict must be the public one."""
-    given, truth, public = row
+    answer, truth, public = row
     with sandbox.start("grading.tasks.math500", Limits(memory=MEMORY)) as process:
         try:
-            reply = process.ask({"answer": given, "truth": truth}, limit)
+            reply = process.ask({"answer": answer, "truth": truth}, limit)
         except TimeLimit:
             reply = {"error": "time limit"}
         except ProcessEnded as error:

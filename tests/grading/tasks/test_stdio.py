@@ -33,8 +33,8 @@ def test_programs_pass_as_far_as_labelled(mode: Mode, sandbox: Sandbox) -> None:
         return 0 if where == "does not load" else int(where.split()[1]) - 1
 
     with ThreadPoolExecutor(2) as pool:
-        got = dict(zip((row["id"] for row in ROWS), pool.map(passed, ROWS), strict=True))
-    assert got == {row["id"]: row[mode] for row in ROWS}
+        counts = dict(zip((row["id"] for row in ROWS), pool.map(passed, ROWS), strict=True))
+    assert counts == {row["id"]: row[mode] for row in ROWS}
 
 
 def test_the_modes_differ_where_the_stand_in_fails_correct_programs() -> None:
@@ -44,7 +44,7 @@ def test_the_modes_differ_where_the_stand_in_fails_correct_programs() -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(
-    ("given", "expected"),
+    ("text", "expected"),
     [
         ("1 2\r\n3\r\n", "1 2\n3"),
         ("a\n\nb", "a\n\nb"),
@@ -55,9 +55,9 @@ def test_the_modes_differ_where_the_stand_in_fails_correct_programs() -> None:
         (" x ", "x"),
     ],
 )
-def test_input_arrives_as_it_is(given: str, expected: str, mode: Mode, sandbox: Sandbox) -> None:
+def test_input_arrives_as_it_is(text: str, expected: str, mode: Mode, sandbox: Sandbox) -> None:
     code = "import sys\nprint(sys.stdin.read(), end='')"
-    assert passes(code, _problem((given, expected)), sandbox, 5, mode).right
+    assert passes(code, _problem((text, expected)), sandbox, 5, mode).right
 
 
 def test_an_unpaired_surrogate_is_printed_as_the_public_runner_lets_it(sandbox: Sandbox) -> None:

@@ -75,15 +75,15 @@ many = settings(deadline=None, suppress_health_check=list(HealthCheck), database
 def _extract_and_compare(text: str, truth: object, value: object) -> None:
     text = text.strip()
     for task, letters in (("gpqa", "ABCD"), ("mmlu_pro", "ABCDEFGHIJİ")):
-        found = choice.extract(text, task)
-        assert found is None or found[0] in letters
-        if found:
-            assert choice.judge(found[0], truth).right in (True, False)
+        extracted = choice.extract(text, task)
+        assert extracted is None or extracted[0] in letters
+        if extracted:
+            assert choice.judge(extracted[0], truth).right in (True, False)
     number = aime.extract(text)
     assert number is None or 0 <= number[0] <= 999
     assert aime.judge(number[0] if number else 42, truth).right in (True, False)
-    for found in (math500.extract(text), livecodebench.extract(text)):
-        assert found is None or found[0] in text
+    for extracted in (math500.extract(text), livecodebench.extract(text)):
+        assert extracted is None or extracted[0] in text
     assert outputs.same_output(text, str(truth)) in (True, False)
     assert outputs.same_output(text, text) is True
     assert outputs.same_value(value, truth) in (True, False)
@@ -101,11 +101,11 @@ def test_an_answer_is_the_last_wherever_in_the_text_it_stands(
     words = ["ANSWER: C ", *words, filler * padding]
     whole = "".join(words).replace(r"\n", "\n").replace(r"\'", "'")
     for task, pattern in choice._ANSWER.items():
-        found = pattern.findall(whole)
+        letters = pattern.findall(whole)
         if task == "mmlu_pro":
-            found = found or choice._LONE_LETTER.findall(whole)
-        told = choice.extract("".join(words), task)
-        assert (told and told[0]) == (found[-1].upper() if found else None)
+            letters = letters or choice._LONE_LETTER.findall(whole)
+        extracted = choice.extract("".join(words), task)
+        assert (extracted and extracted[0]) == (letters[-1].upper() if letters else None)
 
 
 class _Worker:

@@ -35,14 +35,14 @@ def findings(tree: Path, round_name: str = "v6.1") -> list[Finding]:
     return check(tree, lookup(round_name))
 
 
-def finds(tree: Path, violation: Violation, found: list[Finding]) -> bool:
+def finds(tree: Path, violation: Violation, findings: list[Finding]) -> bool:
     """Whether a finding is of the violation's rule, and of its file or of a folder of it."""
     file = violation.file.as_posix()
     return any(
         one.rule == violation.rule
         and one.level == violation.level
         and (file.startswith(one.file) or one.file.startswith(file))
-        for one in found
+        for one in findings
     )
 
 
@@ -60,10 +60,10 @@ def test_enough_violations_are_planted_for_every_rule() -> None:
 @pytest.mark.parametrize("violation", [*VIOLATIONS, *NOTES], ids=lambda one: one.title)
 def test_a_violation_is_found(violation: Violation, tree: Path) -> None:
     violation.edit(tree / violation.file)
-    found = findings(tree)
-    assert finds(tree, violation, found), found
+    faults = findings(tree)
+    assert finds(tree, violation, faults), faults
     if violation.level == "note":
-        assert [one.level for one in found] == ["note"]
+        assert [one.level for one in faults] == ["note"]
 
 
 def test_violations_do_not_hide_each_other(tree: Path) -> None:
@@ -76,9 +76,9 @@ def test_violations_do_not_hide_each_other(tree: Path) -> None:
         before = {one.file: (tree / one.file).read_bytes() for one in planted}
         for violation in planted:
             violation.edit(tree / violation.file)
-        found = findings(tree)
+        faults = findings(tree)
         for violation in planted:
-            assert finds(tree, violation, found), (violation.title, [p.title for p in planted])
+            assert finds(tree, violation, faults), (violation.title, [p.title for p in planted])
         for file, content in before.items():
             (tree / file).write_bytes(content)
     assert findings(tree) == []
@@ -139,9 +139,9 @@ def test_json_has_the_findings(
 
 
 def test_another_round_has_other_seeds(tree: Path, run: Command) -> None:
-    found = findings(tree, "v6.0")
-    assert {finding.rule for finding in found} == {"seeds"}
-    assert len(found) == 9
+    faults = findings(tree, "v6.0")
+    assert {finding.rule for finding in faults} == {"seeds"}
+    assert len(faults) == 9
     with pytest.raises(UsageError, match=r"unknown round 'v5.9' \(known: v6.0, v6.1\)"):
         run("check", tree, "--round", "v5.9")
 
@@ -200,9 +200,9 @@ def test_files_of_any_content_are_findings_and_no_traceback(tree: Path, content:
         if path.is_file() and path.suffix in (".json", ".txt", ".conf", ".md"):
             before = path.read_bytes()
             path.write_bytes(content)
-            found = findings(tree)
+            faults = findings(tree)
             harmless = path.suffix == ".md" or "summary" in path.name or path.name == "runs.json"
-            assert found or harmless, path
+            assert faults or harmless, path
             path.write_bytes(before)
 
 
