@@ -1,4 +1,4 @@
-"""What runs without a trained model need: a small tokenizer, data sets, scripts as processes."""
+"""Fixtures for runs without a trained model: a small tokenizer, data sets, scripts as processes."""
 
 import json
 import os
@@ -40,7 +40,7 @@ TASKS = ("AIME1983", "math500", "gpqa", "mmlu_pro")
 
 
 def pytest_configure() -> None:
-    # A shell starts what runs in its background deaf to Ctrl-C; what tests interrupt must hear it.
+    # A shell starts background processes with SIGINT ignored; processes that tests interrupt need it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     settings.register_profile("default", settings.default, deadline=None)  # timings fail no test
     settings.load_profile("default")
@@ -113,7 +113,7 @@ def r1_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def data_set(tmp_path: Path) -> Callable[[int], Path]:
-    """Makes a data set of that many short rows in the temporary folder, and names its file."""
+    """Writes a data set of that many short rows into the temporary folder. Returns its path."""
 
     def make(rows: int) -> Path:
         frame = pd.DataFrame(

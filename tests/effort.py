@@ -1,4 +1,4 @@
-"""How many random cases tests try: as many as suit CI, or with THOROUGH=1 all."""
+"""How many random cases tests try: few enough for CI, or all with THOROUGH=1."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""A host for launch.sh: a copy of the tree, and stand-ins that record how an engine is called."""
+"""A host for launch.sh: a copy of the tree, and container engines that record their calls."""
 
 import os
 import shutil
@@ -57,7 +57,7 @@ class Host:
             shutil.copy(ROOT / name, self.tree)
         for name in ("docker", "requirements"):
             shutil.copytree(ROOT / name, self.tree / name)
-        self._devices = folder / "infiniband"  # in the place of what this machine has
+        self._devices = folder / "infiniband"  # instead of this machine's
         script = self.tree / "launch.sh"
         script.write_text(script.read_text().replace("/dev/infiniband", str(self._devices)))
         self.bin = folder / "bin"
@@ -80,7 +80,7 @@ class Host:
         path.chmod(0o755)
 
     def lose_engines(self) -> None:
-        """Leave no program but what launch.sh needs, and the stand-ins."""
+        """Remove all programs but those that launch.sh needs and the fake engines."""
         self.variables["PATH"] = str(self.bin)
         needed = ["bash", "cat", "cksum", "cut", "dirname", "echo", "env", "find", "grep", "id"]
         for program in [*needed, "sort", "xargs"]:

@@ -1,4 +1,4 @@
-"""What the tests of the main job share, whichever engine does it."""
+"""Shared by the tests of the main job on every engine."""
 
 import json
 import re
@@ -37,7 +37,7 @@ def figures(printed: str) -> tuple[float, float]:
 
 
 def grade(*options: str) -> tuple[float, float]:
-    """What eval_accuracy.py prints of a file."""
+    """The output of eval_accuracy.py for a file."""
     problems = ["--livecodebench-file", str(TINY / "livecodebench.jsonl")]
     ended = call("eval_accuracy.py", *options, *problems)
     assert ended.returncode == 0, ended.stderr
@@ -102,12 +102,12 @@ def orphans() -> set[Path]:
 
 
 def assert_gone(processes: Iterable[psutil.Process], before: set[Path]) -> None:
-    """Soon none of these runs, and shared memory holds no more orphans than it did before."""
+    """Soon none of these processes runs, and shared memory has no more orphans than before."""
     until = time.monotonic() + END_S
     alive = list(processes)
     while alive and time.monotonic() < until:
         time.sleep(0.2)
-        # nobody may be there to collect a process whose parent was killed
+        # a process whose parent was killed may stay a zombie
         alive = [one for one in alive if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
     assert not alive
     while (left := orphans() - before) and time.monotonic() < until:

@@ -1,4 +1,4 @@
-"""Whole runs on servers that run already: two echo servers in processes of their own."""
+"""Complete runs on existing servers: two echo servers in processes of their own."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""What is written where no import reaches is what `benchmark` says."""
+"""Constants in files that can't import `benchmark` agree with it."""
 
 from pathlib import Path
 

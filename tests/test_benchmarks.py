@@ -1,4 +1,4 @@
-"""Benchmarks run, on little: what they measure says nothing here, that they measure does.
+"""Benchmarks run on small inputs: that they measure is tested, not what.
 
 Those of vLLM and SGLang are left out: their engines alone take minutes to start again and again.
 """
@@ -43,7 +43,7 @@ def test_the_engine_and_its_peers_do_the_same_work() -> None:
     assert answers[1] == answers[2] == answers[0]
 
 
-def test_engine_tells_its_multiple() -> None:
+def test_engine_prints_its_ratio() -> None:
     assert "ref_dsinfer" in run("engine", *FEW).splitlines()[-1]
 
 

@@ -90,7 +90,7 @@ def test_an_unknown_backend_is_refused_with_the_known_ones(script: str) -> None:
 
 
 @pytest.mark.parametrize("script", ["run_eval_mpi.py", "run_mlperf_mpi.py"])
-def test_torchrun_is_asked_for(script: str) -> None:
+def test_torchrun_is_required(script: str) -> None:
     done = call(BARE, script)
     assert done.returncode == 10
     assert done.stderr.startswith("error: start this script by torchrun")

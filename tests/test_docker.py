@@ -1,4 +1,4 @@
-"""The Dockerfile, read as text: what keeps its images alike, small to change, and nobody's."""
+"""The Dockerfile as text: reproducible images that are cheap to change and belong to no user."""
 
 import re
 import subprocess
@@ -83,7 +83,7 @@ def test_nccl_finds_the_verbs_of_infiniband() -> None:
     assert {"libibverbs1", "ibverbs-providers", "rdmacm-utils"} <= packages
 
 
-def test_the_image_is_nobodys_and_can_tell_its_health() -> None:
+def test_the_image_belongs_to_no_user_and_has_a_health_check() -> None:
     kinds = [step[0] for step in STEPS]
     assert "USER" not in kinds
     assert kinds.count("HEALTHCHECK") == 1

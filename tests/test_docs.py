@@ -1,4 +1,4 @@
-"""The pages say what the code does: options, links, and the one place of an engine's option."""
+"""The pages agree with the code: options, links, and one place for an engine's option."""
 
 import re
 import runpy

@@ -1,4 +1,4 @@
-"""The main job on real vLLM and SGLang: mistakes, interrupts, and engines that die."""
+"""The main job on real vLLM and SGLang: user errors, interrupts, and engines that die."""
 
 import os
 import signal
@@ -94,7 +94,7 @@ def sglang_server(processes: list[psutil.Process]) -> psutil.Process:
         ),
     ],
 )
-def test_an_engine_that_is_killed_ends_the_run_in_words(
+def test_an_engine_that_is_killed_ends_the_run_with_a_message(
     engine: str, victim: Callable, message: str, answering: Answering, tmp_path: Path
 ) -> None:
     before = orphans()

@@ -1,4 +1,4 @@
-"""How scripts end: a user's mistake is a line, a fault of ours a traceback, an interrupt waits."""
+"""How scripts end: one line for a user's error, a traceback for a bug, and delayed interrupts."""
 
 import subprocess
 import sys

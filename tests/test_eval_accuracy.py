@@ -1,4 +1,4 @@
-"""eval_accuracy.py as users start it: a pickle and LoadGen's log of one run say the same."""
+"""eval_accuracy.py as users start it: a pickle and LoadGen's log of one run get the same score."""
 
 import ast
 import json
@@ -89,7 +89,9 @@ def a_run(tmp_path: Path, model_dir: Path) -> Path:
     return tmp_path
 
 
-def test_pickle_parquet_and_log_of_one_run_say_the_same(a_run: Path, model_dir: Path) -> None:
+def test_pickle_parquet_and_log_of_one_run_have_the_same_score(
+    a_run: Path, model_dir: Path
+) -> None:
     lines = {}
     for name in ("results.pkl", "results.parquet", "mlperf_log_accuracy.json"):
         more = ("--dataset-file", a_run / "data.pkl", "--model", model_dir) if "log" in name else ()
@@ -109,7 +111,7 @@ def test_pickle_parquet_and_log_of_one_run_say_the_same(a_run: Path, model_dir: 
     assert figures["tokens_per_sample"] == pytest.approx(sum(texts) / 7)
 
 
-def test_an_output_file_is_taken_by_its_name(a_run: Path) -> None:
+def test_the_output_file_has_the_name_of_the_option(a_run: Path) -> None:
     output = a_run / "graded" / "mine.pkl"
     done = run("--input-file", a_run / "results.pkl", "--output-file", output)
     assert done.returncode == 0, done.stderr
@@ -195,12 +197,12 @@ def test_an_interrupt_ends_it_and_its_children_at_once(
     while not (alive := children()) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert alive
-    time.sleep(1)  # by then they are at it
+    time.sleep(1)  # by then they are running
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=120)  # less than any limit
     assert process.returncode == 130
     assert "interrupted" in stderr
-    deadline = time.monotonic() + 60  # whoever inherits them has to collect them
+    deadline = time.monotonic() + 60  # the process that inherits them has to reap them
     while any(Path(f"/proc/{child}").exists() for child in alive):
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -256,7 +258,7 @@ def test_fewer_rows_are_stamped_and_more_refused(a_run: Path) -> None:
     assert "no answers to samples 2, 3, but answers to later ones" in done.stderr
 
 
-def test_ids_of_eight_bytes_are_graded_and_said(a_run: Path, model_dir: Path) -> None:
+def test_ids_of_eight_bytes_are_graded_and_reported(a_run: Path, model_dir: Path) -> None:
     log = a_run / "mlperf_log_accuracy.json"
     entries = json.loads(log.read_text())
     for entry in entries:
@@ -328,7 +330,7 @@ def test_how_programs_read_is_chosen_and_kept_apart(a_run: Path) -> None:
     assert "graded already" not in run(*options, "--fresh").stderr
 
 
-def test_without_a_sandbox_only_where_it_is_said(a_run: Path) -> None:
+def test_running_without_a_sandbox_needs_the_long_option(a_run: Path) -> None:
     done = run("--input-file", a_run / "results.pkl", "--no-sandbox-i-trust-this-code")
     assert done.returncode == 0, done.stderr
     report = json.loads((a_run / "results_report.json").read_text())
@@ -422,7 +424,7 @@ HOSTILE = "\x1b]0;title\x07\x1b[2J\ud800\r\n\u202e\x9b é"
 
 @pytest.fixture
 def hostile(tmp_path: Path) -> Path:
-    """Answers and problems that hold what steers a terminal, wherever they may."""
+    """Answers and problems with terminal control sequences in every field."""
     test = {"input": "1", "output": HOSTILE, "testtype": "stdin"}
     problem = PROBLEM | {"question_id": HOSTILE, "public_test_cases": json.dumps([test])}
     (tmp_path / "livecodebench.jsonl").write_text(json.dumps(problem) + "\n")

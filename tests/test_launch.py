@@ -1,4 +1,4 @@
-"""launch.sh: the command lines it gives to a container engine, recorded by a stand-in for it."""
+"""launch.sh: its command lines for a container engine, recorded by a fake engine."""
 
 import os
 import pty
@@ -122,7 +122,7 @@ def test_an_image_is_built_again_only_for_other_requirements(host: Host) -> None
     assert [line[1] for line in kept.commands] == ["run"]
 
 
-def test_pull_takes_the_place_of_a_build(host: Host) -> None:
+def test_pull_replaces_a_build(host: Host) -> None:
     named = ("--image-name", "registry:5000/r1", "--image-tag", "v6.1")
     pull, run = host.launch("--backend", "sglang", "--pull", *named).commands
     assert pull == ["docker", "pull", "registry:5000/r1:v6.1"]
@@ -162,7 +162,7 @@ def test_build_arguments_of_the_caller_come_last(host: Host) -> None:
 )
 def test_gpus(engine: str, options: str, expected: list[str], host: Host) -> None:
     host.provide(engine)
-    host.provide("nvidia-smi", "#!/bin/sh\n")  # that it ends well is what says there are GPUs
+    host.provide("nvidia-smi", "#!/bin/sh\n")  # its exit status 0 means that there are GPUs
     launched = host.launch("--backend", "vllm", "--engine", engine, *options.split())
     arguments = [
         word
@@ -290,7 +290,7 @@ def test_docker_with_root_keeps_the_caller_and_locks_memory(host: Host) -> None:
 def test_podman_by_docker_s_name_is_podman(host: Host) -> None:
     host.provide("podman")
     host.answer("version", "podman version 5.4.2\n")
-    host.answer("info", ROOTLESS)  # which is podman's own affair
+    host.answer("info", ROOTLESS)  # which Podman decides itself
     launched = host.launch("--backend", "vllm")
     assert launched.run[0] == "podman"
     assert launched.values("--userns") == ["keep-id"]
@@ -322,7 +322,7 @@ def test_adapters_are_handed_on(
 
 
 @pytest.mark.parametrize(("engine", "info"), [("podman", ""), ("docker", ROOTLESS)])
-def test_too_little_memory_to_lock_is_told(engine: str, info: str, host: Host) -> None:
+def test_too_little_lockable_memory_is_reported(engine: str, info: str, host: Host) -> None:
     host.adapters()
     host.provide(engine)
     host.answer("info", info)
@@ -394,7 +394,7 @@ def test_containers_of_two_users_and_engines_have_two_names(host: Host) -> None:
     assert host.launch("--backend", "vllm").values("--name")[0] not in names
 
 
-def test_podman_is_taken_where_docker_is_not(host: Host) -> None:
+def test_podman_is_used_where_docker_is_missing(host: Host) -> None:
     (host.bin / "docker").unlink()
     host.provide("podman")
     build, run = host.launch("--backend", "vllm").commands

@@ -1,4 +1,4 @@
-"""launch.sh: what it shows and what is documented is what it executes."""
+"""launch.sh executes what it prints and what is documented."""
 
 import re
 import shlex
@@ -83,7 +83,7 @@ def test_documented_commands(block: str, host: Host) -> None:
                 r"mlperf-deepseek-r1:(pytorch|vllm|sglang)-(cpu|cuda)", image(command)
             )
             targets = re.findall(r"type=bind,source=[^,]*,target=([^,\n]*)", "\n".join(command))
-            assert len(set(targets)) == len(targets) >= 3  # engines refuse a place twice
+            assert len(set(targets)) == len(targets) >= 3  # engines refuse a target twice
 
 
 def image(command: list[str]) -> str:

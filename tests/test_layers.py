@@ -36,7 +36,7 @@ HEAVY_AT_IMPORT = {
 # engine by hand, and makes its prompts by data.prompts as every other run does.
 COMMANDS = {"ref_dsinfer/generate.py"}
 STANDARD = sys.stdlib_module_names
-# these make the bundled model and data, and are nobody's import
+# these make the bundled model and data; no other module imports them
 TOOLS = ROOT / "data" / "tiny"
 
 
@@ -96,7 +96,7 @@ def test_what_lies_at_the_top_needs_next_to_nothing(module: str, needed: set[str
     assert {name for name in imported if name.split(".")[0] not in STANDARD} == needed
 
 
-def test_nobody_imports_a_command() -> None:
+def test_no_module_imports_a_command() -> None:
     commands = {name.removesuffix(".py").replace("/", ".") for name in COMMANDS}
     assert not {name for path in modules() for name in imports(parsed(path), False)} & commands
 

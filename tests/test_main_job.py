@@ -24,9 +24,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.engine, pytest.mark.timeout(1200)]
 
 
 def test_fp8_weights_keep_the_score(tmp_path: Path) -> None:
-    """That of bfloat16's is the README's."""
+    """The score of bfloat16 is in the README's tests."""
     output = tmp_path / "answers.pkl"
-    dtype = "bfloat16" if THOROUGH else "float32"  # most CPUs take their time over bfloat16
+    dtype = "bfloat16" if THOROUGH else "float32"  # bfloat16 is slow on most CPUs
     options = ["--model", str(TINY / "model-fp8"), "--dtype", dtype, "--output-file", str(output)]
     answered = call("run_eval.py", "--backend", "pytorch", *DATA, *options)
     assert answered.returncode == 0, answered.stderr

@@ -1,4 +1,4 @@
-"""Places where results can't be written, or not all of them: nothing lost, and one line."""
+"""Directories in which results can't be written, or not all: nothing is lost, one line is printed."""
 
 import json
 import os
@@ -99,7 +99,7 @@ def test_a_disk_that_fills_up_leaves_what_it_holds(
 
 @pytest.mark.parametrize("name", SCRIPTS)
 @pytest.mark.parametrize("place", ["file/below", "link", "sealed"])
-def test_a_place_that_can_t_be_written_is_named_before_anything_starts(
+def test_an_unwritable_output_directory_is_named_before_anything_starts(
     name: str, place: str, script: "Script", data_set: Callable[[int], Path], tmp_path: Path
 ) -> None:
     if place == "sealed" and os.getuid() == 0:

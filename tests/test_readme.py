@@ -1,4 +1,4 @@
-"""Every command of the README and of docs/, run as it stands, and what the commands have left."""
+"""Every command of the README and of docs/ is run unchanged, and its results are checked."""
 
 import json
 import os
@@ -31,7 +31,7 @@ PERFORMANCE = {
 
 @dataclass(frozen=True)
 class Block:
-    """A block of a page's commands, and what became of it."""
+    """A block of a page's commands, and its result."""
 
     script: str
     ended: subprocess.CompletedProcess[str]
@@ -112,7 +112,7 @@ def readme(tmp_path_factory: pytest.TempPathFactory) -> Readme:
 
 
 def left(readme: Readme, engine: str, folder: str) -> Path:
-    """What the commands for an engine have left of LoadGen's runs."""
+    """LoadGen's results from the commands of an engine."""
     readme.run(engine)
     return readme.copy / "mlperf_results" / folder
 
@@ -123,7 +123,7 @@ def of_engines(*engines: str) -> pytest.MarkDecorator:
 
 
 def long(test: Callable[..., None]) -> Callable[..., None]:
-    """What needs the commands to have been run."""
+    """Mark a test that runs a page's commands first."""
     for mark in (pytest.mark.slow, pytest.mark.engine, pytest.mark.timeout(1800)):
         test = mark(test)
     return test
@@ -221,7 +221,7 @@ def test_a_converted_model_answers_as_the_original(readme: Readme) -> None:
 
 
 @long
-def test_drafts_are_told_of_at_the_end(readme: Readme) -> None:
+def test_accepted_drafts_are_reported_at_the_end(readme: Readme) -> None:
     [block] = [block for block in readme.run("pytorch") if "--speculative" in block.script]
     rates = re.findall(r"drafts: ([\d.]+) tokens of an answer in a step", block.ended.stderr)
     assert len(rates) == 1

@@ -1,4 +1,4 @@
-"""The roofline against figures that were worked out by hand, for 8×H200."""
+"""The roofline against figures calculated by hand, for 8×H200."""
 
 import json
 import math

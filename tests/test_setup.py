@@ -1,4 +1,4 @@
-"""setup.sh: its options, its errors, and that sourcing it leaves the shell as it was."""
+"""setup.sh: options, errors, and that sourcing it changes nothing else in the shell."""
 
 import os
 import site

@@ -1,4 +1,4 @@
-"""setup.sh in trees of their own, whose requirements are small wheels: real pip, no network."""
+"""setup.sh in small trees whose requirements are tiny wheels: real pip, no network."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ENGINES = ("pytorch", "vllm", "sglang")
 
-# torchrun's own way to look for what is to meet the other machines.
+# How torchrun looks for rendezvous handlers.
 FINDS_OURS = """
 from importlib.metadata import entry_points
 (found,) = entry_points(group="torchrun.handlers")
@@ -75,7 +75,7 @@ class Tree:
             "sglang-cpu.nodeps": "./requirements/shims\n",
         }.items():
             (shims.parent / f"{name}.txt").write_text(text)
-        # nothing of this machine's, neither its places for packages nor its uv
+        # nothing of this machine: neither its package indexes nor its uv
         self.variables = {
             "PATH": "/usr/bin:/bin",
             "HOME": str(folder),
@@ -232,7 +232,7 @@ def test_an_environment_of_another_engine_is_not_mixed(made: Tree, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_in_an_image_its_environment_is_taken(made: Tree) -> None:
+def test_in_an_image_its_environment_is_used(made: Tree) -> None:
     image = str(made.root / ".venv-vllm-cpu")
     ended = made.setup(MLPERF_VENV=image)
     assert ended.returncode == 0, ended.stderr
@@ -247,7 +247,7 @@ def test_in_an_image_its_environment_is_taken(made: Tree) -> None:
 
 @pytest.fixture
 def engines(made: Tree) -> Callable[..., None]:
-    """Says which engines have a complete environment in the tree."""
+    """Marks engines as having a complete environment in the tree."""
 
     def complete(*names: str) -> None:
         for name in ("pytorch", "sglang"):
@@ -260,7 +260,7 @@ def engines(made: Tree) -> Callable[..., None]:
 
 
 @pytest.mark.slow
-def test_the_only_engine_that_is_here_is_taken(made: Tree, engines: Callable[..., None]) -> None:
+def test_the_only_installed_engine_is_used(made: Tree, engines: Callable[..., None]) -> None:
     engines()
     ended = made.setup()
     assert ended.returncode == 0
@@ -313,7 +313,7 @@ def test_where_uv_fails_pip_installs(made: Tree, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_uv_is_not_asked_where_pip_looks_in_places_of_its_own(made: Tree, tmp_path: Path) -> None:
+def test_uv_is_not_used_if_pip_has_its_own_indexes(made: Tree, tmp_path: Path) -> None:
     (tmp_path / "uv").write_text("#!/bin/sh\nexit 3\n")
     (tmp_path / "uv").chmod(0o755)
     ended = made.setup(

@@ -1,4 +1,4 @@
-"""What scripts print: harmless, and in whatever encoding a terminal has."""
+"""The output of scripts is harmless, in every encoding of a terminal."""
 
 import subprocess
 import sys
@@ -47,7 +47,7 @@ def ended(what: str, setting: str) -> subprocess.CompletedProcess[bytes]:
 
 @pytest.mark.parametrize("setting", [*PLAIN, NO_LOCALE])
 @pytest.mark.parametrize(("what", "code"), [("help", 0), ("error", 3)])
-def test_whatever_is_said_is_harmless_in_every_encoding(setting: str, what: str, code: int) -> None:
+def test_all_output_is_harmless_in_every_encoding(setting: str, what: str, code: int) -> None:
     done = ended(what, setting)
     assert done.returncode == code, done.stderr
     output = (done.stdout + done.stderr).decode("latin-1" if "latin" in setting else "utf-8")

@@ -1,4 +1,4 @@
-"""Echo servers in the loop of a test, and a backend over them."""
+"""Echo servers on a test's event loop, and a backend that uses them."""
 
 import asyncio
 import json
@@ -39,7 +39,7 @@ def with_servers(
     started: bool = True,
     **fields: Any,
 ) -> Any:
-    """Run `test` on that many servers and one backend over them, started or not."""
+    """Run `test` with `count` servers and one backend that uses them, started or not."""
 
     async def run() -> Any:
         async with servers(count) as (echo_servers, urls), AsyncExitStack() as held:
@@ -59,7 +59,7 @@ def with_servers(
 
 
 def model_folder(folder: Path) -> Path:
-    """A model directory as far as a client of servers needs it."""
+    """A model directory with what a client of servers reads."""
     model = folder / "echo"
     model.mkdir()
     sizes = {"max_position_embeddings": LENGTH, "vocab_size": 100}

@@ -1,4 +1,4 @@
-"""A server without a model that speaks as `vllm serve` does: the answer is the prompt, repeated.
+"""A server without a model, with the API of `vllm serve`: the answer is the prompt, repeated.
 
 As a process of its own (`python tests/backends/echo_server.py`) it prints its port, and sends one
 event a token to every open stream in turn, as fast as it can: an engine whose steps take no time.
@@ -24,7 +24,7 @@ EVENT = (
 
 
 class EchoServer:
-    """What it serves and how it fails; the attributes may be changed while it runs."""
+    """Its attributes, what it serves and how it fails, may be changed while it runs."""
 
     def __init__(self) -> None:
         self.model = MODEL
@@ -48,21 +48,21 @@ class EchoServer:
         self.peers: set[Exchange] = set()
 
     async def start(self, port: int = 0) -> str:
-        """Returns its URL."""
+        """Start listening. Returns the URL."""
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(lambda: Exchange(self), "127.0.0.1", port)
         self._stepping = asyncio.create_task(self._step())
         return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
 
     async def stop(self) -> None:
-        """Listen no more, and drop every connection."""
+        """Stop listening, and drop every connection."""
         self._server.close()
         self._stepping.cancel()
         for peer in list(self.peers):
             peer.transport.abort()
 
     async def _step(self) -> None:
-        """One token for every stream that is open and keeps up."""
+        """Send one token to every open stream whose client keeps up."""
         while True:
             for exchange in [exchange for exchange in self.open if exchange.keeps_up]:
                 exchange.write_chunk(next(self.open[exchange]))
@@ -86,7 +86,7 @@ class EchoServer:
             yield id_, b"null"
 
     def events(self, body: dict, exchange: "Exchange") -> Iterator[bytes]:
-        """What a stream sends, a chunk a step; it ends the exchange by itself."""
+        """The chunks of a stream, one per step; it ends the exchange itself."""
         for count, (id_, finish) in enumerate(self.answer(body), 1):
             if self.dies_after is not None and count > self.dies_after:
                 exchange.transport.abort()

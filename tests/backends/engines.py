@@ -1,4 +1,4 @@
-"""What the tests of real engines share."""
+"""Shared by the tests of real engines."""
 
 import asyncio
 from pathlib import Path
@@ -25,12 +25,12 @@ def load(name: str, config: EngineConfig) -> Backend:
 
 
 def request(number: int, length: int = 9, limit: int = 12, stop: frozenset[int] = STOP) -> Request:
-    """One with a prompt of its own."""
+    """A request whose prompt depends on `number`."""
     return Request(number, (0, *range(20 + number, 19 + number + length)), limit, stop)
 
 
 def engine_processes() -> list[psutil.Process]:
-    """Our children that run, but for those which end with us."""
+    """Our running child processes, without those that end with us."""
     return [
         child
         for child in psutil.Process().children(recursive=True)
@@ -47,7 +47,7 @@ def assert_ended(name: str, before: set[Path]) -> None:
 
 
 def failed_start(name: str, config: EngineConfig) -> str:
-    """The message of a start that fails, and leaves nothing."""
+    """The message of a failing start, which must leave nothing behind."""
     before = orphans()
 
     async def start() -> None:

@@ -18,7 +18,7 @@ from backends.types import EngineConfig, Request
 
 
 async def lead(backend: PyTorchBackend, folder: Path, mode: str) -> None:
-    """Rank 0's part."""
+    """Run rank 0."""
     await backend.start()
 
     async def answer(number: int, limit: int) -> list[int]:
@@ -42,7 +42,7 @@ async def lead(backend: PyTorchBackend, folder: Path, mode: str) -> None:
 
 
 def write_pid(folder: Path, rank: int) -> None:
-    """Say that this rank is up."""
+    """Write this rank's process id, once it is up."""
     path = folder / f"pid.{rank}"
     path.with_suffix(".new").write_text(str(os.getpid()))
     path.with_suffix(".new").rename(path)

@@ -1,4 +1,4 @@
-"""What an engine's processes leave behind is found and removed."""
+"""Leftovers of an engine's processes are found and removed."""
 
 import multiprocessing
 import os
@@ -49,13 +49,13 @@ def test_files_in_shared_memory_go_with_the_processes(dies: bool, tmp_path: Path
     """Its own ones only, also where it has died before and nobody has collected it."""
     name = f"mlperf-{os.getpid()}"
     its, another = (Path("/dev/shm") / f"{name}-{whose}" for whose in ("its", "another"))
-    ended = subprocess.Popen(["true"])  # in the list of processes until it is waited for
+    ended = subprocess.Popen(["true"])  # a zombie until it is waited for
     children = Children(tmp_path / "engine.log", [name])
     child = child_sharing(its)
     another.touch()
     try:
         if dies:
-            for _ in range(20):  # a second of looks for the keeper, though the clock may leap
+            for _ in range(20):  # the keeper polls for a second, though the clock may leap
                 time.sleep(0.05)
             child.kill()
         children.close()

@@ -21,7 +21,7 @@ def request(id_: int, length: int = 5) -> Request:
     return Request(id_, tuple(range(10, 10 + length)), 100, frozenset({1}))
 
 
-def test_collect_joins_the_deltas_and_tells_of_the_first() -> None:
+def test_collect_joins_the_deltas_and_reports_the_first() -> None:
     firsts: list[Delta] = []
     completion = asyncio.run(drive.collect(engine(token_ms=1), request(7), firsts.append))
     assert completion.request_id == 7
@@ -49,7 +49,7 @@ def test_a_stream_that_ends_early_is_a_failure() -> None:
 
 
 class Answers(EchoEngine):
-    """Says what it is given, a delta each."""
+    """Streams the given deltas."""
 
     def __init__(self, model: Path, deltas: list[Delta]) -> None:
         super().__init__(EngineConfig(str(model)))
@@ -83,7 +83,7 @@ def model(tmp_path: Path) -> Path:
         ([], "stop", None),
     ],
 )
-def test_only_an_answer_that_was_asked_for_is_one(
+def test_answers_are_checked_against_their_requests(
     model: Path, ids: list[int], finish: Finish, message: str | None, whole: bool
 ) -> None:
     deltas = [] if whole else [Delta((id_,), None, 1) for id_ in ids]
@@ -106,7 +106,7 @@ def test_an_answer_ends_once(model: Path) -> None:
             )
 
 
-def test_a_wrong_first_token_is_told_to_nobody(model: Path) -> None:
+def test_a_wrong_first_token_is_not_reported_to_loadgen(model: Path) -> None:
     firsts: list[Delta] = []
     with pytest.raises(EngineError, match="sampled id 4294967296"):
         asyncio.run(
@@ -179,7 +179,7 @@ def test_all_requests_are_in_flight_at_once_and_come_back_in_order() -> None:
     assert max(one.first_ns for one in completions) <= min(one.last_ns for one in completions)
     assert [completion.request_id for completion in completions] == list(range(50))
     assert sorted(done, key=lambda completion: completion.request_id) == completions
-    assert done != completions  # told as they end, not at the end
+    assert done != completions  # reported as they end, not at the end
 
 
 def test_no_requests_are_no_failure() -> None:

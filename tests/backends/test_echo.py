@@ -27,7 +27,7 @@ def answers(backend: EchoEngine, *prompts: tuple[int, ...], limit: int = 100) ->
     ("options", "lengths"),
     [({}, [1, 4]), ({"coalesce": True}, [5]), ({"token_ms": 0.1}, [1, 1, 1, 1, 1])],
 )
-def test_deltas_come_as_they_are_asked_for(options: dict, lengths: list[int]) -> None:
+def test_deltas_come_streamed_or_coalesced(options: dict, lengths: list[int]) -> None:
     (deltas,) = answers(engine(**options), (5, 6, 7, 8, 9))
     assert [len(delta.token_ids) for delta in deltas] == lengths
     assert sum((delta.token_ids for delta in deltas), ()) == (5, 6, 7, 8, 9)
@@ -56,7 +56,7 @@ def test_options_shorten_and_empty_answers() -> None:
     assert [deltas[0].token_ids for deltas in streams] == [(5, 6), (), (5, 6), ()]
 
 
-def test_it_fails_where_it_is_told_to() -> None:
+def test_it_fails_at_the_configured_request() -> None:
     with pytest.raises(EngineError, match="start"):
         answers(engine(fail_start=1), (5,))
     with pytest.raises(EngineError, match="request 2"):

@@ -58,7 +58,7 @@ def test_answers_are_the_ids_without_the_stop_id(model: Path, coalesce: bool) ->
 
 
 @pytest.mark.parametrize("coalesce", [False, True])
-def test_a_request_says_all_that_decides_the_answer(model: Path, coalesce: bool) -> None:
+def test_a_request_has_all_that_determines_the_answer(model: Path, coalesce: bool) -> None:
     async def test(parts: SimpleNamespace) -> dict:
         await drive.collect(parts.backend, request(5, 6))
         return parts.server.requests[0]
@@ -128,7 +128,7 @@ def test_a_slow_server_gets_fewer(model: Path) -> None:
     assert with_servers(model, test, count=2) == [1, 10]
 
 
-def test_no_more_run_at_once_than_asked_for(model: Path) -> None:
+def test_no_more_run_at_once_than_the_limit(model: Path) -> None:
     async def test(parts: SimpleNamespace) -> int:
         most = 0
 
@@ -222,7 +222,7 @@ def test_a_failed_request_names_server_and_request(
         ([3, STOP], "content_filter", "finish reason 'content_filter'"),
     ],
 )
-def test_an_answer_that_was_not_asked_for_is_a_failure(
+def test_an_answer_that_breaks_its_request_s_limits_is_a_failure(
     model: Path, ids: list[int], finish: str, message: str, coalesce: bool
 ) -> None:
     def change(server: EchoServer) -> None:
@@ -232,7 +232,7 @@ def test_an_answer_that_was_not_asked_for_is_a_failure(
 
 
 @pytest.mark.parametrize("coalesce", [False, True])
-def test_what_is_no_json_is_told(model: Path, coalesce: bool) -> None:
+def test_replies_that_are_not_json_are_recognised(model: Path, coalesce: bool) -> None:
     def change(server: EchoServer) -> None:
         server.pages = {"/v1/completions": (200, b"\x1f\x8b\x08\x00 packed")}
 
@@ -283,9 +283,7 @@ def test_a_server_that_does_not_tell_of_its_cache_is_not_known(
     assert with_servers(model, test, started=False) == Reuse(None)
 
 
-def test_a_server_that_hangs_when_it_is_asked_holds_nothing_up(
-    model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_server_that_hangs_delays_nothing(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def never(*_: object) -> None:
         await asyncio.Event().wait()
 
@@ -297,7 +295,7 @@ def test_a_server_that_hangs_when_it_is_asked_holds_nothing_up(
     assert with_servers(model, test) == (Reuse(None), None)
 
 
-def test_a_server_s_tokenizer_is_asked(model: Path) -> None:
+def test_a_server_detokenizes_if_it_can(model: Path) -> None:
     async def test(parts: SimpleNamespace) -> list[str | None]:
         texts = [await parts.backend.detokenize((5, 6))]
         for page in (b'{"prompt": "a b"}', b'{"text": "c"}', b"odd", b'{"text": 1}', b"{}"):
@@ -400,7 +398,7 @@ asyncio.run(main())
 """
 
 
-def test_running_out_of_descriptors_says_what_to_raise(model: Path) -> None:
+def test_the_error_of_too_few_descriptors_names_the_limit(model: Path) -> None:
     async def run() -> tuple[int, str]:
         async with servers(1) as (_, urls):
             process = await asyncio.create_subprocess_exec(
@@ -434,7 +432,7 @@ def test_events_are_the_same_however_they_are_cut(
 
 
 @given(st.binary(max_size=300))
-def test_whatever_a_server_says_becomes_one_short_line(data: bytes) -> None:
+def test_any_reply_of_a_server_becomes_one_short_line(data: bytes) -> None:
     message = refusal("/generate", "http://here", Response(500, data, {}))
     assert message.startswith("/generate: HTTP 500: ")
     assert len(message) <= 240

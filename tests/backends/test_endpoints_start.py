@@ -38,7 +38,7 @@ def refused(
     return message
 
 
-def test_what_servers_say_of_themselves(model: Path) -> None:
+def test_what_servers_report_about_themselves(model: Path) -> None:
     async def test(parts: SimpleNamespace) -> tuple[Any, tuple[str, ...]]:
         return parts.backend.effective(), parts.urls
 

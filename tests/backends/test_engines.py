@@ -1,4 +1,4 @@
-"""What every engine owes this project, held by real vLLM and real SGLang.
+"""The contract that every engine must meet, tested with real vLLM and real SGLang.
 
 Most of it is asked of one engine, started once, which the last test kills.
 """
@@ -44,7 +44,7 @@ pytestmark = pytest.mark.timeout(1200)
 NAMES = [pytest.param(name, marks=getattr(pytest.mark, name)) for name in ("vllm", "sglang")]
 VICTIM = {"vllm": vllm_core, "sglang": sglang_scheduler}
 DEATH = {"vllm": "vLLM's engine has died", "sglang": "SGLang has died"}
-CRASH = {"vllm": "", "sglang": "crashed with exit code -9"}  # vLLM tells no more
+CRASH = {"vllm": "", "sglang": "crashed with exit code -9"}  # vLLM gives no more details
 TITLE = {"vllm": "vLLM", "sglang": "SGLang"}
 
 each_engine = pytest.mark.parametrize("name", NAMES)
@@ -168,10 +168,10 @@ def test_a_start_that_takes_too_long(name: str, tmp_path: Path) -> None:
 
 @dataclass
 class Started:
-    """A started engine on an event loop that goes on from test to test."""
+    """A started engine on an event loop that several tests use."""
 
     name: str
-    backend: Any  # tests look at what is private to an engine
+    backend: Any  # tests read private attributes of an engine
     runner: asyncio.Runner
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
@@ -187,7 +187,7 @@ class Started:
         return self.run(drive.run_all(self.backend, requests))
 
     def coalesce(self, whole: bool) -> None:
-        """Whether it gives answers whole from now on."""
+        """Set whether it coalesces answers from now on."""
         backend = getattr(self.backend, "_server", self.backend)  # SGLang's is behind a client
         backend.config = replace(backend.config, coalesce=whole)
 
@@ -400,13 +400,13 @@ class TestStarted:
 
 
 def url_of(engine: Started) -> str:
-    """Where our SGLang server listens."""
+    """The URL of our SGLang server."""
     url: str = engine.backend._server._endpoints[0].client.url
     return url
 
 
 def key_of(engine: Started) -> str:
-    """The key that our SGLang server asks for."""
+    """The API key of our SGLang server."""
     folder: Path = engine.backend._children.folder
     key: str = json.loads((folder / "server.yaml").read_text())["api-key"]
     return key

@@ -177,7 +177,7 @@ def test_options_of_an_engine_with_its_own_processes(tmp_path: Path) -> None:
     )
 
 
-def test_torchrun_says_how_many_processes_share_the_attention(tmp_path: Path) -> None:
+def test_torchrun_s_processes_become_the_tensor_parallel_size(tmp_path: Path) -> None:
     args = parse("--model", tmp_path, "--attention", "dp", torchrun=True)
     config = options.engine_config(args, lookup("pytorch"), 4)
     assert (config.attention, config.tensor_parallel) == ("dp", 4)

@@ -76,7 +76,7 @@ def request(number: int, limit: int = 10, **changes: object) -> Request:
 
 
 def expected(model: Path, requests: list[Request]) -> dict[int, list[int]]:
-    """What the bare engine answers, one request after the other."""
+    """The bare engine's answers, one request after the other."""
     engine = Engine(model, EngineOptions("cpu", "float32", threads=1))
     answers: dict[int, list[int]] = {}
     for one in requests:
@@ -193,7 +193,7 @@ def test_a_bad_request_ends_its_own_stream_only(model: Path) -> None:
 def test_a_fault_in_the_engine_reaches_every_open_stream_with_its_origin(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The fault is a cache made too short by hand."""
+    """The fault is a cache that the test makes too short."""
     backend = PyTorchBackend(config(model))
 
     async def body() -> None:
@@ -295,7 +295,7 @@ def test_two_ranks_answer_as_one_and_end_together(model: Path, tmp_path: Path) -
 
 
 def runs(pid: int) -> bool:
-    """Whether a process is there; one that has ended may wait for somebody to collect it."""
+    """Whether a process runs; an ended one may still be a zombie."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -315,7 +315,7 @@ def runs(pid: int) -> bool:
 def test_a_rank_that_dies_ends_all(
     model: Path, tmp_path: Path, victim: int | None, mode: str
 ) -> None:
-    """And is named by another one; with None it is torchrun that dies."""
+    """Another rank names it. With None, torchrun dies."""
     with start_ranks(model, tmp_path, mode) as ranks:
         files = [tmp_path / f"pid.{rank}" for rank in range(2)]
         until = time.monotonic() + 60

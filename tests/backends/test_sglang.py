@@ -1,4 +1,4 @@
-"""SGLang's own arguments, and what it alone does wrong."""
+"""SGLang's own arguments and faults."""
 
 import asyncio
 import os
@@ -63,17 +63,17 @@ def test_our_options_become_sglang_s_own() -> None:
         "--no-lora-strict-loading",
     ):
         assert f"{words} " in line, line
-    assert "--max-total-tokens" not in line  # the memory's share says it
+    assert "--max-total-tokens" not in line  # set by the memory fraction
     assert "--enable-torch-compile" not in line
 
 
-def test_queries_leave_nothing_to_each_other_unless_asked_to() -> None:
+def test_queries_share_no_prefix_cache_by_default() -> None:
     assert "--disable-radix-cache" in command_line(CONFIG)
     with_cache = replace(CONFIG, options={"disable-radix-cache": "false"})
     assert "--disable-radix-cache" not in command_line(with_cache)
 
 
-def test_nothing_is_compiled_on_a_cpu_unless_asked_to(tmp_path: Path) -> None:
+def test_nothing_is_compiled_on_a_cpu_by_default(tmp_path: Path) -> None:
     from backends.sglang_args import environment
 
     assert environment(CONFIG, "cpu", tmp_path)["TORCH_COMPILE_DISABLE"] == "1"
@@ -111,7 +111,7 @@ def test_a_length_that_the_model_does_not_have() -> None:
 def test_a_port_that_another_process_took(
     answers: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between its choice and SGLang's use of it; the other one may be well, and even SGLang."""
+    """Between its choice and SGLang's use of it, by a process that may be healthy and even SGLang."""
 
     async def start() -> str:
         other = EchoServer()
@@ -132,7 +132,7 @@ def test_a_port_that_another_process_took(
 @pytest.mark.slow
 @pytest.mark.engine
 def test_prefixes_that_were_reused_are_counted(tmp_path: Path) -> None:
-    """Where somebody has the cache left on."""
+    """With the prefix cache left on."""
     config = replace(CONFIG, log=tmp_path / "engine.log", options={"disable-radix-cache": "false"})
     prompt = (0, *range(10, 74))
 

@@ -1,4 +1,4 @@
-"""SGLang's interface, as its server speaks it and as it may fail."""
+"""The dialect of SGLang's server, and its failures."""
 
 import asyncio
 import json
@@ -108,7 +108,7 @@ def test_whatever_comes_is_read_or_refused(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("whole", [False, True])
-def test_a_request_says_all_that_decides_the_answer(model: Path, whole: bool) -> None:
+def test_a_request_has_all_that_determines_the_answer(model: Path, whole: bool) -> None:
     request = Request(7, (0, 5), 20, frozenset({9, 1}), Sampling(0.6, 0.95))
     body = json.loads(SglangDialect(str(model)).body(request, "m", whole))
     assert (body["input_ids"], body["stream"]) == ([0, 5], not whole)
@@ -186,6 +186,6 @@ def test_an_odd_tale_is_refused(odd: object) -> None:
         described({"/server_info": odd})
 
 
-def test_a_server_that_tells_nothing_is_refused() -> None:
+def test_a_server_without_model_information_is_refused() -> None:
     with pytest.raises(EngineError, match="404"):
         described({})

@@ -1,4 +1,4 @@
-"""vLLM's own arguments, and a start that fails in a way of its own."""
+"""vLLM's own arguments, and failing starts that only vLLM has."""
 
 import socket
 from dataclasses import replace
@@ -45,7 +45,7 @@ def test_our_options_become_vllm_s_own(tmp_path: Path) -> None:
     assert args.compilation_config.mode == 0
 
 
-def test_queries_leave_nothing_to_each_other_unless_asked_to() -> None:
+def test_queries_share_no_prefix_cache_by_default() -> None:
     from backends.vllm import engine_args
 
     assert engine_args(CONFIG).enable_prefix_caching is False

@@ -45,7 +45,7 @@ class Server:
             return False
 
     def running(self) -> float:
-        """Requests that its engine works on."""
+        """Number of requests that its engine is running."""
         with urllib.request.urlopen(f"{self.url}/metrics", timeout=5) as answer:
             for line in answer.read().decode().splitlines():
                 if line.startswith("vllm:num_requests_running"):
@@ -94,7 +94,7 @@ def serve(folder: Path, number: int, *options: str) -> Server:
 
 @contextmanager
 def serving(folder: Path, *options: tuple[str, ...]) -> Iterator[list[Server]]:
-    """A server for each of these options, started side by side."""
+    """One server for each set of options, started in parallel."""
     started = [serve(folder, number, *each) for number, each in enumerate(options)]
     try:
         end = time.monotonic() + START_S
@@ -121,7 +121,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Server]]:
 
 @pytest.fixture(scope="module")
 def capping(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """It gives no answer more than 8 tokens, as a model's own generation_config.json may ask."""
+    """A server that limits answers to 8 tokens, as a model's generation_config.json may."""
     capped = ("--override-generation-config", '{"max_new_tokens": 8}')
     with serving(tmp_path_factory.mktemp("vllm"), capped) as started:
         yield started[0]
@@ -166,7 +166,7 @@ class TestReal:
         assert all(stop_ids.isdisjoint(done.token_ids) for done in one)
         assert sum(done.first_ns < done.last_ns for done in one) > ROWS / 2  # they stream
 
-    def test_only_the_stop_ids_asked_for_end_an_answer(self, servers: list[Server]) -> None:
+    def test_only_the_request_s_stop_ids_end_an_answer(self, servers: list[Server]) -> None:
         request = rows(config(servers))[0]._replace(max_new_tokens=120, stop_ids=frozenset())
 
         async def run(engine: EngineConfig, *requests: Request) -> list[Completion]:
@@ -196,7 +196,7 @@ class TestReal:
 
         assert asyncio.run(run()) == (1, 0)
 
-    def test_what_the_server_refuses_is_said(self, servers: list[Server]) -> None:
+    def test_a_refusal_by_the_server_is_in_the_message(self, servers: list[Server]) -> None:
         request = Request(3, (0, 99_999), 4, frozenset())
 
         async def run() -> None:

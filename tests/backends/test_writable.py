@@ -1,4 +1,4 @@
-"""Folders that can't be written to are replaced, and told of, once."""
+"""Read-only directories are replaced, with one warning."""
 
 import logging
 import os
@@ -13,7 +13,7 @@ from errors import LaunchError
 
 @pytest.fixture
 def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """A home and a place for temporary files, both usable; what is found stays this test's."""
+    """Variables of a home and a temporary directory, both writable and this test's own."""
     for name in ("home", "tmp"):
         (tmp_path / name).mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
@@ -22,13 +22,13 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, st
 
 @pytest.fixture
 def closed(tmp_path: Path) -> Path:
-    """A folder in which nobody can make anything, root neither: it is no folder."""
+    """A path in which nobody can create a file, not even root: it is a file itself."""
     path = tmp_path / "closed"
     path.touch()
     return path
 
 
-def test_what_can_be_written_to_stays_and_nothing_is_said(
+def test_writable_directories_stay_and_nothing_is_logged(
     environment: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     environment |= {"VLLM_CACHE_ROOT": str(tmp_path / "not" / "there" / "yet")}
@@ -56,7 +56,7 @@ def test_variables_are_replaced_and_named(
         "TORCHINDUCTOR_CACHE_DIR": f"{folder}/TORCHINDUCTOR_CACHE_DIR",
         "TRITON_CACHE_DIR": str(tmp_path / "triton"),
         "XDG_CACHE_HOME": f"{folder}/XDG_CACHE_HOME",
-        "HF_HOME": f"{closed}/huggingface",  # models that are there are still found
+        "HF_HOME": f"{closed}/huggingface",  # existing models are still found
     }
     assert folder.stat().st_mode & 0o77 == 0
     (record,) = caplog.records
@@ -69,7 +69,7 @@ def test_variables_are_replaced_and_named(
 
 
 @pytest.mark.parametrize("part", [".", ".cache", ".cache/vllm", ".triton"])
-def test_a_home_of_which_a_part_is_closed_is_replaced(
+def test_a_home_with_a_read_only_directory_is_replaced(
     part: str, environment: dict[str, str], tmp_path: Path
 ) -> None:
     home = tmp_path / "home"
@@ -81,7 +81,7 @@ def test_a_home_of_which_a_part_is_closed_is_replaced(
     assert environment["HF_HOME"] == str(home / ".cache" / "huggingface")
 
 
-def test_a_place_for_temporary_files_is_found(
+def test_a_directory_for_temporary_files_is_found(
     environment: dict[str, str], closed: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     environment["TMPDIR"] = str(closed)
@@ -90,7 +90,7 @@ def test_a_place_for_temporary_files_is_found(
     assert f"{closed} (TMPDIR)" in caplog.text
 
 
-def test_where_there_is_none_it_is_said(
+def test_no_directory_for_temporary_files_is_an_error(
     environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def none() -> str:
@@ -101,7 +101,7 @@ def test_where_there_is_none_it_is_said(
         make_writable(environment)
 
 
-def test_another_user_s_folder_is_not_taken(
+def test_a_directory_of_another_user_is_not_used(
     environment: dict[str, str], closed: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "tmp" / f"mlperf-caches-{os.getuid()}").symlink_to(tmp_path)

@@ -1,4 +1,4 @@
-"""Pickles that attack their reader, of every kind that we know: python -m tests.data.hostile FOLDER
+"""Hostile pickles of every kind that we know: python -m tests.data.hostile FOLDER
 
 Each names nothing but what a frame may name, or is damaged in a way that has crashed a reader, or
 takes far more memory or time than its size lets one expect.
@@ -392,7 +392,9 @@ def _opcodes() -> Iterator[tuple[str, bytes]]:
 
 def _dumps(value: object) -> bytes:
     buffer = io.BytesIO()
-    pickler = pickle._Pickler(buffer, 5)  # in Python, which goes as deep as it is let
+    pickler = pickle._Pickler(
+        buffer, 5
+    )  # in Python, whose depth is limited only by the recursion limit
     pickler.dump(value)
     return buffer.getvalue()
 

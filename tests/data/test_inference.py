@@ -1,4 +1,4 @@
-"""Whole runs of run_eval, each in a process of its own as users start them."""
+"""Complete runs of run_eval, each in a process of its own, as users start them."""
 
 import signal
 import time
@@ -32,7 +32,7 @@ def test_every_row_is_answered_and_saved_twice(
     }
 
 
-def test_the_first_rows_and_short_answers_can_be_asked_for(
+def test_options_limit_the_rows_and_the_answers(
     script: "Script", data_set: Callable[[int], Path]
 ) -> None:
     code, _, err = script.run(
@@ -113,7 +113,7 @@ def test_without_resume_a_run_begins_anew(
     assert sorted(journal) == [0, 1, 2, 3]
 
 
-def test_nothing_to_resume_is_said(script: "Script", data_set: Callable[[int], Path]) -> None:
+def test_nothing_to_resume_is_reported(script: "Script", data_set: Callable[[int], Path]) -> None:
     code, _, err = script.run("run_eval.py", "--input-file", data_set(2), "--resume")
     assert code == 0
     assert "no journal to resume from" in err

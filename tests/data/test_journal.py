@@ -1,4 +1,4 @@
-"""The journal: what it gives back, and what damage does to it."""
+"""The journal: what is read from it, also after damage."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""One run at a time writes to a place."""
+"""Only one run at a time writes to a directory."""
 
 import logging
 import os
@@ -60,7 +60,7 @@ def test_a_killed_process_holds_no_lock_and_neither_do_its_children(tmp_path: Pa
             pass
 
 
-def test_a_place_that_can_t_be_written_or_locked(
+def test_a_directory_that_can_t_be_written_or_locked(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(OutputError, match="can't be written"):

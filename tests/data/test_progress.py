@@ -5,7 +5,7 @@ import pytest
 from data.progress import Progress
 
 
-def test_it_says_how_far_and_how_long() -> None:
+def test_it_prints_progress_and_remaining_time() -> None:
     with Progress(4) as progress:
         progress.add(100)
         progress.add(300)
@@ -15,7 +15,7 @@ def test_it_says_how_far_and_how_long() -> None:
         assert line.endswith("2:00:00 elapsed, 2:00:00 left")
 
 
-def test_nothing_done_and_more_than_foreseen_are_said_too() -> None:
+def test_no_progress_and_more_than_the_total_are_printed_too() -> None:
     progress = Progress(1)
     assert progress.line(progress._start + 5).endswith("0:00:05 elapsed, ? left")
     progress.add(1)

@@ -130,7 +130,7 @@ def test_a_template_that_can_not_be_used_is_named(
             Prompts(small_dir).template_tokens_in([])
 
 
-def test_of_several_templates_the_default_is_taken(small_dir: Path) -> None:
+def test_of_several_templates_the_default_is_used(small_dir: Path) -> None:
     ids = Prompts(small_dir).ids("Why?")
     config = json.loads((small_dir / "tokenizer_config.json").read_text())
     several = {"tool_use": "{{ nothing.at.all }}", "default": R1_TEMPLATE}
@@ -194,7 +194,7 @@ def test_damaged_files_are_a_model_error(small_dir: Path, name: str, content: st
         ("Entry not found", "is text that begins 'Entry not found'"),
     ],
 )
-def test_what_is_no_tokenizer_s_file_is_told(
+def test_tokenizer_files_of_another_kind_are_recognised(
     small_dir: Path, name: str, content: str, message: str
 ) -> None:
     (small_dir / name).write_text(content)

@@ -50,7 +50,7 @@ def test_a_results_frame_has_a_row_an_answer_in_order(prompts: Prompts) -> None:
 
 
 @pytest.mark.parametrize("name", ["out", "out.pkl", "out.parquet", "out.pickle", "v1.5"])
-def test_both_twins_are_written_and_say_the_same(
+def test_pickle_and_parquet_have_the_same_content(
     tmp_path: Path, name: str, prompts: Prompts
 ) -> None:
     results = results_frame(_frame(), COMPLETIONS, prompts, "echo")
@@ -108,7 +108,7 @@ def test_texts_of_many_answers_are_in_order(prompts: Prompts) -> None:
     assert results_frame(frame, [], prompts, "echo").empty
 
 
-def test_a_failed_write_leaves_the_old_file_whole(
+def test_a_failed_write_leaves_the_old_file_unchanged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_frame(_frame(), tmp_path / "out")

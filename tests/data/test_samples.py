@@ -1,4 +1,4 @@
-"""Reading frames: every kind of file, every way it can be wrong, and no code from a pickle."""
+"""Reading frames: every kind of file, every fault in one, and no code executed from a pickle."""
 
 import contextlib
 import datetime
@@ -324,7 +324,7 @@ WRONG = {
 
 @pytest.mark.parametrize("suffix", [".pkl", ".parquet", ".jsonl"])
 @pytest.mark.parametrize("message", WRONG)
-def test_what_is_not_what_its_name_says_is_told(tmp_path: Path, message: str, suffix: str) -> None:
+def test_files_of_another_kind_are_recognised(tmp_path: Path, message: str, suffix: str) -> None:
     if suffix == ".jsonl" and message in ("a server's error message", "empty: download it again"):
         return  # a row of one column is no error; nothing at all has no rows
     (tmp_path / f"a{suffix}").write_bytes(WRONG[message])
@@ -334,7 +334,7 @@ def test_what_is_not_what_its_name_says_is_told(tmp_path: Path, message: str, su
         read_frame(tmp_path / f"a{suffix}")
 
 
-def test_frames_under_another_ending_are_told(tmp_path: Path) -> None:
+def test_frames_with_another_suffix_are_recognised(tmp_path: Path) -> None:
     _frame().to_pickle(tmp_path / "a.parquet")
     _write(_frame(), tmp_path / "b.parquet").rename(tmp_path / "b.pkl")
     with pytest.raises(InputFileError, match="it is a pickle"):

@@ -1,4 +1,4 @@
-"""The bundled model and data set: what every accuracy test of this project rests on."""
+"""The bundled model and data set, on which all accuracy tests depend."""
 
 import itertools
 import json

@@ -26,7 +26,7 @@ def test_rows_become_requests(echo_model: Path, data_set: Callable[[int], Path])
     assert request.sampling.temperature == 0
 
 
-def test_the_first_rows_are_taken(echo_model: Path, data_set: Callable[[int], Path]) -> None:
+def test_the_first_rows_are_used(echo_model: Path, data_set: Callable[[int], Path]) -> None:
     requests = workload.build(data_set(9), 4, EngineConfig(str(echo_model)), 50)
     assert len(requests) == len(requests.frame) == len(requests.samples) == 4
 

@@ -1,4 +1,4 @@
-"""The engine on a GPU gives the tokens it gives on a CPU. Skipped where there is no GPU."""
+"""The engine samples the same tokens on a GPU as on a CPU. Skipped without a GPU."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The Triton kernels against their definitions, in the dtypes they run in."""
+"""The Triton kernels against their definitions, in the dtypes that they are used with."""
 
 from importlib.util import find_spec
 

@@ -1,4 +1,4 @@
-"""What tests of grading share."""
+"""Shared by the tests of grading."""
 
 from collections.abc import Iterator
 

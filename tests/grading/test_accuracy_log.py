@@ -1,4 +1,4 @@
-"""LoadGen's accuracy log: read whole, or refused with the reason."""
+"""LoadGen's accuracy log is read completely, or refused with a reason."""
 
 import json
 import struct
@@ -66,7 +66,7 @@ def test_every_spelling_is_read(tmp_path: Path, spell: Callable[[list[dict]], st
 
 
 @pytest.mark.parametrize("counted", [False, True])
-def test_ids_of_eight_bytes_are_told_and_read(tmp_path: Path, counted: bool) -> None:
+def test_ids_of_eight_bytes_are_recognised(tmp_path: Path, counted: bool) -> None:
     entries = [
         {"qsl_idx": i, "data": struct.pack(f"<{len(ids)}q", *ids).hex()}
         | ({"token_count": len(ids)} if counted else {})

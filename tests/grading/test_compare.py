@@ -1,4 +1,4 @@
-"""Two evaluated files by their disagreements."""
+"""Comparison of two evaluated files."""
 
 import pandas as pd
 import pytest

@@ -1,4 +1,4 @@
-"""Grading a frame: what is totalled, printed and written; what is kept of an earlier run."""
+"""Grading a frame: totals, what is printed and written, and grades kept from an earlier run."""
 
 import ast
 import dataclasses
@@ -164,9 +164,7 @@ def test_the_whole_data_set_is_not_stamped(tmp_path: Path) -> None:
     assert (tmp_path / "accuracy.txt").read_text() == evaluation.result_line + "\n"
 
 
-def test_what_is_too_slow_is_wrong_and_said(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_timeouts_are_wrong_and_counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("grading.tasks.table.MATH_LIMIT_S", 0.5)
     frame = _frame().assign(dataset="math500", model_output=r"\boxed{9**9**9**9}", ground_truth="x")
     frame = pd.concat([_frame(), frame[:2]])
@@ -218,7 +216,7 @@ def test_what_was_graded_is_kept_by_its_content(tmp_path: Path) -> None:
     path = tmp_path / "results_grades.jsonl"
     lines = path.read_text().splitlines()
     line_of = {json.loads(line)["sample_index"]: line for line in lines}
-    # of another verdict, so that it shows which are taken from here
+    # with another verdict, which shows that it comes from this file
     path.write_text("\n".join(line.replace('"wrong"', '"ok"') for line in lines) + "\n")
     assert _run(tmp_path).total.right == 4
     assert len(path.read_text().splitlines()) == 5

@@ -1,4 +1,4 @@
-"""What is said of one row."""
+"""The explanation of one row."""
 
 import json
 from pathlib import Path

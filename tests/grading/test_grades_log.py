@@ -1,4 +1,4 @@
-"""The log of grades: what it keeps, what it tries again, what it refuses."""
+"""The log of grades: what it keeps, what is graded again, what it refuses."""
 
 import json
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Which rows are graded: none twice, none missing, and of the data set they are said to be of."""
+"""Which rows are graded: none twice, none missing, and all from their data set."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -77,7 +77,7 @@ def test_results_are_held_against_their_data_set(files: Files) -> None:
         inputs.read_results(path, data, None)
 
 
-def test_rows_without_a_number_are_told_apart_by_their_question(
+def test_rows_without_sample_index_are_distinguished_by_their_question(
     files: Files, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
@@ -100,7 +100,7 @@ def test_rows_without_a_number_are_told_apart_by_their_question(
     inputs.read_results(path, None, None)
     pd.concat([pd.read_pickle(data), pd.read_pickle(data).iloc[[1]]]).to_pickle(data)
     copies.to_pickle(path)
-    inputs.read_results(path, data, None)  # the data set has it twice, and in this place
+    inputs.read_results(path, data, None)  # the data set has it twice, at these rows
     assert caplog.messages == []
 
 

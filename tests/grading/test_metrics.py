@@ -43,7 +43,7 @@ def test_the_verdict_is_for_the_whole_data_set(
     assert _evaluation(rows, right, tokens).verdict.startswith(verdict)
 
 
-def test_fewer_rows_than_expected_are_said() -> None:
+def test_fewer_rows_than_expected_are_reported() -> None:
     partial = _evaluation(80, 80, expected=100)
     assert partial.verdict == "not comparable with the official limits: 80 of 100 rows"
     assert not partial.whole
@@ -74,7 +74,7 @@ def test_wilsons_interval(right: int, rows: int, low: float, high: float) -> Non
     assert _totals(rows, right).interval == pytest.approx((low, high), abs=6e-3)
 
 
-def test_the_table_has_rates_and_an_opinion_where_one_was_asked() -> None:
+def test_the_table_has_rates_and_optionally_the_lenient_accuracy() -> None:
     task = Totals("math500", 40, 30, 12.25, 1, 2, 3, 4, lenient=77.5)
     evaluation = Evaluation(pd.DataFrame(), [task], _totals(40, 30), HELD)
     head, row, total = evaluation.table().splitlines()
@@ -87,6 +87,6 @@ def test_the_table_has_rates_and_an_opinion_where_one_was_asked() -> None:
     assert "lenient" not in Evaluation(pd.DataFrame(), [], _totals(4, 3), HELD).table()
 
 
-def test_the_fence_says_what_held() -> None:
+def test_the_sandbox_line_counts_the_canaries() -> None:
     assert str(HELD) == "sandbox: full (2 of 2 canaries held)"
     assert str(SandboxInfo(None, "no namespaces", {})) == "sandbox: no level holds: no namespaces"

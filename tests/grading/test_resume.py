@@ -1,4 +1,4 @@
-"""kill -9 at any moment, started again: the same results as without."""
+"""A run killed by SIGKILL at any moment and started again has the same results."""
 
 import json
 import random
@@ -18,7 +18,7 @@ from tests.effort import cases
 # stdout, parquet and pickle files, report, and accuracy.txt
 Results = tuple[bytes, pd.DataFrame, pd.DataFrame, dict, str]
 ROOT = Path(__file__).parents[2]
-KILLS, BETWEEN = cases(8, 20), 4  # a run is left to its end after every so many kills
+KILLS, BETWEEN = cases(8, 20), 4  # after so many kills, a run may finish
 TESTS = [{"input": f"{n}", "output": f"{2 * n}", "testtype": "stdin"} for n in range(3)]
 PROBLEM = {
     "question_id": "double",
@@ -63,7 +63,7 @@ def _folder(path: Path) -> Path:
 
 
 def _results(folder: Path) -> Results:
-    """What a run has left, and what of it was graded before."""
+    """Run to the end. Returns stdout, both files, the report, and accuracy.txt."""
     process = _start(folder)
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 0

@@ -1,4 +1,4 @@
-"""TEST06: verdicts on planted logs, and whole runs."""
+"""TEST06: verdicts on made-up logs, and complete runs."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""LoadGen's early stopping, held to what its own C++ code computes."""
+"""Early stopping, compared with LoadGen's own C++ code."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""Runs that fail in every way: each ends in time and in words, and no finished answer is lost."""
+"""Failing runs of every kind: each ends in time, with a message, and loses no finished answer."""
 
 import json
 import random
@@ -42,7 +42,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 class Ended:
-    """A run that has ended, and what it has left."""
+    """A finished run and its files."""
 
     def __init__(
         self, process: subprocess.CompletedProcess[str], results: Path, sent: Path
@@ -129,7 +129,7 @@ def test_a_kill_at_any_moment_loses_nothing(run: Run, seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_signal_at_any_moment_ends_the_run_in_words(run: Run, seed: int) -> None:
+def test_a_signal_at_any_moment_ends_the_run_with_a_message(run: Run, seed: int) -> None:
     fault = ("SIGINT", "SIGTERM")[seed % 2]
     ended = run(fault, "offline", after_s=random.Random(seed).uniform(0, 0.3), accuracy=True)
     code, state, reason = OUTCOMES[fault]

@@ -1,4 +1,4 @@
-"""What is found before an engine starts."""
+"""The checks before an engine starts."""
 
 import argparse
 import json
@@ -31,7 +31,7 @@ ROWS = 20
 def make_plan(
     folder: Path, backend: str = "echo", model: Path = TINY / "model", **fields: object
 ) -> preflight.Plan:
-    """A run of `ROWS` rows, once over them."""
+    """A run over `ROWS` rows, each of them once."""
     parser = argparse.ArgumentParser()
     run.add_options(parser)
     words = ["--backend", backend, "--input-file", str(TINY / "final_output.parquet")]
@@ -67,7 +67,7 @@ def test_a_dry_run_says_what_would_run_and_runs_nothing(tmp_path: Path) -> None:
     assert not list((tmp_path / "server" / "performance").iterdir())
 
 
-def test_what_speaks_against_a_submission_is_in_it(script: Script, tmp_path: Path) -> None:
+def test_reasons_against_a_submission_are_in_it(script: Script, tmp_path: Path) -> None:
     rows = sum(TASK_ROWS.values())
     names = ["AIME1983", *["gpqa"] * (rows - 1)]
     frame = {"dataset": names, "question": "q", "text_input": "q", "ground_truth": "A"}

@@ -200,7 +200,7 @@ class Trial:
             answers_s.append(loop.time() - arrival)
             tpots.append(loop.time() - first)  # there are two tokens
 
-        rng = random.Random(self._draw.random())  # not the luck of the last probe again
+        rng = random.Random(self._draw.random())  # not the random numbers of the last probe
         end = loop.time() + duration_s
         tasks: list[asyncio.Task[None]] = []
         run = max(ROWS, round(600 * rate_))

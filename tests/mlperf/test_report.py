@@ -99,7 +99,7 @@ def test_reasons_are_loadgen_s(tmp_path: Path) -> None:
     assert report.performance_reasons(detail(tmp_path, line("a", "1")))  # cut off before its end
 
 
-def test_the_table_says_why_not(tmp_path: Path) -> None:
+def test_the_table_has_the_reason(tmp_path: Path) -> None:
     log = report.DetailLog({"result_validity": "VALID"}, {})
     figures = {"samples_per_second": 2.5, "tokens_per_second": 90.0}
     outcome = report.Outcome(
@@ -132,7 +132,7 @@ def test_the_record_is_json_whatever_the_figures(tmp_path: Path) -> None:
         (Reuse(True), "on, use unknown", False),
         (Reuse(False), "off", False),
         (Reuse(True, 0, 0), "on, 0 tokens reused", False),
-        (Reuse(True, 300, 3), "on, 300 tokens reused", False),  # what all begin with
+        (Reuse(True, 300, 3), "on, 300 tokens reused", False),  # the common prefix
         (Reuse(True, 300, 4), "on, 300 tokens reused", True),
         (Reuse(None, 4, 4), "4 tokens reused", True),  # one prompt of a hundred
         (Reuse(True, 16, block_size=16), "on, 16 tokens reused", True),  # more than they share

@@ -1,4 +1,4 @@
-"""Whole runs, each in a process of its own as users start them."""
+"""Complete runs, each in a process of its own, as users start them."""
 
 import json
 import re
@@ -127,7 +127,7 @@ def test_a_full_run_has_the_rules_settings_and_ends_by_an_interrupt(
     assert read_journal(journal)
 
 
-def test_the_benchmark_s_file_says_what_the_rules_say() -> None:
+def test_the_benchmark_s_file_agrees_with_the_rules() -> None:
     text = BENCHMARK_CONF.read_text()
     values = dict(re.findall(r"^(deepseek-r1\S*) = (\d+)$", text, re.MULTILINE))
     prefixes = {

@@ -219,7 +219,7 @@ def test_bad_values_are_refused(options: str, capsys: pytest.CaptureFixture[str]
     assert ascii(value) in last
 
 
-def test_an_audit_config_is_never_taken_unasked(
+def test_an_audit_config_is_never_used_without_the_option(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -307,7 +307,7 @@ def test_a_schedule_that_outlives_everybody_is_refused() -> None:
         ("server", "--accuracy", "server, accuracy: target_qps 1 (%s), 4,388 samples"),
     ],
 )
-def test_settings_in_words(mode: str, options: str, message: str) -> None:
+def test_settings_are_described(mode: str, options: str, message: str) -> None:
     args = parse("--mode", mode, *options.split())
     test = lg.TestMode.AccuracyOnly if args.accuracy else lg.TestMode.PerformanceOnly
     rate = args.target_qps or 1.0

@@ -1,4 +1,4 @@
-"""The state file of a run, as others see it."""
+"""The state file of a run, as other processes read it."""
 
 import json
 import os
@@ -59,6 +59,6 @@ def test_it_is_updated_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert content(tmp_path)["error"] == "rank 1 has died"
 
 
-def test_it_needs_a_place(tmp_path: Path) -> None:
+def test_it_needs_a_writable_directory(tmp_path: Path) -> None:
     with locked(tmp_path / ".lock") as lock, pytest.raises(OutputError, match=r"state\.json"):
         RunState(tmp_path / "none", lock).__enter__()

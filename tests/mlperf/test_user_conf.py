@@ -1,4 +1,4 @@
-"""user.conf, held to what the real LoadGen makes of the same bytes."""
+"""user.conf, compared with how the real LoadGen reads the same bytes."""
 
 from pathlib import Path
 from typing import Any

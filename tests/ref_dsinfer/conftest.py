@@ -1,4 +1,4 @@
-"""Random checkpoints of the architecture, written by transformers, large enough to disagree on."""
+"""Random checkpoints of the architecture, written by transformers, large enough to show errors."""
 
 import json
 from collections.abc import Callable
@@ -81,7 +81,7 @@ def written(
 
 
 def make_last_layer_draft(path: Path) -> None:
-    """Change a model into one of a layer less, which lies behind it as an MTP layer.
+    """Turn the last layer of a model into an MTP layer.
 
     Embeddings get a weight that makes the next token depend on the last one most, so that some
     drafts are right although the layer has not been trained.
@@ -150,12 +150,12 @@ def write_model_fixture() -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One model for every test that needs just any; its sizes divide by 4."""
+    """One model for all tests that need any; its sizes divide by 4."""
     return written(tmp_path_factory.mktemp("model") / "hf", hub_keys=True)
 
 
 @pytest.fixture(scope="session")
 def drafting_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One with an MTP layer, of so few tokens that some of its random drafts are right."""
+    """A model with an MTP layer and so few tokens that some of its random drafts are right."""
     path = tmp_path_factory.mktemp("drafting") / "hf"
     return written(path, hub_keys=True, mtp=True, vocab_size=32, num_hidden_layers=4)

@@ -21,7 +21,7 @@ from ref_dsinfer.fp8_format import LARGEST, SMALLEST_AMAX
 from ref_dsinfer.kernels import block_fp8, experts, fused, mla, routing
 
 CAPABILITIES = (90, 100)
-SHARED = 227 * 1024  # bytes a program may have
+SHARED = 227 * 1024  # bytes per program
 REGISTERS = 255  # of a thread
 TOOLS = Path(triton.__path__[0]) / "backends/nvidia/bin"
 BYTES = {"bf16": 2, "fp8e4nv": 1, "fp32": 4}

@@ -1,4 +1,4 @@
-"""What each rank of test_presence runs: it meets the others by a store, and then waits or leaves.
+"""Run by each rank of test_presence: it meets the others at a store, and then waits or leaves.
 
     rank_presence.py STORE RANK WORLD FIRST_OF_MACHINE RANKS_OF_MACHINE DOES
 

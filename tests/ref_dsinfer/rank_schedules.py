@@ -1,4 +1,4 @@
-"""What each rank of test_parallel runs under torchrun: random schedules, held to answers alone.
+"""Run by each rank of test_parallel under torchrun: random schedules, compared with single requests.
 
 rank_schedules.py MODEL ALONE FIRST_SEED LAST_SEED
 

@@ -1,4 +1,4 @@
-"""How large the cache is, and that nothing grows beside it."""
+"""The size of the cache, and that nothing else grows."""
 
 import random
 from dataclasses import replace
@@ -19,12 +19,12 @@ from tests.effort import cases
 
 LONGEST, BLOCK = 1000, 64  # tokens
 STEPS = cases(3_000, 10_000)
-GROWTH = 8 << 20  # bytes: what an allocator may keep for itself
+GROWTH = 8 << 20  # bytes that an allocator may keep
 
 
 @pytest.fixture
 def free(monkeypatch: pytest.MonkeyPatch) -> int:
-    """Bytes that there are said to be."""
+    """Replaces the number of free bytes."""
     monkeypatch.setattr(cache, "free_memory", lambda ranks: 3 << 30)
     return 3 << 30
 

@@ -1,4 +1,4 @@
-"""Convert and load: what is on disk, what comes into memory, and what is refused."""
+"""Convert and load: files, tensors in memory, and refusals."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ from ref_dsinfer.parallel import ATTENTION, RankInfo
 
 
 def load(path: Path, rank: int = 0, world: int = 1, attention: str = "tp") -> Model:
-    """One rank's part; it meets no other rank, since nothing is computed."""
+    """One rank's part. No other rank is needed, since nothing is computed."""
     ranks = ATTENTION[attention](RankInfo(), torch.device("cpu"))
     ranks.rank, ranks.world_size = rank, world
     return Model.load(path, ModelConfig.read(path), torch.float32, ranks, 16)

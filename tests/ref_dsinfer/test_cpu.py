@@ -11,9 +11,9 @@ def test_auto_is_bfloat16_only_where_torch_can_multiply_it() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_what_was_asked_for_is_taken(dtype: str) -> None:
+def test_explicit_options_are_used(dtype: str) -> None:
     assert dtype_for(dtype, "cpu") == dtype_for(dtype, "cuda") == dtype
 
 
-def test_about_tells_one_processor_from_another() -> None:
+def test_about_describes_the_processor() -> None:
     assert about() == about() != ""

@@ -36,7 +36,7 @@ def prompt(number: int, length: int) -> tuple[int, ...]:
 
 
 def finish(engine: Engine, wanted: Iterable[int]) -> dict[int, tuple[list[int], str | None]]:
-    """Step until nothing is left; answers and how they ended."""
+    """Step until no request is left. Returns answers and finish reasons."""
     answers: dict[int, list[int]] = {number: [] for number in wanted}
     ends: dict[int, str | None] = dict.fromkeys(answers)
     while engine.busy:
@@ -49,7 +49,7 @@ def finish(engine: Engine, wanted: Iterable[int]) -> dict[int, tuple[list[int], 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_answers_do_not_depend_on_company(engine: Engine, temperature: float) -> None:
-    """Alone, all at once, and arriving one by one while others run and are aborted."""
+    """Requests alone, all at once, and arriving one by one while others run and are aborted."""
     lengths = {0: 5, 1: 60, 2: 1, 3: 33, 4: 100, 5: 12, 6: 7}
     limits = {0: 40, 1: 3, 2: 25, 3: 17, 4: 30, 5: 1, 6: 12}
 
@@ -107,7 +107,7 @@ def test_the_model_length_ends_an_answer(random_model: Path) -> None:
     assert [(len(answer), end) for answer, end in ends.values()] == [(1, "length"), (5, "length")]
 
 
-def test_an_abort_frees_its_place_and_ends_its_outputs(engine: Engine) -> None:
+def test_an_abort_frees_its_slot_and_ends_its_outputs(engine: Engine) -> None:
     for number in range(5):
         engine.add(number, prompt(number, 4), 100)
     engine.step()
@@ -223,10 +223,10 @@ def test_a_length_beyond_the_models_is_refused(random_model: Path) -> None:
         Engine(random_model, options)
 
 
-def test_what_a_rank_can_find_out_it_says_before_it_meets_the_others(
+def test_errors_that_a_rank_finds_alone_come_before_the_rendezvous(
     random_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No other rank exists here, so an engine that waited for them would hang."""
+    """No other rank exists here, so an engine that waits for one would hang."""
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(LaunchError, match="torchrun"):
         Engine(random_model, EngineOptions("cpu"))

@@ -39,7 +39,9 @@ def test_what_is_quantised_comes_back_within_half_a_step(
     # 3 bits of mantissa: half a step is 1/16 of the value, or of the smallest normal one.
     smallest = scale.amax() * 2**-6
     assert ((back - weight).abs() <= weight.abs().clamp(min=smallest) / 16 * 1.001).all()
-    assert torch.equal(values, fp8_format.quantise(back)[0])  # what fp8 can hold it holds exactly
+    assert torch.equal(
+        values, fp8_format.quantise(back)[0]
+    )  # values that fp8 can represent stay exact
 
 
 def test_the_scale_multiplies_and_each_block_has_its_own() -> None:
@@ -73,7 +75,7 @@ def test_a_linear_dequantises_before_its_product() -> None:
 
 @pytest.fixture(scope="module")
 def wide_model(tmp_path_factory: pytest.TempPathFactory, write_model: Callable[..., Path]) -> Path:
-    """Sizes with edge blocks, in more than one file."""
+    """A model with partial blocks, in more than one file."""
     from transformers import DeepseekV3ForCausalLM
 
     path = write_model(

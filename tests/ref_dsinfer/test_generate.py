@@ -1,4 +1,4 @@
-"""The one command that sees text."""
+"""The only command of the package that reads text."""
 
 import gzip
 import io
@@ -106,7 +106,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
         (gzip.compress(b"w3\n", mtime=0), "compressed by gzip: unpack it"),
     ],
 )
-def test_a_file_that_is_no_text_is_told(content: bytes, message: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_text_is_an_error(content: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "prompts.txt"
     path.write_bytes(content)
     with pytest.raises(InputFileError, match=message) as caught:
@@ -125,7 +125,7 @@ def test_prompts_are_lines_whatever_begins_or_ends_them(
     assert [prompt for (prompt,) in generate.typed_prompts()] == expected
 
 
-def test_a_closed_input_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_closed_input_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", None)
     with pytest.raises(InputFileError, match="--input-file"):
         next(generate.typed_prompts())

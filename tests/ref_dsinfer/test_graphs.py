@@ -1,4 +1,4 @@
-"""Padded decode steps, run as a CUDA graph would but not captured, against plain ones."""
+"""Padded decode steps, run as for a CUDA graph but not captured, against plain ones."""
 
 import random
 from pathlib import Path
@@ -13,7 +13,7 @@ from tests.ref_dsinfer.conftest import written
 
 
 def answers(model: Path, padded: bool, speculative: bool = False) -> dict[int, list[int]]:
-    """Of requests that come and go, over a cache so small that some have to start over."""
+    """Answers to requests that come and go, with a cache so small that some are preempted."""
     options = EngineOptions(
         device="cpu",
         dtype="float32",

@@ -1,6 +1,6 @@
-"""No key of config.json is ignored that counts: each is honoured, or another value is refused.
+"""No relevant key of config.json is ignored: each is honoured, or other values are refused.
 
-What honoured keys do to the numbers, `test_model.py` compares with transformers.
+`test_model.py` compares the numerical effect of honoured keys with transformers.
 """
 
 import dataclasses

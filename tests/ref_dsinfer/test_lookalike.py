@@ -1,4 +1,4 @@
-"""Every lookalike is made by what really makes it, and then only its head is shown."""
+"""Every lookalike is written by the real tool, and only its first bytes are examined."""
 
 import bz2
 import gzip
@@ -69,7 +69,7 @@ def archive(kind: str) -> bytes:
         (b"word " * 200, "text that begins 'word word"),
     ],
 )
-def test_a_file_is_told_by_its_head(content: bytes, message: str) -> None:
+def test_a_file_is_recognised_by_its_head(content: bytes, message: str) -> None:
     phrase = what_it_is(content[:HEAD])
     assert phrase
     assert phrase.startswith(message)

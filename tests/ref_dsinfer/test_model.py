@@ -74,7 +74,7 @@ def model_dir(
 
 
 def prompts_for(config: ModelConfig) -> list[tuple[int, ...]]:
-    """Of several lengths, one of them past YaRN's original length."""
+    """Prompts of several lengths, one of them beyond YaRN's original length."""
     chance = random.Random(0)
     original = config.yarn.original_length if config.yarn else 32
     lengths = (1, 7, original - 1, original + 75)
@@ -109,7 +109,7 @@ def test_logits_of_prompts_and_decoded_tokens_are_those_of_transformers(
 def test_every_position_of_a_prompt_is_right(
     model_dir: Path, bench: "type[Bench]", step_tokens: int
 ) -> None:
-    """Read at once, and in parts."""
+    """Prefilled at once, and in chunks."""
     from transformers import DeepseekV3ForCausalLM
 
     peer = DeepseekV3ForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
@@ -165,7 +165,7 @@ def test_absorbed_attention_agrees_with_unabsorbed(
 def test_the_compiled_attention_is_the_plain_one(
     places: int, heads: int, width: int, kept: int, dtype: torch.dtype
 ) -> None:
-    """Over sequences of uneven lengths, whose blocks lie anywhere."""
+    """With sequences of different lengths, whose blocks are anywhere."""
     torch.manual_seed(0)
     lengths = torch.tensor([1, places, 3 * places + 5, 2, 2 * places - 1])
     blocks = torch.randn(12, places, width).to(dtype)

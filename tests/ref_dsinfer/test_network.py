@@ -1,4 +1,4 @@
-"""Variables that name network interfaces, against those of this machine."""
+"""Variables that name network interfaces, compared with those of this machine."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from ref_dsinfer.network import check_interfaces
 
 
 @pytest.mark.parametrize("value", ["lo", "nosuch0,lo"])
-def test_an_interface_that_is_here_is_taken(value: str) -> None:
+def test_an_existing_interface_is_accepted(value: str) -> None:
     check_interfaces(True, {"GLOO_SOCKET_IFNAME": value})
 
 

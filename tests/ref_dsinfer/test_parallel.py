@@ -32,7 +32,7 @@ NODES = ROOT / "requirements" / "torchrun-nodes"  # as setup.sh copies it into e
 
 
 class Found(NamedTuple):
-    """What all ranks have written."""
+    """The results that all ranks have written."""
 
     answers: list[list[int]]
     logits: torch.Tensor
@@ -73,7 +73,7 @@ def run_nodes(world: int, *case: object) -> list[tuple[int, str]]:
 
 
 def read(world: int, output: Path) -> Found:
-    """What all ranks have written; they must agree."""
+    """Read the results of all ranks, which must agree."""
     written = [json.loads(Path(f"{output}.{rank}").read_text()) for rank in range(world)]
     assert all(one == written[0] for one in written)
     return Found(written[0]["answers"], torch.tensor(written[0]["logits"]))
@@ -182,7 +182,7 @@ def test_ranks_stay_together_where_sums_are_rounded_and_tokens_drawn(
 def test_data_parallel_answers_do_not_depend_on_the_schedule(
     world: int, count: int, random_model: Path, tmp_path: Path
 ) -> None:
-    """Sequences that start over, fewer of them than ranks, all of a rank's aborted."""
+    """With preempted sequences, fewer sequences than ranks, and all of a rank's aborted."""
     tests = runpy.run_path(str(Path(__file__).with_name("test_schedules.py")))
     answers = tests["answers_alone"](random_model)
     (tmp_path / "alone").write_text(json.dumps(list(answers.items())))

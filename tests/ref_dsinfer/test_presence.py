@@ -1,4 +1,4 @@
-"""Who has gone is said once on each machine, and all end; real processes on loopback."""
+"""A lost rank is named once on each machine, and all ranks exit; real processes on loopback."""
 
 import os
 import socket
@@ -83,7 +83,7 @@ def test_a_rank_that_is_killed_is_named_once_a_machine(
 
 
 @pytest.mark.slow
-def test_a_rank_that_ends_in_words_is_named_on_other_machines_only(start: Start) -> None:
+def test_a_rank_that_exits_with_an_error_is_named_on_other_machines_only(start: Start) -> None:
     results = ended(start(4, 2, rank2="end"))
     assert results[2] == (7, "error: a file is missing\n")
     assert results[3] == (12, "")
@@ -105,7 +105,7 @@ def test_ranks_that_leave_may_end_in_any_order(start: Start) -> None:
 
 @pytest.mark.slow
 def test_torchrun_s_end_is_its_ranks_end(tmp_path: Path) -> None:
-    """As torchrun does, the parent starts a rank by this Python, and is then killed."""
+    """Like torchrun, the parent starts a rank by this Python, and is then killed."""
     rank = "import time; import entrypoint; entrypoint.run(lambda: time.sleep(60))"
     parent = (
         "import subprocess, sys, time\n"
@@ -135,8 +135,8 @@ def test_torchrun_s_end_is_its_ranks_end(tmp_path: Path) -> None:
     assert path.read_text() == "error: torchrun has ended, so its ranks exit\n"
 
 
-def test_strangers_are_not_taken_for_ranks(tmp_path: Path) -> None:
-    """Who connects without the meeting's secret is let go, and stands in nobody's way."""
+def test_connections_without_the_secret_are_dropped(tmp_path: Path) -> None:
+    """A connection without the secret is closed, and blocks no rank."""
     words = [str(tmp_path), "0", "2", "0", "2", "wait"]
     environment = os.environ | {"LOCAL_RANK": "0", "PYTHONPATH": str(ROOT)}
     pipe = subprocess.PIPE

@@ -22,7 +22,7 @@ def scores(logits_NV: torch.Tensor) -> Scores:
     return Scores(logits_NV, greedy(logits_NV, ALONE), list(range(len(logits_NV))))
 
 
-def test_greedy_takes_the_lowest_of_equals() -> None:
+def test_greedy_selects_the_lowest_id_of_equal_logits() -> None:
     logits = torch.full((2, 5000), 1.0)
     logits[0, 3000:] = 2.0
     assert sample(scores(logits), [(sequence(), 0), (sequence(), 0)], ALONE) == [3000, 0]
@@ -89,7 +89,7 @@ def test_a_draw_depends_on_seed_and_id_and_on_nothing_else_in_the_batch() -> Non
     assert draws(7, 0, others=0) != draws(7, 1, others=0)
 
 
-def test_the_draw_of_a_place_is_the_same_whenever_it_is_made() -> None:
+def test_a_position_s_sample_does_not_depend_on_when_it_is_drawn() -> None:
     one, other = (sequence(7, temperature=1.0) for _ in range(2))
     together = sample(scores(LOGITS.expand(40, -1)), [(one, place) for place in range(40)], ALONE)
     again = [

@@ -1,4 +1,4 @@
-"""Requests come and go; the scheduler and its blocks are held against a plain model of both."""
+"""The scheduler and its blocks against a plain model of both, while requests come and go."""
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -39,7 +39,7 @@ class Traffic(RuleBasedStateMachine):
 
     @rule(right=st.integers(0, 3))
     def step(self, right: int) -> None:
-        """At most so many drafts are right."""
+        """One step in which at most `right` drafts are accepted."""
         if not self.scheduler.busy:
             return
         scheduled = self.scheduler.schedule()
@@ -80,13 +80,13 @@ class Traffic(RuleBasedStateMachine):
 
     @rule(choice=st.integers(0, 99))
     def remove(self, choice: int) -> None:
-        """One ends, or is aborted, at any place."""
+        """End or abort one sequence, at any position."""
         if self.arrived:
             self.scheduler.remove(self.arrived.pop(choice % len(self.arrived)))
 
     @rule()
     def drain(self) -> None:
-        """All come to their end, however often they are preempted."""
+        """Step until all sequences have ended, however often they are preempted."""
         for _ in range(len(self.arrived) * LONGEST * 2):
             self.step(1)
         assert not self.arrived

@@ -1,4 +1,4 @@
-"""Whatever runs beside it, and however often it starts over, an answer is the one given alone."""
+"""An answer does not depend on other requests or on preemptions."""
 
 import random
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Drafts of the MTP layer: what it computes, and that no answer changes by them."""
+"""Drafts of the MTP layer: their logits, and that they change no answer."""
 
 import json
 import random
@@ -37,7 +37,7 @@ def made(model: Path, speculative: bool = True, **arguments: Any) -> Engine:
 
 @pytest.fixture(scope="module")
 def engines(drafting_model: Path) -> tuple[Engine, Engine]:
-    """One without drafts, and one with."""
+    """An engine without drafts, and one with drafts."""
     return made(drafting_model, False, max_running=3), made(drafting_model, max_running=3)
 
 
@@ -47,7 +47,7 @@ def prompt(number: int, length: int, vocabulary: int = 32) -> tuple[int, ...]:
 
 
 def finish(engine: Engine) -> Answers:
-    """Step until nothing is left; answers and how they ended."""
+    """Step until no request is left. Returns answers and finish reasons."""
     answers: Answers = {}
     while engine.busy:
         for output in engine.step():
@@ -125,7 +125,7 @@ def written_out(model: Path, ids: tuple[int, ...], depth: int) -> Tensor:
 def test_the_drafts_are_those_of_the_layer_written_out(
     which: str, drafting_model: Path, step_tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a prompt read at once, and in parts."""
+    """After a prompt that is prefilled at once, and in chunks."""
     model = drafting_model if which == "random" else TINY / "model"
     engine = made(model, step_tokens=step_tokens, max_running=2)
     seen: list[Tensor] = []
@@ -163,7 +163,7 @@ def test_answers_are_the_same_with_drafts_and_without(
     assert 1.05 < engines[1].accepted / engines[1].verified < MTP_STEPS  # right and wrong ones
 
 
-def test_a_step_gives_several_tokens_and_never_more_than_asked_for(
+def test_a_step_yields_several_tokens_and_never_more_than_requested(
     engines: tuple[Engine, Engine],
 ) -> None:
     _, engine = engines
@@ -219,7 +219,7 @@ def test_the_model_length_ends_an_answer(drafting_model: Path) -> None:
     assert lengths == [(n, "length") for n in (1, 2, 3, 12, 29)]
 
 
-def test_an_abort_frees_its_place(engines: tuple[Engine, Engine]) -> None:
+def test_an_abort_frees_its_slot(engines: tuple[Engine, Engine]) -> None:
     plain, engine = engines
     for number in range(5):
         engine.add(number, prompt(number, 4), 30)
@@ -273,7 +273,7 @@ def test_a_model_without_the_layer_is_refused(
     assert made(tmp_path / "old", False)
 
 
-def test_the_layer_is_no_part_of_the_model_where_the_configuration_says_so(
+def test_the_mtp_layer_is_skipped_if_the_configuration_omits_it(
     drafting_model: Path,
 ) -> None:
     assert ModelConfig.read(drafting_model).mtp

@@ -1,4 +1,4 @@
-"""A model directory whose files are not what their names say, not all there."""
+"""Model directories with files of another kind, or with missing files."""
 
 import gzip
 import json
@@ -75,7 +75,7 @@ def sharded(model_dir: Path, count: int, index: bool = False) -> list[Path]:
         (lambda content: content + b"x", r"can't be read as safetensors"),
     ],
 )
-def test_weights_that_are_none_are_told_by_all_that_read_them(
+def test_weight_files_of_another_kind_are_recognised_by_all_readers(
     copied: Path, tmp_path: Path, spoilt: Callable[[bytes], bytes], message: str
 ) -> None:
     file = copied / "model.safetensors"
@@ -108,13 +108,15 @@ def test_weights_that_are_none_are_told_by_all_that_read_them(
         (b"[]", "is not a JSON object"),
     ],
 )
-def test_a_configuration_that_is_none_is_told(copied: Path, content: bytes, message: str) -> None:
+def test_a_config_json_of_another_kind_is_recognised(
+    copied: Path, content: bytes, message: str
+) -> None:
     (copied / "config.json").write_bytes(content)
     with pytest.raises(ModelError, match=rf"/config\.json {message}"):
         ModelConfig.read(copied)
 
 
-def test_an_index_that_is_none_is_told(copied: Path) -> None:
+def test_an_index_of_another_kind_is_recognised(copied: Path) -> None:
     sharded(copied, 2, index=True)
     for content, message in (
         (POINTER, "is a git-lfs pointer"),
@@ -169,7 +171,7 @@ def test_weights_of_another_kind_are_named(copied: Path) -> None:
     ],
     ids=["engine", "convert", "fp8"],
 )
-def test_fp8_weights_without_a_word_of_it_are_told(
+def test_fp8_weights_without_quantization_config_are_an_error(
     tmp_path: Path, tiny_fp8: Path, reader: Callable[[Path, Path], object]
 ) -> None:
     raw = json.loads((tiny_fp8 / "config.json").read_text())
@@ -192,7 +194,7 @@ def test_activations_scaled_by_powers_of_two_are_refused_where_they_are_rounded(
         Engine(tiny_fp8, EngineOptions("cpu", gemm="fp8"))
 
 
-def test_a_word_of_fp8_without_fp8_weights_is_told(copied: Path) -> None:
+def test_a_quantization_config_without_fp8_weights_is_an_error(copied: Path) -> None:
     raw = json.loads((copied / "config.json").read_text())
     raw["quantization_config"] = QUANTIZATION_CONFIG
     (copied / "config.json").write_text(json.dumps(raw))
@@ -279,7 +281,7 @@ def deepseeks(model_dir: Path, target: Path, world: int) -> Path:
 
 
 def load(path: Path, rank: int, world: int, attention: str) -> dict[str, Tensor]:
-    """One rank's weights; it meets no other rank, since nothing is computed."""
+    """One rank's weights. No other rank is needed, since nothing is computed."""
     ranks = ATTENTION[attention](RankInfo(), torch.device("cpu"))
     ranks.rank, ranks.world_size = rank, world
     model = Model.load(path, ModelConfig.read(path), torch.float32, ranks, 16)

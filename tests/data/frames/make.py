@@ -1,4 +1,4 @@
-"""Frames as the pandas that runs this writes them: python make.py FOLDER
+"""Write the test frames by the installed pandas: python make.py FOLDER
 
 The folders beside this file were made so by pandas 1.5.3 and 2.0.3 (numpy 1.26), 2.2.3, 2.3.3 and
 3.1 (numpy 2).

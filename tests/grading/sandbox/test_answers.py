@@ -1,4 +1,4 @@
-"""Answers without end cost a program its own test and the grader nothing: see `attacks.answers`."""
+"""Endless answers fail their own test and cost the grader nothing: see `attacks.answers`."""
 
 import resource
 import threading
@@ -78,7 +78,7 @@ def test_answers_of_any_size_are_wrong(sandbox: Sandbox) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_utime
     with _beating() as longest:
         verdicts = _verdicts(LONG, "f", "7", sandbox)
-    assert longest[0] < 5  # tens of megabytes are handed on
+    assert longest[0] < 5  # tens of megabytes are forwarded
     assert resource.getrusage(resource.RUSAGE_SELF).ru_utime - before < 20  # of all these answers
     for name in ("forged fraction", "forged colliding keys", "colliding keys"):
         assert verdicts[name].too_slow, name
@@ -100,7 +100,7 @@ def test_what_is_compared_may_not_take_all_memory(sandbox: Sandbox) -> None:
 
 
 def test_one_comparer_serves_after_another_has_failed(sandbox: Sandbox) -> None:
-    """A hostile answer costs no other its verdict."""
+    """A hostile answer does not change the verdict of another one."""
     from grading.tasks.livecodebench import Comparer
 
     problem = Problem("q", "f", [Case("1", "7")])

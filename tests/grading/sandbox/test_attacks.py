@@ -1,4 +1,4 @@
-"""Programs that attack: at levels that hold none gets through, where nothing holds they do."""
+"""Attacking programs: none succeeds at a level that holds, and all succeed without one."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def _as(user: str) -> dict[str, Any]:
 
 @cache
 def _interpreter(user: str) -> str | None:
-    """One that the user may run: this one is often in a home that is closed to others."""
+    """A Python that the user may run: this one is often in a home that others can't read."""
     names = (f"python3.{minor}" for minor in range(11, 15))
     others = (shutil.which(name, path="/usr/bin:/usr/local/bin") for name in names)
     for path in (sys.executable, *filter(None, others)):
@@ -42,7 +42,7 @@ def _interpreter(user: str) -> str | None:
 
 @cache
 def _run(level: str, user: str, names: tuple[str, ...]) -> dict[str, Any]:
-    """What became of attacks at a level, as `attacks/run.py` prints it."""
+    """The outcomes of attacks at a level, as `attacks/run.py` prints them."""
     if user == "nobody" and not IS_ROOT:
         pytest.skip("only root can become another user")
     python = _interpreter(user)

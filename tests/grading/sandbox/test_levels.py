@@ -1,4 +1,4 @@
-"""The level is what the machine holds, whatever was asked for; lesser machines are made here."""
+"""The level is one that the machine supports; the tests imitate machines that support less."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def _find(
     path: str = os.environ["PATH"],
     prefix: tuple[str, ...] = (),
 ) -> tuple[str | None, str, dict[str, str]]:
-    """What is found on a machine that lacks something."""
+    """Level, reason and canaries on a machine without some kernel features."""
     command = [*prefix, sys.executable, "-c", FIND if landlock else WITHOUT + FIND, *arguments]
     if not namespaces:
         unshare, shell = shutil.which("unshare"), shutil.which("sh")  # not by the given `path`
@@ -87,7 +87,7 @@ def test_without_landlock_the_kernel_level_leaks_and_is_not_used() -> None:
     assert "Landlock" in reason
     assert canaries["reading a file outside"] == "open"
     assert canaries["fork"] == "held"
-    assert _find(landlock=False)[0] == "full"  # a root of its own hides what Landlock would
+    assert _find(landlock=False)[0] == "full"  # its own root directory hides what Landlock would
 
 
 @needs_bubblewrap
@@ -104,7 +104,7 @@ def test_without_all_nothing_holds() -> None:
     assert "bubblewrap (the command bwrap) is not installed" in reason
 
 
-def test_a_container_is_believed_and_told_what_is_open() -> None:
+def test_a_container_is_trusted_and_its_open_canaries_reported() -> None:
     level, reason, canaries = _find("container", landlock=False, namespaces=False)
     assert level == "container"
     assert "Landlock" in reason
@@ -136,8 +136,8 @@ def test_bubblewrap_holds() -> None:
 
 
 @needs_bubblewrap
-def test_what_bubblewrap_complains_of_is_told() -> None:
-    """Where it may make no namespaces, neither by a user's right nor by a capability."""
+def test_bubblewrap_s_error_is_in_the_reason() -> None:
+    """Without namespaces, which it may create neither as a user nor by a capability."""
     without_capabilities = ("setpriv", "--bounding-set=-all", "--inh-caps=-all")
     level, reason, _ = _find("bwrap", namespaces=False, prefix=without_capabilities)
     assert level is None

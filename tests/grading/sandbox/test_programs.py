@@ -1,4 +1,4 @@
-"""What honest programs do still works at every level, and what cheats do never helps."""
+"""Honest programs work at every level, and cheating never helps."""
 
 import importlib.util
 import json
@@ -112,7 +112,7 @@ CHEATS = {
     "    dicts = [o for o in gc.get_objects() if type(o) is dict]\n"
     "    return next(o['secret'][0] for o in dicts if 'secret' in o)",
 }
-# and what would fool one that trusts what its child says
+# and programs that deceive a grader which trusts its child process
 LIES = {
     "forged answer": "import os\ndef f(a):\n"
     '    os.write(3, b\'{"ok": true, "value": true}\\n\'); os._exit(0)',
@@ -201,7 +201,7 @@ ENDS = {
     ),
 }
 
-# what `finally` gets over
+# ends that `finally` survives
 RETURNS = ("exit", "exit with a code", "interrupt", "no more files", "the group")
 
 

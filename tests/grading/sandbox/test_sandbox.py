@@ -1,4 +1,4 @@
-"""Programs that misbehave: each fails, in time, and leaves nothing behind."""
+"""Misbehaving programs: each fails in time and leaves nothing behind."""
 
 import contextlib
 import json
@@ -24,7 +24,7 @@ RIGHT = "a, b = map(int, input().split())\nprint(a + b)\n"
 
 
 def _of(owner: int) -> dict[int, list[str]]:
-    """Processes of a grader's sandbox, by number; its own children are servers."""
+    """Processes of a grader's sandbox, by process id; its direct children are fork servers."""
     processes = {}
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -37,7 +37,7 @@ def _of(owner: int) -> dict[int, list[str]]:
 
 @pytest.fixture
 def nothing_left() -> Iterator[None]:
-    """No process may be left but servers."""
+    """Checks afterwards that only fork servers are left."""
     yield
     assert [n for n, stat in _of(os.getpid()).items() if int(stat[1]) != os.getpid()] == []
 
@@ -163,14 +163,14 @@ def test_a_reply_without_end_is_no_answer(
             process.ask({"input": "1"}, 5)
 
 
-def test_end_all_wakes_whoever_waits(sandbox: Sandbox) -> None:
+def test_end_all_wakes_all_waiting_threads(sandbox: Sandbox) -> None:
     with sandbox.start("grading.tasks.program", Limits()) as process:
         sandbox.end_all()
         with pytest.raises(ProcessEnded):
             process.ask({"code": "while True: 1", "function": "f", "mode": "reference"}, 5)
 
 
-def test_too_late_is_told_apart(sandbox: Sandbox) -> None:
+def test_a_time_limit_is_a_distinct_error(sandbox: Sandbox) -> None:
     with sandbox.start("grading.tasks.program", Limits()) as process, pytest.raises(TimeLimit):
         process.ask({"code": "while True: 1", "function": "f", "mode": "reference"}, 0.2)
 
@@ -203,7 +203,7 @@ def test_a_start_is_a_fork(sandbox: Sandbox) -> None:
     assert [process for process, stat in found.items() if int(stat[1]) in found]
 
 
-def test_a_server_that_is_killed_costs_nobody_a_process() -> None:
+def test_a_killed_fork_server_leaves_its_processes_usable() -> None:
     with Sandbox() as sandbox, sandbox.start("grading.tasks.program", Limits()) as before:
         server = max(n for n, stat in _of(os.getpid()).items() if int(stat[1]) == os.getpid())
         os.kill(server, signal.SIGKILL)

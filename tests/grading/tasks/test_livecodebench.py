@@ -177,7 +177,7 @@ def test_an_expected_value_that_can_not_be_read_is_the_problems(sandbox: Sandbox
             passes("f = abs", _problem(("7", expected), function="f"), sandbox, 5)
 
 
-def test_too_slow_is_told_apart(tmp_path: Path, sandbox: Sandbox) -> None:
+def test_a_timeout_is_a_distinct_status(tmp_path: Path, sandbox: Sandbox) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text(json.dumps(_row()) + "\n")
     answer = Answer(0, "livecodebench", "```python\nwhile True: pass\n```", "q1")

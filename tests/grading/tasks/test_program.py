@@ -1,4 +1,4 @@
-"""Loading a solution: as after the public runner's prelude, though that has run before the fork."""
+"""A solution loads as after the public runner's prelude, though that has run before the fork."""
 
 import json
 import sys
@@ -30,7 +30,7 @@ def f(_):
 
 @pytest.fixture
 def runner(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[dict], dict]]:
-    """A runner in this process, whose changes to the interpreter are taken back."""
+    """A runner in this process; its changes to the interpreter are undone."""
     for name in ("exit", "quit", "help", "copyright", "credits", "license"):
         monkeypatch.setattr(f"builtins.{name}", None, raising=False)
     digits, depth = sys.get_int_max_str_digits(), sys.getrecursionlimit()

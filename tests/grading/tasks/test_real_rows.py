@@ -1,4 +1,4 @@
-"""Real rows, from packages put into a throw-away directory: AIME, and HumanEval's programs."""
+"""Real rows from packages in a temporary directory: AIME, and HumanEval's programs."""
 
 import gzip
 import json

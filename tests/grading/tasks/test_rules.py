@@ -89,7 +89,7 @@ def test_units_go_one_after_the_other() -> None:
     ],
     ids=range(4),
 )
-def test_endless_formulas_are_cut_off_and_said(
+def test_endless_formulas_are_timeouts(
     slow: str, truth: str, monkeypatch: pytest.MonkeyPatch, sandbox: Sandbox
 ) -> None:
     monkeypatch.setattr("grading.tasks.table.MATH_LIMIT_S", 1.0)

@@ -1,4 +1,4 @@
-"""Formulas that take the public grader seconds, or for ever: each ends, in bounded memory."""
+"""Formulas on which the public grader takes seconds or forever: each ends, in bounded memory."""
 
 import json
 import threading

@@ -1,6 +1,6 @@
-"""Random texts and truths, made of the rules' own vocabulary, through every extractor and comparer.
+"""Random texts and truths in the rules' own vocabulary, for every extractor and judge.
 
-No exception, no answer over its time limit; and a text may be as long as it likes.
+No exception, no answer over its time limit, and texts of any length.
 """
 
 import math
@@ -109,7 +109,7 @@ def test_an_answer_is_the_last_wherever_in_the_text_it_stands(
 
 
 class _Worker:
-    """A process that compares formulas; a fresh one after any that was killed."""
+    """A process that compares formulas, replaced whenever it is killed."""
 
     def __init__(self, sandbox: Sandbox) -> None:
         self._sandbox = sandbox

@@ -1,4 +1,4 @@
-"""A valid tree, made by the commands themselves."""
+"""A valid submission tree, made by the commands themselves."""
 
 import argparse
 import shutil

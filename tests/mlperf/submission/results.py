@@ -1,4 +1,4 @@
-"""Result folders as full runs leave them, without the hours that these take.
+"""Result folders like those of full runs, without the hours that these take.
 
 The logs have LoadGen's form, and the values of a valid run unless a test changes them.
 """

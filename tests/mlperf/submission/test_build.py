@@ -188,7 +188,7 @@ def test_results_of_two_systems_are_refused(run: Command, empty: Path, runs: Pat
         run("build", empty, *OPTIONS, runs)
 
 
-def test_options_that_can_not_be_meant_are_refused(
+def test_contradicting_options_are_refused(
     run: Command, empty: Path, runs: Path, tmp_path: Path
 ) -> None:
     other = shutil.copytree(runs, tmp_path / "again")

@@ -1,4 +1,4 @@
-"""The page's commands work, and what real runs leave can be built from."""
+"""The commands of docs/submission.md work, also on results of real runs."""
 
 import argparse
 import os

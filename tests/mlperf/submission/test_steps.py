@@ -56,7 +56,7 @@ def test_runs_are_done_in_order_and_once(tmp_path: Path) -> None:
         runs = re.findall(r"steps: \d of 4: offline, (\w+): (.*)", err)
         assert [test for test, _ in runs] == TESTS, err
         assert [test for test, text in runs if not text.startswith("done already")] == began
-        # the runs are short ones, which is all that speaks against them
+        # the runs are short, which is the only reason against them
         assert process.returncode == 15
         assert set(re.findall(r"^\S+/offline: \S+ (\w+): ", out, re.MULTILINE)) == {"settings"}
     rate = json.loads((tmp_path / "runs" / "offline" / "rate" / "rate.json").read_text())

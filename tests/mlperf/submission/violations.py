@@ -1,4 +1,4 @@
-"""Violations to plant in a valid tree, each with the rule that has to find it."""
+"""Violations to add to a valid tree, each with the rule that must find it."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Answers that attack the grader: small, and without end for whoever builds or compares them.
+"""Answers that attack the grader: small, but endless to build or compare.
 
 `QUICK` and `LONG` are functions, none of which is right whatever is expected; what a program can't
 return it forges, by writing to the socket on which its own answer would go. `PRINTED` are programs

@@ -1,4 +1,4 @@
-"""Programs that attack the machine they run on, each known to get through where nothing holds it.
+"""Programs that attack their machine; each is known to succeed without a sandbox.
 
 An attack is the body of a function of `t`, a dictionary of targets that `run` lays out; where it
 comes to its end, it has got through. `BITES` names those that must do so at level none: all but

@@ -1,4 +1,4 @@
-"""Run every attack of `programs` over one sandbox and print what became of it, as JSON.
+"""Run attacks of `programs` in one sandbox and print the outcomes as JSON.
 
 Started by its path, as any user, with a level and the names of attacks, in a temporary directory
 of its own (`TMPDIR`); only the standard library is needed. Printed: the level, why, and for each
@@ -24,7 +24,7 @@ SECONDS = {"signals_blocked": 0.5, "kill_all": 2.0, "fork_bomb": 2.0, "sleeping_
 
 
 class Host:
-    """What attacks aim at, in a directory of its own; `changes` says what they have done to it."""
+    """The targets of attacks, in a directory of their own; `changes` names what attacks changed."""
 
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
@@ -67,7 +67,7 @@ class Host:
         self.before = self.state()
 
     def state(self) -> dict[str, object]:
-        """All that an attack might change, by name."""
+        """Everything that an attack might change, by name."""
         state: dict[str, object] = {
             "files": [
                 (path.name, path.lstat().st_mode, path.lstat().st_mtime, path.lstat().st_uid)
@@ -89,7 +89,7 @@ class Host:
         return state
 
     def changes(self) -> list[str]:
-        """Names of what is not as it was."""
+        """Names of the state that has changed."""
         now = self.state()
         return [name for name, value in now.items() if self.before.get(name) != value]
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[4]
 
 @pytest.mark.parametrize("module", ["grading.tasks.program", "grading.sandbox.inside.canaries"])
 def test_a_process_inherits_no_more_than_it_needs(module: str) -> None:
-    """Each module that registers what to do after a fork makes every start slower."""
+    """Each module that registers a hook for forks makes every start slower."""
     code = (
         f"import sys; sys.path.append({str(ROOT)!r});"
         f" import grading.sandbox.inside.forkserver, {module}; getattr({module}, 'handler')();"

@@ -1,4 +1,4 @@
-"""The filter of system calls, run as the kernel runs it, for machines that this one is not."""
+"""The filter of system calls for every architecture, interpreted as the kernel would."""
 
 import errno
 import struct
@@ -11,7 +11,7 @@ ALLOW, REFUSE, MISSING, KILL = 0x7FFF0000, 0x50000 | errno.EPERM, 0x50000 | errn
 
 
 def _verdict(machine: str, audit: int, number: int, *arguments: int, pid: int = 7) -> int:
-    """What the filter answers, by running it as the kernel does."""
+    """The filter's return value, interpreted as the kernel would."""
     data = struct.pack("=iIQ6Q", number, audit, 0, *arguments, *[0] * (6 - len(arguments)))
     code = list(struct.iter_unpack("=HBBI", seccomp.program(machine, pid)))
     at = value = 0
