@@ -1,8 +1,8 @@
-"""torchrun on several machines says whom it waits for, and gives up in one line after five minutes.
+"""Makes torchrun on several machines name the missing nodes, and exit after five minutes.
 
-By itself it waits for a quarter of an hour in silence and ends in a traceback, before any script of
-ours runs. setup.sh copies this folder into the environments. torchrun then finds `handler` by its
-entry point, and its own static rendezvous is preceded by a meeting with names.
+torchrun alone waits for 15 minutes without output and ends in a traceback, before any script of
+ours runs. setup.sh copies this directory into the environments, where torchrun finds `handler` by
+its entry point. torchrun's static rendezvous is then preceded by one that knows the nodes' numbers.
 """
 
 import socket
@@ -14,98 +14,101 @@ from typing import NoReturn
 from torch.distributed import DistError, PrefixStore, Store, TCPStore
 from torch.distributed.elastic.rendezvous import RendezvousInfo, static_tcp_rendezvous
 
-NEWS_S = 20  # of waiting, before it is said for whom
-TORCHRUNS_S, OURS_S = 900, 300  # until the end: torchrun's default, and what is taken in its place
-LOOK_S = 0.2  # between two looks who is there
-EXIT_CODE = 10  # of what was started in a way it can't work
+WARN_AFTER_S = 20  # of waiting, before the missing nodes are printed
+TORCHRUN_TIMEOUT_S, TIMEOUT_S = 900, 300  # torchrun's default, and what replaces it
+POLL_S = 0.2
+EXIT_CODE = 10  # as of errors.LaunchError
 
 
 class NamedRendezvous(static_tcp_rendezvous.StaticTCPRendezvous):
-    """Meets the other machines first. Ends the process where some don't come."""
+    """Waits for the other nodes before torchrun's rendezvous; exits if some don't join in time."""
 
     def next_rendezvous(self) -> RendezvousInfo:
         if self.world_size > 1 and not self._store:
-            self._store = self._met()
+            self._store = self._join()
         return super().next_rendezvous()
 
-    def _met(self) -> Store:
-        limit = self.timeout.total_seconds()
-        self._limit = OURS_S if limit == TORCHRUNS_S else limit
-        self._began = time.monotonic()
-        self._said = False
+    def _join(self) -> Store:
+        """Node 0's store, once all nodes have joined."""
+        timeout_s = self.timeout.total_seconds()
+        self._timeout_s = TIMEOUT_S if timeout_s == TORCHRUN_TIMEOUT_S else timeout_s
+        self._start_s = time.monotonic()
+        self._warned = False
         if self.rank:
-            self._await_first()
-        tcp = self._connected()
-        store = PrefixStore(self.run_id, tcp)
+            self._wait_for_node_0()
+        tcp_store = self._connect()
+        store = PrefixStore(self.run_id, tcp_store)
         store.set(f"node/{self.rank}", str(self.world_size))
         while missing := self._missing(store):
-            self._wait(f"node {', '.join(map(str, missing))} of {self.world_size} to come")
-        return tcp
+            self._wait(f"node {', '.join(map(str, missing))} of {self.world_size} to join")
+        return tcp_store
 
-    def _await_first(self) -> None:
-        """Until the first machine answers; torch would fill the screen meanwhile."""
+    def _wait_for_node_0(self) -> None:
+        """Wait until its port accepts connections; torch would print a warning per attempt."""
         address = self.master_addr, self.master_port
         while True:
             try:
-                socket.create_connection(address, timeout=NEWS_S / 4).close()
+                socket.create_connection(address, timeout=WARN_AFTER_S / 4).close()
                 return
             except OSError as error:
-                self._wait(f"node 0 of {self.world_size} at {self._place} ({error})")
+                self._wait(f"node 0 of {self.world_size} at {self._address} ({error})")
 
-    def _connected(self) -> TCPStore:
-        """The first machine's store, which that one makes."""
+    def _connect(self) -> TCPStore:
+        """Node 0's store, which node 0 itself creates here."""
         try:
             return TCPStore(
                 self.master_addr,
                 self.master_port,
                 self.world_size,
                 self.rank == 0,
-                timedelta(seconds=max(self._limit - time.monotonic() + self._began, 1)),
+                timedelta(seconds=max(self._timeout_s - time.monotonic() + self._start_s, 1)),
                 multi_tenant=True,
-                wait_for_workers=self.rank != 0,  # the others only say that they are here
+                wait_for_workers=self.rank != 0,  # which for other nodes only registers them
             )
         except DistError as error:
             reason = str(error).splitlines()[0]
             if "EADDRINUSE" in reason:
                 reason = f"port {self.master_port} of this machine is taken (--master-port)"
-            self._end(f"can't use node 0's store at {self._place}: {reason}")
+            self._fail(f"can't use node 0's store at {self._address}: {reason}")
 
-    def _wait(self, what: str) -> None:
-        """A moment, for `what`; say it once where it takes long, end where it takes too long."""
-        waited = time.monotonic() - self._began
-        if waited > self._limit:
-            self._end(f"waited {waited:.0f} s for {what}; it must be started there too")
-        if waited > NEWS_S and not self._said:
-            self._said = True
-            self._say(f"waiting for {what}; start the same command there with its own --node-rank")
-        time.sleep(LOOK_S)
+    def _wait(self, event: str) -> None:
+        """Sleep for a moment. Prints `event` once if it takes long; exits if it takes too long."""
+        waited_s = time.monotonic() - self._start_s
+        if waited_s > self._timeout_s:
+            self._fail(f"waited {waited_s:.0f} s for {event}; start the same command there too")
+        if waited_s > WARN_AFTER_S and not self._warned:
+            self._warned = True
+            self._print(f"waiting for {event}; start the same command there with its --node-rank")
+        time.sleep(POLL_S)
 
     def _missing(self, store: Store) -> list[int]:
-        """The machines that are not there yet, by number; one whose torchrun lacks this module says
-        later that it is."""
+        """Numbers of the nodes that have not joined.
+
+        A node whose environment lacks this module joins later, in torchrun's own rendezvous.
+        """
         missing = []
         for node in range(self.world_size):
             if store.check([f"node/{node}"]):
                 count = int(store.get(f"node/{node}"))
                 if count != self.world_size:
-                    self._end(f"node {node} has --nnodes={count}, this one {self.world_size}")
+                    self._fail(f"node {node} has --nnodes={count}, this one {self.world_size}")
             elif not store.check([f"torchelastic/role_info/{node}"]):
                 missing.append(node)
         return missing
 
     @property
-    def _place(self) -> str:
+    def _address(self) -> str:
         return f"{self.master_addr}:{self.master_port}"
 
-    def _say(self, what: str) -> None:
-        print(f"torchrun: node {self.rank}: {what}", file=sys.stderr, flush=True)
+    def _print(self, message: str) -> None:
+        print(f"torchrun: node {self.rank}: {message}", file=sys.stderr, flush=True)
 
-    def _end(self, why: str) -> NoReturn:
-        self._say(why)
+    def _fail(self, reason: str) -> NoReturn:
+        self._print(reason)
         sys.exit(EXIT_CODE)
 
 
 def handler() -> object:
-    """Put the meeting before torchrun's default rendezvous; it also has a name of its own."""
+    """Replace torchrun's default rendezvous. `--rdzv-backend torchrun_nodes` selects it too."""
     static_tcp_rendezvous.StaticTCPRendezvous = NamedRendezvous  # type: ignore[misc]
     return static_tcp_rendezvous.create_rdzv_handler

@@ -217,7 +217,7 @@ def test_a_mistake_on_one_machine_ends_the_others(random_model: Path, tmp_path: 
 
 
 @pytest.mark.slow
-def test_ranks_that_do_not_come_are_named(
+def test_ranks_missing_at_rendezvous_are_named(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(parallel, "WARN_AFTER", timedelta(seconds=1))
@@ -238,8 +238,8 @@ def test_ranks_that_do_not_come_are_named(
 
 
 @pytest.mark.slow
-def test_torchrun_says_which_machine_does_not_come() -> None:
-    """Before any script is started: alone as the first or another one, and where they differ."""
+def test_torchrun_names_the_missing_nodes() -> None:
+    """Alone as node 0 or another one, with a taken port, and with other --nnodes."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         ports = [listener.getsockname()[1]]
         for _ in range(3):
@@ -247,9 +247,9 @@ def test_torchrun_says_which_machine_does_not_come() -> None:
                 ports.append(free.getsockname()[1])
 
         def node(port: int, rank: int, nodes: int, seconds: int) -> subprocess.Popen:
-            place = ("--master-addr=127.0.0.1", f"--master-port={port}", f"--node-rank={rank}")
+            address = ("--master-addr=127.0.0.1", f"--master-port={port}", f"--node-rank={rank}")
             limit = f"--rdzv-conf=timeout={seconds}"
-            return start(ANSWERS, 1, (), f"--nnodes={nodes}", *place, limit)
+            return start(ANSWERS, 1, (), f"--nnodes={nodes}", *address, limit)
 
         started = [
             node(ports[0], 0, 2, 1),
@@ -261,13 +261,12 @@ def test_torchrun_says_which_machine_does_not_come() -> None:
         outputs = [one.communicate(timeout=200)[1].splitlines() for one in started]
     assert [one.returncode for one in started] == [LaunchError.exit_code] * 5
     assert outputs[0][-1].endswith(f"port {ports[0]} of this machine is taken (--master-port)")
-    who = "node 1, 2 of 3 to come"
+    who = "node 1, 2 of 3 to join"
     waiting, gave_up = outputs[1]
     assert waiting == (
-        f"torchrun: node 0: waiting for {who}; start the same command there with its own"
-        " --node-rank"
+        f"torchrun: node 0: waiting for {who}; start the same command there with its --node-rank"
     )
-    assert gave_up.endswith(f" s for {who}; it must be started there too")
+    assert gave_up.endswith(f" s for {who}; start the same command there too")
     assert outputs[2] == [outputs[2][-1]]
     assert f"s for node 0 of 2 at 127.0.0.1:{ports[2]} ([Errno 111] " in outputs[2][-1]
     assert outputs[3] == ["torchrun: node 0: node 1 has --nnodes=3, this one 2"]
