@@ -392,9 +392,7 @@ def _opcodes() -> Iterator[tuple[str, bytes]]:
 
 def _dumps(value: object) -> bytes:
     buffer = io.BytesIO()
-    pickler = pickle._Pickler(
-        buffer, 5
-    )  # in Python, whose depth is limited only by the recursion limit
+    pickler = pickle._Pickler(buffer, 5)  # the one in Python, which also pickles deep objects
     pickler.dump(value)
     return buffer.getvalue()
 

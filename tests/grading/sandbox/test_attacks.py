@@ -1,4 +1,4 @@
-"""Attacking programs: none succeeds at a level that holds, and all succeed without one."""
+"""Attacking programs: none succeeds at a level that holds; without a sandbox, they do."""
 
 import json
 import os
