@@ -95,11 +95,11 @@ async def ours(args: argparse.Namespace) -> list[float]:
     backend = registry.load(registry.lookup(args.backend), config(args, coalesce=True))
     async with running(backend):
         await through_loadgen(backend, rows, None)  # warm
-        seconds = []
+        speeds = []
         for _ in range(args.rounds):
             log = await through_loadgen(backend, rows, None)
-            seconds.append(log["result_tokens_per_second"])
-        return seconds
+            speeds.append(log["result_tokens_per_second"])
+        return speeds
 
 
 def vllm_generate(args: argparse.Namespace) -> list[float]:
@@ -129,7 +129,7 @@ def vllm_generate(args: argparse.Namespace) -> list[float]:
         for one in requests
     ]
     engine.generate(prompts, params, use_tqdm=False)  # warm
-    results = []
+    speeds = []
     for _ in range(args.rounds):
         began = time.monotonic()
         answers = engine.generate(prompts, params, use_tqdm=False)
@@ -138,8 +138,8 @@ def vllm_generate(args: argparse.Namespace) -> list[float]:
             len(one.outputs[0].token_ids) - (one.outputs[0].finish_reason == "stop")
             for one in answers
         )
-        results.append(tokens / (time.monotonic() - began))
-    return results
+        speeds.append(tokens / (time.monotonic() - began))
+    return speeds
 
 
 async def sglang_bare(args: argparse.Namespace) -> dict[str, list[float]]:
@@ -152,7 +152,7 @@ async def sglang_bare(args: argparse.Namespace) -> dict[str, list[float]]:
     rows = workload(args)
     backend = SglangBackend(config(args, coalesce=True))
     requests = await issued(rows)
-    seconds: dict[str, list[float]] = {"theirs": [], "ours": []}
+    speeds: dict[str, list[float]] = {"theirs": [], "ours": []}
     async with running(backend):
         assert backend._server
         client = backend._server._endpoints[0].client
@@ -180,10 +180,10 @@ async def sglang_bare(args: argparse.Namespace) -> dict[str, list[float]]:
         await bare()  # warm, both of them
         await through_loadgen(backend, rows, None)
         for _ in range(args.rounds):
-            seconds["theirs"].append(await bare())
+            speeds["theirs"].append(await bare())
             log = await through_loadgen(backend, rows, None)
-            seconds["ours"].append(log["result_tokens_per_second"])
-    return seconds
+            speeds["ours"].append(log["result_tokens_per_second"])
+    return speeds
 
 
 PEERS = {"vllm": "LLM.generate", "sglang": "a bare client of its server"}
@@ -193,8 +193,8 @@ async def first_tokens(args: argparse.Namespace) -> dict[str, list[float]]:
     """Milliseconds to the first token: p50 and p99 of each round, through all of ours and bare."""
     rows = workload(args)
     backend = Timed(registry.load(registry.lookup(args.backend), config(args, coalesce=False)))
-    seconds: dict[str, list[float]] = {name: [] for name in ("ours p50", "ours p99")}
-    seconds |= {name: [] for name in ("bare p50", "bare p99")}
+    times_ms: dict[str, list[float]] = {name: [] for name in ("ours p50", "ours p99")}
+    times_ms |= {name: [] for name in ("bare p50", "bare p99")}
 
     async def bare(request: Request, due: float, times: list[float]) -> None:
         await asyncio.sleep(due - time.monotonic())
@@ -211,15 +211,15 @@ async def first_tokens(args: argparse.Namespace) -> dict[str, list[float]]:
             log = await through_loadgen(backend, rows, args.qps)
             for share in ("50", "99"):
                 key = f"result_first_token_{share}.00_percentile_latency_ns"
-                seconds[f"ours p{share}"].append(log[key] / 1e6)
+                times_ms[f"ours p{share}"].append(log[key] / 1e6)
             start = time.monotonic() + 0.1 - backend.arrivals[0][0]
             times: list[float] = []
             await asyncio.gather(
                 *(bare(one, start + came, times) for came, one in backend.arrivals)
             )
-            seconds["bare p50"].append(statistics.median(times))
-            seconds["bare p99"].append(statistics.quantiles(times, n=100)[98])
-    return seconds
+            times_ms["bare p50"].append(statistics.median(times))
+            times_ms["bare p99"].append(statistics.quantiles(times, n=100)[98])
+    return times_ms
 
 
 def config(args: argparse.Namespace, coalesce: bool) -> EngineConfig:

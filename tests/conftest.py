@@ -40,7 +40,7 @@ TASKS = ("AIME1983", "math500", "gpqa", "mmlu_pro")
 
 
 def pytest_configure() -> None:
-    # A shell starts background processes with SIGINT ignored; processes that tests interrupt need it.
+    # A shell starts background processes with SIGINT ignored; what tests interrupt needs it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     settings.register_profile("default", settings.default, deadline=None)  # timings fail no test
     settings.load_profile("default")

@@ -466,11 +466,11 @@ def test_what_files_hold_steers_no_terminal_and_fits_its_encoding(
 
     letter = "é" if encoding == "utf-8" else r"\xe9"
     spelled = rf"\x1b]0;title\x07\x1b[2J\ud800\r\n\u202e\x9b {letter}"
-    graded = message("a.jsonl", code=13)
+    graded = said("a.jsonl", code=13)
     assert f"has no problem no {spelled}\n" in graded
     for row in (1, 4):
-        assert spelled in message("a.jsonl", "--explain", str(row))
+        assert spelled in said("a.jsonl", "--explain", str(row))
     frame = read_frame(hostile / "a_evaluated.pkl")
     frame.loc[1, "prompt_accuracy"] = 100.0
     frame.to_pickle(hostile / "other.pkl")
-    assert f"row 1, math500{spelled}: " in message("a_evaluated.pkl", "--compare", "other.pkl")
+    assert f"row 1, math500{spelled}: " in said("a_evaluated.pkl", "--compare", "other.pkl")

@@ -111,7 +111,7 @@ def test_a_length_that_the_model_does_not_have() -> None:
 def test_a_port_that_another_process_took(
     answers: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between its choice and SGLang's use of it, by a process that may be healthy and even SGLang."""
+    """Between its choice and its use by SGLang, by a process that may be healthy, even SGLang."""
 
     async def start() -> str:
         other = EchoServer()

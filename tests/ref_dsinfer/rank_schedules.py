@@ -1,4 +1,4 @@
-"""Run by each rank of test_parallel under torchrun: random schedules, compared with single requests.
+"""Run by each rank of test_parallel under torchrun: random schedules against single requests.
 
 rank_schedules.py MODEL ALONE FIRST_SEED LAST_SEED
 
