@@ -1,4 +1,4 @@
-"""Directories in which some or all results can't be written: nothing is lost, one line is printed."""
+"""Directories in which results can't be written, or only some: nothing is lost, one line each."""
 
 import json
 import os
