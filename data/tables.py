@@ -41,6 +41,7 @@ def parquet(file: BinaryIO) -> "pd.DataFrame":
     source = pq.ParquetFile(file, pre_buffer=False)
     if source.metadata.num_rows > MOST_ROWS:
         raise ValueError(f"it has {source.metadata.num_rows} rows, more than {MOST_ROWS}")
+    _check_columns(source)
     schema = source.schema_arrow
     narrow = [
         field.with_type(pa.list_(pa.int32())) if _is_ids(source, field) else field
@@ -51,6 +52,7 @@ def parquet(file: BinaryIO) -> "pd.DataFrame":
     batches, size = [], 0
     for batch in source.iter_batches(_batch_rows(source)):
         batches.append(batch.cast(target))
+        _check_texts(batches[-1])
         size += batches[-1].nbytes
         if size > room:
             raise ValueError(
@@ -142,6 +144,24 @@ def _plain_cell(cell: Any) -> Any:
     if isinstance(cell, _AS_TEXT) or type(cell).__module__.startswith("pandas."):
         return str(cell)
     return cell
+
+
+def _check_texts(batch: Any) -> None:
+    """Raises: pyarrow's error for a text that is not UTF-8, which would fail only when it is used."""
+    import pyarrow as pa
+
+    for column in batch.columns:
+        if not (pa.types.is_list(column.type) and pa.types.is_integer(column.type.value_type)):
+            column.validate(full=True)
+
+
+def _check_columns(source: Any) -> None:
+    """Raises: pyarrow's errors for a footer whose columns contradict the schema.
+
+    pyarrow's own access to a column's metadata ends the process there; reading a row raises.
+    """
+    for group in range(source.metadata.num_row_groups):
+        next(source.iter_batches(1, [group]), None)
 
 
 def _batch_rows(source: Any) -> int:

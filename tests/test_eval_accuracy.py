@@ -420,21 +420,22 @@ def test_a_log_with_a_byte_order_mark_is_graded(a_run: Path, model_dir: Path) ->
 
 
 HOSTILE = "\x1b]0;title\x07\x1b[2J\ud800\r\n\u202e\x9b é"
+HOSTILE_ID = HOSTILE.replace("\ud800", "")  # which has to be valid Unicode
 
 
 @pytest.fixture
 def hostile(tmp_path: Path) -> Path:
     """Answers and problems with terminal control sequences in every field."""
     test = {"input": "1", "output": HOSTILE, "testtype": "stdin"}
-    problem = PROBLEM | {"question_id": HOSTILE, "public_test_cases": json.dumps([test])}
+    problem = PROBLEM | {"question_id": HOSTILE_ID, "public_test_cases": json.dumps([test])}
     (tmp_path / "livecodebench.jsonl").write_text(json.dumps(problem) + "\n")
     code = "```python\n{}\n```"
     rows = [
         ("gpqa", HOSTILE, f"{HOSTILE} ANSWER: B"),
         ("math500", HOSTILE, rf"\boxed{{{HOSTILE} x}}"),
         ("aime", HOSTILE, r"\boxed{7}"),
-        ("livecodebench", HOSTILE, code.format("print(input())")),
-        ("livecodebench", HOSTILE, code.format("raise ValueError('\\x1b[2J\\ud800 é')")),
+        ("livecodebench", HOSTILE_ID, code.format("print(input())")),
+        ("livecodebench", HOSTILE_ID, code.format("raise ValueError('\\x1b[2J\\ud800 é')")),
         ("livecodebench", f"no {HOSTILE}", code.format("1")),
     ]
     names = ("dataset", "ground_truth", "model_output")

@@ -333,7 +333,10 @@ def _unreachable(url: str, reason: str | BaseException) -> Exception:
     if isinstance(reason, TimeoutError):
         return FailedError("could not connect in time")
     text = reason.strerror if isinstance(reason, OSError) else None
-    return FailedError(f"can't be reached: {text or reason}")
+    return FailedError(
+        f"can't be reached: {text or reason}; on a host without internet use --mirror, behind a proxy"
+        " HTTPS_PROXY"
+    )
 
 
 def _what_came(partial: Path) -> str:

@@ -130,11 +130,18 @@ def find(folder: Path | None) -> dict[str, Path]:
     if folder is not None and not folder.is_dir():
         raise InputFileError(f"{folder}: no such folder")
     found, faults = {}, []
+    reachable = (
+        True  # the hub, which the client tries several times, for minutes, before it gives up
+    )
     for name, source in SOURCES.items():
         try:
-            found[name] = _download(source) if folder is None else _local(folder, name, source)
+            if folder is None:
+                found[name] = _download(source, reachable)
+            else:
+                found[name] = _local(folder, name, source)
         except InputFileError as error:
             faults.append(f"  {name}: {error}")
+            reachable &= not isinstance(error, _UnreachableError)
     if faults:
         heading = f"{len(faults)} of {len(SOURCES)} sources are missing:"
         raise InputFileError("\n".join([heading, *faults]))
@@ -190,15 +197,26 @@ def _local(folder: Path, name: str, source: Source) -> Path:
     )
 
 
-def _download(source: Source) -> Path:
-    """Raises: InputFileError saying what to do."""
+class _UnreachableError(InputFileError):
+    """The hub can't be reached, and its cache has no copy."""
+
+
+def _download(source: Source, reachable: bool) -> Path:
+    """The file, from the hub if that is reachable, or from its cache.
+
+    Raises: InputFileError saying what to do.
+    """
     import httpx
     from huggingface_hub import errors, hf_hub_download
 
     try:
         log.info("getting %s of %s", source.path, source.page)
         path = hf_hub_download(
-            source.repository, source.path, repo_type="dataset", revision=source.revision
+            source.repository,
+            source.path,
+            repo_type="dataset",
+            revision=source.revision,
+            local_files_only=not reachable,
         )
     except errors.GatedRepoError as error:
         raise InputFileError(
@@ -206,7 +224,7 @@ def _download(source: Source) -> Path:
             " read it"
         ) from error
     except errors.LocalEntryNotFoundError as error:  # offline, or not reachable
-        raise InputFileError(
+        raise _UnreachableError(
             f"{source.page} can't be reached, and {source.path} is not in the cache: copy the"
             " sources, and pass their folder as --sources"
         ) from error

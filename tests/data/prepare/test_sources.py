@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -211,3 +212,17 @@ def test_without_a_network_the_sources_are_to_be_copied(tmp_path: Path) -> None:
     assert ended.stderr.startswith("9 of 9 sources are missing:")
     assert ended.stderr.count("can't be reached") == 9
     assert ended.stderr.count("pass their folder as --sources") == 9
+
+
+def test_a_hub_that_can_not_be_reached_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its client takes minutes to give up."""
+    cache_only = []
+
+    def download(*args: str, local_files_only: bool, **options: str) -> str:
+        cache_only.append(local_files_only)
+        raise LocalEntryNotFoundError("no connection")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    with pytest.raises(InputFileError, match="9 of 9 sources are missing"):
+        find(None)
+    assert cache_only == [False, *[True] * 8]

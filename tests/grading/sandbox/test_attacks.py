@@ -49,7 +49,9 @@ def _run(level: str, user: str, names: tuple[str, ...]) -> dict[str, Any]:
     if python is None:
         pytest.skip("no interpreter that nobody may run: install python3 where all can read it")
     with tempfile.TemporaryDirectory(prefix="copy-") as copy:
-        shutil.copytree(ROOT / "grading", Path(copy, "grading"))
+        for package in ("grading", "data", "ref_dsinfer"):
+            code_only = shutil.ignore_patterns("tiny", "*.pkl", "*.parquet", "*.jsonl", "*.sqlite")
+            shutil.copytree(ROOT / package, Path(copy, package), ignore=code_only)
         for module in ("errors.py", "terminal.py"):
             shutil.copy(ROOT / module, copy)
         attacks = Path(copy, ATTACKS.relative_to(ROOT))
