@@ -334,8 +334,8 @@ def _unreachable(url: str, reason: str | BaseException) -> Exception:
         return FailedError("could not connect in time")
     text = reason.strerror if isinstance(reason, OSError) else None
     return FailedError(
-        f"can't be reached: {text or reason}; on a host without internet use --mirror, behind a proxy"
-        " HTTPS_PROXY"
+        f"can't be reached: {text or reason}; on a host without internet use --mirror, behind a"
+        " proxy HTTPS_PROXY"
     )
 
 
