@@ -147,7 +147,7 @@ def _plain_cell(cell: Any) -> Any:
 
 
 def _check_texts(batch: Any) -> None:
-    """Raises: pyarrow's error for a text that is not UTF-8, which would fail only when it is used."""
+    """Raises: pyarrow's error for a text that is not UTF-8, which would fail only when used."""
     import pyarrow as pa
 
     for column in batch.columns:
