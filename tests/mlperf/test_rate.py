@@ -20,6 +20,7 @@ from errors import LoadGenError
 from mlperf import rate, report, settings, user_conf
 from mlperf.early_stopping import late_allowed
 from mlperf.probe import Limits, Meter, Probe, judged
+from tests.effort import cases
 
 if TYPE_CHECKING:
     from tests.conftest import Script
@@ -277,7 +278,7 @@ class TokenTrial(Trial):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "seed"),
-    [*((Trial, seed) for seed in range(20)), *((TokenTrial, seed) for seed in range(8))],
+    [*((Trial, seed) for seed in range(20)), *((TokenTrial, seed) for seed in range(cases(3, 20)))],
 )
 def test_the_rate_found_is_within_5_percent_of_the_true_limit(kind: type[Trial], seed: int) -> None:
     trial = kind(seed)

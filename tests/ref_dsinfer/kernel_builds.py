@@ -1,7 +1,8 @@
 """Compiles the kernels for Hopper (sm_90a) and Blackwell (sm_100a), which needs neither, and looks
 at what they take: shared memory and registers within the limits, nothing spilled.
 
-Every variant is built that the launchers can choose at R1's shapes.
+Every variant is built that the launchers can choose at R1's shapes, on eight ranks, or with
+THOROUGH=1 on any number.
 """
 
 import re
@@ -19,6 +20,7 @@ from triton.compiler import ASTSource
 
 from ref_dsinfer.fp8_format import LARGEST, SMALLEST_AMAX
 from ref_dsinfer.kernels import block_fp8, experts, fused, mla, routing
+from tests.effort import cases
 
 CAPABILITIES = (90, 100)
 SHARED = 227 * 1024  # bytes per program
@@ -84,8 +86,9 @@ def products(capability: int) -> Iterator[Variant]:
         most = block_fp8.most_rows(BYTES[x], blackwell=capability == 100)
         talls = [tall for tall in (16, 32, 64, 128) if tall <= most]
         groups = [(0, 1, False), (0, 4, False)]  # dense, whole or in parts
-        if w == "fp8e4nv":  # 16 experts of a rank of 16, 32 or all; rows as they lie, or gathered
-            groups += [(count, 1, rows) for count in (16, 32, 256) for rows in (False, True)]
+        if w == "fp8e4nv":  # experts of a rank of 8, of 16, or all; rows as they lie, or gathered
+            counts = (32, 16, 256)[: cases(1, 3)]
+            groups += [(count, 1, rows) for count in counts for rows in (False, True)]
         for tall, (count, splits, gathered) in product(talls, groups):
             types = {
                 "x_ptr": f"*{x}",
