@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import pickle
+from array import array
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
@@ -23,6 +24,7 @@ from hypothesis import strategies as st
 from data.results import write_frame
 from data.samples import TASKS, Sample, is_missing, read_frame, samples
 from errors import ColumnsError, EmptyDataError, InputFileError, UserError
+from tests.apart import apart
 
 
 def _frame() -> pd.DataFrame:
@@ -394,3 +396,19 @@ def test_wild_names_are_known_or_a_columns_error(name: str) -> None:
     frame = _frame().assign(dataset=pd.Series([name] * 2, [5, 9], dtype=object))
     with contextlib.suppress(ColumnsError):
         assert samples(frame)[0].task in TASKS
+
+
+def test_a_parquet_footer_that_contradicts_itself_is_refused() -> None:
+    """One byte is changed, and pyarrow's access to a column's metadata ends the process."""
+    path = Path(__file__).parent / "damaged" / "levels.parquet"
+    message, code, _ = apart(lambda: f"{len(read_frame(path))} rows")
+    assert code == InputFileError.exit_code, message
+    assert message.startswith(f"{path}: not a .parquet data frame: ")
+
+
+def test_texts_of_parquet_that_are_not_utf_8_are_refused(tmp_path: Path) -> None:
+    buffers = [None, pa.py_buffer(array("i", [0, 2])), pa.py_buffer(b"\xff\xfe")]
+    texts = pa.Array.from_buffers(pa.string(), 1, buffers)
+    pq.write_table(pa.table({"question": texts}), tmp_path / "a.parquet")
+    with pytest.raises(InputFileError, match=r"not a \.parquet data frame: Invalid UTF8"):
+        read_frame(tmp_path / "a.parquet")
