@@ -30,7 +30,13 @@ BOS, EOS, USER, ASSISTANT = (
 EOS_ID = 1
 MODEL_LENGTH = 163_840  # R1's
 # Files that take minutes, the longest first.
-LONGEST = ("test_readme.py", "test_parallel.py", "test_engine_jobs.py", "test_vllm_server.py")
+LONGEST = (
+    "test_readme.py",
+    "test_rank_faults.py",
+    "test_parallel.py",
+    "test_engine_jobs.py",
+    "test_vllm_server.py",
+)
 R1_TEMPLATE = (
     "{{ bos_token }}"
     "{% for message in messages %}{{ '<｜User｜>' + message['content'] }}{% endfor %}"

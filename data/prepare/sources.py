@@ -224,7 +224,8 @@ def _download(source: Source, reachable: bool) -> Path:
             " read it"
         ) from error
     except errors.LocalEntryNotFoundError as error:  # offline, or not reachable
-        raise _UnreachableError(
+        connected = not isinstance(error.__cause__, httpx.TransportError)  # or offline by choice
+        raise (InputFileError if connected else _UnreachableError)(
             f"{source.page} can't be reached, and {source.path} is not in the cache: copy the"
             " sources, and pass their folder as --sources"
         ) from error

@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 from hypothesis import given, settings
@@ -220,7 +221,7 @@ def test_a_hub_that_can_not_be_reached_is_tried_once(monkeypatch: pytest.MonkeyP
 
     def download(*args: str, local_files_only: bool, **options: str) -> str:
         cache_only.append(local_files_only)
-        raise LocalEntryNotFoundError("no connection")
+        raise LocalEntryNotFoundError("no connection") from httpx.ConnectError("no route")
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     with pytest.raises(InputFileError, match="9 of 9 sources are missing"):
