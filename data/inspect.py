@@ -1,7 +1,6 @@
 """Say what a data set or result file holds, and whether it is the benchmark's; or show one row."""
 
 import argparse
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -12,6 +11,7 @@ import entrypoint
 from backends.options import whole_number
 from data import official, schema
 from errors import UsageError
+from ref_dsinfer.files import sha256
 from terminal import one_line, quoted
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def facts(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = {
         "file": str(path),
         "bytes": path.stat().st_size,
-        "sha256": _sha256(path),
+        "sha256": sha256(path),
         "rows": len(frame),
         "columns": [_column(str(name), column) for name, column in frame.items()],
         "tasks": dict(tasks),
@@ -205,11 +205,6 @@ def _short(cell: Any) -> str:
         first, last = (", ".join(map(quoted, part)) for part in (cell[:ENDS], cell[-ENDS:]))
         return f"{len(cell)}: [{first}, …, {last}]"
     return one_line(cell) if isinstance(cell, str) and len(cell) < 100 else quoted(cell)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

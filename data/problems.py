@@ -34,6 +34,7 @@ from data.progress import Progress
 from errors import GradingError, OutputError
 from ref_dsinfer.files import write_whole
 
+PROBLEM_FILES = ("livecodebench.sqlite", "livecodebench.jsonl")  # looked for in this order
 VERSION = 1  # of a store's tables
 _OURS = 0x4C434250  # the application id in the header of a store
 _SQLITE = b"SQLite format 3\0"

@@ -5,7 +5,6 @@ twice as many int32 ids. Here an entry that can't be used is an error: an accura
 for all samples or not at all. Int64 ids are recognised by their upper halves and read correctly.
 """
 
-import hashlib
 import json
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -104,12 +103,6 @@ def without_stop(ids: "np.ndarray", stop_ids: frozenset[int]) -> "np.ndarray":
     script.
     """
     return ids[:0] if len(ids) == 1 and int(ids[0]) in stop_ids else ids
-
-
-def sha256(path: str | Path) -> str:
-    """The hash of a log that the submission checker expects, in hexadecimal."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def int32_values(data: str, where: str) -> "np.ndarray":

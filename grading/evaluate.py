@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 from benchmark import MAX_NEW_TOKENS, ROWS
 from data import schema
 from data.problems import Problems
-from errors import ColumnsError, GradingError
-from grading import accuracy_log
+from errors import ColumnsError
 from grading.grades_log import GradesLog
-from grading.inputs import PROBLEMS, find_problems
+from grading.inputs import find_problems, no_problems
 from grading.metrics import Evaluation, SandboxInfo, Totals
 from grading.pool import content_hash, each, grade_all, grader_version
 from grading.sandbox.sandbox import Sandbox
@@ -22,7 +21,7 @@ from grading.sandbox.types import SandboxError, TimeLimit
 from grading.tasks import Answer, Grade, lenient
 from grading.tasks.table import MATH_LIMIT_S, MATH_LIMITS, TASKS, Context, Lease, Rules
 from grading.tasks.worker import Worker
-from ref_dsinfer.files import write_json, write_text
+from ref_dsinfer.files import sha256, write_json, write_text
 from terminal import quoted
 
 if TYPE_CHECKING:
@@ -76,10 +75,7 @@ def evaluate(
     present = [task for task in TASKS if task in answers.tasks]
     if any(TASKS[task].needs_problems for task in present):
         if problems is None:
-            raise GradingError(
-                f"no {' or '.join(PROBLEMS)} found: pass --livecodebench-file, or"
-                " `python -m data.fetch problems` gets it"
-            )
+            raise no_problems()
         store = Problems(problems)
     with sandbox or start_sandbox(options) as started:
         for task in present:
@@ -157,7 +153,7 @@ def report(
     lines = [evaluation.result_line]
     if not evaluation.whole:
         lines.append(evaluation.verdict)
-    digest = accuracy_log.sha256(source) if source.is_file() else None
+    digest = sha256(source) if source.is_file() else None
     if digest and source.suffix.lower() == ".json":
         lines.append(f"hash={digest}")
     text = "\n".join(lines) + "\n"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmark import ROWS
+from data.problems import PROBLEM_FILES
 from errors import GradingError, UsageError
 from grading import accuracy_log
 from terminal import quoted
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PROBLEMS = ("livecodebench.sqlite", "livecodebench.jsonl")  # in this order
 _DATA = Path(__file__).resolve().parents[1] / "data"
 _SAME = ("dataset", "ground_truth", "question")  # columns that results share with their data set
 _LONG = 200  # characters; answers as long as this are not equal by chance
@@ -138,6 +138,14 @@ def _refuse_duplicates(frame: "pd.DataFrame") -> None:
         )
 
 
+def no_problems() -> GradingError:
+    """The error of rows that need LiveCodeBench's problems where there are none."""
+    return GradingError(
+        f"no {' or '.join(PROBLEM_FILES)} found: pass --livecodebench-file, or"
+        " `python -m data.fetch problems` gets it"
+    )
+
+
 def find_problems(path: Path | None, neighbours: Sequence[Path]) -> Path | None:
     """LiveCodeBench's problems: `path`, a file or folder, or the first in the usual directories.
 
@@ -150,7 +158,7 @@ def find_problems(path: Path | None, neighbours: Sequence[Path]) -> Path | None:
             raise GradingError(f"--livecodebench-file: no such file: {path}")
         return path
     folders = [*(neighbour.parent for neighbour in neighbours), _DATA]
-    candidates = (folder / name for folder in folders for name in PROBLEMS)
+    candidates = (folder / name for folder in folders for name in PROBLEM_FILES)
     return next((path for path in candidates if path.is_file()), None)
 
 

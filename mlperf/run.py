@@ -17,7 +17,7 @@ from data.lock import locked
 from errors import GradingError, LoadGenError, UsageError
 from grading.cli import add_grading_options, grading_options
 from grading.evaluate import LOG_ENDING, REPORT_ENDING, GradingOptions, evaluate_and_report
-from grading.inputs import PROBLEMS, find_problems
+from grading.inputs import find_problems, no_problems
 from mlperf import compliance, preflight, rate, report, settings
 from mlperf.state import RunState
 from ref_dsinfer.files import write_json
@@ -266,10 +266,7 @@ def _problems(args: argparse.Namespace, workload: "Workload") -> Path | None:
     if not rows:
         return path
     if path is None:
-        raise GradingError(
-            f"no {' or '.join(PROBLEMS)} found: pass --livecodebench-file, or"
-            " `python -m data.fetch problems` gets it"
-        )
+        raise no_problems()
     problems = Problems(path)
     missing = [row for row in rows if str(row.ground_truth) not in problems]
     if missing:

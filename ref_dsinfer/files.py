@@ -1,5 +1,6 @@
-"""Files that appear under their name whole, or not at all."""
+"""Files that appear under their name whole, or not at all; and their hashes."""
 
+import hashlib
 import json
 import os
 import secrets
@@ -39,3 +40,9 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any, default: Callable[[Any], Any] | None = None) -> None:
     """Write indented JSON; `default` converts what JSON has no type for. Raises: OutputError."""
     write_text(path, json.dumps(value, indent=2, default=default) + "\n")
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 hash of a file, in hexadecimal. Raises: OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -5,7 +5,7 @@ is added up from its largest tensors. What CUDA, its graphs and NCCL take is ass
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 
@@ -92,17 +92,12 @@ def fitting(run: Run) -> Iterator[tuple[str, int]]:
         count = 1
         while count <= MOST_GPUS:
             try:
-                if need(_over(run, count)).total <= size:
+                if need(replace(run, world_size=count)).total <= size:
                     yield name, count
                     break
             except ParallelError:
                 pass  # the model can't be split over so many
             count *= 2
-
-
-def _over(run: Run, world_size: int) -> Run:
-    values = {field.name: getattr(run, field.name) for field in fields(run)}
-    return Run(**(values | {"world_size": world_size}))
 
 
 def weights(run: Run) -> int:

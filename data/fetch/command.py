@@ -12,14 +12,12 @@ from data.fetch import hub, rows, sources, store
 from data.fetch.download import Patience
 from data.identity import identify
 from data.lock import locked
-from data.problems import build
+from data.problems import PROBLEM_FILES, build
 from errors import FetchError, ModelError, OutputError, UserError
 
 log = logging.getLogger(__name__)
 
 LOCK = ".fetch.lock"
-# Where grading looks for problems, beside the data set; the first is the store that is made here.
-PROBLEMS = ("livecodebench.sqlite", "livecodebench.jsonl")
 FILES = {"dataset": sources.DATA_SET, "calibration": sources.CALIBRATION}  # of rows
 
 
@@ -109,10 +107,12 @@ def _fetch(args: argparse.Namespace, wanted: list[str]) -> None:
                 log.info("%s is there", path)
         if "problems" in wanted:
             snapshot = _repository(args, sources.problems(args.release))
-            if "problems" in args.what or not any((folder / name).exists() for name in PROBLEMS):
+            if "problems" in args.what or not any(
+                (folder / name).exists() for name in PROBLEM_FILES
+            ):
                 files = [snapshot / name for name in sources.RELEASES[args.release]]
-                count = build(files, folder / PROBLEMS[0])
-                log.info("%s has the tests of %d problems", folder / PROBLEMS[0], count)
+                count = build(files, folder / PROBLEM_FILES[0])
+                log.info("%s has the tests of %d problems", folder / PROBLEM_FILES[0], count)
         if "model" in wanted:
             snapshot = _repository(args, sources.model())
             _check_model(snapshot)

@@ -1,7 +1,6 @@
 """The public data sets, at pinned revisions: found on disk or downloaded, and read as rows."""
 
 import csv
-import hashlib
 import json
 import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from errors import ColumnsError, InputFileError
-from ref_dsinfer import lookalike
+from ref_dsinfer import files, lookalike
 from terminal import quoted
 
 log = logging.getLogger(__name__)
@@ -19,7 +18,6 @@ Rows = list[dict[str, Any]]
 ENDINGS = (".csv", ".parquet", ".jsonl")
 HUB = "https://huggingface.co/datasets"
 NOT_TEXT = {"Answer", "answer", "question_id", "options"}  # columns that may hold something else
-_BLOCK = 1 << 20  # bytes read at once
 
 
 @dataclass(frozen=True)
@@ -174,14 +172,10 @@ def read(path: Path, source: Source) -> Rows:
 
 def sha256(path: Path) -> str:
     """The SHA-256 hash of a file, in hexadecimal. Raises: InputFileError."""
-    digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            while block := file.read(_BLOCK):
-                digest.update(block)
+        return files.sha256(path)
     except OSError as error:
         raise InputFileError(f"{path}: can't be read: {error.strerror or error}") from error
-    return digest.hexdigest()
 
 
 def _local(folder: Path, name: str, source: Source) -> Path:

@@ -9,7 +9,6 @@ from typing import Any
 
 from benchmark import MODEL, REVISION
 from errors import InputFileError, OutputError, SubmissionError, UsageError
-from grading.accuracy_log import sha256
 from grading.evaluate import REPORT_ENDING
 from mlperf.report import DETAIL_LOG
 from mlperf.run import RECORD, RESULTS
@@ -34,7 +33,7 @@ from mlperf.submission.tree import (
     load_json,
     read_json,
 )
-from ref_dsinfer.files import write_json, write_text
+from ref_dsinfer.files import sha256, write_json, write_text
 
 _PART = LOG_SIZE // 2 - 1024  # bytes of the accuracy log's beginning and of its end that stay
 _CUT = b"\n\n...\n\n"

@@ -16,6 +16,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from benchmarks.r1 import R1
 from data.samples import read_frame
 from errors import LaunchError, ParallelError, UsageError
 from ref_dsinfer import fp8, parallel
@@ -286,39 +287,11 @@ def test_what_must_divide_is_checked(random_model: Path) -> None:
 
 
 def test_r1_splits_over_8_and_16_but_not_over_32() -> None:
-    r1 = ModelConfig(
-        vocab_size=129280,
-        hidden=7168,
-        dense_intermediate=18432,
-        expert_intermediate=2048,
-        layers=61,
-        dense_layers=3,
-        heads=128,
-        q_lora=1536,
-        kv_lora=512,
-        nope_dim=128,
-        rope_dim=64,
-        v_dim=128,
-        experts=256,
-        shared_experts=1,
-        active_experts=8,
-        groups=8,
-        kept_groups=4,
-        routed_scale=2.5,
-        scoring="sigmoid",
-        routing_bias=True,
-        normalise_weights=True,
-        eps=1e-6,
-        rope_theta=1e4,
-        yarn=None,
-        max_positions=163840,
-        fp8=True,
-    )
     for attention in ("tp", "dp"):
         for world in (1, 2, 4, 8, 16):
-            check(r1, world, attention)
+            check(R1, world, attention)
         with pytest.raises(ParallelError, match="cuts fp8 blocks of 128"):
-            check(r1, 32, attention)
+            check(R1, 32, attention)
 
 
 def test_the_rank_comes_from_torchruns_environment() -> None:

@@ -14,9 +14,9 @@ from benchmark import (
     TOKENS_MAX,
     TOKENS_MIN,
 )
-from grading.accuracy_log import sha256
 from mlperf.submission.findings import Fault, Level
 from mlperf.submission.tree import ACCURACY_LOG, ACCURACY_TEXT, Result
+from ref_dsinfer.files import sha256
 
 LOG_SIZE = 10 * 1024  # bytes of the accuracy log in a tree, at most
 
