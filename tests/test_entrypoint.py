@@ -50,10 +50,10 @@ def test_an_interrupt_waits_for_an_import_that_would_swallow_it(tmp_path: Path) 
         "import os, signal, time\n"
         "try:\n    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(0.2)\n"
         "except BaseException: pass\n"
+        "print('imported', flush=True)\n"
     )
     process = ended(
-        "import sys, time; sys.path.append(sys.argv[1]); import greedy; print('imported');"
-        " sys.stdout.flush(); time.sleep(20)",
+        "import sys, time; sys.path.append(sys.argv[1]); import greedy; time.sleep(20)",
         str(tmp_path),
     )
     assert (process.returncode, process.stdout) == (entrypoint.INTERRUPTED, "imported\n")
