@@ -237,7 +237,9 @@ _mlperf_demo() { # BACKEND DEVICE
   python -m mlperf.summary "$out"
 }
 
-_mlperf_test() { # BACKEND
+# Runs in a subshell: the activation is for these tests.
+_mlperf_test() ( # BACKEND VENV
+  _mlperf_activate "$2" "$1"
   local tests=(python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder)
   if [ "$1" = pytorch ]; then
     ruff check .
@@ -248,7 +250,7 @@ _mlperf_test() { # BACKEND
   else
     "${tests[@]}" -m "$1${fast:+ and not slow}"
   fi
-}
+)
 
 # Runs in a subshell, so that the options and variables of a sourcing shell do not change. Writes
 # the environment's directory to descriptor 3.
@@ -285,9 +287,10 @@ _mlperf_main() (
       all=(pytorch)
       [ -n "$fast" ] || all+=(vllm sglang)
     fi
-    # Side by side, also with the tests of the engines before. Each is a process group of its own,
-    # which ends with this one.
-    local jobs=() at
+    # Environments are made side by side, and the tests of the engines after the first run side by
+    # side, since engines keep the cores waiting. Each job is a process group of its own, which ends
+    # with this one.
+    local jobs=() tests=() at failed=''
     trap 'kill -- "${jobs[@]/#/-}" 2>/dev/null || true' EXIT
     trap 'exit 130' INT TERM
     set -m
@@ -299,11 +302,19 @@ _mlperf_main() (
     for at in "${!all[@]}"; do
       backend=${all[at]}
       wait "${jobs[at]}" || _mlperf_fail "there is no environment of $backend: see the lines above"
-      (
-        _mlperf_activate "${venv:-.venv-$backend-$device}" "$backend"
-        _mlperf_test "$backend"
-      )
+      if [ "$at" -eq 0 ]; then
+        _mlperf_test "$backend" "${venv:-.venv-$backend-$device}"
+      else
+        set -m
+        (_mlperf_test "$backend" ".venv-$backend-$device" 2>&1 | sed -u "s/^/$backend: /") &
+        jobs+=($!) tests+=($!)
+        set +m
+      fi
     done
+    for at in "${!tests[@]}"; do
+      wait "${tests[at]}" || failed+=" ${all[at + 1]}"
+    done
+    [ -z "$failed" ] || _mlperf_fail "tests failed:$failed: see the lines above"
     return
   fi
   backend=${backend:-pytorch}
