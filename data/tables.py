@@ -255,10 +255,12 @@ def _ids(raw: bytes) -> "np.ndarray | None":
     if raw.translate(None, b"0123456789-, ") != b"[]":
         return None
     ids = np.fromstring(raw[1:-1], np.int64, sep=",")
+    if len(ids) < pickles.MANY:
+        return None
     least, most = int(ids.min()), int(ids.max())
-    if len(ids) < pickles.MANY or least == -(1 << 63) or most == (1 << 63) - 1:
+    if least == -(1 << 63) or most == (1 << 63) - 1:
         return None  # a number beyond 64 bits is read as one of these
-    return ids.astype(np.int32) if -(1 << 31) <= least and most < 1 << 31 else ids
+    return ids.astype(np.int32) if least >= -(1 << 31) and most < 1 << 31 else ids
 
 
 def _unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:

@@ -39,7 +39,9 @@ def run(
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
         variables = dict(os.environ if env is None else env)
-        process = _forks.Process(target=_main, args=(words, str(root), str(cwd), variables, out, err))
+        process = _forks.Process(
+            target=_main, args=(words, str(root), str(cwd), variables, out, err)
+        )
         process.start()
         process.join(timeout)
         if process.exitcode is None:
@@ -51,9 +53,7 @@ def run(
         )
 
 
-def _main(
-    words: list[str], root: str, cwd: str, env: dict[str, str], out: Path, err: Path
-) -> None:
+def _main(words: list[str], root: str, cwd: str, env: dict[str, str], out: Path, err: Path) -> None:
     """In the fork: what `python script` does once Python has started."""
     for path, stream in ((out, sys.stdout), (err, sys.stderr)):
         with path.open("w") as file:
