@@ -134,7 +134,7 @@ def compact(ints: list[int]) -> "list[int] | np.ndarray":
         return ints
     values = np.empty(len(ints), np.intc)
     try:
-        struct.pack_into(f"{len(ints)}i", values, 0, *ints)  # half the time that NumPy takes
+        struct.pack_into(f"{len(ints)}i", values.data, 0, *ints)  # half the time that NumPy takes
     except struct.error:  # an int of more bits
         return np.array(ints)
     return values
