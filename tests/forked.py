@@ -26,19 +26,22 @@ _forks.set_forkserver_preload(PACKAGES)
 def run(
     script: str,
     *options: object,
+    root: Path = ROOT,
     cwd: Path = ROOT,
     env: Mapping[str, str] | None = None,
     timeout: float = 60,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a script of the tree's root to its end, in `env` instead of this process's environment.
+    """Run a script of the tree `root` to its end, in `env` instead of this process's environment.
 
     Raises: subprocess.TimeoutExpired once it has run for `timeout` seconds.
     """
-    words = [str(ROOT / script), *map(str, options)]
+    words = [str(root / script), *map(str, options)]
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
         variables = dict(os.environ if env is None else env)
-        process = _forks.Process(target=_main, args=(words, str(cwd), variables, out, err))
+        process = _forks.Process(
+            target=_main, args=(words, str(root), str(cwd), variables, out, err)
+        )
         process.start()
         process.join(timeout)
         if process.exitcode is None:
@@ -50,7 +53,7 @@ def run(
         )
 
 
-def _main(words: list[str], cwd: str, env: dict[str, str], out: Path, err: Path) -> None:
+def _main(words: list[str], root: str, cwd: str, env: dict[str, str], out: Path, err: Path) -> None:
     """In the fork: what `python script` does once Python has started."""
     for path, stream in ((out, sys.stdout), (err, sys.stderr)):
         with path.open("w") as file:
@@ -59,5 +62,5 @@ def _main(words: list[str], cwd: str, env: dict[str, str], out: Path, err: Path)
     os.environ.clear()
     os.environ.update(env)
     sys.argv = words
-    sys.path.insert(0, str(ROOT))
+    sys.path.insert(0, root)
     runpy.run_path(words[0], run_name="__main__")

@@ -24,7 +24,7 @@ from tests.effort import cases
 FRAMES = sorted((Path(__file__).parent / "frames").glob("*/*.pkl"))
 FOREIGN = sorted((Path(__file__).parent / "foreign").glob("*.pkl"))
 HOSTILE = dict(hostile.files())
-MUTANTS = cases(6_000, 20_000)
+MUTANTS = cases(1_500, 20_000)
 
 
 def _read(path: Path) -> pd.DataFrame:
@@ -179,7 +179,7 @@ def _read_mutants(seed: int, count: int) -> str:
 
 
 @pytest.mark.parametrize(
-    "count", [1000, pytest.param(MUTANTS, marks=[pytest.mark.slow, pytest.mark.timeout(600)])]
+    "count", [500, pytest.param(MUTANTS, marks=[pytest.mark.slow, pytest.mark.timeout(600)])]
 )
 def test_mutants_of_real_frames_are_read_or_refused(count: int) -> None:
     message, code, megabytes = apart(lambda: _read_mutants(count, count))

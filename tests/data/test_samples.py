@@ -21,10 +21,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from data import tables
 from data.results import write_frame
 from data.samples import TASKS, Sample, is_missing, read_frame, samples
 from errors import ColumnsError, EmptyDataError, InputFileError, UserError
 from tests.apart import apart
+from tests.effort import cases
 
 
 def _frame() -> pd.DataFrame:
@@ -208,6 +210,43 @@ def test_an_unknown_data_set_is_named_with_its_row(value: object, message: str) 
     frame["dataset"] = pd.Series(["gpqa", value], frame.index, dtype=object)
     with pytest.raises(ColumnsError, match=message):
         samples(frame)
+
+
+NUMBERS = st.integers(0, 129_000) | st.integers(-(2**70), 2**70)
+LONG_LISTS = st.builds(
+    lambda first, count, more, comma: f"[{comma.join(map(str, [first] * count + more))}]",
+    st.integers(-9, 129_000),
+    st.integers(60, 70),
+    st.lists(NUMBERS, max_size=3),
+    st.sampled_from([", ", ",", " ,"]),
+)
+CELLS = LONG_LISTS | st.sampled_from(
+    ['"x"', "NaN", "-0", "1e5", "[1.5]", r'"\ud83d"', '{"a": null}']
+)
+
+
+@given(st.lists(st.tuples(st.sampled_from("aab"), CELLS), max_size=3), st.data())
+@settings(max_examples=cases(200, 20_000))
+def test_token_ids_in_json_are_what_the_library_reads(
+    cells: list[tuple[str, str]], data: st.DataObject
+) -> None:
+    line = "{" + ", ".join(f'"{name}": {cell}' for name, cell in cells) + "}"
+    at = data.draw(st.integers(0, 2 * len(line)))  # beyond the end: nothing is changed
+    damaged = line[:at] + data.draw(st.sampled_from("-,[]0x. ")) + line[at + 1 :]
+    for content in (line, damaged):
+        with pytest.MonkeyPatch.context() as patch:
+            quick = _values_or_error(content)
+            patch.setattr(tables, "_quick_row", lambda line, raw_values: None)
+            assert quick == _values_or_error(content)
+
+
+def _values_or_error(line: str) -> str:
+    try:
+        frame = tables.json_lines(io.BytesIO(line.encode()))
+    except ValueError as error:
+        return str(error)
+    return repr([(type(cell), getattr(cell, "dtype", None), list(cell) if hasattr(cell, "dtype")
+                  else cell) for column in frame for cell in frame[column]])  # fmt: skip
 
 
 @pytest.mark.parametrize("column", ["question", "text_input"])

@@ -237,18 +237,6 @@ def test_the_command_builds_the_whole_set(built: Path, echo_model: Path) -> None
     assert manifest["sources"]["mmlu_pro"]["is_pinned"] is None
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("examples")
-def test_the_same_sources_give_the_same_bytes(
-    built: Path, repositories: Path, echo_model: Path, tmp_path: Path
-) -> None:
-    again = tmp_path / "set.pkl"
-    sources = ("--sources", repositories, "--model", echo_model)
-    call(*sources, "--output-file", again)
-    for name in ("set.pkl", "set.parquet", "set_manifest.json"):
-        assert (again.parent / name).read_bytes() == (built.parent / name).read_bytes()
-
-
 def test_an_official_files_rows_are_chosen_and_found_equal(
     examples: None,
     found: build.Candidates,
