@@ -7,6 +7,8 @@ from array import array
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 
+import numpy as np
+
 from backends.options import vocabulary_size
 from backends.types import TOKEN, Backend, Completion, Delta, Request
 from errors import EngineError
@@ -93,6 +95,8 @@ async def collect(
 ) -> Completion:
     """Answer one request. `on_first` is called with its first delta as soon as that arrives.
 
+    Ids are checked at the first delta and, all of them at once, at the last one.
+
     Raises: what the engine raises; EngineError where its stream ends too early, or the answer is
     wrong: it has an id that the model does not, or ends neither at a stop id nor after exactly as
     many tokens as the request allows.
@@ -107,12 +111,17 @@ async def collect(
     try:
         async for delta in deltas:
             watch.beat()
-            fault = _fault(request, len(ids), delta, vocabulary)
+            fault = _length_fault(request, len(ids), delta)
             if finish:
                 fault = "the engine went on after the end of the answer"
+            try:
+                ids.fromlist(list(delta.token_ids))  # twice as fast as extend
+            except OverflowError:
+                fault = _foreign_id(delta.token_ids, vocabulary)
+            if not fault and (first_ns is None or delta.finish):
+                fault = _id_fault(request, ids, vocabulary)
             if fault:
                 raise EngineError(f"{backend.location(request)}{request.name}: {fault}")
-            ids.fromlist(list(delta.token_ids))  # twice as fast as extend
             if first_ns is None:
                 first_ns = delta.at_ns
                 if on_first:
@@ -126,23 +135,33 @@ async def collect(
     return Completion(request.id, ids, finish, first_ns, last_ns)
 
 
-def _fault(request: Request, before: int, delta: Delta, vocabulary: int) -> str | None:
-    """What is wrong with `delta` after an answer's first `before` tokens; None if nothing."""
-    ids = delta.token_ids
-    count, limit = before + len(ids), request.max_new_tokens
-    for id_ in ids:  # faster than min and max
-        if not 0 <= id_ < vocabulary:
-            return f"the engine sampled id {id_}, but the model has ids 0 to {vocabulary - 1}"
+def _length_fault(request: Request, before: int, delta: Delta) -> str | None:
+    """What is wrong with an answer's length, `before` tokens and `delta`; None if nothing."""
+    count, limit = before + len(delta.token_ids), request.max_new_tokens
     if count > limit or (delta.finish == "stop" and count == limit):  # the stop id is a token too
         return f"the engine returned {count + (delta.finish == 'stop')} tokens of {limit} at most"
-    if not request.stop_ids.isdisjoint(ids):
-        return "the engine went on after a stop id of the request"
     if delta.finish == "length" and count < limit:
         return (
             f"the engine cut the answer after {count} of {limit} tokens, not at a stop id: raise"
             " its own limit (a generation config's max_new_tokens, or its context length)"
         )
     return None
+
+
+def _id_fault(request: Request, ids: array, vocabulary: int) -> str | None:
+    """What is wrong with an answer's ids so far; None if nothing."""
+    values = np.frombuffer(ids, np.int32)
+    if values.view(np.uint32).max(initial=0) >= vocabulary:  # a negative id is above all others
+        return _foreign_id(ids, vocabulary)
+    if any((values == stop_id).any() for stop_id in request.stop_ids):
+        return "the engine went on after a stop id of the request"
+    return None
+
+
+def _foreign_id(ids: Iterable[int], vocabulary: int) -> str:
+    """Names the first id that the model does not have."""
+    id_ = next(id_ for id_ in ids if not 0 <= id_ < vocabulary)
+    return f"the engine sampled id {id_}, but the model has ids 0 to {vocabulary - 1}"
 
 
 async def run_all(
