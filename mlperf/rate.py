@@ -273,8 +273,8 @@ async def _bisect(measure: Measure, start: float, tolerance: float) -> Found:
             rate /= 2
         else:
             raise LoadGenError(
-                f"even {failed.rate:g} samples/s is too much: {_misses(failed)}: pass a lower"
-                " --target-qps to start from, or change the engine's options"
+                f"even {failed.rate:g} samples/s is too much: {_misses(failed)}: start from a lower"
+                " rate (target_qps in user.conf, or --target-qps), or change the engine's options"
             )
     return Found(passed, failed)
 

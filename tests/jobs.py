@@ -63,9 +63,9 @@ def accuracy_run(folder: Path) -> list[str]:
 
 
 def start_answering(
-    folder: Path, *options: str
+    folder: Path, *options: str, answers: int
 ) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
-    """Starts a run, and returns it with its descendants once it has answers on disk."""
+    """Starts a run, and returns it with its descendants once it has so many answers on disk."""
     run = subprocess.Popen(
         [sys.executable, *accuracy_run(folder), *options],
         cwd=ROOT,
@@ -73,7 +73,7 @@ def start_answering(
         text=True,
     )
     until = time.monotonic() + 600
-    while not (journal(folder).exists() and journal(folder).stat().st_size):
+    while not (journal(folder).exists() and len(read_journal(journal(folder))) >= answers):
         assert run.poll() is None, run.communicate()[1]
         assert time.monotonic() < until
         time.sleep(0.1)

@@ -1,18 +1,21 @@
 """The main job on real vLLM and SGLang: user errors, interrupts, and engines that die."""
 
-import os
+import json
 import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import psutil
 import pytest
 
 from data.journal import read_journal
+from data.samples import read_frame
 from tests.jobs import (
     END_S,
     GIVEN,
+    TINY,
     accuracy_run,
     assert_gone,
     call,
@@ -21,7 +24,6 @@ from tests.jobs import (
     start_answering,
     vllm_core,
 )
-from tests.mlperf.test_run import assert_same_results
 
 pytestmark = [pytest.mark.slow, pytest.mark.engine, pytest.mark.timeout(1200)]
 
@@ -32,79 +34,77 @@ OPTIONS = {"vllm": ["--eager"], "sglang": []}  # that make it start soon
 # With vLLM its core, its worker and the keeper; with SGLang server, scheduler, detokenizer, keeper.
 PROCESSES = {"vllm": 3, "sglang": 4}
 ROWS = 24  # of a run that is resumed
+DEATH = {"vllm": "vLLM's engine has died", "sglang": "SGLang has died (exit code -9)"}
 OPTION = {"vllm": "max_num_seqs", "sglang": "max_total_tokens"}  # of the engine's own
 
 
-Answering = Callable[[str], tuple[subprocess.Popen, list[psutil.Process]]]
+Fault = Callable[[subprocess.Popen[str], list[psutil.Process]], None]
 
 
-@pytest.fixture
-def answering(tmp_path: Path) -> Answering:
-    return lambda engine: start_answering(tmp_path, "--backend", engine, *OPTIONS[engine])
-
-
-@ON_BOTH
-def test_nothing_outlives_an_interrupted_run(
-    engine: str, answering: Answering, tmp_path: Path
-) -> None:
-    before = orphans()
-    run, processes = answering(engine)
-    assert len(processes) >= PROCESSES[engine]
+def interrupt(run: subprocess.Popen[str], processes: list[psutil.Process]) -> None:
     run.send_signal(signal.SIGINT)
-    _, stderr = run.communicate(timeout=END_S + 5)
-    assert_gone(processes, before)
-    assert run.returncode == 130
-    assert stderr.splitlines()[-1] == "interrupted: what is finished is on disk"
-    assert read_journal(journal(tmp_path))
+
+
+def kill(run: subprocess.Popen[str], processes: list[psutil.Process]) -> None:
+    run.kill()
+
+
+def kill_engine(run: subprocess.Popen[str], processes: list[psutil.Process]) -> None:
+    engine = [one for one in processes if "sglang.launch_server" in one.cmdline()]
+    (engine[0] if engine else vllm_core(processes)).kill()
+
+
+FAULTS: tuple[tuple[Fault, int], ...] = ((interrupt, 130), (kill, -9), (kill_engine, 12))
+
+
+def questions_twice(folder: Path) -> Path:
+    """A data set whose second half is its first half."""
+    half = read_frame(TINY / "final_output.pkl").head(ROWS // 2)
+    path = folder / "twice.parquet"
+    pd.concat([half, half], ignore_index=True).to_parquet(path)
+    return path
 
 
 @ON_BOTH
-def test_nothing_outlives_a_killed_run_which_resumed_comes_to_the_same_results(
+def test_runs_that_end_in_every_way_leave_nothing_but_their_answers(
     engine: str, tmp_path: Path
 ) -> None:
-    options = ("--backend", engine, *OPTIONS[engine], "--num-samples", str(ROWS))
+    """Each question is there twice: before and after a failure it has the same answer."""
+    data = ("--input-file", str(questions_twice(tmp_path)))
+    options = (*data, "--backend", engine, *OPTIONS[engine])
     before = orphans()
-    run, processes = start_answering(tmp_path / "killed", *options)
-    assert len(processes) >= PROCESSES[engine]
-    run.kill()
-    run.communicate(timeout=END_S + 5)
-    assert_gone(processes, before)
-    kept = read_journal(journal(tmp_path / "killed"))
-    assert 0 < len(kept) < ROWS
-    for folder, resume in (("killed", ["--resume"]), ("whole", [])):
-        ended = call(*accuracy_run(tmp_path / folder), *options, *resume)
-        assert ended.returncode == 0, ended.stderr
-    answers = read_journal(journal(tmp_path / "killed"))
-    assert [index for index, _ in answers[: len(kept)]] == [index for index, _ in kept]
-    assert_same_results(journal(tmp_path / "killed").parent, journal(tmp_path / "whole").parent)
+    kept: list[int] = []
+    errors = ""
+    for fault, code in FAULTS:
+        resume = ["--resume"] if kept else []
+        run, processes = start_answering(tmp_path, *options, *resume, answers=len(kept) + 1)
+        assert len(processes) >= PROCESSES[engine]
+        fault(run, processes)
+        _, stderr = run.communicate(timeout=END_S + 5)
+        assert run.returncode == code, stderr
+        assert_gone(processes, before)
+        rows = [index for index, _ in read_journal(journal(tmp_path))]
+        assert len(kept) < len(rows) < ROWS
+        assert rows[: len(kept)] == kept
+        kept, errors = rows, errors + stderr
+    assert "interrupted: what is finished is on disk\n" in errors
+    assert f"error: {DEATH[engine]}" in errors
+    assert str(journal(tmp_path).with_name("engine.log")) in errors
+    assert "Traceback" not in errors.split("ends with:")[0]
 
-
-def sglang_server(processes: list[psutil.Process]) -> psutil.Process:
-    return next(one for one in processes if "sglang.launch_server" in one.cmdline())
-
-
-@pytest.mark.parametrize(
-    ("engine", "victim", "message"),
-    [
-        pytest.param("vllm", vllm_core, "vLLM's engine has died", marks=pytest.mark.vllm),
-        pytest.param(
-            *("sglang", sglang_server, "SGLang has died (exit code -9)"), marks=pytest.mark.sglang
-        ),
-    ],
-)
-def test_an_engine_that_is_killed_ends_the_run_with_a_message(
-    engine: str, victim: Callable, message: str, answering: Answering, tmp_path: Path
-) -> None:
-    before = orphans()
-    run, processes = answering(engine)
-    os.kill(victim(processes).pid, signal.SIGKILL)
-    _, stderr = run.communicate(timeout=END_S + 5)
-    assert run.returncode == 12
-    assert f"error: {message}" in stderr
-    assert str(tmp_path / "offline" / "accuracy" / "engine.log") in stderr
-    assert "Traceback" not in stderr.split("ends with:")[0]
-    assert_gone(processes, before)
-    assert read_journal(journal(tmp_path))
+    ended = call(*accuracy_run(tmp_path), *options, "--resume")
+    assert ended.returncode == 0, ended.stderr
+    results = journal(tmp_path).parent
+    frame = pd.read_parquet(results / "results_evaluated.parquet").drop(columns="query_id")
+    halves = (part.reset_index(drop=True) for part in (frame[: ROWS // 2], frame[ROWS // 2 :]))
+    pd.testing.assert_frame_equal(*halves)
+    answers = [index for index, _ in read_journal(journal(tmp_path))]
+    assert answers[: len(kept)] == kept
+    assert sorted(answers) == list(range(ROWS))
+    entries = json.loads((results / "mlperf_log_accuracy.json").read_text())
+    logged = {entry["qsl_idx"]: entry["data"] for entry in entries}
+    assert sorted(logged) == list(range(ROWS))
+    assert all(logged[row] == logged[row - ROWS // 2] for row in range(ROWS // 2, ROWS))
 
 
 @ON_BOTH

@@ -1,6 +1,7 @@
 """From a machine to a checked submission: python -m mlperf.submission init|build|check|all"""
 
 import argparse
+from collections.abc import Collection
 from pathlib import Path
 
 import entrypoint
@@ -163,7 +164,7 @@ def _all(args: argparse.Namespace) -> None:
     )
     steps.run_all(plan)
     args.results, args.user_conf = [args.output_dir], args.output_dir / steps.USER_CONF
-    _build(args)
+    _build(args, args.modes)
 
 
 def _require_open(args: argparse.Namespace) -> None:
@@ -171,14 +172,14 @@ def _require_open(args: argparse.Namespace) -> None:
         raise UsageError("--demo: the closed division takes the benchmark's data set only")
 
 
-def _build(args: argparse.Namespace) -> None:
+def _build(args: argparse.Namespace, modes: Collection[str] = tuple(SCENARIOS)) -> None:
     from mlperf.submission import build, check, init
 
     _require_open(args)
     description = Path(args.system)
     is_file = description.suffix == ".json"
     system = _system(args, description.stem if is_file else args.system)
-    sources = build.find(args.results, system.closed)
+    sources = build.find(args.results, system.closed, modes)
     if not is_file and not system.description.is_file():
         raise InputFileError(
             f"{system.description}: missing: run init first, or pass --system FILE.json"

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -55,17 +55,20 @@ class Source:
         return self.performance.parent
 
 
-def find(folders: Sequence[Path], closed: bool) -> list[Source]:
-    """The runs in folders that run_mlperf had as --output-dir, in the order of the modes.
+def find(
+    folders: Sequence[Path], closed: bool, wanted: Collection[str] = tuple(SCENARIOS)
+) -> list[Source]:
+    """The runs of the `wanted` modes in folders that run_mlperf had as --output-dir, in the order
+    of the modes.
 
     Raises: InputFileError naming a run that is missing; UsageError if two folders have a mode.
     """
     sources: dict[str, Source] = {}
     for folder in folders:
-        modes = [mode for mode in SCENARIOS if (folder / mode).is_dir()]
+        modes = [mode for mode in wanted if (folder / mode).is_dir()]
         if not modes:
             raise InputFileError(
-                f"{folder}: no results in it: expected a folder {' or '.join(SCENARIOS)}, as"
+                f"{folder}: no results in it: expected a folder {' or '.join(wanted)}, as"
                 " run_mlperf writes into its --output-dir"
             )
         for mode in modes:

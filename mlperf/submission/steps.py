@@ -11,7 +11,6 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,7 +40,7 @@ TESTS = {
 }
 OURS = (  # options that differ from run to run
     *("--mode", "--scenario", "--output-dir", "--log-dir", "--output-file", "--user-conf"),
-    *("--resume", "--dry-run", "--write-user-conf", "--probe-duration"),
+    *("--target-qps", "--resume", "--dry-run", "--write-user-conf", "--probe-duration"),
     *(word for words in TESTS.values() for word in words),
 )
 
@@ -58,15 +57,17 @@ class Plan:
     closed: bool  # division: no run may be shortened; none is resumed, but starts again
 
     @property
+    def script(self) -> Path:
+        """What each run starts."""
+        return ROOT / ("run_mlperf_mpi.py" if self.processes else "run_mlperf.py")
+
+    @property
     def start(self) -> list[str]:
         """The beginning of each run's command."""
         if not self.processes:
-            return [sys.executable, str(ROOT / "run_mlperf.py")]
+            return [sys.executable, str(self.script)]
         launcher = [sys.executable, "-m", "torch.distributed.run", "--local-addr=127.0.0.1"]
-        return [
-            *(*launcher, f"--nproc_per_node={self.processes}"),
-            str(ROOT / "run_mlperf_mpi.py"),
-        ]
+        return [*launcher, f"--nproc_per_node={self.processes}", str(self.script)]
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def run_all(plan: Plan) -> None:
     SubmissionError naming the run that failed, or that the closed division would refuse;
     OutputError.
     """
-    _check(plan.options)
+    _check(plan)
     plan.output_dir.mkdir(parents=True, exist_ok=True)
     with locked(plan.output_dir / LOCK):
         options = _same_options(plan)
@@ -164,14 +165,14 @@ def _rehearse(plan: Plan, step: Step) -> None:
         )
 
 
-def _check(options: Sequence[str]) -> None:
-    """Raises: UsageError for what is set here; exits like argparse for what run_mlperf refuses."""
-    for word in options:
+def _check(plan: Plan) -> None:
+    """Raises: UsageError for what is set here; exits like argparse for what the script refuses."""
+    for word in plan.options:
         if (name := word.partition("=")[0]) in OURS:
             raise UsageError(f"{name}: this is set for each run, leave it out")
-    parser = argparse.ArgumentParser(prog="run_mlperf.py", allow_abbrev=False)
-    mlperf_run.add_options(parser)
-    parser.parse_args(options)
+    parser = argparse.ArgumentParser(prog=plan.script.name, allow_abbrev=False)
+    mlperf_run.add_options(parser, torchrun=plan.processes > 0)
+    parser.parse_args(plan.options)
 
 
 def _same_options(plan: Plan) -> list[str]:

@@ -50,6 +50,7 @@ def test_runs_are_done_in_order_and_once(tmp_path: Path) -> None:
     assert process.returncode == 143, err
     assert json.loads(state.read_text())["state"] == "failed"
 
+    (tmp_path / "runs" / "server").mkdir()  # another mode, begun by another call
     for began in (TESTS[1:], []):
         process = start(tmp_path, *SHORT, "--engine-arg", "first_token_ms=1000")
         out, err = process.communicate(timeout=120)
@@ -67,10 +68,20 @@ def test_runs_are_done_in_order_and_once(tmp_path: Path) -> None:
     assert "has runs with other options" in err
 
 
-@pytest.mark.parametrize("option", ["--mode", "--accuracy", "--output-dir=x", "--resume"])
+@pytest.mark.parametrize("option", ["--mode", "--accuracy", "--output-dir=x", "--target-qps=2"])
 def test_options_that_differ_from_run_to_run_are_refused(option: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=f"{option.partition('=')[0]}: this is set for each run"):
         steps.run_all(plan(tmp_path, *SHORT, option))
+
+
+def test_options_are_those_of_the_script_that_is_started(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    by_torchrun = steps.Plan(tmp_path, ("offline",), ("--tensor-parallel", "2"), 2, None, False)
+    with pytest.raises(SystemExit):
+        steps.run_all(by_torchrun)
+    message = "run_mlperf_mpi.py: error: unrecognized arguments: --tensor-parallel 2\n"
+    assert capsys.readouterr().err.endswith(message)
 
 
 def test_a_run_that_would_be_refused_is_refused_before_the_first(tmp_path: Path) -> None:
