@@ -22,6 +22,7 @@ SCRIPTS = sorted(path.name for path in ROOT.glob("*.py") if path.stem not in AT_
 # imports these modules before an engine is chosen.
 OF_THE_ENGINE = {"torch", "safetensors", "triton", "numpy", "psutil"}
 HEAVY_AT_IMPORT = {
+    "backends/drive.py": {"numpy"},
     "backends/pytorch.py": OF_THE_ENGINE,
     "backends/vllm.py": {"vllm", "psutil"},
     "backends/dialect.py": {"msgspec"},
