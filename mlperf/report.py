@@ -122,10 +122,13 @@ def performance_reasons(log: DetailLog) -> list[str]:
     """LoadGen's own reasons for calling a performance run invalid; empty if it is valid."""
     if log.values.get("result_validity") == "VALID":
         return []
-    texts = [log.values.get("result_invalid_reason")]
+    texts = [log.values.get("result_invalid_reason") or ""]
     if not log.values.get("early_stopping_met", True):
-        texts += [log.values.get(f"early_stopping_{name}_result") for name in ("ttft", "tpot")]
-    reasons = [" ".join(text.replace("*", " ").split()) for text in texts if text and text.strip()]
+        for name in ("ttft", "tpot"):
+            result = log.values.get(f"early_stopping_{name}_result") or ""
+            if result and "Run successful" not in result:
+                texts.append(f"early stopping, {name.upper()}: {result}")
+    reasons = [" ".join(text.replace("*", " ").split()) for text in texts if text.strip()]
     return [f"INVALID: {reason}" for reason in reasons or ["LoadGen's log gives no reason"]]
 
 

@@ -92,8 +92,11 @@ def test_reasons_are_loadgen_s(tmp_path: Path) -> None:
         line("result_invalid_reason", '""'),
         line("early_stopping_met", "false"),
         line("early_stopping_ttft_result", '" * Run unsuccessful.  * Processed 9 queries."'),
+        line("early_stopping_tpot_result", '" * Run successful."'),
     )
-    assert report.performance_reasons(early) == ["INVALID: Run unsuccessful. Processed 9 queries."]
+    assert report.performance_reasons(early) == [
+        "INVALID: early stopping, TTFT: Run unsuccessful. Processed 9 queries."
+    ]
     unknown = detail(tmp_path, line("result_validity", '"INVALID"'))
     assert report.performance_reasons(unknown) == ["INVALID: LoadGen's log gives no reason"]
     assert report.performance_reasons(detail(tmp_path, line("a", "1")))  # cut off before its end
