@@ -96,6 +96,7 @@ def test_runs_that_end_in_every_way_leave_nothing_but_their_answers(
     assert ended.returncode == 0, ended.stderr
     results = journal(tmp_path).parent
     frame = pd.read_parquet(results / "results_evaluated.parquet").drop(columns="query_id")
+    assert list(frame.pop("sample_index")) == list(range(ROWS))
     first, second = frame[: ROWS // 2], frame[ROWS // 2 :].reset_index(drop=True)
     pd.testing.assert_frame_equal(first, second)
     answers = [index for index, _ in read_journal(journal(tmp_path))]
