@@ -37,19 +37,18 @@ ROWS = 24  # of a run that is resumed
 DEATH = {"vllm": "vLLM's engine has died", "sglang": "SGLang has died (exit code -9)"}
 OPTION = {"vllm": "max_num_seqs", "sglang": "max_total_tokens"}  # of the engine's own
 
-
 Fault = Callable[[subprocess.Popen[str], list[psutil.Process]], None]
 
 
-def interrupt(run: subprocess.Popen[str], processes: list[psutil.Process]) -> None:
+def interrupt(run: subprocess.Popen[str], _: list[psutil.Process]) -> None:
     run.send_signal(signal.SIGINT)
 
 
-def kill(run: subprocess.Popen[str], processes: list[psutil.Process]) -> None:
+def kill(run: subprocess.Popen[str], _: list[psutil.Process]) -> None:
     run.kill()
 
 
-def kill_engine(run: subprocess.Popen[str], processes: list[psutil.Process]) -> None:
+def kill_engine(_: subprocess.Popen[str], processes: list[psutil.Process]) -> None:
     engine = [one for one in processes if "sglang.launch_server" in one.cmdline()]
     (engine[0] if engine else vllm_core(processes)).kill()
 
@@ -92,6 +91,7 @@ def test_runs_that_end_in_every_way_leave_nothing_but_their_answers(
     assert str(journal(tmp_path).with_name("engine.log")) in errors
     assert "Traceback" not in errors.split("ends with:")[0]
 
+    assert any((row + ROWS // 2) % ROWS not in kept for row in kept)
     ended = call(*accuracy_run(tmp_path), *options, "--resume")
     assert ended.returncode == 0, ended.stderr
     results = journal(tmp_path).parent
