@@ -28,7 +28,8 @@ from ref_dsinfer.sequence import Output
 log = logging.getLogger(__name__)
 
 END_CHECK_S = 0.02  # between two checks whether the engine's thread has ended
-COUNTS = ("threads", "cache_tokens", "step_tokens")  # what --engine-arg takes, beside graphs
+COUNTS = ("threads", "cache_tokens", "step_tokens")  # what --engine-arg takes, all 1 or more
+SWITCHES = ("graphs", "symmetric_memory")  # and 0 or 1
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,12 @@ def engine_options(config: EngineConfig) -> EngineOptions:
 
     Raises: UsageError, for an unknown name with the nearest known one.
     """
-    refuse_unknown("pytorch", config.options, (*COUNTS, "graphs"))
+    refuse_unknown("pytorch", config.options, (*COUNTS, *SWITCHES))
     own: dict[str, Any] = {}
     for name, text in config.options.items():
-        if name == "graphs":
+        if name in SWITCHES:
             if text not in ("0", "1"):
-                raise UsageError(f"engine option graphs={text}: it must be 0 or 1")
+                raise UsageError(f"engine option {name}={text}: it must be 0 or 1")
             own[name] = text == "1"
         elif text.isdecimal() and int(text) > 0:
             own[name] = int(text)

@@ -205,21 +205,22 @@ class Simulation:
     def step(self, kind: str, batch: int) -> Counts:
         """Run a step of `batch` sequences, of all ranks, and count what this rank does.
 
-        `kind`, one of KINDS: a decode of each; the same beside a prompt (mixed); a prompt that
-        fills the step; a decode on other ranks only (idle); a decode with drafts (verify), or one
-        pass of the MTP layer over as many tokens (draft).
+        `kind`, one of KINDS: a decode of each; the same beside a prompt, whose tokens are rows of
+        the same graph (mixed); a long prompt, run eagerly, that fills the step; a decode on other
+        ranks only (idle); a decode with drafts (verify), or one pass of the MTP layer over as many
+        tokens (draft).
         """
         dp_size = self.model.ranks.dp_size
-        decodes = ceil_div(batch, dp_size)
-        tokens = decodes
+        sequences = ceil_div(batch, dp_size)
+        tokens = sequences
         if kind in ("verify", "draft"):
-            tokens = decodes = 4 * decodes
+            tokens = 4 * sequences
         elif kind in ("mixed", "prompt"):
-            tokens = max(ceil_div(STEP_TOKENS, dp_size), decodes)
+            tokens = max(ceil_div(STEP_TOKENS, dp_size), sequences)
         own = 0 if kind == "idle" else tokens
-        decodes = 0 if kind in ("prompt", "idle") else decodes
-        prefills = (Prefill(own - decodes, _ids(CONTEXT)),) if own > decodes else ()
-        see = Decodes(_ids(decodes, ceil_div(CONTEXT, BLOCK)), _ids(decodes)) if decodes else None
+        prefills = (Prefill(own, _ids(CONTEXT)),) if kind == "prompt" else ()
+        columns = ceil_div(CONTEXT, BLOCK)
+        see = Decodes(_ids(own, columns), _ids(own)) if own and not prefills else None
         real_G = torch.empty(dp_size * tokens, dtype=torch.bool, device=META)
         step = Batch(_ids(own), _ids(own), _ids(own), see, prefills, tokens, real_G)
         config = self.run.config
@@ -232,9 +233,8 @@ class Simulation:
                 hidden_TD = self.model.draft(step, hidden_TD, self.cache)
             else:
                 hidden_TD = self.model(step, self.cache)
-            sampled = decodes or (1 if prefills else 0)
-            rows = ceil_div(batch, dp_size) if kind == "idle" else sampled
-            hidden_GD = self.model.ranks.gather_tokens(hidden_TD[:sampled], rows)
+            sampled = {"verify": tokens, "prompt": 1}.get(kind, sequences)
+            hidden_GD = self.model.ranks.gather_tokens(hidden_TD[:sampled], sampled)
             greedy(self.model.logits(hidden_GD), self.model.ranks)
         return trace.counts
 

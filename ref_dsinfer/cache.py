@@ -66,15 +66,16 @@ def block_count(
     max_running: int,
     block_size: int,
     tokens: int | None,
+    reserved: int = 0,
 ) -> int:
     """Blocks of a rank's KV cache, the same number on every rank.
 
-    As many as fit the free memory, or hold just `tokens` where these are given; but no more than
-    `max_running` sequences of `max_model_len` tokens can fill.
+    As many as fit the free memory, but for `reserved` bytes, or hold just `tokens` where these are
+    given; but no more than `max_running` sequences of `max_model_len` tokens can fill.
     Raises: UsageError, the same on every rank, where not even one such sequence fits.
     """
     if tokens is None:
-        free = int(free_memory(ranks) * MEMORY_FRACTION)
+        free = int(max(free_memory(ranks) - reserved, 0) * MEMORY_FRACTION)
         tokens = ranks.minimum(free // config.token_bytes(dtype.itemsize))
     blocks, sequence_blocks = tokens // block_size, ceil_div(max_model_len, block_size)
     if blocks < sequence_blocks:

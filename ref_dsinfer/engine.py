@@ -25,7 +25,7 @@ from ref_dsinfer.parallel import RankInfo
 from ref_dsinfer.rounding import ceil_div
 from ref_dsinfer.runner import Runner
 from ref_dsinfer.sampler import sample
-from ref_dsinfer.scheduler import Scheduler
+from ref_dsinfer.scheduler import Scheduler, rank_tokens
 from ref_dsinfer.sequence import Finish, Output, Sequence
 from ref_dsinfer.speculative import SpeculativeRunner, accepted
 
@@ -85,7 +85,7 @@ class Engine:
 
         torch.set_num_threads(options.threads or max(1, parallel.cores() // info.local_world_size))
         start = time.monotonic()
-        self.ranks = parallel.init_ranks(info, device, options.attention)
+        self.ranks = parallel.init_ranks(info, device, options.attention, options.symmetric_memory)
         dp_size = self.ranks.dp_size
         self.seed = options.seed
         self.dtype = cpu.dtype_for(options.dtype, device.type)
@@ -103,9 +103,15 @@ class Engine:
         rank_running = ceil_div(options.max_running, dp_size)  # sequences of one rank
         block_size = options.block_size
         runner_class = SpeculativeRunner if options.speculative else Runner
+        step_tokens = rank_tokens(options.step_tokens, dp_size, rank_running, runner_class.drafts)
+        shapes = (step_tokens, rank_running, self.max_model_len)
+        graphs = options.graphs and device.type == "cuda"
+        graph_bytes = 0
         if device.type == "cuda":  # whose allocator keeps what a step took: the cache gets the rest
             scratch = runner_class(model, 0, block_size, dtype, self.ranks)
-            scratch.warm_up(ceil_div(options.step_tokens, dp_size), rank_running)
+            if graphs:
+                graph_bytes = scratch.graph_bytes(*shapes)
+            scratch.warm_up(step_tokens, rank_running)
             del scratch
         blocks = block_count(
             self.config,
@@ -115,6 +121,7 @@ class Engine:
             max_running=rank_running,
             block_size=block_size,
             tokens=options.cache_tokens and options.cache_tokens // dp_size,
+            reserved=graph_bytes,
         )
         self.scheduler = Scheduler(
             [BlockPool(blocks, block_size) for _ in range(dp_size)],
@@ -131,9 +138,11 @@ class Engine:
         self.verified = 0  # times that a sequence's drafts were verified
         self.accepted = 0  # tokens that came of these: accepted drafts, and the one after them
         self._sequences: dict[int, Sequence] = {}
-        if options.graphs and device.type == "cuda":
-            self.runner.fix_shapes(rank_running, self.max_model_len)
+        if graphs:
+            self.runner.fix_shapes(*shapes)
+            began = time.monotonic()
             self.runner.capture_graphs()
+            log.info("captured CUDA graphs in %.1f s", time.monotonic() - began)
         self.ranks.barrier()
         log.info("loaded %s on %s in %.1f s", model_dir, device, time.monotonic() - start)
 

@@ -1,16 +1,16 @@
-"""Decode steps of fixed shape, which a GPU replays as CUDA graphs.
+"""Steps of fixed shape, which a GPU replays as CUDA graphs.
 
 A step of a few thousand small kernels costs more to launch than to run. A graph is one launch, but
-has fixed shapes and addresses: so one is captured for each of some batch sizes, and a step uses the
-next larger one. Padding rows decode a dummy token into a spare block. Inputs take two copies to the
+has fixed shapes and addresses: so one is captured for each of some numbers of rows, and a step uses
+the next larger one. A row is a token that attends to its sequence's blocks in the KV cache, as far
+as itself: a decode, a draft to verify, or a prompt's token, since a layer writes all latents before
+it attends. Padding rows decode a dummy token into a spare block. Inputs take two copies to the
 device at most; nothing waits for the GPU until the sampled tokens are read, of which the next
-step's inputs are made. With speculative decoding a step verifies drafts, which are rows like all
-others, and each pass of the MTP layer is a graph too.
+step's inputs are made. With speculative decoding each pass of the MTP layer is a graph too.
 """
 
-import logging
-import time
 from bisect import bisect_left
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -23,50 +23,67 @@ from ref_dsinfer.rounding import ceil_div
 from ref_dsinfer.sampler import Scores, greedy
 from ref_dsinfer.scheduler import ScheduledTokens
 
-log = logging.getLogger(__name__)
+GraphPool = torch.cuda._POOL_HANDLE  # the memory of graphs
 
 SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64)
 
 
-def padded_sizes(max_batch: int) -> list[int]:
-    """The batch sizes that are captured, up to `max_batch` itself."""
+def padded_sizes(max_rows: int) -> list[int]:
+    """The numbers of rows that are captured, up to `max_rows` itself."""
     sizes = list(SIZES)
-    while sizes[-1] < max_batch:
+    while sizes[-1] < max_rows:
         last = sizes[-1]
         sizes.append(last + (32 if last < 256 else 64 if last < 512 else 128))
-    return [*(size for size in sizes if size < max_batch), max_batch]
+    return [*(size for size in sizes if size < max_rows), max_rows]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the largest step of a rank has."""
+
+    rows: int  # tokens
+    sequences: int
+    samples: int  # rows after which a token is sampled
+    length: int  # tokens of a sequence
 
 
 class Row(NamedTuple):
-    """A token that is decoded."""
+    """A token and what it attends to."""
 
     token: int
     position: int
     slot: int  # in the KV cache
     length: int  # tokens in the KV cache, this one among them
+    table: int  # its sequence's block table, by number
     source: int  # for a draft, the row of the hidden states that it is made from
+
+
+@dataclass
+class Rows:
+    """This rank's rows of a step."""
+
+    block_size: int
+    rows: list[Row] = field(default_factory=list)
+    tables: list[list[int]] = field(default_factory=list)  # of blocks
+
+    def add(self, item: ScheduledTokens, tokens: list[int], source: int = 0) -> None:
+        """Add one sequence's scheduled tokens; `source`: of the first one."""
+        size, blocks, table = self.block_size, item.sequence.block_table, len(self.tables)
+        self.tables.append(blocks)
+        self.rows += [
+            Row(
+                *(token, position, blocks[position // size] * size + position % size),
+                *(position + 1, table, source + position - item.start),
+            )
+            for position, token in enumerate(tokens, item.start)
+        ]
 
 
 IDS = len(Row._fields)
 
 
-def decode_rows(
-    item: ScheduledTokens, tokens: list[int], block_size: int, source: int = 0
-) -> list[Row]:
-    """The rows of one sequence's scheduled tokens; `source`: of the first one."""
-    blocks = item.sequence.block_table
-    return [
-        Row(
-            *(token, position),
-            blocks[position // block_size] * block_size + position % block_size,
-            *(position + 1, source + position - item.start),
-        )
-        for position, token in enumerate(tokens, item.start)
-    ]
-
-
 class Inputs:
-    """What a step of decodes reads, at the same addresses in every step.
+    """What a step reads, at the same addresses in every step.
 
     The host's copies are pinned. They are written only once the step before has been read, so no
     copy to the device is still under way.
@@ -74,114 +91,114 @@ class Inputs:
 
     def __init__(
         self,
-        max_rows: int,
-        max_blocks: int,
+        limits: Limits,
         padding_block: int,
         block_size: int,
         device: torch.device,
         dp_size: int,
     ) -> None:
-        """For `max_rows` tokens of sequences of `max_blocks` blocks; no sequence holds
-        `padding_block`."""
-        self._padding = Row(0, 0, padding_block * block_size, 1, 0)
-        self._padding_table = [padding_block]
-        self._dp_size = dp_size
+        """No sequence holds `padding_block`."""
+        self._limits, self._dp_size = limits, dp_size
+        self._padding = Row(0, 0, padding_block * block_size, 1, limits.sequences, 0)
         pinned = device.type == "cuda"
-        tables = (max_rows, max_blocks)
-        # The data-parallel ranks' numbers of tokens, then the ids of each row.
-        self._ids = torch.zeros(dp_size + IDS * max_rows, dtype=torch.int64, pin_memory=pinned)
+        # The data-parallel ranks' numbers of tokens, the ids of each row, the rows to sample after.
+        numbers = dp_size + IDS * limits.rows + limits.samples
+        self._ids = torch.zeros(numbers, dtype=torch.int64, pin_memory=pinned)
+        tables = (limits.sequences + 1, ceil_div(limits.length, block_size))  # the last: of padding
         self._tables = torch.full(tables, padding_block, dtype=torch.int64, pin_memory=pinned)
-        self._device_ids = torch.zeros_like(self._ids, device=device)
-        self._device_tables = torch.full_like(self._tables, padding_block, device=device)
-        # The block table and its length that each row was written from, to write only changes.
-        self._written: list[tuple[list[int], int]] = [([], 0)] * max_rows
-        self._rows = self._tables.numpy()
+        self._device_ids = self._ids.to(device)
+        self._device_tables = self._tables.to(device)
+        # The block table and its length that each was written from, to write only changes.
+        self._written: list[tuple[list[int], int]] = [([], 0)] * limits.sequences
+        self._host_tables = self._tables.numpy()
 
-    def batch(self, size: int) -> tuple[Batch, Tensor]:
-        """The step's batch of `size` rows, always at the same addresses, and the rows' sources."""
-        counts_R, ids = self._device_ids[: self._used(size)].tensor_split([self._dp_size])
-        tokens, positions, slots, lengths, sources = ids.view(IDS, size)
-        decodes = Decodes(self._device_tables[:size], lengths)
-        batch = Batch(tokens, positions, slots, decodes, (), size, real_rows(counts_R, size))
-        return batch, sources
+    def samples(self, size: int) -> int:
+        """The most rows of a step of `size` rows after which a token is sampled."""
+        return min(size, self._limits.samples)
 
-    def fill(self, rows: list[Row], tables: list[list[int]], counts: list[int], size: int) -> None:
+    def batch(self, size: int) -> tuple[Batch, Tensor, Tensor]:
+        """The step's batch of `size` rows, always at the same addresses; the rows' sources, and the
+        rows to sample after."""
+        counts_R, ids, sampled_S = self._split(self._device_ids, size)
+        tokens, positions, slots, lengths, tables, sources = ids.view(IDS, size)
+        decodes = Decodes(self._device_tables[tables], lengths)
+        real_G = real_rows(counts_R, size)
+        return Batch(tokens, positions, slots, decodes, (), size, real_G), sources, sampled_S
+
+    def fill(self, step: Rows, sampled: list[int], counts: list[int], size: int) -> None:
         """Copy one step's inputs to the device, padded to `size` rows.
 
-        `tables`: each row's block table; `counts`: how many rows each data-parallel rank has.
+        `sampled`: rows to sample after; `counts`: how many rows each data-parallel rank has.
         """
-        used = self._used(size)
-        self._ids[: self._dp_size] = torch.tensor(counts)
-        padded = [*rows, *[self._padding] * (size - len(rows))]
-        self._ids[self._dp_size : used].view(IDS, size).numpy()[:] = list(zip(*padded, strict=True))
+        counts_R, ids, sampled_S = self._split(self._ids, size)
+        counts_R[:] = torch.tensor(counts)
+        padded = [*step.rows, *[self._padding] * (size - len(step.rows))]
+        ids.view(IDS, size).numpy()[:] = list(zip(*padded, strict=True))
+        sampled_S[: len(sampled)] = torch.tensor(sampled, dtype=torch.int64)
+        sampled_S[len(sampled) :] = 0
+        used = len(counts_R) + len(ids) + len(sampled_S)
         self._device_ids[:used].copy_(self._ids[:used], non_blocking=True)
-        tables = [*tables, *[self._padding_table] * (size - len(rows))]
-        changed = [self._write(row, table) for row, table in enumerate(tables)]
+        changed = [self._write(number, blocks) for number, blocks in enumerate(step.tables)]
         if any(changed):
-            self._device_tables[:size].copy_(self._tables[:size], non_blocking=True)
+            count = len(changed)
+            self._device_tables[:count].copy_(self._tables[:count], non_blocking=True)
 
-    def _used(self, size: int) -> int:
-        return self._dp_size + IDS * size
+    def _split(self, ids: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+        parts = [self._dp_size, IDS * size, self.samples(size)]
+        counts_R, rows, sampled_S = ids[: sum(parts)].split(parts)
+        return counts_R, rows, sampled_S
 
-    def _write(self, row: int, blocks: list[int]) -> bool:
-        """Write a block table into a row; returns whether that changed anything.
+    def _write(self, number: int, blocks: list[int]) -> bool:
+        """Write a block table; returns whether that changed anything.
 
         A sequence's table only grows, and is a new list once its blocks were released.
         """
-        written, count = self._written[row]
+        written, count = self._written[number]
         if written is blocks or written == blocks:
             if count == len(blocks):
                 return False
         else:
             count = 0
-        self._rows[row, count : len(blocks)] = blocks[count:]
-        self._written[row] = (blocks, len(blocks))
+        self._host_tables[number, count : len(blocks)] = blocks[count:]
+        self._written[number] = (blocks, len(blocks))
         return True
 
 
 class Decoder:
-    """Runs steps of decodes, with or without drafts, at padded sizes; after `capture`, as CUDA
-    graphs."""
+    """Runs steps at padded sizes; after `capture`, as CUDA graphs."""
 
-    def __init__(
-        self,
-        model: Model,
-        cache: PagedCache,
-        padding_block: int,
-        max_rows: int,
-        max_model_len: int,
-    ) -> None:
-        """For `max_rows` tokens of sequences of up to `max_model_len`; no sequence may hold
-        `padding_block`."""
+    def __init__(self, model: Model, cache: PagedCache, padding_block: int, limits: Limits) -> None:
+        """No sequence may hold `padding_block`."""
         device, dp_size = model.rotations.device, model.ranks.dp_size
-        max_blocks = ceil_div(max_model_len, cache.block_size)
-        self.model, self.cache, self.sizes = model, cache, padded_sizes(max_rows)
-        self.inputs = Inputs(max_rows, max_blocks, padding_block, cache.block_size, device, dp_size)
+        self.model, self.cache, self.limits = model, cache, limits
+        self.sizes = padded_sizes(limits.rows)
+        self.inputs = Inputs(limits, padding_block, cache.block_size, device, dp_size)
         dtype = model.embed_tokens.weight.dtype
         # Of the last step; all ranks' scores, but this rank's hidden states.
-        self.hidden = torch.empty(max_rows, model.config.hidden, dtype=dtype, device=device)
-        every, vocabulary = dp_size * max_rows, len(model.lm_head.weight)
+        self.hidden = torch.empty(limits.rows, model.config.hidden, dtype=dtype, device=device)
+        every, vocabulary = dp_size * limits.samples, len(model.lm_head.weight)
         self._part = torch.empty(every, vocabulary, device=device)
         self._greedy = torch.empty(every, dtype=torch.int64, device=device)
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
 
     @torch.inference_mode()
-    def capture(self) -> None:
-        """Capture the graphs, the largest first, so that the others fit into its memory."""
-        start = time.monotonic()
-        pool = None
-        for size in reversed(self.sizes):
-            self.inputs.fill([], [], [0] * self.model.ranks.dp_size, size)
+    def capture(self, sizes: list[int], pool: GraphPool | None = None) -> GraphPool:
+        """Capture graphs of so many rows, the largest first, so that the others fit into its
+        memory, `pool`; returns that.
+
+        Graphs may share it that never run at the same time: none reads what another has left there.
+        """
+        pool = pool or torch.cuda.graph_pool_handle()
+        for size in sorted(sizes, reverse=True):
+            self.inputs.fill(Rows(self.cache.block_size), [], [0] * self.model.ranks.dp_size, size)
             self._forward(size)  # compiles kernels and allocates workspaces, which a capture can't
             graph = torch.cuda.CUDAGraph()
             # Other threads (NCCL's watchdog) may go on calling CUDA.
             with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
                 self._forward(size)
-            pool = graph.pool()
             self._graphs[size] = graph
         torch.cuda.synchronize()
-        seconds = time.monotonic() - start
-        log.info("captured CUDA graphs of %d batch sizes in %.1f s", len(self.sizes), seconds)
+        return pool
 
     def close(self) -> None:
         """Free the graphs, once none of them is running any more."""
@@ -191,51 +208,58 @@ class Decoder:
             graph.reset()
         self._graphs.clear()
 
-    def decode(self, scheduled: list[ScheduledTokens], counts: list[int]) -> Scores:
-        """Run this rank's decodes, of a step that has no others; see `run`."""
-        rows: list[Row] = []
-        tables: list[list[int]] = []
+    def decode(
+        self, scheduled: list[ScheduledTokens], counts: list[int], samples: list[int]
+    ) -> Scores:
+        """Run this rank's scheduled tokens; see `run`."""
+        step = Rows(self.cache.block_size)
+        sampled: list[int] = []
         for item in scheduled:
-            tokens = item.sequence.ids(item.start, item.stop)
-            rows += decode_rows(item, tokens, self.cache.block_size)
-            tables += [item.sequence.block_table] * item.count
-        return self.run(rows, tables, counts)
+            step.add(item, item.sequence.ids(item.start, item.stop))
+            count = len(step.rows)
+            sampled += range(count - item.samples, count)
+        return self.run(step, sampled, counts, samples)
 
     @torch.inference_mode()
-    def run(self, rows: list[Row], tables: list[list[int]], counts: list[int]) -> Scores:
-        """Scores of all ranks' rows, valid until the next step, as are the `hidden` states of this
-        rank's. `counts`: how many rows each data-parallel rank has."""
+    def run(self, step: Rows, sampled: list[int], counts: list[int], samples: list[int]) -> Scores:
+        """Scores of all ranks' rows after which a token is sampled, valid until the next step, as
+        are the `hidden` states of this rank's rows.
+
+        `sampled` are those rows of this rank; `counts` and `samples`: how many rows, and how many
+        of those, each data-parallel rank has.
+        """
         size = self.sizes[bisect_left(self.sizes, max(counts))]
-        self.inputs.fill(rows, tables, counts, size)
+        self.inputs.fill(step, sampled, counts, size)
         if size in self._graphs:
             self._graphs[size].replay()
         else:
             self._forward(size)
-        every = len(counts) * size
-        return Scores(self._part[:every], self._greedy[:every], padded_rows(counts, size))
+        width = self.inputs.samples(size)
+        every = len(counts) * width
+        return Scores(self._part[:every], self._greedy[:every], padded_rows(samples, width))
 
     def _forward(self, size: int) -> None:
         ranks = self.model.ranks
-        hidden_TD = self._hidden_states(size)
+        batch, sources, sampled_S = self.inputs.batch(size)
+        hidden_TD = self._hidden_states(batch, sources)
         self.hidden[:size].copy_(hidden_TD)
-        part_GV = self.model.logits(ranks.gather_tokens(hidden_TD, size))
+        hidden_GD = ranks.gather_tokens(hidden_TD[sampled_S], len(sampled_S))
+        part_GV = self.model.logits(hidden_GD)
         self._part[: len(part_GV)].copy_(part_GV)
         self._greedy[: len(part_GV)].copy_(greedy(part_GV, ranks))
 
-    def _hidden_states(self, size: int) -> Tensor:
-        batch, _ = self.inputs.batch(size)
+    def _hidden_states(self, batch: Batch, sources: Tensor) -> Tensor:
         return self.model(batch, self.cache)
 
 
 class Drafter(Decoder):
     """The same for passes of the MTP layer, each from the hidden states of a step before."""
 
-    def __init__(self, decoder: Decoder, padding_block: int, max_model_len: int) -> None:
+    def __init__(self, decoder: Decoder, padding_block: int) -> None:
         """`decoder`: runs the model; both write the same `hidden` states."""
-        rows = len(decoder.hidden)
-        super().__init__(decoder.model, decoder.cache, padding_block, rows, max_model_len)
+        limits = replace(decoder.limits, samples=decoder.limits.sequences)
+        super().__init__(decoder.model, decoder.cache, padding_block, limits)
         self.hidden = decoder.hidden
 
-    def _hidden_states(self, size: int) -> Tensor:
-        batch, sources = self.inputs.batch(size)
+    def _hidden_states(self, batch: Batch, sources: Tensor) -> Tensor:
         return self.model.draft(batch, self.hidden[sources], self.cache)

@@ -19,8 +19,8 @@ from ref_dsinfer.scheduler import ceil_div
 
 # Bytes of whole GPUs, as nvidia-smi reports them.
 GPUS = {"H100-80GB": 81_559 << 20, "H200": 143_771 << 20, "B200": 183_359 << 20}
-# Assumed, not measured: CUDA's context and its loaded kernels, the graphs of all batch sizes, and
-# NCCL's buffers.
+# Assumed, not measured: CUDA's context and its loaded kernels, the graphs of all sizes beside their
+# temporary tensors, and NCCL's buffers.
 CUDA_BYTES, GRAPH_BYTES, NCCL_BYTES = 600 << 20, 1 << 30, 1 << 30
 MOST_GPUS = 32
 DECODE_PROGRAMS, DECODE_HEADS = 4096, 64  # of the decode kernel at most, and heads of each: see mla
@@ -45,7 +45,7 @@ class Need:
 
     weights: int
     cache: int  # of the longest request
-    step: int  # temporary tensors of the largest step
+    step: int  # temporary tensors of the largest step, once run eagerly and once as a graph
     reserved: int  # for CUDA, its graphs and NCCL
 
     @property
@@ -66,7 +66,7 @@ def need(run: Run) -> Need:
     return Need(
         weights(run),
         run.length * run.config.token_bytes(run.dtype.itemsize),
-        step(run),
+        2 * step(run),
         CUDA_BYTES + GRAPH_BYTES + (NCCL_BYTES if run.world_size > 1 else 0),
     )
 

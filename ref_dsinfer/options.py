@@ -27,7 +27,8 @@ class EngineOptions:
     cache_tokens: int | None = None  # in the KV caches of all ranks; None: what fits in memory
     step_tokens: int = STEP_TOKENS  # in one step at most
     gemm: Arithmetic = "bf16"  # arithmetic of products with block-fp8 weights, see gemm.py
-    graphs: bool = True  # decode in CUDA graphs where there is a GPU
+    graphs: bool = True  # run steps as CUDA graphs where there is a GPU
+    symmetric_memory: bool = True  # all-reduce in it where GPUs of one machine have it
     speculative: bool = False  # draft with the model's own MTP layer
 
     def __post_init__(self) -> None:

@@ -37,6 +37,7 @@ from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.keys import FP8_BLOCK
 from ref_dsinfer.network import check_interfaces
 from ref_dsinfer.presence import Presence
+from ref_dsinfer.symmetric import SymmetricMemory
 
 log = logging.getLogger(__name__)
 # Followers wait in a broadcast while rank 0 has nothing to do, however long that is.
@@ -204,15 +205,19 @@ class Ranks:
     All of them do nothing in a world of one.
     """
 
-    def __init__(self, info: RankInfo, device: torch.device) -> None:
+    def __init__(
+        self, info: RankInfo, device: torch.device, symmetric_memory: bool = False
+    ) -> None:
         """Initialise the process groups; every rank must call this. On the meta device, where a
         run is only calculated, there are none.
 
+        `symmetric_memory`: GPUs of one machine all-reduce small tensors in it, if they can.
         Raises: LaunchError where ranks are missing, or a variable names no network interface.
         """
         self.rank, self.world_size, self.device = info.rank, info.world_size, device
         self.local_world_size = info.local_world_size
         self.presence: Presence | None = None
+        self._symmetric: SymmetricMemory | None = None
         if self.world_size == 1 or device.type == "meta":
             return
         on_gpu = device.type == "cuda"
@@ -221,6 +226,9 @@ class Ranks:
             torch.cuda.set_device(device)
         store, self.presence = _rendezvous(info)
         self._init_groups(store)
+        one_machine = self.local_world_size == self.world_size
+        if symmetric_memory and on_gpu and one_machine and self.dp_size == 1:
+            self._init_symmetric()
 
     @_collective
     def _init_groups(self, store: dist.Store) -> None:
@@ -233,6 +241,20 @@ class Ranks:
             world_size=self.world_size,
         )
         self._control = dist.new_group(backend="gloo", timeout=IDLE_TIMEOUT)
+
+    @_collective
+    def _init_symmetric(self) -> None:
+        """Set up symmetric memory, unless a rank finds that it does not work here."""
+        problem = ""
+        try:
+            self._symmetric = SymmetricMemory(self.device, self.world_size)
+        except RuntimeError as error:
+            problem = str(error).splitlines()[0]
+        if self.minimum(not problem) and self._symmetric:
+            problem = "" if self._symmetric.is_right(self.rank) else "its sums are wrong"
+        if not self.minimum(not problem):
+            log.warning("all-reduce by NCCL, not in symmetric memory: %s", problem or "other ranks")
+            self._symmetric = None
 
     @property
     def attn_tp_size(self) -> int:
@@ -267,6 +289,8 @@ class Ranks:
     def all_reduce(self, part: Tensor, dtype: torch.dtype) -> Tensor:
         """Sum over ranks in fp32 and round once to `dtype`; the same bits on all ranks."""
         if self.world_size > 1:
+            if self._symmetric and (total := self._symmetric.all_reduce(part, dtype)) is not None:
+                return total
             part = part.float().contiguous()
             dist.all_reduce(part)
         return part.to(dtype)
@@ -327,6 +351,7 @@ class Ranks:
         if not self.presence:
             return
         self.presence.leave()
+        self._symmetric = None
         thread = threading.Thread(target=dist.destroy_process_group, daemon=True)
         thread.start()
         thread.join(SHUTDOWN_S)
@@ -370,6 +395,9 @@ class DataParallelRanks(Ranks):
 ATTENTION = {"tp": Ranks, "dp": DataParallelRanks}
 
 
-def init_ranks(info: RankInfo, device: torch.device, attention: str) -> Ranks:
+def init_ranks(
+    info: RankInfo, device: torch.device, attention: str, symmetric_memory: bool = False
+) -> Ranks:
     """Initialise this rank for one of ATTENTION; in a world of one both are plain attention."""
-    return (ATTENTION[attention] if info.world_size > 1 else Ranks)(info, device)
+    kind = ATTENTION[attention] if info.world_size > 1 else Ranks
+    return kind(info, device, symmetric_memory)

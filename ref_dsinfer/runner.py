@@ -7,12 +7,16 @@ from torch import Tensor
 
 from ref_dsinfer.attention import CONTEXT_CHUNK
 from ref_dsinfer.batch import Batch, Decodes, Prefill, padded_rows, real_rows
-from ref_dsinfer.cache import PagedCache
-from ref_dsinfer.graphs import Decoder
+from ref_dsinfer.cache import PagedCache, free_memory
+from ref_dsinfer.graphs import Decoder, GraphPool, Limits
 from ref_dsinfer.model import Model
 from ref_dsinfer.parallel import Ranks
 from ref_dsinfer.sampler import Scores, greedy
 from ref_dsinfer.scheduler import ScheduledTokens
+
+# Tokens of a prompt that run at fixed shapes, as rows of their own. Each of these reads its whole
+# context, with 3.4 times the arithmetic of prefill: of little weight beside short contexts only.
+FIXED_CONTEXT = 4096
 
 
 class Runner:
@@ -24,21 +28,36 @@ class Runner:
         self, model: Model, blocks: int, block_size: int, dtype: torch.dtype, ranks: Ranks
     ) -> None:
         self.model, self.ranks, self.device = model, ranks, ranks.device
-        # One block that the scheduler does not know of, for the rows that pad a decode step.
+        # One block that the scheduler does not know of, for the rows that pad a step.
         self.padding_block = blocks
         self.cache = PagedCache(model.config, blocks + 1, block_size, dtype, ranks.device)
-        self.decoder: Decoder | None = None  # for steps of decodes alone, at fixed shapes
+        self.decoder: Decoder | None = None  # for steps of fixed shapes
 
-    def fix_shapes(self, max_running: int, max_model_len: int) -> None:
-        """Decode at fixed shapes from now on: up to `max_running` sequences of a rank, of
-        `max_model_len` tokens."""
-        rows = max_running * (1 + self.drafts)
-        self.decoder = Decoder(self.model, self.cache, self.padding_block, rows, max_model_len)
+    def fix_shapes(self, step_tokens: int, max_running: int, max_model_len: int) -> None:
+        """Run steps at fixed shapes from now on: up to `step_tokens` of `max_running` sequences of
+        a rank, each of `max_model_len` tokens at most."""
+        samples = max_running * (1 + self.drafts)
+        limits = Limits(max(step_tokens, samples), max_running, samples, max_model_len)
+        self.decoder = Decoder(self.model, self.cache, self.padding_block, limits)
 
-    def capture_graphs(self) -> None:
-        """Run the fixed shapes as CUDA graphs from now on."""
+    def capture_graphs(self, largest_only: bool = False) -> GraphPool:
+        """Run the fixed shapes, or only the largest one, as CUDA graphs from now on; returns their
+        memory."""
         assert self.decoder
-        self.decoder.capture()
+        return self.decoder.capture(self.decoder.sizes[-1:] if largest_only else self.decoder.sizes)
+
+    def graph_bytes(self, step_tokens: int, max_running: int, max_model_len: int) -> int:
+        """GPU memory that `fix_shapes` and `capture_graphs` take: tried out with the largest, whose
+        memory the others share. Every rank must call this."""
+        torch.cuda.empty_cache()
+        before = free_memory(self.ranks)
+        self.fix_shapes(step_tokens, max_running, max_model_len)
+        self.capture_graphs(largest_only=True)
+        torch.cuda.empty_cache()
+        taken = before - free_memory(self.ranks)
+        self.close()
+        torch.cuda.empty_cache()
+        return taken
 
     @torch.inference_mode()
     def run(self, scheduled: list[ScheduledTokens]) -> Scores:
@@ -52,10 +71,10 @@ class Runner:
             by_rank[item.sequence.dp_rank].append(item)
         own = by_rank[self.ranks.dp_rank]
         counts = [sum(item.count for item in items) for items in by_rank]
-        if self.decoder and all(item.is_decode and item.samples for item in scheduled):
-            return self.decoder.decode(own, counts)
-        hidden_TD = self.forward(self.batch(own, counts))
         samples = [sum(item.samples for item in items) for items in by_rank]
+        if self.decoder and at_fixed_shape(scheduled):
+            return self.decoder.decode(own, counts, samples)
+        hidden_TD = self.forward(self.batch(own, counts))
         return self.scores(self.sampled_rows(own, hidden_TD), samples)
 
     def forward(self, batch: Batch) -> Tensor:
@@ -99,6 +118,7 @@ class Runner:
         """Free the CUDA graphs."""
         if self.decoder:
             self.decoder.close()
+        self.decoder = None
 
     def draft(self, scheduled: list[ScheduledTokens]) -> None:
         """Draft tokens for the sequences that have just run; this runner drafts none."""
@@ -168,3 +188,9 @@ class Runner:
 
     def _ids(self, values: list[int] | list[list[int]]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self.device)
+
+
+def at_fixed_shape(scheduled: list[ScheduledTokens]) -> bool:
+    """Whether a step can run at a fixed shape: unless a prompt, or an answer that is recomputed,
+    has become long."""
+    return all(item.is_decode or item.stop <= FIXED_CONTEXT for item in scheduled)

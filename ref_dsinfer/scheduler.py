@@ -30,6 +30,12 @@ class ScheduledTokens:
         return self.start > 0 and self.count == max(self.samples, 1)
 
 
+def rank_tokens(step_tokens: int, ranks: int, running: int, drafts: int) -> int:
+    """A data-parallel rank's part of the token budget: so much that all ranks, padded to the
+    largest, run no more than the whole, but enough for its `running` sequences."""
+    return max(ceil_div(step_tokens, ranks), running * (1 + drafts))
+
+
 class Scheduler:
     """First come, first served. In every step each running sequence gets its next token, then
     prompts get what is left of the token budget. A sequence is admitted when there are blocks for
@@ -53,9 +59,7 @@ class Scheduler:
         self.pools = pools
         self.max_running = max_running  # sequences
         self.rank_running = ceil_div(max_running, len(pools))  # sequences of one rank
-        # A rank's part of the budget, so that all ranks, padded to the largest, run no more than
-        # the whole; but enough for every running sequence.
-        self.step_tokens = max(ceil_div(step_tokens, len(pools)), self.rank_running * (1 + drafts))
+        self.step_tokens = rank_tokens(step_tokens, len(pools), self.rank_running, drafts)
         # Beyond a sequence's tokens the KV cache takes its drafts, and while the next drafts are
         # made, those too if all of these were accepted; the last draft is not run itself.
         self.lookahead = max(2 * drafts - 1, 0)

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from benchmark import MTP_STEPS
 from ref_dsinfer.batch import Batch
-from ref_dsinfer.graphs import Drafter, Row, decode_rows
-from ref_dsinfer.runner import Runner
+from ref_dsinfer.graphs import Drafter, GraphPool, Rows
+from ref_dsinfer.runner import Runner, at_fixed_shape
 from ref_dsinfer.sampler import Scores, greedy
 from ref_dsinfer.scheduler import ScheduledTokens
+from ref_dsinfer.sequence import Sequence
 
 
 def accepted(drafts: list[int], sampled: list[int]) -> list[int]:
@@ -39,22 +40,23 @@ class SpeculativeRunner(Runner):
     drafts = MTP_STEPS
     _drafter: Drafter | None = None  # where the runner has a decoder
     _hidden_TD: Tensor  # of the last step, or the last pass of the MTP layer
-    _scores: Scores | None = None  # of that pass, if it was one of fixed shape
 
-    def fix_shapes(self, max_running: int, max_model_len: int) -> None:
-        super().fix_shapes(max_running, max_model_len)
+    def fix_shapes(self, step_tokens: int, max_running: int, max_model_len: int) -> None:
+        super().fix_shapes(step_tokens, max_running, max_model_len)
         assert self.decoder
-        self._drafter = Drafter(self.decoder, self.padding_block, max_model_len)
+        self._drafter = Drafter(self.decoder, self.padding_block)
 
-    def capture_graphs(self) -> None:
-        super().capture_graphs()
+    def capture_graphs(self, largest_only: bool = False) -> GraphPool:
+        pool = super().capture_graphs(largest_only)
         assert self._drafter
-        self._drafter.capture()
+        sizes = self._drafter.sizes
+        return self._drafter.capture(sizes[-1:] if largest_only else sizes, pool)
 
     def close(self) -> None:
         super().close()
         if self._drafter:
             self._drafter.close()
+        self._drafter = None
 
     def run(self, scheduled: list[ScheduledTokens]) -> Scores:
         if self.decoder:
@@ -82,67 +84,65 @@ class SpeculativeRunner(Runner):
         ]
         if not ran:
             return  # all of them have finished
-        self._pass(*map(list, zip(*ran, strict=True)))
+        items = [item for item, _ in ran]
+        sources = [source for _, source in ran]
         sequences, rows, first = [], [], 0  # where each sequence's newest draft comes from
-        for item, _ in ran:
-            if item.samples:  # past its prompt
+        for item in items:
+            # an answer's last token is sampled by the model: no draft can save a step there
+            if item.samples and _room(item.sequence) > 1:
                 sequences.append(item.sequence)
                 rows.append(first + item.sequence.length - 2 - item.start)  # before its last token
             first += item.count
-        for step in range(self.drafts):
-            # an answer's last token is sampled by the model: no draft can save a step there
-            open_ = [n for n, one in enumerate(sequences) if one.limit - one.length > step + 1]
+        for step in range(1, self.drafts + 1):
+            drafts = self._pass(items, sources, rows)
+            for sequence, token in zip(sequences, drafts, strict=True):
+                sequence.drafts.append(token)
+            open_ = [n for n, sequence in enumerate(sequences) if _room(sequence) > step + 1]
             if not open_:
                 break
-            sequences, rows = [sequences[n] for n in open_], [rows[n] for n in open_]
-            if step:
-                last = [
-                    ScheduledTokens(sequence, sequence.length - 2 + step, 1, samples=1)
-                    for sequence in sequences
-                ]
-                self._pass(last, rows)
-                rows = list(range(len(last)))
-            for sequence, token in zip(sequences, self._drafted(rows), strict=True):
-                sequence.drafts.append(token)
+            sequences, sources = [sequences[n] for n in open_], [rows[n] for n in open_]
+            items = [
+                ScheduledTokens(sequence, sequence.length - 2 + step, 1, samples=1)
+                for sequence in sequences
+            ]
+            rows = list(range(len(items)))
 
-    def _pass(self, items: list[ScheduledTokens], sources: list[int]) -> None:
+    def _pass(self, items: list[ScheduledTokens], sources: list[int], rows: list[int]) -> list[int]:
         """Run the MTP layer once: on each token with the one behind it, and its hidden state.
 
-        `sources`: the row of the last hidden states in which each item's first token is.
+        `sources`: the row of the last hidden states in which each item's first token is. Returns
+        what is drafted in some `rows` of this pass.
         """
         tokens = [_next_tokens(item) for item in items]
-        if self._drafter and all(item.is_decode for item in items):
-            if self._hidden_TD is not self._drafter.hidden:  # of a step of another shape
-                picked = self._hidden_TD[self._ids(sources)]
-                self._hidden_TD = self._drafter.hidden
-                self._hidden_TD[: len(picked)] = picked
-                sources = list(range(len(picked)))
-            rows: list[Row] = []
-            tables: list[list[int]] = []
-            for item, nexts, source in zip(items, tokens, sources, strict=True):
-                rows += decode_rows(item, nexts, self.cache.block_size, source)
-                tables += [item.sequence.block_table] * item.count
-            self._scores = self._drafter.run(rows, tables, [len(rows)])
-            return
-        batch = replace(
-            self.batch(items, [sum(item.count for item in items)]),
-            tokens_T=self._ids([token for nexts in tokens for token in nexts]),
-        )
         picks = [
             source + offset
             for item, source in zip(items, sources, strict=True)
             for offset in range(item.count)
         ]
+        if self._drafter and at_fixed_shape(items):
+            if self._hidden_TD is not self._drafter.hidden:  # of a step of another shape
+                picked = self._hidden_TD[self._ids(picks)]
+                self._hidden_TD = self._drafter.hidden
+                self._hidden_TD[: len(picked)] = picked
+                picks = list(range(len(picked)))
+            step = Rows(self.cache.block_size)
+            for item, nexts in zip(items, tokens, strict=True):
+                step.add(item, nexts, source=picks[len(step.rows)])
+            return self._drafter.run(step, rows, [len(step.rows)], [len(rows)]).greedy()
+        batch = replace(
+            self.batch(items, [len(picks)]),
+            tokens_T=self._ids([token for nexts in tokens for token in nexts]),
+        )
         self._hidden_TD = self.model.draft(batch, self._hidden_TD[self._ids(picks)], self.cache)
-        self._scores = None
-
-    def _drafted(self, rows: list[int]) -> list[int]:
-        """The tokens drafted in some rows of the last pass."""
-        if self._scores:
-            tokens = self._scores.greedy()
-            return [tokens[row] for row in rows]
+        if not rows:
+            return []
         logits = self.model.logits(self._hidden_TD[self._ids(rows)])
         return greedy(logits, self.ranks).tolist()
+
+
+def _room(sequence: Sequence) -> int:
+    """Tokens that the answer may still get."""
+    return sequence.limit - sequence.length
 
 
 def _next_tokens(item: ScheduledTokens) -> list[int]:

@@ -260,11 +260,12 @@ def test_what_stops_the_start_is_raised_from_it(tmp_path: Path) -> None:
         (
             {"options": {"zzz": "1"}},
             UsageError,
-            "known: cache_tokens, graphs, step_tokens, threads",
+            "known: cache_tokens, graphs, step_tokens, symmetric_memory, threads",
         ),
         ({"options": {"threads": "two"}}, UsageError, "threads=two"),
         ({"options": {"step_tokens": "0"}}, UsageError, "step_tokens=0"),
         ({"options": {"graphs": "2"}}, UsageError, "graphs=2"),
+        ({"options": {"symmetric_memory": "no"}}, UsageError, "symmetric_memory=no"),
         ({"tensor_parallel": 2}, LaunchError, "--nproc_per_node=2"),
     ],
 )

@@ -13,10 +13,15 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 import entrypoint
 from ref_dsinfer.engine import Engine
 from ref_dsinfer.options import EngineOptions
+from ref_dsinfer.parallel import Ranks
 from ref_dsinfer.sequence import Sequence
+from ref_dsinfer.symmetric import BUFFER_BYTES
+from tests.ref_dsinfer import symmetric_on_cpus
 
 
 def answers(
@@ -26,15 +31,18 @@ def answers(
     temperature: float,
     speculative: bool = False,
     fixed: bool = False,
+    symmetric: bool = False,
 ) -> tuple[Engine, list[list[int]]]:
     """Twelve answers of unequal length; some prompts come while others run, one is aborted.
 
-    `fixed`: steps of decodes have the shapes of CUDA graphs.
+    `fixed`: steps have the shapes of CUDA graphs. `symmetric`: sums are made in symmetric memory.
     """
     options = EngineOptions("cpu", dtype, attention, speculative=speculative)
     engine = Engine(model, replace(options, max_running=5, threads=1))
     if fixed:
-        engine.runner.fix_shapes(5, engine.max_model_len)
+        engine.runner.fix_shapes(engine.scheduler.step_tokens, 5, engine.max_model_len)
+    if symmetric:
+        symmetric_on_cpus.provide(engine.ranks, multicast=True)
     chance = random.Random(3)
     token_ids: list[list[int]] = [[] for _ in range(12)]
     for number in range(12):
@@ -56,7 +64,8 @@ def logits(engine: Engine) -> list[list[float]]:
     for number in range(5):
         scheduler.add(Sequence(number, tuple(range(1, 2 + 9 * number)), 9))
     work = scheduler.schedule()
-    values = engine.ranks.gather_columns(engine.runner.run(work).part_MV).tolist()
+    scores = engine.runner.run(work)
+    values = engine.ranks.gather_columns(scores.part_MV[scores.rows]).tolist()
     for one in work:
         scheduler.remove(one.sequence)
     return [row for _, row in sorted(zip((one.sequence.id for one in work), values, strict=True))]
@@ -70,9 +79,12 @@ def write_answers(
     temperature: float = 0.0,
     speculative: bool = False,
     fixed: bool = False,
+    symmetric: bool = False,
 ) -> None:
     """Write this rank's answers to OUTPUT.rank."""
-    engine, found = answers(Path(model), attention, dtype, temperature, speculative, fixed)
+    engine, found = answers(
+        Path(model), attention, dtype, temperature, speculative, fixed, symmetric
+    )
     assert bool(engine.verified) == speculative
     words = engine.ranks.broadcast(["x"] * 1000 if engine.ranks.rank == 0 else None)
     nothing = engine.ranks.broadcast(None)
@@ -80,7 +92,20 @@ def write_answers(
     written = json.dumps({"answers": found, "logits": logits(engine)})
     Path(f"{output}.{engine.ranks.rank}").write_text(written)
     assert all(pool.free == pool.blocks for pool in engine.scheduler.pools)
+    if symmetric:
+        check_symmetric(engine.ranks)
     engine.close()
+
+
+def check_symmetric(ranks: Ranks) -> None:
+    """All sums but large ones have been made in symmetric memory; the same without a switch."""
+    calls = symmetric_on_cpus.calls
+    assert calls["multimem"] > 100
+    assert symmetric_on_cpus.provide(ranks, multicast=False).is_right(ranks.rank)
+    assert calls["one_shot"] == 2 * 3
+    large = torch.ones(BUFFER_BYTES // 4 + 1)
+    assert torch.equal(ranks.all_reduce(large, torch.float32), 2 * large)
+    assert calls["one_shot"] == 2 * 3
 
 
 def main() -> None:

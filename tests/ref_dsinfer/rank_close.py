@@ -35,7 +35,7 @@ class Graph:
 def load_with_graph(self: Engine, *args: Any, **changes: Any) -> None:
     load(self, *args, **changes)
     runner = self.runner
-    runner.fix_shapes(64, self.max_model_len)
+    runner.fix_shapes(self.scheduler.step_tokens, 64, self.max_model_len)
     assert runner.decoder
     graph = Graph(releases=KIND == "captured")
     runner.decoder._graphs[NO_SIZE] = graph  # type: ignore[assignment]

@@ -1,19 +1,34 @@
-"""Padded decode steps, run as for a CUDA graph but not captured, against plain ones."""
+"""Padded steps, run as for a CUDA graph but not captured, against plain ones."""
 
 import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 
 from errors import UsageError
+from ref_dsinfer import runner
+from ref_dsinfer.batch import Batch
 from ref_dsinfer.engine import Engine
 from ref_dsinfer.graphs import padded_sizes
 from ref_dsinfer.options import EngineOptions
 from tests.ref_dsinfer.conftest import written
 
 
-def answers(model: Path, padded: bool, speculative: bool = False) -> dict[int, list[int]]:
+@dataclass
+class Found:
+    """What an engine has answered, and how its model was called."""
+
+    token_ids: dict[int, list[int]] = field(default_factory=dict)
+    prefills: int = 0  # passes of the model or its MTP layer that had prompts as such
+    decodes: int = 0  # other passes
+
+
+def answers(model: Path, padded: bool, speculative: bool = False) -> Found:
     """Answers to requests that come and go, with a cache so small that some are preempted."""
+    found = Found()
     options = EngineOptions(
         device="cpu",
         dtype="float32",
@@ -26,13 +41,26 @@ def answers(model: Path, padded: bool, speculative: bool = False) -> dict[int, l
     )
     engine = Engine(model, options)
     if padded:
-        engine.runner.fix_shapes(5, 100)
+        engine.runner.fix_shapes(engine.scheduler.step_tokens, 5, 100)
+
+    def counted(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def call(batch: Batch, *arguments: object) -> Tensor:
+            found.prefills += bool(batch.prefills)
+            found.decodes += not batch.prefills
+            return method(batch, *arguments)
+
+        return call
+
+    for name in ("forward", "draft"):
+        setattr(engine.runner.model, name, counted(getattr(engine.runner.model, name)))
     chance = random.Random(3)
-    token_ids: dict[int, list[int]] = {}
+    token_ids = found.token_ids
     step = 0
     while engine.busy or len(token_ids) < 12:
         if step % 4 == 0 and len(token_ids) < 12:
-            prompt = tuple(chance.randrange(96) for _ in range(chance.randint(1, 40)))
+            prompt = tuple(
+                chance.randrange(engine.config.vocab_size) for _ in range(chance.randint(1, 40))
+            )
             engine.add(len(token_ids), prompt, chance.randint(1, 50))
             token_ids[len(token_ids)] = []
         for output in engine.step() if engine.busy else ():
@@ -42,17 +70,31 @@ def answers(model: Path, padded: bool, speculative: bool = False) -> dict[int, l
     assert bool(engine.verified) == speculative
     [pool] = engine.scheduler.pools
     assert pool.free == pool.blocks
-    return token_ids
+    return found
 
 
 def test_padded_steps_give_the_same_tokens(random_model: Path) -> None:
-    assert answers(random_model, padded=True) == answers(random_model, padded=False)
+    padded, plain = answers(random_model, padded=True), answers(random_model, padded=False)
+    assert padded.token_ids == plain.token_ids
+    assert plain.prefills
+    assert not padded.prefills
 
 
-def test_padded_steps_draft_and_verify_the_same_tokens(tmp_path: Path) -> None:
+def test_padded_steps_draft_and_verify_the_same_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where long prompts are prefilled between them."""
     model = written(tmp_path, mtp=True)
     plain = answers(model, padded=False, speculative=True)
-    assert answers(model, padded=True, speculative=True) == plain == answers(model, padded=False)
+    padded = answers(model, padded=True, speculative=True)
+    assert padded.token_ids == plain.token_ids == answers(model, padded=False).token_ids
+    assert plain.prefills
+    assert not padded.prefills
+    monkeypatch.setattr(runner, "FIXED_CONTEXT", 20)
+    both = answers(model, padded=True, speculative=True)
+    assert both.token_ids == plain.token_ids
+    assert 0 < both.prefills < plain.prefills
+    assert both.decodes > plain.decodes
 
 
 @pytest.mark.parametrize("most", [1, 3, 64, 100, 512, 700])

@@ -119,6 +119,7 @@ def two_ranks(
     answer(
         2,
         (random_model, folder / "tp", "tp"),
+        (random_model, folder / "symmetric", "tp", "float32", 0.0, False, True, True),
         (random_model, folder / "tp drawn", "tp", "bfloat16", 0.8),
         (random_model, folder / "dp drawn", "dp", "bfloat16", 0.8),
         (folder / "fp8", folder / "dp of fp8", "dp"),
@@ -131,6 +132,7 @@ def two_ranks(
 @pytest.mark.slow
 def test_two_ranks_give_the_tokens_of_one(two_ranks: Path, alone: Found) -> None:
     assert read(2, two_ranks / "tp").same_as(alone)
+    assert read(2, two_ranks / "symmetric").same_as(alone)
 
 
 @pytest.mark.slow
