@@ -104,7 +104,7 @@ def check_symmetric(ranks: Ranks) -> None:
     assert symmetric_on_cpus.provide(ranks, multicast=False).is_right(ranks.rank)
     assert calls["one_shot"] == 2 * 3
     large = torch.ones(BUFFER_BYTES // 4 + 1)
-    assert torch.equal(ranks.all_reduce(large, torch.float32), 2 * large)
+    assert ranks.all_reduce(large, torch.float32).eq(2).all()
     assert calls["one_shot"] == 2 * 3
 
 

@@ -5,6 +5,7 @@ import inspect
 from collections import Counter
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -37,8 +38,11 @@ def provide(ranks: Ranks, multicast: bool) -> SymmetricMemory:
         assert hasattr(_SymmetricMemory, "multicast_ptr")
         return SimpleNamespace(multicast_ptr=int(multicast))
 
-    torch_symmetric.empty, torch_symmetric.rendezvous = empty, rendezvous
-    ranks._init_symmetric()
+    with (
+        mock.patch.object(torch_symmetric, "empty", empty),
+        mock.patch.object(torch_symmetric, "rendezvous", rendezvous),
+    ):
+        ranks._init_symmetric()
     assert ranks._symmetric
     return ranks._symmetric
 
