@@ -42,6 +42,7 @@ NO_GPU = 3  # exit code
 RANKS = 8
 BLOCK = 64  # tokens
 L2 = 256 * 2**20  # bytes, more than any L2 cache holds
+COPY = 2**30  # bytes
 SLICE = replace(R1, layers=4, dense_layers=1)
 SMALL = replace(
     SLICE,
@@ -101,7 +102,7 @@ class Bench:
 
     def bandwidth(self) -> float:
         """Bytes a second that a copy within the GPU's memory reads and writes."""
-        source = torch.ones(2**30 if self.timed else 2**10, dtype=torch.uint8, device=self.device)
+        source = torch.ones(COPY if self.timed else 2**10, dtype=torch.uint8, device=self.device)
         target = torch.empty_like(source)
         return 2 * source.numel() / self.seconds([lambda: target.copy_(source)])
 

@@ -1,0 +1,38 @@
+"""Two ranks on two GPUs under torchrun. Skipped where there are fewer."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from data.samples import read_frame
+from tests.ref_dsinfer.test_parallel import ROOT, run
+
+SUMS = Path(__file__).with_name("rank_sums.py")
+TINY = ROOT / "data" / "tiny"
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices"),
+]
+
+
+@pytest.mark.parametrize("options", [(), ("--attention", "dp"), ("--speculative",)])
+def test_results_are_written_although_graphs_hold_communicators(
+    options: tuple[str, ...], tmp_path: Path
+) -> None:
+    output = tmp_path / "answers.pkl"
+    code, _, err = run(
+        *(ROOT / "run_eval_mpi.py", 2, "--model", TINY / "model", "--device", "cuda"),
+        *("--input-file", TINY / "final_output.pkl", "--output-file", output),
+        *("--num-samples", 8, *options),
+    )
+    assert code == 0, err
+    assert len(read_frame(output)) == 8
+    assert "captured CUDA graphs" in err
+    assert "could not be destroyed" not in err
+
+
+def test_sums_in_symmetric_memory_are_nccl_s() -> None:
+    code, _, err = run(SUMS, 2)
+    assert code == 0, err
