@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ref_dsinfer import attention, cpu_kernels, fp8_format, gemm, moe
+from ref_dsinfer import attention, cpu_kernels, fp8_format, gemm, moe, runner
 from ref_dsinfer.kernels import mla
 
 FREE = 64 << 30  # bytes
@@ -153,9 +153,7 @@ def sort(experts_TA: Tensor, first: int, count: int) -> tuple[Tensor, Tensor, Te
     return order_P // experts_TA.shape[1], places_TA, ends_E
 
 
-def grouped(
-    x_TI: Tensor, weight: Tensor, scale: Tensor | None, *rest: Any
-) -> Tensor:
+def grouped(x_TI: Tensor, weight: Tensor, scale: Tensor | None, *rest: Any) -> Tensor:
     """`gemm.plain_grouped`, which waits for the ends of fp8 groups, without waiting."""
     if scale is not None:
         weight = fp8_format.dequantise(weight, scale, x_TI.dtype)
@@ -174,4 +172,5 @@ def pytest_configure() -> None:
         setattr(torch.cuda, name, checked(real, stand_in) if name != "CUDAGraph" else stand_in)
     cpu_kernels.library = lambda: None  # not one of torch's operators, which a graph records
     moe.plain_sort, gemm.plain_grouped, mla.attend = sort, grouped, attention.plain
+    runner.CONTEXT_CHUNK = 8  # tokens, of the context that steps are warmed up with
     OnCpu().__enter__()
