@@ -246,15 +246,18 @@ class Ranks:
     def _init_symmetric(self) -> None:
         """Set up symmetric memory, unless a rank finds that it does not work here."""
         problem = ""
+        memory: SymmetricMemory | None = None
         try:
-            self._symmetric = SymmetricMemory(self.device, self.world_size)
+            memory = SymmetricMemory(self.device, self.world_size)
         except RuntimeError as error:
             problem = str(error).splitlines()[0]
-        if self.minimum(not problem) and self._symmetric:
-            problem = "" if self._symmetric.is_right(self.rank) else "its sums are wrong"
-        if not self.minimum(not problem):
+        if self.minimum(memory is not None) and memory:
+            memory.multicast = bool(self.minimum(memory.multicast))
+            problem = "" if memory.is_right(self.rank) else "its sums are wrong"
+        if self.minimum(not problem):
+            self._symmetric = memory
+        else:
             log.warning("all-reduce by NCCL, not in symmetric memory: %s", problem or "other ranks")
-            self._symmetric = None
 
     @property
     def attn_tp_size(self) -> int:

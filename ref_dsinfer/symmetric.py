@@ -8,18 +8,16 @@ NCCL's are, and the same bits on all ranks:
   switch, where that is little to read.
 """
 
-import logging
 from typing import Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-log = logging.getLogger(__name__)
-
 Algorithm = Literal["multimem", "one_shot"]
-BUFFER_BYTES = 32 << 20  # of larger sums NCCL is no slower
-ONE_SHOT_BYTES = 4 << 20  # that a rank may have to read from others
+# Assumed, not measured: NCCL is as fast for larger sums than the buffer, or where a rank would have
+# to read more than this from others.
+BUFFER_BYTES, ONE_SHOT_BYTES = 32 << 20, 4 << 20
 
 
 def algorithm(size: int, world_size: int, multicast: bool) -> Algorithm | None:

@@ -1,4 +1,4 @@
-"""Answers of an engine whose steps run as prompts and decodes, at padded sizes, or as CUDA graphs."""
+"""Answers of an engine whose steps run as they come, at padded sizes, or as CUDA graphs."""
 
 import random
 from collections.abc import Callable
