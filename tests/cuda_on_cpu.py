@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from ref_dsinfer import attention, cpu_kernels, fp8_format, gemm, moe, runner
 from ref_dsinfer.kernels import mla
@@ -30,11 +30,11 @@ class OnCpu(TorchFunctionMode):
     def __torch_function__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        kwargs = dict(kwargs or {})
+        kwargs = kwargs or {}
         if function is torch.device:
             return function(*args, **kwargs)
-        kwargs.pop("pin_memory", None)
-        return function(*tree_map(_on_cpu, args), **tree_map(_on_cpu, kwargs))
+        named = {name: _on_cpu(value) for name, value in kwargs.items() if name != "pin_memory"}
+        return function(*map(_on_cpu, args), **named)
 
 
 def _on_cpu(value: Any) -> Any:
@@ -170,7 +170,13 @@ def pytest_configure() -> None:
         real = getattr(torch.cuda, name)
         assert all(hasattr(real, method) for method in vars(stand_in) if method[0] != "_"), name
         setattr(torch.cuda, name, checked(real, stand_in) if name != "CUDAGraph" else stand_in)
-    cpu_kernels.library = lambda: None  # not one of torch's operators, which a graph records
-    moe.plain_sort, gemm.plain_grouped, mla.attend = sort, grouped, attention.plain
-    runner.CONTEXT_CHUNK = 8  # tokens, of the context that steps are warmed up with
+    for module, name, stand_in in (
+        (cpu_kernels, "library", lambda: None),  # not torch's operators, which a graph records
+        (moe, "plain_sort", sort),
+        (gemm, "plain_grouped", grouped),
+        (mla, "attend", attention.plain),
+        (runner, "CONTEXT_CHUNK", 8),  # tokens of the context that steps are warmed up with
+    ):
+        assert hasattr(module, name)
+        setattr(module, name, stand_in)
     OnCpu().__enter__()

@@ -53,29 +53,37 @@ def test_graphs_give_the_tokens_of_eager_steps_with_the_bundled_model(name: str)
     assert bundled_answers("cuda", name) == bundled_answers("cuda", name, graphs=False)
 
 
-def test_a_gpu_gives_the_tokens_of_a_cpu(model: Path) -> None:
-    assert answers(model, "cuda").token_ids == answers(model, "cpu").token_ids
+@pytest.fixture(scope="module")
+def eager(model: Path) -> dict[int, list[int]]:
+    """What it answers without graphs."""
+    return answers(model, "cuda").token_ids
 
 
-def test_graphs_of_decodes_and_of_prompts_beside_them(model: Path) -> None:
+def test_a_gpu_gives_the_tokens_of_a_cpu(model: Path, eager: dict[int, list[int]]) -> None:
+    assert eager == answers(model, "cpu").token_ids
+
+
+def test_graphs_of_decodes_and_of_prompts_beside_them(
+    model: Path, eager: dict[int, list[int]]
+) -> None:
     """No step runs its kernels one by one."""
     graphs = answers(model, "cuda", "graphs")
-    assert graphs.token_ids == answers(model, "cuda").token_ids
+    assert graphs.token_ids == eager
     assert (graphs.prefills, graphs.decodes) == (0, 0)
 
 
-def test_graphs_of_drafts_and_their_verification(model: Path) -> None:
+def test_graphs_of_drafts_and_their_verification(model: Path, eager: dict[int, list[int]]) -> None:
     graphs = answers(model, "cuda", "graphs", speculative=True)
-    assert graphs.token_ids == answers(model, "cuda").token_ids
+    assert graphs.token_ids == eager
     assert (graphs.prefills, graphs.decodes) == (0, 0)
 
 
 def test_long_prompts_run_eagerly_between_graphs(
-    model: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path, eager: dict[int, list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runner, "FIXED_CONTEXT", 20)
     graphs = answers(model, "cuda", "graphs", speculative=True)
-    assert graphs.token_ids == answers(model, "cuda").token_ids
+    assert graphs.token_ids == eager
     assert graphs.prefills
     assert not graphs.decodes
 
