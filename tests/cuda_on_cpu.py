@@ -170,13 +170,14 @@ def pytest_configure() -> None:
         real = getattr(torch.cuda, name)
         assert all(hasattr(real, method) for method in vars(stand_in) if method[0] != "_"), name
         setattr(torch.cuda, name, checked(real, stand_in) if name != "CUDAGraph" else stand_in)
-    for module, name, stand_in in (
+    definitions: tuple[tuple[Any, str, Any], ...] = (
         (cpu_kernels, "library", lambda: None),  # not torch's operators, which a graph records
         (moe, "plain_sort", sort),
         (gemm, "plain_grouped", grouped),
         (mla, "attend", attention.plain),
         (runner, "CONTEXT_CHUNK", 8),  # tokens of the context that steps are warmed up with
-    ):
+    )
+    for module, name, definition in definitions:
         assert hasattr(module, name)
-        setattr(module, name, stand_in)
+        setattr(module, name, definition)
     OnCpu().__enter__()

@@ -23,6 +23,7 @@ def test_the_steps_of_data_parallel_ranks() -> None:
         }, kind
     decode = counts["decode"]
     assert decode.kernels.total() <= MOST_KERNELS
+    assert counts["mixed"].kernels.total() <= MOST_KERNELS < counts["prompt"].kernels.total()
     assert decode.moved.total() <= MOST_BYTES
     assert counts["idle"].kernels["attend"] == 0
     assert counts["idle"].kernels.total() < decode.kernels.total()
