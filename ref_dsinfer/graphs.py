@@ -11,7 +11,6 @@ step's inputs are made. With speculative decoding each pass of the MTP layer is 
 
 from bisect import bisect_left
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,39 +46,46 @@ class Limits:
     length: int  # tokens of a sequence
 
 
-class Row(NamedTuple):
-    """A token and what it attends to."""
-
-    token: int
-    position: int
-    slot: int  # in the KV cache
-    length: int  # tokens in the KV cache, this one among them
-    table: int  # its sequence's block table, by number
-    source: int  # for a draft, the row of the hidden states that it is made from
-
-
 @dataclass
 class Rows:
-    """This rank's rows of a step."""
+    """This rank's rows of a step, by columns."""
 
     block_size: int
-    rows: list[Row] = field(default_factory=list)
-    tables: list[list[int]] = field(default_factory=list)  # of blocks
+    tokens: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    slots: list[int] = field(default_factory=list)  # in the KV cache
+    lengths: list[int] = field(default_factory=list)  # tokens in the KV cache, this one among them
+    tables: list[int] = field(default_factory=list)  # which of the block tables is its sequence's
+    # For drafts, the rows of the hidden states that they are made from.
+    sources: list[int] = field(default_factory=list)
+    block_tables: list[list[int]] = field(default_factory=list)
 
     def add(self, item: ScheduledTokens, tokens: list[int], source: int = 0) -> None:
         """Add one sequence's scheduled tokens; `source`: of the first one."""
-        size, blocks, table = self.block_size, item.sequence.block_table, len(self.tables)
-        self.tables.append(blocks)
-        self.rows += [
-            Row(
-                *(token, position, blocks[position // size] * size + position % size),
-                *(position + 1, table, source + position - item.start),
-            )
-            for position, token in enumerate(tokens, item.start)
+        size, blocks = self.block_size, item.sequence.block_table
+        self.tokens += tokens
+        self.positions += range(item.start, item.stop)
+        self.slots += [
+            blocks[position // size] * size + position % size
+            for position in range(item.start, item.stop)
         ]
+        self.lengths += range(item.start + 1, item.stop + 1)
+        self.tables += [len(self.block_tables)] * item.count
+        self.sources += range(source, source + item.count)
+        self.block_tables.append(blocks)
+
+    @property
+    def columns(self) -> tuple[list[int], ...]:
+        return (
+            *(self.tokens, self.positions, self.slots),
+            *(self.lengths, self.tables, self.sources),
+        )
+
+    def __len__(self) -> int:
+        return len(self.tokens)
 
 
-IDS = len(Row._fields)
+COLUMNS = len(Rows(1).columns)
 
 
 class Inputs:
@@ -99,10 +105,11 @@ class Inputs:
     ) -> None:
         """No sequence holds `padding_block`."""
         self._limits, self._dp_size = limits, dp_size
-        self._padding = Row(0, 0, padding_block * block_size, 1, limits.sequences, 0)
+        # A row of padding, of which each value is one of a column.
+        self._padding = (0, 0, padding_block * block_size, 1, limits.sequences, 0)
         pinned = device.type == "cuda"
-        # The data-parallel ranks' numbers of tokens, the ids of each row, the rows to sample after.
-        numbers = dp_size + IDS * limits.rows + limits.samples
+        # The data-parallel ranks' numbers of tokens, the rows by columns, those to sample after.
+        numbers = dp_size + COLUMNS * limits.rows + limits.samples
         self._ids = torch.zeros(numbers, dtype=torch.int64, pin_memory=pinned)
         tables = (limits.sequences + 1, ceil_div(limits.length, block_size))  # the last: of padding
         self._tables = torch.full(tables, padding_block, dtype=torch.int64, pin_memory=pinned)
@@ -120,7 +127,7 @@ class Inputs:
         """The step's batch of `size` rows, always at the same addresses; the rows' sources, and the
         rows to sample after."""
         counts_R, ids, sampled_S = self._split(self._device_ids, size)
-        tokens, positions, slots, lengths, tables, sources = ids.view(IDS, size)
+        tokens, positions, slots, lengths, tables, sources = ids.view(COLUMNS, size)
         decodes = Decodes(self._device_tables[tables], lengths)
         real_G = real_rows(counts_R, size)
         return Batch(tokens, positions, slots, decodes, (), size, real_G), sources, sampled_S
@@ -132,19 +139,21 @@ class Inputs:
         """
         counts_R, ids, sampled_S = self._split(self._ids, size)
         counts_R[:] = torch.tensor(counts)
-        padded = [*step.rows, *[self._padding] * (size - len(step.rows))]
-        ids.view(IDS, size).numpy()[:] = list(zip(*padded, strict=True))
+        rows = ids.view(COLUMNS, size).numpy()
+        for to, column, padding in zip(rows, step.columns, self._padding, strict=True):
+            to[: len(column)] = column
+            to[len(column) :] = padding
         sampled_S[: len(sampled)] = torch.tensor(sampled, dtype=torch.int64)
         sampled_S[len(sampled) :] = 0
         used = len(counts_R) + len(ids) + len(sampled_S)
         self._device_ids[:used].copy_(self._ids[:used], non_blocking=True)
-        changed = [self._write(number, blocks) for number, blocks in enumerate(step.tables)]
+        changed = [self._write(number, blocks) for number, blocks in enumerate(step.block_tables)]
         if any(changed):
             count = len(changed)
             self._device_tables[:count].copy_(self._tables[:count], non_blocking=True)
 
     def _split(self, ids: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-        parts = [self._dp_size, IDS * size, self.samples(size)]
+        parts = [self._dp_size, COLUMNS * size, self.samples(size)]
         counts_R, rows, sampled_S = ids[: sum(parts)].split(parts)
         return counts_R, rows, sampled_S
 
@@ -216,7 +225,7 @@ class Decoder:
         sampled: list[int] = []
         for item in scheduled:
             step.add(item, item.sequence.ids(item.start, item.stop))
-            count = len(step.rows)
+            count = len(step)
             sampled += range(count - item.samples, count)
         return self.run(step, sampled, counts, samples)
 

@@ -127,8 +127,8 @@ class SpeculativeRunner(Runner):
                 picks = list(range(len(picked)))
             step = Rows(self.cache.block_size)
             for item, nexts in zip(items, tokens, strict=True):
-                step.add(item, nexts, source=picks[len(step.rows)])
-            return self._drafter.run(step, rows, [len(step.rows)], [len(rows)]).greedy()
+                step.add(item, nexts, source=picks[len(step)])
+            return self._drafter.run(step, rows, [len(step)], [len(rows)]).greedy()
         batch = replace(
             self.batch(items, [len(picks)]),
             tokens_T=self._ids([token for nexts in tokens for token in nexts]),
