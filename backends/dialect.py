@@ -12,7 +12,7 @@ from typing import ClassVar, TypeVar
 import msgspec
 
 from backends.http_client import Response
-from backends.types import Finish, Request
+from backends.types import Finish, Request, Stats
 from ref_dsinfer import lookalike
 
 KEY = "MLPERF_ENDPOINT_KEY"  # environment variable: others can read command lines
@@ -67,6 +67,10 @@ class Dialect(ABC):
     @abstractmethod
     async def prefix_cache(self, get: Get) -> PrefixCache:
         """What a server reports about its prefix cache. Raises: as `describe`."""
+
+    @abstractmethod
+    async def stats(self, get: Get) -> Stats:
+        """What a server is doing now. Raises: as `describe`."""
 
     @abstractmethod
     def body(self, request: Request, model: str, whole: bool) -> bytes:

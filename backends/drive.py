@@ -47,21 +47,30 @@ class Watch:
     def __init__(self, limit_s: float) -> None:
         """`limit_s`: seconds without a token of any open request."""
         self._limit_s = limit_s
-        self._open: dict[int, tuple[Request, float]] = {}  # and the time it was opened
+        # by id: the request, its tokens so far, and when it was opened
+        self._open: dict[int, tuple[Request, array, float]] = {}
+        self._tokens = 0  # of the requests that are over
         # Since the last token, or the first open request. Counted in steps: the clock of a machine
         # that was suspended jumps.
         self._silent_s = 0.0
         self._warn_s = SILENT_S
 
-    def open(self, request: Request) -> None:
-        """Watch a request from now on."""
+    @property
+    def tokens(self) -> int:
+        """How many have arrived, of all requests."""
+        # counted only when asked for: each token costs as little as before
+        return self._tokens + sum(len(ids) for _, ids, _ in [*self._open.values()])
+
+    def open(self, request: Request, ids: array) -> None:
+        """Watch a request from now on. `ids`: to which its tokens are appended."""
         if not self._open:
             self.beat()
-        self._open[request.id] = request, time.monotonic()
+        self._open[request.id] = request, ids, time.monotonic()
 
     def close(self, request: Request) -> None:
         """The request is over."""
-        del self._open[request.id]
+        _, ids, _ = self._open.pop(request.id)
+        self._tokens += len(ids)
 
     def beat(self) -> None:
         """A token has arrived."""
@@ -76,7 +85,7 @@ class Watch:
             silent_s = self._silent_s
             if not self._open or silent_s < min(self._warn_s, self._limit_s):
                 continue
-            oldest, since = next(iter(self._open.values()))
+            oldest, _, since = next(iter(self._open.values()))
             silence = (
                 f"no token of any of {len(self._open)} open requests for {silent_s:.0f} s; the"
                 f" oldest, {oldest.name}, has been open for {time.monotonic() - since:.0f} s"
@@ -90,10 +99,10 @@ class Watch:
 async def collect(
     backend: Backend,
     request: Request,
-    on_first: Callable[[Delta], None] | None = None,
+    on_first: Callable[[Request, Delta], None] | None = None,
     watch: Watch | None = None,
 ) -> Completion:
-    """Answer one request. `on_first` is called with its first delta as soon as that arrives.
+    """Answer one request. `on_first` is called with it and its first delta as that arrives.
 
     Ids are checked at the first delta and, all of them at once, at the last one.
 
@@ -107,7 +116,7 @@ async def collect(
     first_ns = None
     finish = None
     deltas = backend.stream(request)
-    watch.open(request)
+    watch.open(request, ids)
     try:
         async for delta in deltas:
             watch.beat()
@@ -121,11 +130,13 @@ async def collect(
             if not fault and (first_ns is None or delta.finish):
                 fault = _id_fault(request, ids, vocabulary)
             if fault:
-                raise EngineError(f"{backend.location(request)}{request.name}: {fault}")
+                url = backend.endpoint(request)
+                server = f"endpoint {url}: " if url else ""
+                raise EngineError(f"{server}{request.name}: {fault}")
             if first_ns is None:
                 first_ns = delta.at_ns
                 if on_first:
-                    on_first(delta)
+                    on_first(request, delta)
             finish, last_ns = delta.finish, delta.at_ns
     finally:
         watch.close(request)
@@ -168,16 +179,18 @@ async def run_all(
     backend: Backend,
     requests: Iterable[Request],
     on_done: Callable[[Completion], None] | None = None,
+    on_first: Callable[[Request, Delta], None] | None = None,
+    watch: Watch | None = None,
 ) -> list[Completion]:
     """Answer all requests at once; completions are returned in the requests' order.
 
-    `on_done` is called with each completion as it arrives. The first failure, of the engine or of
-    `on_done`, or a stall, cancels all other requests and is raised.
+    `on_done` is called with each completion as it arrives, `on_first` as in `collect`. The first
+    failure, of the engine or of `on_done`, or a stall, cancels all other requests and is raised.
     """
-    watch = Watch(backend.config.stall_timeout)
+    watch = watch or Watch(backend.config.stall_timeout)
 
     async def answer(request: Request) -> Completion:
-        completion = await collect(backend, request, watch=watch)
+        completion = await collect(backend, request, on_first, watch)
         if on_done:
             on_done(completion)
         return completion

@@ -17,7 +17,7 @@ from collections.abc import AsyncGenerator
 from contextlib import nullcontext
 from itertools import takewhile
 
-from backends.types import NO_REUSE, Backend, Delta, EngineConfig, Finish, Request, Reuse
+from backends.types import NO_REUSE, Backend, Delta, EngineConfig, Finish, Request, Reuse, Stats
 from errors import EngineError, UsageError
 
 DEFAULTS: dict[str, float] = {
@@ -43,6 +43,7 @@ class EchoEngine(Backend):
             key: _number(key, value) for key, value in config.options.items()
         }
         self._requests = 0
+        self._open = 0
         self._running = 0
         slots = self._options["slots"]
         self._slots = asyncio.Semaphore(int(slots)) if slots < float("inf") else nullcontext()
@@ -69,18 +70,25 @@ class EchoEngine(Backend):
         finish: Finish = "stop" if limit < request.max_new_tokens else "length"
 
         deltas = self._split(ids[:limit])
-        async with self._slots:
-            self._running += 1
-            try:
-                for position, new in enumerate(deltas, 1):
-                    await asyncio.sleep(self._wait_s(position))  # even 0 yields to other requests
-                    last = position == len(deltas)
-                    yield Delta(new, finish if last else None, time.monotonic_ns())
-            finally:
-                self._running -= 1
+        self._open += 1
+        try:
+            async with self._slots:
+                self._running += 1
+                try:
+                    for position, new in enumerate(deltas, 1):
+                        await asyncio.sleep(self._wait_s(position))  # 0 yields to other requests
+                        last = position == len(deltas)
+                        yield Delta(new, finish if last else None, time.monotonic_ns())
+                finally:
+                    self._running -= 1
+        finally:
+            self._open -= 1
 
     async def reuse(self) -> Reuse:
         return NO_REUSE
+
+    async def stats(self) -> Stats:
+        return Stats(self._running, self._open - self._running)
 
     async def close(self) -> None:
         pass

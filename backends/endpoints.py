@@ -12,6 +12,7 @@ import resource
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
+from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -21,7 +22,7 @@ from backends.dialect import KEY, Dialect, Events, Part, PrefixCache, Served, co
 from backends.drive import SILENT_S, cancel
 from backends.http_client import Client, Connection, ExchangeError
 from backends.options import model_length
-from backends.types import Backend, Delta, EngineConfig, Request, Reuse
+from backends.types import Backend, Delta, EngineConfig, Request, Reuse, Stats
 from errors import EngineError, LengthError, UsageError
 
 log = logging.getLogger(__name__)
@@ -108,6 +109,7 @@ class Endpoints(Backend):
         self._endpoints = [Endpoint(client) for client in clients]
         limit = config.max_running
         self._slots = asyncio.Semaphore(limit * len(clients)) if limit else None
+        self._held = 0  # requests that wait here for a slot
         self._watches: list[asyncio.Task] = []
         self._before: list[PrefixCache] = []  # of each server, before the run
         self._cached: list[int | None] = []  # of each answered prompt: `Part.cached`
@@ -150,9 +152,9 @@ class Endpoints(Backend):
             if endpoint.served
         }
 
-    def location(self, request: Request) -> str:
+    def endpoint(self, request: Request) -> str | None:
         endpoint = self._answering.get(request.id)
-        return f"endpoint {endpoint.client.url}: " if endpoint else ""
+        return endpoint.client.url if endpoint else None
 
     async def reuse(self) -> Reuse:
         """From the answers if each reported it; else from the servers' counters since the start,
@@ -171,6 +173,19 @@ class Endpoints(Backend):
         if len(hits) < len(after):
             return Reuse(enabled)
         return Reuse(enabled, sum(hits), block_size=min(p.block_size for p in after))
+
+    async def stats(self) -> Stats:
+        """Of all servers together, other clients' requests included."""
+        stats = Stats.total(await asyncio.gather(*map(self._stats, self._endpoints)))
+        if stats.waiting is None:
+            return stats
+        return replace(stats, waiting=stats.waiting + self._held)
+
+    async def _stats(self, endpoint: Endpoint) -> Stats:
+        try:
+            return await self._dialect.stats(endpoint.get)
+        except (EngineError, ValueError):
+            return Stats()
 
     async def _prefix_caches(self) -> list[PrefixCache]:
         """Of each server; of one that fails or does not respond in time, nothing is known."""
@@ -193,7 +208,11 @@ class Endpoints(Backend):
     async def stream(self, request: Request) -> AsyncGenerator[Delta, None]:
         async with AsyncExitStack() as stack:
             if self._slots:
-                await stack.enter_async_context(self._slots)
+                self._held += 1
+                try:
+                    await stack.enter_async_context(self._slots)
+                finally:
+                    self._held -= 1
             # the second key balances requests that come one at a time
             endpoint = min(self._endpoints, key=lambda each: (each.outstanding, each.sent))
             deltas = await stack.enter_async_context(aclosing(self._ask(endpoint, request)))

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from backends.options import refuse_unknown
-from backends.types import NO_REUSE, Backend, Delta, EngineConfig, Request, Reuse
+from backends.types import NO_REUSE, Backend, Delta, EngineConfig, Request, Reuse, Stats
 from errors import EngineError, LaunchError, UsageError, UserError
 from ref_dsinfer.engine import Engine
 from ref_dsinfer.options import EngineOptions
@@ -164,6 +164,17 @@ class PyTorchBackend(Backend):
 
     async def reuse(self) -> Reuse:
         return NO_REUSE
+
+    async def stats(self) -> Stats:
+        """By the scheduler, while its thread goes on: a number may be a step older than another."""
+        if self._engine is None:
+            return Stats()
+        scheduler = self._engine.scheduler
+        blocks = sum(pool.blocks for pool in scheduler.pools)
+        free = sum(pool.free for pool in scheduler.pools)
+        return Stats(
+            len(scheduler.running), len(scheduler.waiting), 1 - free / blocks, scheduler.preempted
+        )
 
     async def close(self) -> None:
         """End the engine on every rank, and free it; streams still open raise EngineError."""

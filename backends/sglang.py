@@ -22,7 +22,7 @@ from backends.http_client import Client, ExchangeError
 from backends.options import require_mtp
 from backends.sglang_args import arguments, device_of, environment, processes
 from backends.sglang_server import SglangDialect
-from backends.types import Backend, Delta, EngineConfig, Request, Reuse
+from backends.types import Backend, Delta, EngineConfig, Request, Reuse, Stats
 from errors import EngineError
 from ref_dsinfer.network import check_interfaces
 
@@ -98,6 +98,9 @@ class SglangBackend(Backend):
 
     async def reuse(self) -> Reuse:
         return await self._server.reuse() if self._server else Reuse(enabled=None)
+
+    async def stats(self) -> Stats:
+        return await self._server.stats() if self._server else Stats()
 
     async def close(self) -> None:
         """End the server: ask it to terminate, then kill what is left."""

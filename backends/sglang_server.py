@@ -13,7 +13,7 @@ import msgspec
 from backends.dialect import Dialect, Get, Part, PrefixCache, Read, Served, answer, one_line
 from backends.endpoints import Endpoints
 from backends.options import vocabulary_size
-from backends.types import FINISHES, EngineConfig, Finish, Request
+from backends.types import FINISHES, EngineConfig, Finish, Request, Stats
 from errors import EngineError
 
 
@@ -23,6 +23,16 @@ class _Info(msgspec.Struct):
     max_req_input_len: int | None = None
     disable_radix_cache: bool | None = None
     version: str = "unknown"
+
+
+class _Load(msgspec.Struct):
+    num_running_reqs: int
+    num_waiting_reqs: int
+    token_usage: float  # fraction of the KV cache
+
+
+class _Loads(msgspec.Struct):
+    loads: list[_Load]  # of each data-parallel rank
 
 
 class _Finish(msgspec.Struct):
@@ -44,6 +54,7 @@ class _Answer(msgspec.Struct):
 
 
 _decode_info = msgspec.json.Decoder(_Info).decode
+_decode_loads = msgspec.json.Decoder(_Loads).decode
 _decode_answer = msgspec.json.Decoder(_Answer).decode
 
 
@@ -70,6 +81,13 @@ class SglangDialect(Dialect):
         info = await answer(get, "/server_info", _decode_info)
         off = info.disable_radix_cache
         return PrefixCache(None if off is None else not off, advice="--disable-radix-cache")
+
+    async def stats(self, get: Get) -> Stats:
+        """Without preemptions: SGLang counts its retractions only with --enable-metrics."""
+        loads = (await answer(get, "/v1/loads?include=core", _decode_loads)).loads
+        return Stats.total(
+            [Stats(one.num_running_reqs, one.num_waiting_reqs, one.token_usage) for one in loads]
+        )
 
     def body(self, request: Request, model: str, whole: bool) -> bytes:
         """Sets every parameter, since generation_config.json decides those that are missing.

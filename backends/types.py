@@ -78,6 +78,35 @@ class Reuse:
     block_size: int = 1  # tokens that are cached together
 
 
+@dataclass(frozen=True)
+class Stats:
+    """What an engine is doing at a moment, as far as it tells; None: not known."""
+
+    running: int | None = None  # requests
+    waiting: int | None = None  # requests
+    cache_use: float | None = None  # fraction of the KV cache that is in use
+    preemptions: int | None = None  # since the engine's start
+
+    @classmethod
+    def total(cls, parts: Sequence["Stats"]) -> "Stats":
+        """Of several engines together: what one of them does not tell is not known.
+
+        Their cache use is the mean.
+        """
+
+        def values(name: str) -> list[Any]:
+            known = [getattr(part, name) for part in parts]
+            return [] if None in known else known
+
+        counts = {
+            name: sum(numbers)
+            for name in ("running", "waiting", "preemptions")
+            if (numbers := values(name))
+        }
+        uses = values("cache_use")
+        return cls(cache_use=sum(uses) / len(uses) if uses else None, **counts)
+
+
 NO_REUSE = Reuse(enabled=False, cached_tokens=0, largest=0)
 
 
@@ -374,6 +403,12 @@ class Backend(ABC):
         """What the requests answered so far took from the prefix cache."""
         return Reuse(enabled=None)
 
+    async def stats(self) -> Stats:
+        """What it is doing now. Asked once a second; an engine that can't be asked tells nothing.
+
+        May be cancelled."""
+        return Stats()
+
     async def detokenize(self, ids: Sequence[int]) -> str | None:
         """The text of ids by the engine's own tokenizer, special tokens included; None where it
         has none, or can't be asked."""
@@ -383,10 +418,10 @@ class Backend(ABC):
     def stream(self, request: Request) -> AsyncGenerator[Delta, None]:
         """Answer one request. Closing the iterator early aborts the request."""
 
-    def location(self, request: Request) -> str:
-        """The server that answers an open request, as a prefix for messages; empty where there is
-        only one."""
-        return ""
+    def endpoint(self, request: Request) -> str | None:
+        """The URL of the running server that answers an open request; None for an engine that was
+        started here."""
+        return None
 
     @abstractmethod
     async def close(self) -> None:

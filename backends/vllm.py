@@ -29,10 +29,12 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
+from vllm.v1.metrics.loggers import PrometheusStatLogger
+from vllm.v1.metrics.stats import IterationStats, SchedulerStats
 
 from backends.children import Children
 from backends.options import own_arguments, own_names, refuse_unknown, require_mtp
-from backends.types import NO_REUSE, Backend, Delta, EngineConfig, Finish, Request, Reuse
+from backends.types import NO_REUSE, Backend, Delta, EngineConfig, Finish, Request, Reuse, Stats
 from benchmark import MTP_STEPS
 from errors import EngineError, ModelError, UsageError
 from ref_dsinfer.config import CONFIG_FILE, read_config
@@ -118,6 +120,13 @@ class VllmBackend(Backend):
             return NO_REUSE
         return Reuse(True, sum(self._cached), max(self._cached, default=0))
 
+    async def stats(self) -> Stats:
+        manager = self._engine and self._engine.logger_manager
+        if not manager:
+            return Stats()
+        (logger,) = (one for one in manager.stat_loggers if isinstance(one, _StatLogger))
+        return logger.stats()
+
     async def close(self) -> None:
         """End vLLM's processes: shut them down, then kill what is left."""
         engine, self._engine = self._engine, None
@@ -133,7 +142,7 @@ class VllmBackend(Backend):
         sockets = str(children.folder)  # removed with the processes
         try:
             with children.spawning(VLLM_RPC_BASE_PATH=sockets, VLLM_NO_USAGE_STATS="1"):
-                return AsyncLLM.from_engine_args(self._args)
+                return AsyncLLM.from_engine_args(self._args, stat_loggers=[_StatLogger])
         except BaseException:
             logging.getLogger("vllm").exception("vLLM did not start")
             raise
@@ -154,6 +163,48 @@ class VllmBackend(Backend):
         if isinstance(error, EngineDeadError) and self._children:
             raise self._children.failure("vLLM's engine has died") from error
         raise EngineError(f"{request.name}: vLLM: {error}") from error
+
+
+class _StatLogger(PrometheusStatLogger):
+    """Keeps the newest numbers of each engine process.
+
+    It stands for vLLM's logger for Prometheus, which vLLM would add otherwise: nobody reads that
+    one's histograms, to which every token is added.
+    """
+
+    def __init__(self, vllm_config: Any, engine_indexes: list[int]) -> None:
+        self._newest = {index: SchedulerStats() for index in engine_indexes}
+        self._preemptions = 0
+
+    def record(
+        self,
+        scheduler_stats: SchedulerStats | None,
+        iteration_stats: IterationStats | None,
+        mm_cache_stats: object = None,
+        engine_idx: int = 0,
+    ) -> None:
+        if scheduler_stats:
+            self._newest[engine_idx] = scheduler_stats
+        if iteration_stats:
+            self._preemptions += iteration_stats.num_preempted_reqs
+
+    def stats(self) -> Stats:
+        parts = self._newest.values()
+        return Stats(
+            sum(part.num_running_reqs for part in parts),
+            sum(part.num_waiting_reqs + part.num_skipped_waiting_reqs for part in parts),
+            sum(part.kv_cache_usage for part in parts) / len(parts),
+            self._preemptions,
+        )
+
+    def log_engine_initialized(self) -> None:
+        pass
+
+    def record_sleep_state(self, sleep: int = 0, level: int = 0) -> None:
+        pass
+
+    def record_admission_rejection(self, reason: str) -> None:
+        pass
 
 
 def engine_args(config: EngineConfig) -> AsyncEngineArgs:

@@ -7,13 +7,14 @@ headers arrives as an event. Tested with vLLM 0.32.
 """
 
 import re
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import msgspec
 
 from backends.dialect import Dialect, Get, Part, PrefixCache, Read, Served, answer, one_line
 from backends.endpoints import Endpoints
-from backends.types import FINISHES, EngineConfig, Request
+from backends.types import FINISHES, EngineConfig, Request, Stats
 
 
 class _Version(msgspec.Struct):
@@ -54,6 +55,13 @@ _METRIC = re.compile(r"(vllm:[a-z_]+)(?:\{(.*)\})? ([-+0-9.eE]+)\Z")
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
 _HITS = ("vllm:prefix_cache_hits_total", "vllm:external_prefix_cache_hits_total")  # tokens
 
+_STATS = (  # running, waiting, use of the KV cache as a fraction, preemptions so far
+    "vllm:num_requests_running",
+    "vllm:num_requests_waiting",
+    "vllm:kv_cache_usage_perc",
+    "vllm:num_preemptions_total",
+)
+
 _decode_version = msgspec.json.Decoder(_Version).decode
 _decode_models = msgspec.json.Decoder(_Models).decode
 _decode_answer = msgspec.json.Decoder(_Answer).decode
@@ -74,9 +82,8 @@ class VllmDialect(Dialect):
 
     async def prefix_cache(self, get: Get) -> PrefixCache:
         """From /metrics: tokens of all requests, and of all engines behind one address."""
-        lines = (await get("/metrics")).decode(errors="replace").splitlines()
         hits, enabled, block = None, None, 1
-        for name, labels, value in (match.groups() for match in map(_METRIC.match, lines) if match):
+        for name, labels, value in _metrics(await get("/metrics")):
             if name in _HITS:
                 hits = (hits or 0) + int(float(value))
             elif name == "vllm:cache_config_info":
@@ -85,6 +92,20 @@ class VllmDialect(Dialect):
                 if known.get("block_size", "").isdecimal():
                     block = int(known["block_size"])
         return PrefixCache(enabled, hits, block, "--no-enable-prefix-caching")
+
+    async def stats(self, get: Get) -> Stats:
+        """From /metrics, where each engine behind the address has its own numbers."""
+        values: dict[str, list[float]] = {name: [] for name in _STATS}
+        for name, _, value in _metrics(await get("/metrics")):
+            if name in values:
+                values[name].append(float(value))
+        running, waiting, use, preemptions = (values[name] for name in _STATS)
+        return Stats(
+            int(sum(running)) if running else None,
+            int(sum(waiting)) if waiting else None,
+            sum(use) / len(use) if use else None,
+            int(sum(preemptions)) if preemptions else None,
+        )
 
     def body(self, request: Request, model: str, whole: bool) -> bytes:
         """Sets every parameter, since generation_config.json decides those that are missing."""
@@ -130,6 +151,14 @@ def read(data: bytes) -> Part:
     details = event.usage and event.usage.prompt_tokens_details
     cached = details.cached_tokens if details else None
     return Part(choice.token_ids, choice.finish_reason, cached)
+
+
+def _metrics(page: bytes) -> Iterator[tuple[str, str | None, str]]:
+    """The metrics of a page: name, labels, value."""
+    for line in page.decode(errors="replace").splitlines():
+        if match := _METRIC.match(line):
+            name, labels, value = match.groups()
+            yield name, labels, value
 
 
 class VllmServer(Endpoints):

@@ -5,13 +5,16 @@ inside LoadGen's `issue` callback: the least that its Python binding allows. All
 Offline: microseconds a sample, all of them issued at once, with and without the journal. Server:
 latency of the first token and of the whole answer, of samples that come at random times; then
 tokens a second of many streams at once, one token after another. With --memory: the peak memory of
-an accuracy run and of its results files, above what the process had before.
+an accuracy run and of its results files, above what the process had before. With --view: processor
+time of the timeline and of the live view, beside that of the same run without them.
 
     python benchmarks/sut.py --samples 4388 --tokens 3886
 """
 
 import argparse
 import asyncio
+import contextlib
+import os
 import queue
 import random
 import resource
@@ -30,9 +33,11 @@ if __name__ == "__main__":  # the packages of this tree, and none of the files b
 
 from backends.drive import running
 from backends.echo import EchoEngine
-from backends.types import TOKEN, Completion, Delta, EngineConfig, Request
+from backends.types import TOKEN, Completion, Delta, EngineConfig, Request, Stats
 from benchmark import ROWS, TOKENS_PER_SAMPLE
 from data.journal import Journal, read_journal
+from data.live import Limits, RunView
+from data.recorder import TIMELINE, Recorder, Second
 from mlperf.qsl import query_sample_library
 from mlperf.report import read_detail
 from mlperf.settings import loadgen
@@ -55,7 +60,7 @@ class Rows:
         self.ids = tuple(random.Random(0).choices(range(10, 100), k=tokens))
 
     def request(self, request_id: int, index: int) -> Request:
-        return Request(request_id, self.ids, len(self.ids), frozenset({EOS_ID}))
+        return Request(request_id, self.ids, len(self.ids), frozenset({EOS_ID}), row=index)
 
 
 class Streaming(EchoEngine):
@@ -243,6 +248,80 @@ def print_memory(args: argparse.Namespace) -> None:
     measure(way, args.samples, args.tokens, accuracy=True, then=write_results)
 
 
+def print_view(args: argparse.Namespace) -> None:
+    """Processor time of the timeline, a sample, and of the live view, a second."""
+    turns = []
+    for _ in range(args.repeat):
+        begin_s = time.process_time()
+        measure(through_sut(), args.samples, args.tokens)
+        turns.append((time.process_time() - begin_s, recorder_s(args.samples, args.tokens)))
+    sut, recorder = (1e6 * min(turn) / args.samples for turn in zip(*turns, strict=True))
+    view = min(view_s(args.samples) for _ in range(args.repeat))
+    print(f"\nprocessor time, {args.samples} samples of {args.tokens} tokens")
+    print(f"{'our SUT':<14}{sut:>10.1f} us/sample, with LoadGen and the journal")
+    print(f"{'the timeline':<14}{recorder:>10.2f} us/sample: {recorder / sut:.2%} of that")
+    print(f"{'the live view':<14}{1e3 * view:>10.2f} ms a second: {view:.2%} of a core")
+
+
+def recorder_s(samples: int, tokens: int) -> float:
+    """Processor seconds of recording so many samples, and of writing their timeline."""
+    import pyarrow.parquet  # noqa: F401  which a run has imported before, to read its data set
+
+    rows, ids = Rows(tokens), array(TOKEN, range(tokens))
+    requests = [rows.request(row, row) for row in range(samples)]
+    deltas = [Delta((1,), None, time.monotonic_ns()) for _ in requests]
+    completions = [Completion(row, ids, "stop", 10**9, 10**10) for row in range(samples)]
+
+    async def run(path: Path) -> float:
+        backend = EchoEngine(EngineConfig("none"))
+        begin_s = time.process_time()
+        async with Recorder(path, backend, "server", "performance", "echo") as recorder:
+            for request in requests:
+                recorder.arrive(request, time.monotonic_ns())
+            for request, delta in zip(requests, deltas, strict=True):
+                recorder.start(request, delta)
+            for completion in completions:
+                recorder.finish(completion)
+        return time.process_time() - begin_s
+
+    with tempfile.TemporaryDirectory() as name:
+        return asyncio.run(run(Path(name) / TIMELINE))
+
+
+def view_s(samples: int) -> float:
+    """Processor seconds of one drawing of the live view, of a run with so many finished samples."""
+    from rich.console import Console
+    from rich.live import Live
+
+    backend = EchoEngine(EngineConfig("none"))
+    recorder = Recorder(Path("none"), backend, "server", "performance", "echo")
+    recorder.start_ns = time.monotonic_ns()
+    for number in range(samples):
+        recorder.ttft_ns.append(number)
+        recorder.tpot_ns.append(number)
+    recorder.stats = Stats(512, 20, 0.5, 3)
+    recorder.seconds += [Second(0, 10**9, 10_000, recorder.stats)] * 600
+    view = RunView(False, "server, performance, vllm", Limits(2000, 80), ["a reason"])
+    view.follow(recorder, 2 * samples)
+    drawings = 50
+    main_fd, terminal_fd = os.openpty()
+    threading.Thread(target=drain, args=(main_fd,), daemon=True).start()
+    with open(terminal_fd, "w") as terminal:  # noqa: PTH123
+        live = Live(get_renderable=view.content, console=Console(file=terminal), auto_refresh=False)
+        with live:
+            begin_s = time.process_time()
+            for _ in range(drawings):
+                live.refresh()
+            return (time.process_time() - begin_s) / drawings
+
+
+def drain(terminal: int) -> None:
+    """Read what comes from a terminal until it is closed."""
+    with contextlib.suppress(OSError):
+        while os.read(terminal, 1 << 16):
+            pass
+
+
 def peak() -> float:
     """Of this process, in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
@@ -259,9 +338,13 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=500, help="at once; default: 500")
     parser.add_argument("--repeat", type=int, default=3, help="the best is shown; default: 3")
     parser.add_argument("--memory", action="store_true", help="measure peak memory only")
+    parser.add_argument("--view", action="store_true", help="measure timeline and live view only")
     args = parser.parse_args()
     if args.memory:
         print_memory(args)
+        return
+    if args.view:
+        print_view(args)
         return
     print_offline(args)
     print_server(args)

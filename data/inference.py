@@ -2,12 +2,14 @@
 
 Next to the output file is `<name>.journal`, every answer in the order they finished, from which an
 interrupted run is resumed. `<name>.engine.log` holds the engine's output, `<name>.engine.json` the
-settings it ran with.
+settings it ran with, `<name>.timeline.parquet` when each request came and went.
 """
 
 import argparse
 import asyncio
 import logging
+import math
+import time
 from pathlib import Path
 
 from backends import registry
@@ -19,8 +21,11 @@ from backends.options import (
     whole_number,
 )
 from backends.types import Backend, Completion
+from data import screen, trace
 from data.journal import Answer, Journal, resumable
+from data.live import RunView
 from data.lock import locked
+from data.recorder import TIMELINE, Recorder
 from data.workload import Workload, build, compare_tokenizers
 
 log = logging.getLogger(__name__)
@@ -81,6 +86,8 @@ def add_options(parser: argparse.ArgumentParser, torchrun: bool = False) -> None
         dest="in_flight",
         help="has no effect, accepted for old command lines: all samples are always in flight",
     )
+    trace.add_option(parser)
+    screen.add_option(parser)
     add_engine_options(parser, torchrun)
 
 
@@ -106,23 +113,36 @@ def run(args: argparse.Namespace, torchrun: bool = False) -> None:
         backend.follow()
         return
 
-    path = _beside(output, JOURNAL)
+    path, timeline = _beside(output, JOURNAL), _beside(output, f".{TIMELINE}")
     inputs = workload.inputs(spec.name, config)
     with locked(_beside(output, LOCK)):
         earlier = resumable(path, inputs) if args.resume else []
-        with Journal(path, inputs, earlier) as journal:
-            answers = earlier + asyncio.run(_answer(backend, workload, journal, earlier))
+        recorder = Recorder(timeline, backend, None, "eval", spec.name)
+        with (
+            Journal(path, inputs, earlier) as journal,
+            RunView(args.live, f"run_eval, {spec.name}") as view,
+        ):
+            answers = earlier + asyncio.run(
+                _answer(backend, workload, journal, earlier, recorder, view)
+            )
+        if args.trace:
+            trace.write_trace(timeline, _beside(output, f".{trace.TRACE}"))
         results = results_frame(workload.frame, answers, workload.prompts, spec.name)
         for path in write_frame(results, output):
             log.info("wrote %s", path)
 
 
 async def _answer(
-    backend: Backend, workload: Workload, journal: Journal, earlier: list[Answer]
+    backend: Backend,
+    workload: Workload,
+    journal: Journal,
+    earlier: list[Answer],
+    recorder: Recorder,
+    view: RunView,
 ) -> list[Answer]:
     """Answer the rows that `earlier` lacks; every answer is journalled as it finishes."""
     from backends.drive import run_all, running
-    from data.progress import Progress
+    from data.progress import EVERY_S, Progress
 
     done = {index for index, _ in earlier}
     requests = [
@@ -131,12 +151,18 @@ async def _answer(
 
     def on_done(completion: Completion) -> None:
         journal.add(completion.request_id, completion)
+        recorder.finish(completion)
         progress.add(len(completion.token_ids))
 
     async with running(backend):
         await compare_tokenizers(backend, workload)
-        with Progress(len(requests)) as progress:
-            fresh = await run_all(backend, requests, on_done)
+        lines_s = math.inf if view.shown else EVERY_S
+        async with recorder:
+            view.follow(recorder, len(requests))
+            for request in requests:
+                recorder.arrive(request, time.monotonic_ns())
+            with Progress(len(requests), every_s=lines_s, bar=False) as progress:
+                fresh = await run_all(backend, requests, on_done, recorder.start, recorder.watch)
     return [(completion.request_id, completion) for completion in fresh]
 
 

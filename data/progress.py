@@ -1,4 +1,4 @@
-"""Progress of a run: a bar on a terminal, a log line every 30 s elsewhere."""
+"""Progress of long work: a bar on a terminal, a log line every 30 s elsewhere."""
 
 import logging
 import sys
@@ -13,11 +13,17 @@ EVERY_S = 30.0  # between two lines without a terminal
 class Progress:
     """Counts finished units of work, and their tokens if they have any.
 
-    `total`: units expected. `name`: in front of the bar, to tell several of them apart.
+    `total`: units expected. `name`: in front of the bar, to tell several of them apart. `bar`:
+    whether there may be one.
     """
 
     def __init__(
-        self, total: int, name: str = "", unit: str = "sample", every_s: float = EVERY_S
+        self,
+        total: int,
+        name: str = "",
+        unit: str = "sample",
+        every_s: float = EVERY_S,
+        bar: bool = True,
     ) -> None:
         self.done = 0
         self.tokens = 0
@@ -27,7 +33,7 @@ class Progress:
         self._every_s = every_s
         self._start = self._last = time.monotonic()
         self._bar = None
-        if sys.stderr and sys.stderr.isatty():
+        if bar and sys.stderr and sys.stderr.isatty():
             from tqdm import tqdm
 
             self._bar = tqdm(
@@ -54,13 +60,11 @@ class Progress:
     def line(self, now: float) -> str:
         """The log line at monotonic time `now`."""
         elapsed = now - self._start
-        # more units than `total` are possible: LoadGen draws the Server schedule at random
-        units_left = max(self._total - self.done, 0)
-        seconds_left = elapsed / self.done * units_left if self.done else float("nan")
         return (
             f"{self._name}{': ' if self._name else ''}{self.done} of"
             f" {max(self._total, self.done)} {self._unit}s, {self._rate(now)},"
-            f" {_clock(elapsed)} elapsed, {_clock(seconds_left)} left"
+            f" {clock(elapsed)} elapsed, {clock(seconds_left(self.done, self._total, elapsed))}"
+            " left"
         )
 
     def __enter__(self) -> Self:
@@ -76,7 +80,14 @@ class Progress:
         return f"{count / max(now - self._start, 1e-9):.0f} {unit}s/s"
 
 
-def _clock(seconds: float) -> str:
+def seconds_left(done: int, total: int, elapsed_s: float) -> float:
+    """How long the rest takes at the speed so far; NaN if nothing is done."""
+    # more than `total` are possible: LoadGen draws the Server schedule at random
+    return elapsed_s / done * max(total - done, 0) if done else float("nan")
+
+
+def clock(seconds: float) -> str:
+    """Seconds as hours:minutes:seconds, NaN as a question mark."""
     if seconds != seconds:
         return "?"
     minutes, second = divmod(round(seconds), 60)

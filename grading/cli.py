@@ -8,6 +8,7 @@ from typing import get_args
 
 from backends.options import positive_int, whole_number
 from benchmark import ROWS
+from data import screen
 from errors import UsageError
 from grading.evaluate import (
     GRADED,
@@ -151,6 +152,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="OTHER",
         help="compare the input file with this one, both evaluated, without grading anything",
     )
+    screen.add_option(parser)
     add_grading_options(parser)
 
 
@@ -164,6 +166,7 @@ def grading_options(args: argparse.Namespace) -> GradingOptions:
         args.workers,
         args.lenient,
         getattr(args, "fresh", False),
+        args.live,
     )
 
 

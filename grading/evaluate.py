@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +14,7 @@ from data.problems import Problems
 from errors import ColumnsError
 from grading.grades_log import GradesLog
 from grading.inputs import find_problems, no_problems
+from grading.live import GradingView
 from grading.metrics import Evaluation, SandboxInfo, Totals
 from grading.pool import content_hash, each, grade_all, grader_version
 from grading.sandbox.sandbox import Sandbox
@@ -45,6 +46,7 @@ class GradingOptions:
     workers: int | None = None  # answers graded in parallel; None: one per core
     lenient: bool = False  # also judge with math-verify
     fresh: bool = False  # ignore the grades of earlier runs
+    live: bool = False  # show a live view where standard error is a terminal
 
 
 def evaluate(
@@ -237,9 +239,11 @@ def _grades(
             key=lambda row: not TASKS[answers.tasks[row]].needs_problems,
         )
         new_grades = grade_all(answers, context, options.workers, pending)
-        pending_tasks = [answers.tasks[row] for row in pending]
-        for grade in _with_progress(new_grades, pending_tasks, answers.tasks):
+        stack.enter_context(contextlib.closing(new_grades))
+        view = stack.enter_context(GradingView(options.live, answers.tasks, grades))
+        for grade in new_grades:
             grades[grade.sample_index] = grade
+            view.add(grade)
             if grades_log:
                 grades_log.add(keys[grade.sample_index], grade)
     return [grades[row] for row in range(len(keys))]
@@ -251,27 +255,6 @@ def _line(answer: Answer, grade: Grade) -> str:
         f"row {answer.sample_index}: {answer.task}: {grade.status}, extracted"
         f" {quoted(grade.extracted)}, truth {quoted(answer.ground_truth)}, by {grade.rule}"
     )
-
-
-def _with_progress(
-    grades: Generator[Grade, None, None], pending_tasks: Sequence[str], tasks: Sequence[str]
-) -> Iterator[Grade]:
-    """Yield the grades, with a progress bar per task.
-
-    `pending_tasks`: the tasks of the rows being graded. `tasks`: those of all rows.
-    """
-    from data.progress import Progress
-
-    with contextlib.ExitStack() as stack:
-        bars = {
-            task: stack.enter_context(Progress(pending_tasks.count(task), task, "row"))
-            for task in TASKS
-            if task in pending_tasks
-        }
-        stack.enter_context(contextlib.closing(grades))
-        for grade in grades:
-            yield grade
-            bars[tasks[grade.sample_index]].add()
 
 
 def _opinions(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from backends.drive import cancel
-from backends.types import TOKEN, Backend, Completion, Delta
+from backends.types import TOKEN, Backend, Completion, Delta, Request
 from data.journal import Journal
 from data.workload import Workload
 from errors import LoadGenError
@@ -136,35 +136,35 @@ class ProbeSut(Sut):
         for task in self._answering:
             task.cancel()
 
-    async def _answer(self, query_id: int, index: int) -> None:
-        self._without_token.add(query_id)
+    async def _answer(self, request: Request) -> None:
+        self._without_token.add(request.id)
         if not self.gave_up:
-            self._meter.arrive(query_id)
+            self._meter.arrive(request.id)
             try:
-                await self._try(query_id, index)
+                await self._try(request)
             except asyncio.CancelledError:
                 if not self.gave_up:
                     raise
             else:
                 return
-        if query_id in self._without_token:
-            self._without_token.remove(query_id)
-            self._report(self._first_tokens, query_id, array(TOKEN))
-        self._report(self._completions, query_id, array(TOKEN))
+        if request.id in self._without_token:
+            self._without_token.remove(request.id)
+            self._report(self._first_tokens, request.id, array(TOKEN))
+        self._report(self._completions, request.id, array(TOKEN))
 
-    async def _try(self, query_id: int, index: int) -> None:
+    async def _try(self, request: Request) -> None:
         task = asyncio.current_task()
         assert task
         self._answering.add(task)
         try:
-            await super()._answer(query_id, index)
+            await super()._answer(request)
         finally:
             self._answering.discard(task)
 
-    def _start(self, query_id: int, delta: Delta) -> None:
-        self._without_token.remove(query_id)
-        self._meter.start(query_id)
-        super()._start(query_id, delta)
+    def _start(self, request: Request, delta: Delta) -> None:
+        self._without_token.remove(request.id)
+        self._meter.start(request.id)
+        super()._start(request, delta)
 
 
 def judged(

@@ -3,17 +3,20 @@
 import argparse
 import asyncio
 import logging
-import time
+import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from backends import registry
 from backends.options import add_engine_options, choose_backend, engine_config
 from backends.types import Backend, Completion, Reuse
+from data import screen, trace
 from data.inference import add_data_options
 from data.journal import Answer, Journal, read_journal, resumable
+from data.live import Limits, RunView
 from data.lock import locked
+from data.recorder import TIMELINE, Recorder
 from errors import GradingError, LoadGenError, UsageError
 from grading.cli import add_grading_options, grading_options
 from grading.evaluate import LOG_ENDING, REPORT_ENDING, GradingOptions, evaluate_and_report
@@ -42,6 +45,8 @@ RUN_FILES: tuple[str | Path, ...] = (
     *(f"{RESULTS}{end}" for end in (".pkl", ".parquet", "_evaluated.pkl", "_evaluated.parquet")),
     *(f"{RESULTS}{end}" for end in (LOG_ENDING, REPORT_ENDING)),
     RECORD,
+    TIMELINE,
+    trace.TRACE,
     ENGINE_LOG,
     "engine.json",
     "accuracy.txt",
@@ -90,6 +95,8 @@ def add_options(parser: argparse.ArgumentParser, torchrun: bool = False) -> None
         help="check everything that can be checked before the engine starts, print the effective"
         " configuration, and stop",
     )
+    trace.add_option(parser)
+    screen.add_option(parser)
     rate.add_options(parser)
     add_grading_options(parser)
     add_engine_options(parser, torchrun, loadgen=True)
@@ -186,11 +193,22 @@ def _lead(
         _set_aside(path)
     for name in RUN_FILES:
         (folder / name).unlink(missing_ok=True)
-    with Journal(path, inputs, earlier) as journal:
+    test = settings.test_name(args)
+    limits = None
+    if mode.reads_tokens and not args.accuracy:
+        limits = Limits(test_settings.ttft_latency / 1e6, test_settings.tpot_latency / 1e6)
+    title = f"{args.mode}, {test}, {spec.name}"
+    with (
+        Journal(path, inputs, earlier) as journal,
+        RunView(args.live, title, limits, known_reasons) as view,
+    ):
+        recorder = Recorder(folder / TIMELINE, backend, args.mode, test, spec.name)
         # closes the engine, as grading may take long
         seconds, reuse = asyncio.run(
-            _measure(backend, workload, test_settings, mode, logs, journal, earlier, state)
+            _measure(plan, backend, journal, earlier, state, recorder, view)
         )
+    if args.trace:
+        trace.write_trace(folder / TIMELINE, folder / trace.TRACE)
 
     if args.accuracy:
         state.enter("grading")
@@ -223,9 +241,7 @@ def _lead(
         *reasons,
         *(f"LoadGen logged an error: {error}" for error in detail.errors),
     ]
-    outcome = report.Outcome(
-        args.mode, settings.test_name(args), folder, figures, reasons, detail, reuse
-    )
+    outcome = report.Outcome(args.mode, test, folder, figures, reasons, detail, reuse)
     record = report.record(outcome) | {
         "backend": spec.name,
         "engine": asdict(config),
@@ -279,50 +295,49 @@ def _problems(args: argparse.Namespace, workload: "Workload") -> Path | None:
 
 
 async def _measure(
+    plan: preflight.Plan,
     backend: Backend,
-    workload: "Workload",
-    test_settings: Any,
-    mode: settings.Mode,
-    logs: Path,
     journal: Journal,
     earlier: list[Answer],
     state: RunState,
+    recorder: Recorder,
+    view: RunView,
 ) -> tuple[float, Reuse]:
     """Start the engine, run LoadGen's test on it, and close it.
-
-    `logs`: the folder for LoadGen's logs.
 
     Returns the test's duration in seconds, and the use of the prefix cache.
     """
     from backends.drive import running
-    from data.progress import Progress
+    from data.progress import EVERY_S, Progress
     from data.workload import compare_tokenizers
     from mlperf.qsl import query_sample_library
     from mlperf.sut import Sut, loadgen_test
 
+    workload, test_settings = plan.workload, plan.test_settings
+    reads_tokens = settings.MODES[plan.args.mode].reads_tokens
     total = settings.expected_samples(test_settings, len(workload))
+    lines_s = math.inf if view.shown else EVERY_S
     with query_sample_library(len(workload)) as library:
         async with running(backend):
             await compare_tokenizers(backend, workload)
             state.enter("running", total)
-            with Progress(total) as progress:
+            with Progress(total, every_s=lines_s, bar=False) as progress:
 
                 def on_done(completion: Completion) -> None:
                     progress.add(len(completion.token_ids))
                     state.count()
 
                 sut = Sut(
-                    backend,
-                    workload,
-                    journal,
-                    mode.reads_tokens,
-                    on_done,
-                    dict(earlier),
+                    *(backend, workload, journal, reads_tokens, on_done),
+                    earlier=dict(earlier),
+                    recorder=recorder,
                 )
-                start = time.monotonic()
-                await sut.serve(loadgen_test(test_settings, library, logs))
-                seconds = time.monotonic() - start
+                test = loadgen_test(test_settings, library, plan.logs)
+                async with recorder:
+                    view.follow(recorder, total - len(earlier))
+                    await sut.serve(test)
+                    seconds = recorder.elapsed_s
             reuse = await backend.reuse()
     if not sut.issued:
-        raise LoadGenError(f"LoadGen issued no samples: see its logs in {logs}")
+        raise LoadGenError(f"LoadGen issued no samples: see its logs in {plan.logs}")
     return seconds, reuse

@@ -8,17 +8,18 @@ the loop are reported to LoadGen together; it copies them during the call.
 import asyncio
 import gc
 import threading
+import time
 from array import array
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from backends.drive import Watch, cancel, collect
-from backends.types import TOKEN, Backend, Completion, Delta
+from backends.types import TOKEN, Backend, Completion, Delta, Request
 from data.journal import Journal
+from data.recorder import Recorder
 from data.workload import Workload
 from mlperf.settings import loadgen
 
@@ -42,9 +43,10 @@ class Sut:
         reads_tokens: bool,
         on_done: Callable[[Completion], None],
         earlier: Mapping[int, Completion] = MappingProxyType({}),
+        recorder: Recorder | None = None,
     ) -> None:
         """`reads_tokens`: report the first token of each completion to LoadGen as it arrives.
-        `earlier`: by sample index; in the journal already."""
+        `earlier`: by sample index; in the journal already. `recorder`: is told of all others."""
         self.issued = 0
         self._backend = backend
         self._workload = workload
@@ -53,7 +55,8 @@ class Sut:
         self._on_done = on_done
         self._earlier = earlier
         self._lg = loadgen()
-        self._watch = Watch(backend.config.stall_timeout)
+        self._recorder = recorder
+        self._watch = recorder.watch if recorder else Watch(backend.config.stall_timeout)
         self._tasks: set[asyncio.Task] = set()
         self._first_tokens: list[Report] = []
         self._completions: list[Report] = []
@@ -90,22 +93,25 @@ class Sut:
 
     def _issue(self, query_ids: list[int], indices: list[int]) -> None:
         """LoadGen's callback for a batch of samples, called in its thread."""
-        self._call(self._begin, query_ids, indices)
+        self._call(self._begin, query_ids, indices, time.monotonic_ns())
 
     def _call(self, function: Callable[..., None], *args: object) -> None:
         # a closed loop means that the run has failed and the process is about to exit
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(function, *args)
 
-    def _begin(self, query_ids: list[int], indices: list[int]) -> None:
+    def _begin(self, query_ids: list[int], indices: list[int], at_ns: int) -> None:
         if self._over.done():
             return
         self.issued += len(query_ids)
         for query_id, index in zip(query_ids, indices, strict=True):
             if completion := self._earlier.get(index):
                 self._repeat(query_id, completion)
-            else:
-                self._spawn(self._answer(query_id, index))
+                continue
+            request = self._workload.request(query_id, index)
+            if self._recorder:
+                self._recorder.arrive(request, at_ns)
+            self._spawn(self._answer(request))
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = self._loop.create_task(work)
@@ -132,18 +138,22 @@ class Sut:
         self._report(self._completions, query_id, ids)
         self._on_done(completion)
 
-    async def _answer(self, query_id: int, index: int) -> None:
-        on_first = partial(self._start, query_id) if self._reads_tokens else None
-        request = self._workload.request(query_id, index)
-        completion = await collect(self._backend, request, on_first, self._watch)
-        self._journal.add(index, completion)
+    async def _answer(self, request: Request) -> None:
+        completion = await collect(self._backend, request, self._start, self._watch)
+        assert request.row is not None
+        self._journal.add(request.row, completion)
+        if self._recorder:
+            self._recorder.finish(completion)
         assert isinstance(completion.token_ids, array)
-        self._report(self._completions, query_id, completion.token_ids)
+        self._report(self._completions, request.id, completion.token_ids)
         self._on_done(completion)
 
-    def _start(self, query_id: int, delta: Delta) -> None:
+    def _start(self, request: Request, delta: Delta) -> None:
         """An answer's first delta has arrived."""
-        self._report(self._first_tokens, query_id, array(TOKEN, delta.token_ids[:1]))
+        if self._recorder:
+            self._recorder.start(request, delta)
+        if self._reads_tokens:
+            self._report(self._first_tokens, request.id, array(TOKEN, delta.token_ids[:1]))
 
     def _report(self, reports: list[Report], query_id: int, ids: array) -> None:
         reports.append((query_id, ids or array(TOKEN, [self._workload.prompts.eos_id])))

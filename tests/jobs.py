@@ -15,6 +15,7 @@ from backends.keeper import mapped_by, named
 from data.journal import read_journal
 from grading import accuracy_log
 from mlperf import compliance, report
+from tests.timelines import check_timeline
 
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "data" / "tiny"
@@ -122,6 +123,8 @@ def check_logs(folder: Path, stop_ids: Sequence[int]) -> None:
         (entry["qsl_idx"], tuple(accuracy_log.int32_values(entry["data"], "data").tolist()))
         for entry in entries
     ]
+    timeline = check_timeline(folder, folder / compliance.LOGS)
+    assert timeline.seconds["running"].notna().any()
     journal = read_journal(folder / "completions.journal")
     answers = [(index, tuple(one.token_ids) or tuple(stop_ids[:1])) for index, one in journal]
     assert sorted(logged) == sorted(answers)

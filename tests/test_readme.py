@@ -16,6 +16,7 @@ import pytest
 
 from backends.keeper import mapped_by, named
 from tests.jobs import GIVEN, ROOT, TINY, figures, grade
+from tests.timelines import check_timeline
 
 TEST = "./setup.sh --test"
 PAGES = ("README.md", "docs/running.md", "docs/grading.md")  # in the order of reading
@@ -145,6 +146,7 @@ def test_every_block_is_of_an_engine_that_ci_installs(readme: Readme) -> None:
 def test_every_command_succeeds(engine: str, readme: Readme) -> None:
     for block in readme.run(engine):
         assert block.ended.returncode == 0, block.script + block.ended.stdout + block.ended.stderr
+        assert "OMP_NUM_THREADS" not in block.ended.stderr  # torchrun's warning
 
 
 @long
@@ -187,10 +189,14 @@ def test_performance_run_in_each_mode(engine: str, folder: str, readme: Readme) 
     assert frame.query_id.is_unique
     assert list(frame.tok_model_output.map(len)) == list(frame.tok_model_output_len)
     assert len(pd.read_parquet(results / "results.parquet")) == len(frame)
+    timeline = check_timeline(results)
+    assert timeline.seconds["running"].max() > 0
+    assert timeline.seconds["cache_use"].dropna().between(0, 1).all()
     engine_ = json.loads((results / "engine.json").read_text())
     if "attached" in folder:
-        [server] = [values for name, values in engine_.items() if name.startswith("http")]
+        [(url, server)] = [one for one in engine_.items() if one[0].startswith("http")]
         assert server["max_model_len"] == 4096
+        assert set(timeline.requests["endpoint"]) == {url}
     elif engine == "sglang":
         assert engine_["server"]["disable_radix_cache"] is True
         assert "fired up" in (results / "engine.log").read_text()

@@ -1,10 +1,14 @@
 """Makes torchrun on several machines name the missing nodes, and exit after five minutes.
 
+It also keeps torchrun from warning that it sets OMP_NUM_THREADS to 1: the engine sets the number of
+threads itself.
+
 torchrun alone waits for 15 minutes without output and ends in a traceback, before any script of
 ours runs. setup.sh copies this directory into the environments, where torchrun finds `handler` by
 its entry point. torchrun's static rendezvous is then preceded by one that knows the nodes' numbers.
 """
 
+import logging
 import socket
 import sys
 import time
@@ -111,4 +115,7 @@ class NamedRendezvous(static_tcp_rendezvous.StaticTCPRendezvous):
 def handler() -> object:
     """Replace torchrun's default rendezvous. `--rdzv-backend torchrun_nodes` selects it too."""
     static_tcp_rendezvous.StaticTCPRendezvous = NamedRendezvous  # type: ignore[misc]
+    logging.getLogger("torch.distributed.run").addFilter(
+        lambda record: "OMP_NUM_THREADS" not in record.getMessage()
+    )
     return static_tcp_rendezvous.create_rdzv_handler

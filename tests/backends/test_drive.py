@@ -1,7 +1,9 @@
 import asyncio
 import time
+from array import array
 from collections.abc import AsyncGenerator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,13 +24,18 @@ def request(id_: int, length: int = 5) -> Request:
 
 
 def test_collect_joins_the_deltas_and_reports_the_first() -> None:
-    firsts: list[Delta] = []
-    completion = asyncio.run(drive.collect(engine(token_ms=1), request(7), firsts.append))
+    firsts: list[tuple[Request, Delta]] = []
+
+    def on_first(*first: Any) -> None:
+        firsts.append(first)
+
+    completion = asyncio.run(drive.collect(engine(token_ms=1), request(7), on_first))
     assert completion.request_id == 7
     assert completion.token_ids.tolist() == [10, 11, 12, 13, 14]
     assert completion.finish == "stop"
-    assert [delta.token_ids for delta in firsts] == [(10,)]
-    assert completion.first_ns == firsts[0].at_ns
+    ((first_request, delta),) = firsts
+    assert (first_request, delta.token_ids) == (request(7), (10,))
+    assert completion.first_ns == delta.at_ns
     assert completion.last_ns - completion.first_ns >= 4 * 1_000_000
 
 
@@ -108,9 +115,13 @@ def test_an_answer_ends_once(model: Path) -> None:
 
 def test_a_wrong_first_token_is_not_reported_to_loadgen(model: Path) -> None:
     firsts: list[Delta] = []
+
+    def on_first(one: Request, delta: Delta) -> None:
+        firsts.append(delta)
+
     with pytest.raises(EngineError, match="sampled id 4294967296"):
         asyncio.run(
-            drive.collect(Answers(model, [Delta((1 << 32,), None, 1)]), request(0), firsts.append)
+            drive.collect(Answers(model, [Delta((1 << 32,), None, 1)]), request(0), on_first)
         )
     assert not firsts
 
@@ -161,7 +172,7 @@ def test_a_wait_for_the_next_request_is_no_silence(monkeypatch: pytest.MonkeyPat
         for number in range(2):
             await drive.collect(engine(), request(number), watch=watch)
             await asyncio.sleep(0.5)
-        watch.open(request(3))
+        watch.open(request(3), array("i"))
         await asyncio.sleep(0.15)
         assert not watching.done()
         await drive.cancel([watching])

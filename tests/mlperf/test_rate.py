@@ -189,7 +189,7 @@ class Trial:
         async def answer(number: int) -> None:
             arrival = first = loop.time()
 
-            def on_first(delta: Delta) -> None:
+            def on_first(request: Request, delta: Delta) -> None:
                 nonlocal first
                 first = loop.time()
                 meter.start(number)

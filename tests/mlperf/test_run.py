@@ -14,9 +14,12 @@ import pandas as pd
 import pytest
 
 from data.journal import read_journal
+from data.recorder import TIMELINE
+from data.timeline import read_timeline
 from mlperf.report import read_detail
 from mlperf.run import JOURNAL
 from mlperf.settings import BENCHMARK_CONF
+from tests.timelines import check_timeline
 
 if TYPE_CHECKING:
     from tests.conftest import Script
@@ -156,7 +159,8 @@ def test_a_short_run_succeeds_and_is_stamped(
     script: "Script", data_set: Callable[[int], Path], mode: str
 ) -> None:
     code, out, err = script.run(
-        "run_mlperf.py", "--mode", mode, "--input-file", data_set(20), *SHORT
+        *("run_mlperf.py", "--mode", mode, "--input-file", data_set(20), *SHORT),
+        *("--engine-arg", "first_token_ms=20", "--trace"),
     )
     assert code == 0, err
     assert ("TTFT" in out) == ("TPOT" in out) == (mode != "offline")
@@ -175,6 +179,13 @@ def test_a_short_run_succeeds_and_is_stamped(
     assert record["settings"]["min_duration_ms"] == 0
     assert record["settings"]["target_qps"] == 100
     assert record["versions"]["loadgen"]
+    timeline = check_timeline(results)
+    assert (timeline.metadata.scenario, timeline.metadata.mode) == (mode, "performance")
+    assert timeline.requests["endpoint"].isna().all()
+    first_s = timeline.requests["first_token_s"] - timeline.requests["arrival_s"]
+    assert (first_s.dropna() >= 0.02).all()
+    events = json.loads((results / "trace.json").read_text())["traceEvents"]
+    assert sum(event["ph"] == "b" for event in events) == (8 if mode == "offline" else 3 * 8)
     frame = pd.read_parquet(results / "results.parquet")
     assert list(frame["sample_index"]) == list(range(8))
     assert frame["query_id"].is_unique
@@ -341,6 +352,9 @@ def test_a_failing_request_ends_the_run_and_leaves_the_others(
     assert_state(folder(script, "server"), "failed", 6, 200, "echo: told to fail at request 7")
     assert "Traceback" not in err
     assert len(read_journal(folder(script, "server") / JOURNAL)) == 6
+    ends = read_timeline(folder(script, "server") / TIMELINE).requests["finish_s"]
+    assert ends.notna().sum() == 6
+    assert ends.isna().sum() >= 1
 
 
 def test_an_engine_that_does_not_start_ends_the_run(
