@@ -11,13 +11,16 @@ import reprlib
 import sys
 from typing import TextIO
 
-# control characters except tab and newline, line separators, and bidirectional controls
-_CONTROL = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+# Control characters except tab and newline, line separators, bidirectional marks and controls, and
+# lone surrogates. JavaScript reads the same pattern: see mlperf/page/data.js.
+CONTROL = re.compile(
+    "[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 
 
 def harmless(text: str) -> str:
     """The text with its control characters escaped, such as `\\x1b`."""
-    return _CONTROL.sub(_escape, text)
+    return CONTROL.sub(_escape, text)
 
 
 def one_line(text: str) -> str:

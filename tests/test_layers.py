@@ -32,6 +32,9 @@ HEAVY_AT_IMPORT = {
     "backends/vllm_server.py": {"msgspec"},
     "backends/sglang_args.py": {"sglang", "torch", "psutil"},
     "backends/sglang_server.py": {"msgspec"},
+    "mlperf/page/charts.py": {"markupsafe"},
+    "mlperf/page/document.py": {"jinja2", "markupsafe"},
+    "mlperf/page/text.py": {"markupsafe"},
 }
 # Entry scripts that lie in a package, so they may import what a script may. `generate` tries the
 # engine by hand, and makes its prompts by data.prompts as every other run does.
