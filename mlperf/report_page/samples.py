@@ -1,0 +1,129 @@
+"""The rows of a run's answers: for the tables of a report, and for its sample browser."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data.samples import is_missing, read_frame, task_of
+from grading.evaluate import GRADED
+from mlperf.page.blocks import block
+from mlperf.report_page.latencies import with_latencies
+from mlperf.result_folder import ResultFolder
+from mlperf.run import RESULTS
+from terminal import CONTROL
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from data.timeline import Timeline
+
+CHUNK = 200_000  # characters of text that are compressed together, and read together
+# Of each row in the index, which the browser reads at once; texts are read when they are needed.
+INDEX = (
+    *("sample", "task", "dataset", "grade", "status", "rule", "extracted", "expected", "tokens"),
+    *("finish", "endpoint", "ttft_ms", "tpot_ms", "latency_s"),
+)
+TEXTS = ("question", "output", "detail")
+EXTRACT = 300  # characters of an extracted or expected answer in the index
+
+
+def answers_path(folder: ResultFolder) -> Path | None:
+    """The file with a finished run's answers, graded if there is one; None if there is none."""
+    if not folder.finished:
+        return None
+    own = [folder.path / f"{RESULTS}{ending}.parquet" for ending in (GRADED, "")]
+    written = (folder.record or {}).get("answers")
+    paths = [*own, *([Path(written)] if written else [])]
+    return next((path for path in paths if path.exists()), None)
+
+
+def read_samples(path: Path, timeline: "Timeline | None") -> "pd.DataFrame":
+    """A row an answer, in the file's order, with the columns of INDEX and TEXTS.
+
+    A grade is right, wrong, not judged, or None if the answers are not graded. Times that are not
+    known are NaN, other values None.
+
+    Raises: InputFileError, ColumnsError, EmptyDataError.
+    """
+    import pandas as pd
+
+    frame = read_frame(path)
+
+    def column(name: str) -> "pd.Series":
+        if name not in frame.columns:
+            return pd.Series([None] * len(frame), dtype=object)
+        return frame[name].astype(object)
+
+    def texts(name: str) -> list[str | None]:
+        return [None if is_missing(value) else str(value) for value in column(name)]
+
+    names = texts("dataset")
+    statuses = texts("grading_status")
+    samples = pd.DataFrame(
+        {
+            "sample": column("sample_index"),
+            "query": column("query_id"),
+            "task": [_task(name) for name in names],
+            "dataset": names,
+            "status": statuses,
+            "grade": [
+                _grade(*pair) for pair in zip(statuses, column("prompt_accuracy"), strict=True)
+            ],
+            "rule": texts("grading_rule"),
+            "detail": texts("grading_detail"),
+            "extracted": texts("extracted_answer"),
+            "expected": texts("ground_truth"),
+            "tokens": column("tok_model_output_len"),
+            "finish": texts("finish"),
+            "question": texts("question"),
+            "output": texts("model_output"),
+        }
+    )
+    return with_latencies(samples, timeline)
+
+
+def blocks(samples: "pd.DataFrame") -> Iterator[tuple[str, str]]:
+    """The blocks of the sample browser: the index first, then the texts in chunks of whole rows."""
+    starts, size = [0], 0
+    for row, lengths in enumerate(zip(*(samples[name].str.len() for name in TEXTS), strict=True)):
+        length = sum(0 if value != value else int(value) for value in lengths)
+        if size and size + length > CHUNK:
+            starts.append(row)
+            size = 0
+        size += length
+    index = {
+        "controls": CONTROL.pattern,
+        "starts": starts,
+        "rows": len(samples),
+        "columns": {name: [_plain(value) for value in samples[name]] for name in INDEX},
+    }
+    yield "sample-index", block(index)
+    for number, (start, end) in enumerate(zip(starts, [*starts[1:], len(samples)], strict=True)):
+        rows = samples.iloc[start:end]
+        texts = zip(*(map(_plain, rows[name]) for name in TEXTS), strict=True)
+        yield f"sample-texts-{number}", block(list(texts))
+
+
+def _task(name: str | None) -> str:
+    try:
+        return task_of(name)
+    except ValueError:
+        return str(name)
+
+
+def _grade(status: str | None, accuracy: Any) -> str | None:
+    if status in ("sandbox_error", "not_graded"):
+        return "not judged"
+    if is_missing(accuracy):
+        return None
+    return "right" if accuracy > 0 else "wrong"
+
+
+def _plain(value: Any) -> Any:
+    """A cell as JSON has it."""
+    if is_missing(value):
+        return None
+    if isinstance(value, str):
+        return value
+    number = float(value)
+    return int(number) if number.is_integer() else float(f"{number:.6g}")
