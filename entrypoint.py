@@ -24,7 +24,8 @@ LOOK_S = 1.0  # between two checks whether torchrun is running
 FOLLOWER_GRACE_S = 10  # torchrun ends a machine's ranks well within this time after one has failed
 ORPHANS_S = 4  # for local rank 0 to report that torchrun has ended
 _stuck: list[str] = []  # what waits in native code and would keep the interpreter from exiting
-before_failing: list[Callable[[str], None]] = []  # called with the reason before a failure's exit
+# Called with the reason before a failure's exit, the last one first, as contexts end.
+before_failing: list[Callable[[str], None]] = []
 _signals: list[int] = []  # SIGINT and SIGTERM that have arrived
 _exit_lock = threading.Lock()  # taken by the one thread that reports why the process exits
 
@@ -112,7 +113,7 @@ def _end(code: int, reason: str) -> NoReturn:
     for stream in filter(None, (sys.stdout, sys.stderr)):  # None if it is closed
         stream.flush()
     try:
-        for callback in [*before_failing]:  # another thread may remove some meanwhile
+        for callback in [*reversed(before_failing)]:  # another thread may remove some meanwhile
             callback(reason)
     finally:
         os._exit(code)

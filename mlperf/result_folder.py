@@ -8,17 +8,20 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from data.recorder import TIMELINE
 from errors import InputFileError, LoadGenError
 from grading.evaluate import REPORT_ENDING
 from mlperf import compliance, report
 from mlperf.report import DetailLog
-from mlperf.run import RECORD, RESULTS, TIMELINE
+from mlperf.run import RECORD, RESULTS
 from mlperf.state import STATE
 
 if TYPE_CHECKING:
     from data.timeline import Timeline
+
+T = TypeVar("T")
 
 # The types of what is in run.json and state.json; a value may also be null
 _RECORD: dict[str, type] = {
@@ -79,7 +82,7 @@ def read(path: Path) -> ResultFolder:
         )
     faults: list[str] = []
 
-    def attempt[T](load: Callable[[Path], T], file: Path, required: bool = False) -> T | None:
+    def attempt(load: Callable[[Path], T], file: Path, required: bool = False) -> T | None:
         if not (required or file.exists()):
             return None
         try:
@@ -92,7 +95,7 @@ def read(path: Path) -> ResultFolder:
     state = attempt(_read_state, state_path)
     log = attempt(report.read_detail, _logs(path) / report.DETAIL_LOG, record is not None)
     grading = attempt(_read_object, path / f"{RESULTS}{REPORT_ENDING}")
-    timeline = attempt(_read_timeline, path / TIMELINE, record is not None)
+    timeline = attempt(_read_timeline, path / TIMELINE)
     engine = attempt(_read_object, path / "engine.json")
     faults += _contradictions(record, log, grading)
     return ResultFolder(path, record, state, log, timeline, grading, engine, faults)

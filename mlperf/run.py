@@ -35,6 +35,7 @@ RECORD = "run.json"
 LOCK = ".lock"
 ENGINE_LOG = "engine.log"
 RESULTS = "results"
+REPORT = "report.html"
 LOGS = [
     f"mlperf_log_{name}" for name in ("summary.txt", "detail.txt", "accuracy.json", "trace.json")
 ]
@@ -45,6 +46,7 @@ RUN_FILES: tuple[str | Path, ...] = (
     *(f"{RESULTS}{end}" for end in (".pkl", ".parquet", "_evaluated.pkl", "_evaluated.parquet")),
     *(f"{RESULTS}{end}" for end in (LOG_ENDING, REPORT_ENDING)),
     RECORD,
+    REPORT,
     TIMELINE,
     trace.TRACE,
     ENGINE_LOG,
@@ -112,6 +114,7 @@ def run(args: argparse.Namespace, torchrun: bool = False) -> None:
     from data.paths import keep_inputs
     from data.results import check_writable, result_paths
     from data.workload import build
+    from mlperf.report_page.page import reported
 
     spec, world_size = choose_backend(args, torchrun)
     if args.mode not in spec.scenarios:
@@ -163,11 +166,13 @@ def run(args: argparse.Namespace, torchrun: bool = False) -> None:
     if not backend.leads:
         backend.follow()
         return
-    with locked(folder / LOCK) as lock, RunState(folder, lock) as state:
+    with locked(folder / LOCK) as lock:
         if args.find_target_qps:
-            rate.find(args, backend, workload, test_settings, folder)
+            with RunState(folder, lock):
+                rate.find(args, backend, workload, test_settings, folder)
         else:
-            _lead(plan, backend, reasons, problems, options, state)
+            with reported(folder), RunState(folder, lock) as state:
+                _lead(plan, backend, reasons, problems, options, state)
 
 
 def _lead(
@@ -215,7 +220,7 @@ def _lead(
     answers = read_journal(path)
     fresh = answers[len(earlier) :]
     results = results_frame(workload.frame, answers, workload.prompts, spec.name)
-    write_frame(results, args.output_file or folder / RESULTS)
+    _, answers_path = write_frame(results, args.output_file or folder / RESULTS)
     detail = report.read_detail(logs / report.DETAIL_LOG)
     failures: list[str] = []
     if args.accuracy:
@@ -244,6 +249,8 @@ def _lead(
     outcome = report.Outcome(args.mode, test, folder, figures, reasons, detail, reuse)
     record = report.record(outcome) | {
         "backend": spec.name,
+        "process": state.process,
+        "answers": answers_path.absolute(),
         "engine": asdict(config),
         "skipped_rows": workload.skipped,
         "mlperf_conf": args.mlperf_conf,

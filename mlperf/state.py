@@ -33,13 +33,14 @@ class RunState:
 
     def __init__(self, folder: Path, reserve: IO[bytes]) -> None:
         """`reserve`: a file that is emptied when the disk is full."""
+        self.process = this_process()  # which the state is of
         self._path = folder / STATE
         self._reserve = reserve
         self._content: dict[str, Any] = {
             "state": "starting",
             "finished": 0,
             "of": 0,  # samples; in the Server scenario LoadGen may issue more or fewer
-            **this_process(),
+            **self.process,
             "updated": None,
             "error": None,
         }

@@ -4,12 +4,12 @@ Reads each run's `run.json` and, for accuracy runs, the graded results.
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 import entrypoint
 from errors import InputFileError
+from mlperf.result_folder import read_record
 from mlperf.run import RECORD, RESULTS
 
 COLUMNS = (
@@ -33,7 +33,7 @@ def summary(folder: Path) -> str:
         raise InputFileError(
             f"{folder}: no finished run in it (no {RECORD}): pass run_mlperf's --output-dir"
         )
-    runs = [(path, _record(path)) for path in records]
+    runs = [(path, read_record(path)) for path in records]
     lines = [_row("run", [name for name, _, _ in COLUMNS])]
     lines += [_row(f"{run['mode']}, {run['test']}", _cells(run["figures"])) for _, run in runs]
     for path, run in runs:
@@ -41,16 +41,6 @@ def summary(folder: Path) -> str:
             lines += ["", f"exact_match per task ({run['mode']}):"]
             lines += [f"  {task:<16}{score:>8.2f}" for task, score in _tasks(path.parent)]
     return "\n".join([*lines, "", "files:", *(f"  {path.parent}" for path, _ in runs)])
-
-
-def _record(path: Path) -> dict[str, Any]:
-    try:
-        run = json.loads(path.read_bytes())
-        return {"mode": run["mode"], "test": run["test"], "figures": dict(run["figures"])}
-    except OSError as error:
-        raise InputFileError(f"{path}: can't be read: {error.strerror}") from error
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise InputFileError(f"{path}: not a run.json that run_mlperf wrote") from error
 
 
 def _cells(figures: dict[str, Any]) -> list[str]:

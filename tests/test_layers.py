@@ -35,6 +35,8 @@ HEAVY_AT_IMPORT = {
     "mlperf/page/charts.py": {"markupsafe"},
     "mlperf/page/document.py": {"jinja2", "markupsafe"},
     "mlperf/page/text.py": {"markupsafe"},
+    "mlperf/report_page/figures.py": {"markupsafe"},
+    "mlperf/report_page/tables.py": {"markupsafe"},
 }
 # Entry scripts that lie in a package, so they may import what a script may. `generate` tries the
 # engine by hand, and makes its prompts by data.prompts as every other run does.

@@ -77,7 +77,8 @@ def read_samples(path: Path, timeline: "Timeline | None") -> "pd.DataFrame":
             "finish": texts("finish"),
             "question": texts("question"),
             "output": texts("model_output"),
-        }
+        },
+        dtype=object,  # text may hold lone surrogates, which pandas' own type can't
     )
     return with_latencies(samples, timeline)
 
@@ -85,8 +86,8 @@ def read_samples(path: Path, timeline: "Timeline | None") -> "pd.DataFrame":
 def blocks(samples: "pd.DataFrame") -> Iterator[tuple[str, str]]:
     """The blocks of the sample browser: the index first, then the texts in chunks of whole rows."""
     starts, size = [0], 0
-    for row, lengths in enumerate(zip(*(samples[name].str.len() for name in TEXTS), strict=True)):
-        length = sum(0 if value != value else int(value) for value in lengths)
+    for row, texts in enumerate(zip(*(samples[name] for name in TEXTS), strict=True)):
+        length = sum(len(text or "") for text in texts)
         if size and size + length > CHUNK:
             starts.append(row)
             size = 0
@@ -100,8 +101,7 @@ def blocks(samples: "pd.DataFrame") -> Iterator[tuple[str, str]]:
     yield "sample-index", block(index)
     for number, (start, end) in enumerate(zip(starts, [*starts[1:], len(samples)], strict=True)):
         rows = samples.iloc[start:end]
-        texts = zip(*(map(_plain, rows[name]) for name in TEXTS), strict=True)
-        yield f"sample-texts-{number}", block(list(texts))
+        yield f"sample-texts-{number}", block(rows[list(TEXTS)].to_numpy().tolist())
 
 
 def _task(name: str | None) -> str:

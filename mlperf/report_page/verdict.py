@@ -27,7 +27,7 @@ def verdict(folder: ResultFolder, now: datetime) -> Verdict:
     """The verdict on the run of a folder."""
     record = folder.record
     reasons = record["not_submittable_because"] if record and folder.finished else []
-    lines = [*_resumed(folder), *(f"Take care: {fault}" for fault in folder.faults)]
+    lines = [*_resumed(folder), *folder.faults]
     state = (folder.state or {}).get("state", "done")
     if not folder.finished:
         word, about = _unfinished(folder, state, now)
@@ -53,11 +53,12 @@ def _outcome(folder: ResultFolder) -> tuple[str, Tone, list[str]]:
     record = folder.record
     assert record is not None
     if record["test"] == "accuracy":
-        text = str((folder.grading or {}).get("verdict", "its grades can't be read"))
+        text = str((folder.grading or {}).get("verdict", "NOT VALID: its grades can't be read"))
+        about = [f"{text[:1].upper()}{text[1:]}."]
         if text.startswith("valid"):
-            return "Valid", "good", [text]
-        bad = text.startswith("NOT") or folder.grading is None
-        return ("Not valid" if bad else "Graded"), ("bad" if bad else "doubt"), [text]
+            return "Valid", "good", about
+        bad = text.startswith("NOT")
+        return ("Not valid" if bad else "Graded"), ("bad" if bad else "doubt"), about
     if record["test"] == "compliance":
         faults = [one for one in record["not_submittable_because"] if COMPLIANCE_TEST in one]
         word = f"{COMPLIANCE_TEST} {'failed' if faults else 'passed'}"
@@ -73,7 +74,7 @@ def _unfinished(folder: ResultFolder, state: str, now: datetime) -> tuple[str, l
     content = folder.state or {}
     error, updated = content.get("error"), content.get("updated")
     if state == "failed":
-        word = {"interrupted": "Interrupted", "terminated": "Terminated"}.get(error, "Failed")
+        word = {"interrupted": "Interrupted", "terminated": "Terminated"}.get(str(error), "Failed")
         about = [] if word != "Failed" else [f"The run ended with an error: {error}"]
     elif state == "done":
         word, about = "Unknown", ["The run has ended, but its figures can't be read."]

@@ -1,0 +1,136 @@
+"""Writes the report of a run into its result folder."""
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import entrypoint
+from benchmark import ROUND
+from data.samples import TASKS
+from errors import ColumnsError, EmptyDataError, InputFileError, OutputError
+from mlperf import result_folder
+from mlperf.page.document import HERE as PAGE
+from mlperf.page.document import document
+from mlperf.page.text import number
+from mlperf.report_page import figures, samples, tables
+from mlperf.report_page.verdict import verdict
+from mlperf.result_folder import ResultFolder
+from mlperf.run import REPORT
+from ref_dsinfer.files import write_text
+
+log = logging.getLogger(__name__)
+
+HERE = Path(__file__).parent
+
+
+def write_report(path: Path) -> Path:
+    """Write the report of the run in a result folder, and return its path.
+
+    Raises: InputFileError if there is no run in the folder; OutputError.
+    """
+    report = path / REPORT
+    write_text(report, render(result_folder.read(path), datetime.now().astimezone()))
+    return report
+
+
+@contextmanager
+def reported(path: Path) -> Iterator[None]:
+    """Write the report when the block ends, also if it fails, or another thread ends the process.
+
+    A report that can't be written is a warning: the run's own files matter more.
+    """
+
+    def write(reason: str) -> None:
+        try:
+            write_report(path)
+        except (InputFileError, OutputError) as error:
+            log.warning("no report: %s", error)
+
+    entrypoint.before_failing.append(write)
+    try:
+        yield
+    finally:
+        entrypoint.before_failing.remove(write)
+        write("")
+
+
+def render(folder: ResultFolder, now: datetime) -> str:
+    """The page about a run, as it is known at the time `now`."""
+    rows, fault = None, None
+    answers = samples.answers_path(folder)
+    if answers is not None:
+        try:
+            rows = samples.read_samples(answers, folder.timeline)
+        except (InputFileError, ColumnsError, EmptyDataError) as error:
+            fault = str(error)
+    if fault:
+        folder.faults.append(fault)
+    record = folder.record or {}
+    metadata = folder.timeline.metadata if folder.timeline else None
+    mode = record.get("mode") or (metadata.scenario if metadata else None) or "run"
+    test = record.get("test") or (metadata.mode if metadata else "")
+    backend = record.get("backend") or (metadata.backend if metadata else "")
+    links = tables.links(rows)
+    charts = [*figures.over_time(folder), *figures.latency_charts(folder)]
+    if rows is not None:
+        charts.append(figures.lengths(rows))
+    if folder.grading is not None and (chart := figures.accuracy(folder.grading)):
+        charts.insert(0, chart)
+    values = {
+        "name": " ".join(filter(None, (mode.capitalize(), test))),
+        "backend": backend,
+        "round": ROUND,
+        "folder": folder,
+        "written": now.isoformat(" ", "seconds"),
+        "started": (folder.state or {}).get("started"),
+        "verdict": verdict(folder, now),
+        "tiles": figures.tiles(folder),
+        "charts": charts,
+        "slowest": tables.slowest(folder, links),
+        "failures": tables.failures(folder, rows, links),
+        "endpoints": tables.endpoints(folder),
+        "rows": None if rows is None else len(rows),
+        "graded": rows is not None and bool(rows["grade"].notna().any()),
+        "tasks": [] if rows is None else _tasks(rows["task"]),
+        "configuration": list(_configuration(folder)),
+    }
+    return document(
+        HERE / "report.html",
+        f"{values['name']}, {backend}",
+        values,
+        [PAGE / "data.js", HERE / "samples.js"] if rows is not None else [],
+        samples.blocks(rows) if rows is not None else [],
+    )
+
+
+def _tasks(names: Any) -> list[str]:
+    """The tasks that occur, in the table's order, then what is no task."""
+    found = set(names)
+    return [*(task for task in TASKS if task in found), *sorted(found - set(TASKS))]
+
+
+def _configuration(folder: ResultFolder) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """Groups of names and values: what was run, how, and on what."""
+    record = folder.record or {}
+    for title, content in (
+        ("Engine's effective configuration", folder.engine),
+        ("Engine's options", record.get("engine")),
+        ("LoadGen's settings", record.get("settings")),
+        ("Machine", record.get("machine")),
+        ("Versions", record.get("versions")),
+        ("Prefix cache", record.get("prefix_cache")),
+    ):
+        if content:
+            yield title, [(name, _value(value)) for name, value in sorted(content.items())]
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return number(value, 6)
+    return value if isinstance(value, str) else json.dumps(value)
