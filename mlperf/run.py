@@ -114,7 +114,6 @@ def run(args: argparse.Namespace, torchrun: bool = False) -> None:
     from data.paths import keep_inputs
     from data.results import check_writable, result_paths
     from data.workload import build
-    from mlperf.report_page.page import reported
 
     spec, world_size = choose_backend(args, torchrun)
     if args.mode not in spec.scenarios:
@@ -166,6 +165,8 @@ def run(args: argparse.Namespace, torchrun: bool = False) -> None:
     if not backend.leads:
         backend.follow()
         return
+    from mlperf.report_page.page import reported
+
     with locked(folder / LOCK) as lock:
         if args.find_target_qps:
             with RunState(folder, lock):

@@ -34,9 +34,7 @@ class Tab:
         self._session: str | None = None
         self._events: list[dict[str, Any]] = []
         (target,) = (
-            one
-            for one in self.call("Target.getTargets")["targetInfos"]
-            if one["type"] == "page"
+            one for one in self.call("Target.getTargets")["targetInfos"] if one["type"] == "page"
         )
         attached = self.call("Target.attachToTarget", targetId=target["targetId"], flatten=True)
         self._session = attached["sessionId"]

@@ -68,6 +68,4 @@ def _step(span: float) -> float:
     """The distance of ticks on a linear axis: 1, 2 or 5 times a power of ten."""
     rough = span / TICKS
     power = 10.0 ** math.floor(math.log10(rough))
-    return next(
-        digit * power for digit in (1, 2, 2.5, 5, 10) if digit * power >= rough * (1 - 1e-9)
-    )
+    return next(digit * power for digit in (1, 2, 5, 10) if digit * power >= rough * (1 - 1e-9))

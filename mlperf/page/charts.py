@@ -15,7 +15,7 @@ from mlperf.page.axes import Axis
 from mlperf.page.text import marked, number
 
 WIDTH, HEIGHT = 480, 240
-LEFT, RIGHT, BOTTOM = 54, 14, 40  # margins around the plot
+LEFT, RIGHT, BOTTOM = 54, 20, 40  # margins around the plot
 ROW = 15  # height of a line of text
 BINS = 40
 COLOURS = 6  # of page.css

@@ -19,7 +19,7 @@ def document(
     title: str,
     values: Mapping[str, Any],
     scripts: Sequence[Path] = (),
-    blocks: Iterable[tuple[str, str]] = (),
+    blocks: Iterable[tuple[str, Markup]] = (),
 ) -> str:
     """The page that a template makes of `values`. It extends base.html.
 

@@ -2,11 +2,13 @@
 
 import json
 import logging
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import entrypoint
 from benchmark import ROUND
@@ -19,8 +21,11 @@ from mlperf.page.text import number
 from mlperf.report_page import figures, samples, tables
 from mlperf.report_page.verdict import verdict
 from mlperf.result_folder import ResultFolder
-from mlperf.run import REPORT
+from mlperf.run import RECORD, REPORT
 from ref_dsinfer.files import write_text
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +51,7 @@ def reported(path: Path) -> Iterator[None]:
 
     def write(reason: str) -> None:
         try:
-            write_report(path)
+            log.info("wrote %s", write_report(path))
         except (InputFileError, OutputError) as error:
             log.warning("no report: %s", error)
 
@@ -60,15 +65,8 @@ def reported(path: Path) -> Iterator[None]:
 
 def render(folder: ResultFolder, now: datetime) -> str:
     """The page about a run, as it is known at the time `now`."""
-    rows, fault = None, None
-    answers = samples.answers_path(folder)
-    if answers is not None:
-        try:
-            rows = samples.read_samples(answers, folder.timeline)
-        except (InputFileError, ColumnsError, EmptyDataError) as error:
-            fault = str(error)
-    if fault:
-        folder.faults.append(fault)
+    rows, faults = _rows(folder)
+    folder = replace(folder, faults=[*folder.faults, *faults])
     record = folder.record or {}
     metadata = folder.timeline.metadata if folder.timeline else None
     mode = record.get("mode") or (metadata.scenario if metadata else None) or "run"
@@ -86,7 +84,7 @@ def render(folder: ResultFolder, now: datetime) -> str:
         "round": ROUND,
         "folder": folder,
         "written": now.isoformat(" ", "seconds"),
-        "started": (folder.state or {}).get("started"),
+        "started": str((folder.state or {}).get("started") or "").replace("T", " "),
         "verdict": verdict(folder, now),
         "tiles": figures.tiles(folder),
         "charts": charts,
@@ -96,6 +94,7 @@ def render(folder: ResultFolder, now: datetime) -> str:
         "rows": None if rows is None else len(rows),
         "graded": rows is not None and bool(rows["grade"].notna().any()),
         "tasks": [] if rows is None else _tasks(rows["task"]),
+        "command": record.get("command"),
         "configuration": list(_configuration(folder)),
     }
     return document(
@@ -107,7 +106,36 @@ def render(folder: ResultFolder, now: datetime) -> str:
     )
 
 
-def _tasks(names: Any) -> list[str]:
+def _rows(folder: ResultFolder) -> "tuple[pd.DataFrame | None, list[str]]":
+    """The rows of a run's answers, None if there are none that can be read; and their faults."""
+    path = samples.answers_path(folder)
+    if path is None:
+        return None, []
+    try:
+        rows = samples.read_samples(path, folder.timeline)
+    except (InputFileError, ColumnsError, EmptyDataError) as error:
+        return None, [str(error)]
+    return rows, list(_contradictions(folder, rows, path))
+
+
+def _contradictions(folder: ResultFolder, rows: "pd.DataFrame", path: Path) -> Iterator[str]:
+    """What a run's answers say otherwise than its figures and its timeline."""
+    counted = {
+        "exact_match": 100 * float((rows["grade"] == "right").mean()),
+        "tokens_per_sample": float(rows["tokens"].astype(float).mean()),
+    }
+    for name, value in counted.items():
+        figure = folder.figures.get(name)
+        if figure is not None and not math.isclose(figure, value, rel_tol=1e-6):
+            yield f"{path}: {name} of its rows is {value:.4f}, but {RECORD} says {figure:.4f}"
+    if folder.timeline is not None:
+        resumed = ((folder.record or {}).get("resumed") or {}).get("samples", 0)
+        requests = len(folder.timeline.requests)
+        if requests + resumed != len(rows):
+            yield f"{path} has {len(rows)} answers, but timeline.parquet {requests} requests"
+
+
+def _tasks(names: Iterable[str]) -> list[str]:
     """The tasks that occur, in the table's order, then what is no task."""
     found = set(names)
     return [*(task for task in TASKS if task in found), *sorted(found - set(TASKS))]

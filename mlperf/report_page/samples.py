@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from markupsafe import Markup
+
 from data.samples import is_missing, read_frame, task_of
 from grading.evaluate import GRADED
 from mlperf.page.blocks import block
@@ -83,7 +85,7 @@ def read_samples(path: Path, timeline: "Timeline | None") -> "pd.DataFrame":
     return with_latencies(samples, timeline)
 
 
-def blocks(samples: "pd.DataFrame") -> Iterator[tuple[str, str]]:
+def blocks(samples: "pd.DataFrame") -> Iterator[tuple[str, Markup]]:
     """The blocks of the sample browser: the index first, then the texts in chunks of whole rows."""
     starts, size = [0], 0
     for row, texts in enumerate(zip(*(samples[name] for name in TEXTS), strict=True)):

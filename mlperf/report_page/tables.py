@@ -47,9 +47,8 @@ def failures(
 ) -> list[tuple[str, Table, int]]:
     """What went wrong with single requests: title, table of the first few, and their number."""
     made: list[tuple[str, Table, int]] = []
-    rows: list[tuple[Cell, ...]]
     if folder.log is not None and folder.log.errors:
-        rows = [
+        rows: list[tuple[Cell, ...]] = [
             (f"{line}", error) for error, line in [*folder.log.errors.items()][:SHOWN]
         ]
         table = Table(("line of the log", "error"), rows, frozenset({1}))
@@ -64,23 +63,12 @@ def failures(
         head = ("sample", "arrived at, s", "prompt tokens")
         made.append(("Without an answer when the run ended", Table(head, rows), len(open_)))
     if samples is not None:
-        for title, rows_of in (
-            ("Not judged", samples[samples["grade"] == "not judged"]),
-            ("Cut off by the length limit", samples[samples["finish"] == "length"]),
-            ("Empty answers", samples[samples["tokens"].astype(float) == 0]),
+        for title, which in (
+            ("Not judged", samples["grade"] == "not judged"),
+            ("Cut off by the length limit", samples["finish"] == "length"),
+            ("Empty answers", samples["tokens"].astype(float) == 0),
         ):
-            rows = [
-                (
-                    _link(row),
-                    one["task"],
-                    number(one["tokens"]),
-                    one["status"] or "–",
-                    one["detail"] or "–",
-                )
-                for row, one in rows_of.head(SHOWN).to_dict("index").items()
-            ]
-            head = ("sample", "task", "tokens", "status", "detail")
-            made.append((title, Table(head, rows, frozenset({0, 1, 3, 4})), len(rows_of)))
+            made.append((title, _rows(samples[which].head(SHOWN)), int(which.sum())))
     return [(title, table, count) for title, table, count in made if count]
 
 
@@ -119,7 +107,22 @@ def links(samples: "pd.DataFrame | None") -> dict[int, Markup]:
     }
 
 
-def _link(row: object, sample: object = None) -> Markup:
+def _rows(samples: "pd.DataFrame") -> Table:
+    rows = [
+        (
+            _link(row, one["sample"]),
+            one["task"],
+            number(one["tokens"]),
+            one["status"] or "–",
+            one["detail"] or "–",
+        )
+        for row, one in samples.to_dict("index").items()
+    ]
+    return Table(("sample", "task", "tokens", "status", "detail"), rows, frozenset({0, 1, 3, 4}))
+
+
+def _link(row: object, sample: object) -> Markup:
+    """A link to a row in the browser of samples, which may have no index in a data set."""
     return Markup('<a href="#row-{}">{}</a>').format(row, row if sample is None else sample)
 
 

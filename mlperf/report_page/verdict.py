@@ -24,7 +24,7 @@ class Verdict:
 
 
 def verdict(folder: ResultFolder, now: datetime) -> Verdict:
-    """The verdict on the run of a folder."""
+    """The verdict on the run of a folder at the time `now`."""
     record = folder.record
     reasons = record["not_submittable_because"] if record and folder.finished else []
     lines = [*_resumed(folder), *folder.faults]
@@ -34,11 +34,13 @@ def verdict(folder: ResultFolder, now: datetime) -> Verdict:
         return Verdict(word, "bad", [*about, *lines], reasons)
     assert record is not None
     word, tone, about = _outcome(folder)
+    about += [reason for reason in reasons if reason.startswith("INVALID: ")]
+    reasons = [reason for reason in reasons if not reason.startswith("INVALID: ")]
     error = (folder.state or {}).get("error")
-    if state == "failed" and error not in reasons:
+    if state == "failed" and not str(error).startswith("INVALID: "):
         about.append(f"The run ended with an error: {error}")
         tone = "bad"
-    if reasons:
+    if record["not_submittable_because"]:
         word += ", can't be submitted" if tone == "bad" else ", but can't be submitted"
         tone = "doubt" if tone == "good" else tone
     elif tone == "good":

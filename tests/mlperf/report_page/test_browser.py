@@ -1,0 +1,233 @@
+"""Reports of real runs in a real browser: figures, search, keyboard, hostile answers, full size."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from pydoc_data import topics
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from benchmark import TASK_ROWS, TOKENS_PER_SAMPLE
+from data.frames import write_parquet
+from data.timeline import Metadata, write_timeline
+from mlperf.report_page.page import write_report
+from ref_dsinfer.files import write_json
+from tests import forked
+from tests.browser import PHONE, Tab, browser
+from tests.conftest import ASSISTANT, USER
+from tests.mlperf.report_page.opened import READY, check_report
+
+pytestmark = pytest.mark.slow
+
+RUN = "document.title = 'it has run'"
+HOSTILE = [
+    f"<script>{RUN}</script>",
+    f"</script><script>{RUN}</script>",
+    f'<img src="x" onerror="{RUN}">',
+    f"<svg onload=\"{RUN}\"></svg><a href='javascript:{RUN}'>a link</a>",
+    f"<!-- --> ]]> </pre></textarea><iframe srcdoc='<script>{RUN}</script>'>",
+    "{{ 7 * 7 }} {% raw %} ${7 * 7} `7`",
+    "\u202eReversed\u202c \u2066isolated\u2069 \u200f\u061c marks",
+    "\x1b[31mred\x07 \x00 \x9b2J \r carriage \u2028 line",
+]
+PLAIN = [f"question {row}: what is {row} + {row}?" for row in range(112)]
+CHARACTERS = 3.5  # of a token of R1's answers
+
+
+@pytest.fixture(scope="module")
+def results(echo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The result folders of runs on the echo engine, which answers with the prompt."""
+    folder = tmp_path_factory.mktemp("runs")
+    texts = [f"{text} </think> Answer: A" for text in (*HOSTILE, *PLAIN)]
+    names = ["gpqa", "AIME1983", *["mmlu_pro"] * (len(texts) - 2)]
+    truths = ["A" if row % 2 else "B" for row in range(len(texts))]
+    frame = {"dataset": names, "question": texts, "text_input": texts, "ground_truth": truths}
+    write_parquet(pd.DataFrame(frame), folder / "rows.parquet")
+    given = ("--backend", "echo", "--model", echo_model, "--input-file", folder / "rows.parquet")
+    slow = ("--engine-arg", "first_token_ms=5", "--engine-arg", "token_ms=0.2")
+    for options in (
+        ("--mode", "server", "--num-samples", 60, "--target-qps", 60, *slow),
+        ("--accuracy",),
+    ):
+        ended = forked.run("run_mlperf.py", *given, "--output-dir", folder, *options)
+        assert ended.returncode == 0, ended.stderr
+        assert "report.html" in ended.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tab() -> Iterator[Tab]:
+    with browser() as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("run", ["server/performance", "offline/accuracy"])
+def test_figures_are_those_of_the_logs(tab: Tab, results: Path, run: str) -> None:
+    tab.show()
+    check_report(tab, results / run)
+
+
+def test_hostile_answers_are_text(tab: Tab, results: Path) -> None:
+    tab.open(f"file://{results}/offline/accuracy/report.html")
+    tab.until(READY)
+    title = tab.value("document.title")
+    for row, text in enumerate(HOSTILE):
+        tab.value(f"open({row})")
+        question, reasoning, answer = tab.value(
+            "[...document.querySelectorAll('#detail pre')].map((one) => one.textContent)"
+        )
+        reasoning = reasoning.removeprefix(USER)  # the echo engine's answer is all of the prompt
+        assert answer == f"Answer: A{ASSISTANT}"
+        assert question.startswith(reasoning)
+        assert (
+            tab.value("find('detail').querySelectorAll('script, img, svg, a, iframe').length") == 0
+        )
+        if row < 6:
+            assert reasoning == text
+        else:  # what can't be seen is shown by its code point, and is nowhere itself
+            marks = tab.value(
+                "[...find('detail').querySelectorAll('pre .control')].map((one) => one.textContent)"
+            )
+            assert f"U+{ord(text[0]):04X}" in marks
+            assert not set(reasoning) & set(
+                "\u202e\u202c\u2066\u2069\u200f\u061c\x1b\x07\0\x9b\r\u2028"
+            )
+    assert tab.value("marked('a\\ud800', invisible).textContent") == "aU+D800"
+    # even what gets into the page as HTML does not run
+    tab.value(f"find('detail').innerHTML = {HOSTILE[2]!r}")
+    tab.value("new Promise((resume) => setTimeout(resume, 100))")
+    assert tab.value("document.title") == title
+    assert "Content Security Policy" in tab.complaints[0]
+
+
+def test_search_filters_and_order(tab: Tab, results: Path) -> None:
+    tab.open(f"file://{results}/offline/accuracy/report.html")
+    tab.until(READY)
+    found = "shown.map((sample) => sample.row)"
+    choose = "find('{}').value = '{}'; update()"
+    tab.value("find('search').value = 'what is 77 +'; update()")
+    assert tab.value(found) == [len(HOSTILE) + 77]
+    assert tab.value("find('count').textContent") == "1 found in 120 samples"
+    tab.value(f"open({len(HOSTILE) + 77})")
+    assert tab.value("document.querySelector('#detail mark').textContent") == "what is 77 +"
+    tab.value("find('search').value = ''")
+    tab.value(choose.format("grade", "wrong"))
+    graded = pd.read_parquet(results / "offline" / "accuracy" / "results_evaluated.parquet")
+    wrong = graded.index[graded["prompt_accuracy"] == 0]
+    assert sorted(tab.value(found)) == sorted(wrong)
+    tab.value(choose.format("task", "aime"))
+    assert tab.value(found) == [row for row in wrong if graded["dataset"][row] == "AIME1983"]
+    tab.value("find('task').value = find('grade').value = ''")
+    tab.value(choose.format("order", "-tokens"))
+    lengths = graded["tok_model_output_len"]
+    assert [lengths[row] for row in tab.value(found)] == sorted(lengths, reverse=True)
+
+
+def test_the_keyboard_is_enough(tab: Tab, results: Path) -> None:
+    tab.open(f"file://{results}/offline/accuracy/report.html")
+    tab.until(READY)
+    tab.press("/", "/")
+    assert tab.value("document.activeElement.id") == "search"
+    tab.type("question")
+    tab.until("find('count').textContent === '112 found in 120 samples'")
+    tab.value("find('rows').querySelector('button').focus()")
+    for key in ("ArrowDown", "ArrowDown", "ArrowUp"):
+        tab.press(key)
+    tab.press("Enter", "\r")
+    tab.until(f"opened === {len(HOSTILE) + 1} && document.activeElement.matches('#detail h3')")
+    tab.press("j", "j")
+    tab.until(f"opened === {len(HOSTILE) + 2} && document.activeElement.matches('#detail h3')")
+    tab.press("Escape")
+    assert tab.value("document.activeElement.dataset.row") == str(len(HOSTILE) + 2)
+    assert tab.complaints == []
+
+
+def test_a_phone_scrolls_in_one_direction_and_print_has_no_browser(tab: Tab, results: Path) -> None:
+    tab.show(PHONE, dark=True)
+    tab.open(f"file://{results}/server/performance/report.html")
+    tab.until(READY)
+    assert tab.value("document.documentElement.scrollWidth") == PHONE[0]
+    assert tab.value("getComputedStyle(document.body).backgroundColor") == "rgb(20, 22, 26)"
+    tab.show(media="print", dark=True)
+    assert tab.value("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert tab.value("getComputedStyle(find('samples')).display") == "none"
+    tab.show()
+
+
+def full_size(folder: Path, pattern: Path) -> None:
+    """A result folder with as many answers as the benchmark has, and of their length.
+
+    The texts are pieces of Python's own documentation. `pattern`: another run's folder.
+    """
+    shutil.copytree(pattern, folder)
+    random = np.random.default_rng(0)
+    rows = sum(TASK_ROWS.values())
+    tokens = random.lognormal(7.9, 0.85, rows)
+    tokens = (tokens * TOKENS_PER_SAMPLE / tokens.mean()).astype(int)
+    source, piece = "".join(topics.topics.values()), 240
+
+    def text(characters: int) -> str:
+        starts = random.integers(0, len(source) - piece, characters // piece + 1)
+        return "".join(source[start : start + piece] for start in starts)[:characters]
+
+    right = random.random(rows) < 0.8
+    frame = {
+        "dataset": [task for task, count in TASK_ROWS.items() for _ in range(count)],
+        "question": [text(600) for _ in range(rows)],
+        "ground_truth": "A",
+        "sample_index": range(rows),
+        "query_id": range(rows),
+        "model_output": [text(int(count * CHARACTERS)) for count in tokens],
+        "tok_model_output_len": tokens,
+        "finish": "stop",
+        "extracted_answer": ["A" if one else "B" for one in right],
+        "prompt_accuracy": np.where(right, 100.0, 0.0),
+        "grading_status": "ok",
+        "grading_rule": "final answer",
+        "grading_detail": None,
+    }
+    write_parquet(pd.DataFrame(frame), folder / "results_evaluated.parquet")
+    arrival = np.sort(random.random(rows) * 600)
+    first = arrival + random.lognormal(-1, 0.5, rows)
+    end = first + tokens * random.lognormal(-3.4, 0.12, rows)
+    seconds = np.arange(int(end.max()) + 1.0)
+    requests = {
+        "arrival_s": arrival,
+        "first_token_s": first,
+        "finish_s": end,
+        "request_id": range(rows),
+        "sample_index": range(rows),
+        "answer_tokens": tokens,
+    }
+    received = np.histogram(end, [*seconds, seconds[-1] + 1], weights=tokens)[0]
+    every = {"arrival_s": seconds, "finish_s": seconds + 1, "tokens": received.astype(int)}
+    about = Metadata("server", "accuracy", "echo", 0.0)
+    columns = [{name: list(column) for name, column in one.items()} for one in (requests, every)]
+    write_timeline(folder / "timeline.parquet", columns[0], columns[1], about)
+    for name in ("run.json", "results_report.json"):
+        (folder / name).unlink()
+    record = {"mode": "server", "test": "accuracy", "figures": {}}
+    write_json(folder / "run.json", record)
+
+
+def test_a_page_of_full_size_opens_and_is_searched(tab: Tab, results: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "full"
+    full_size(folder, results / "offline" / "accuracy")
+    report = write_report(folder)
+    assert report.stat().st_size < 30e6
+    tab.open(f"file://{report}")
+    tab.until(READY)
+    assert tab.value("find('count').textContent") == "4,388 of 4,388 samples"
+    assert tab.value("find('rows').rows.length") == 50
+    assert tab.value("document.querySelectorAll('*').length") < 5000
+    frame = pd.read_parquet(folder / "results_evaluated.parquet")
+    for row in (4387, 0):
+        tab.value(f"open({row})")
+        shown = tab.value("find('detail').querySelector('details:nth-of-type(2) pre').textContent")
+        assert shown == frame["model_output"][row].strip()
+    wanted = frame["model_output"][2000][3000:3060].replace("\n", " ")
+    tab.value(f"find('search').value = {wanted!r}; update()")
+    assert 2000 in tab.value("shown.map((sample) => sample.row)") or "\n" in wanted
+    assert tab.complaints == []
