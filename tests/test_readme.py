@@ -15,7 +15,9 @@ import psutil
 import pytest
 
 from backends.keeper import mapped_by, named
+from tests.browser import browser
 from tests.jobs import GIVEN, ROOT, TINY, figures, grade
+from tests.mlperf.report_page.opened import check_report
 from tests.timelines import check_timeline
 
 TEST = "./setup.sh --test"
@@ -203,6 +205,17 @@ def test_performance_run_in_each_mode(engine: str, folder: str, readme: Readme) 
     elif engine == "vllm":
         assert engine_["arguments"]["enforce_eager"] is True
         assert "KV cache size" in (results / "engine.log").read_text()
+
+
+@long
+@of_engines(*ACCURACY)
+def test_the_reports_have_the_figures_of_the_logs(engine: str, readme: Readme) -> None:
+    readme.run(engine)
+    reports = list((readme.copy / "mlperf_results").rglob("report.html"))
+    assert len(reports) > len(PERFORMANCE[engine])
+    with browser() as tab:
+        for path in reports:
+            check_report(tab, path.parent)
 
 
 @long

@@ -90,6 +90,12 @@ def assert_state(
     assert {key: content[key] for key in wanted} == wanted
 
 
+def first_words(results: Path) -> str:
+    """What the report of a run says first."""
+    (words,) = re.findall(r'<p class="word">(.*)</p>', (results / "report.html").read_text())
+    return str(words)
+
+
 def folder(script: "Script", mode: str, test: str = "performance") -> Path:
     return script.folder / "mlperf_results" / mode / test
 
@@ -233,6 +239,7 @@ def test_an_accuracy_run_is_resumed_where_it_failed(
     assert "no, because 12 rows, not the benchmark's 4388" in out
     assert f"and resumed: {count} samples were answered by an earlier run" in out
     assert json.loads((results / "run.json").read_text())["resumed"] == {"samples": count, "of": 12}
+    assert f"<p>Resumed: {count} of 12 samples" in (results / "report.html").read_text()
     journal = dict(read_journal(results / JOURNAL))
     assert {index: journal[index] for index in kept} == kept
     assert_same_results(results, script.folder / "whole" / "offline" / "accuracy")
@@ -350,6 +357,7 @@ def test_a_failing_request_ends_the_run_and_leaves_the_others(
     assert code == 12
     assert err.splitlines()[-1] == "error: echo: told to fail at request 7"
     assert_state(folder(script, "server"), "failed", 6, 200, "echo: told to fail at request 7")
+    assert first_words(folder(script, "server")) == "Failed"
     assert "Traceback" not in err
     assert len(read_journal(folder(script, "server") / JOURNAL)) == 6
     ends = read_timeline(folder(script, "server") / TIMELINE).requests["finish_s"]
@@ -387,6 +395,7 @@ def test_an_interrupt_ends_a_run_that_waits_and_leaves_what_is_finished(
     code, err = interrupt(process)
     assert code == 130
     assert_state(folder(script, "offline"), "failed", 7, 8, "interrupted")
+    assert first_words(folder(script, "offline")) == "Interrupted"
     assert "Traceback" not in err
     assert len(read_journal(journal)) == 7
 
