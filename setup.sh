@@ -22,7 +22,8 @@ Usage: source setup.sh [OPTIONS]     create the environment and activate it in t
   --force           delete the environment and create it again
   --verify          import the engine, list the GPUs, run LoadGen for a second
   --demo            MLPerf Offline on the bundled model, accuracy then performance, and a table
-  --test            ruff, mypy, shellcheck and pytest, as in CI, in every engine's environment
+  --test            ruff, mypy, shellcheck and pytest, as in CI, in every engine's environment;
+                    as root, installs chromium by apt-get if there is none
   --fast            with --test: fast tests only; without --backend, only in PyTorch's environment
   --help            show this text
 
@@ -252,6 +253,17 @@ _mlperf_test() ( # BACKEND VENV
   fi
 )
 
+# The tests of pages open them in a browser; where it can't be installed, they are skipped.
+_mlperf_browser() {
+  if command -v chromium >/dev/null || [ -n "$offline" ]; then return; fi
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    echo "setup.sh: installing chromium, for the tests of pages" >&2
+    { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install --yes \
+      --no-install-recommends chromium fonts-dejavu-core; } >/dev/null && return
+  fi
+  echo "setup.sh: no chromium: tests that open pages in it will be skipped" >&2
+}
+
 # Runs in a subshell, so that the options and variables of a sourcing shell do not change. Writes
 # the environment's directory to descriptor 3.
 _mlperf_main() (
@@ -294,6 +306,7 @@ _mlperf_main() (
     trap 'kill -- "${jobs[@]/#/-}" 2>/dev/null || true' EXIT
     trap 'exit 130' INT TERM
     set -m
+    [ -n "$fast" ] || _mlperf_browser
     for backend in "${all[@]}"; do
       _mlperf_environment "${venv:-.venv-$backend-$device}" "$backend" &
       jobs+=($!)

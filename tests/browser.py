@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import pytest
 
-TIMEOUT_S = 60
+TIMEOUT_S = 240  # on a machine with much else to do
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),

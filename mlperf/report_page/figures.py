@@ -232,10 +232,16 @@ def _open(requests: "pd.DataFrame", folder: ResultFolder) -> "pd.Series":
 
 
 def _merged(seconds: "pd.DataFrame", open_: "pd.Series") -> "pd.DataFrame":
-    """The seconds, merged to at most POINTS intervals: sums of tokens, means of the others."""
+    """The seconds, merged to at most POINTS intervals: sums of tokens, means of the others.
+
+    A last second that is shorter than half of one belongs to the one before: its rate says little.
+    """
     size = math.ceil(len(seconds) / POINTS)
-    groups = seconds.assign(open=open_).groupby([index // size for index in range(len(seconds))])
-    return groups.agg(
+    groups = [index // size for index in range(len(seconds))]
+    if len(groups) > 1 and seconds["finish_s"].iat[-1] - seconds["arrival_s"].iat[-1] < 0.5:
+        groups[-1] = groups[-2]
+    merged = seconds.assign(open=open_).groupby(groups)
+    return merged.agg(
         {
             "arrival_s": "min",
             "finish_s": "max",

@@ -19,7 +19,7 @@ from tests.browser import PHONE, Tab, browser
 from tests.conftest import ASSISTANT, USER
 from tests.mlperf.report_page.opened import READY, check_report
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 RUN = "document.title = 'it has run'"
 HOSTILE = [
