@@ -1,22 +1,17 @@
 """Reports of real runs in a real browser: figures, search, keyboard, hostile answers, full size."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from pydoc_data import topics
 
-import numpy as np
 import pandas as pd
 import pytest
 
-from benchmark import TASK_ROWS, TOKENS_PER_SAMPLE
 from data.frames import write_parquet
-from data.timeline import Metadata, write_timeline
 from mlperf.report_page.page import write_report
-from ref_dsinfer.files import write_json
 from tests import forked
 from tests.browser import PHONE, Tab, browser
 from tests.conftest import ASSISTANT, USER
+from tests.mlperf.report_page.full_size import full_size
 from tests.mlperf.report_page.opened import READY, check_report
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -33,7 +28,6 @@ HOSTILE = [
     "\x1b[31mred\x07 \x00 \x9b2J \r carriage \u2028 line",
 ]
 PLAIN = [f"question {row}: what is {row} + {row}?" for row in range(112)]
-CHARACTERS = 3.5  # of a token of R1's answers
 
 
 @pytest.fixture(scope="module")
@@ -156,73 +150,16 @@ def test_a_phone_scrolls_in_one_direction_and_print_has_no_browser(tab: Tab, res
     tab.show()
 
 
-def full_size(folder: Path, pattern: Path) -> None:
-    """A result folder with as many answers as the benchmark has, and of their length.
-
-    The texts are pieces of Python's own documentation. `pattern`: another run's folder.
-    """
-    shutil.copytree(pattern, folder)
-    random = np.random.default_rng(0)
-    rows = sum(TASK_ROWS.values())
-    tokens = random.lognormal(7.9, 0.85, rows)
-    tokens = (tokens * TOKENS_PER_SAMPLE / tokens.mean()).astype(int)
-    source, piece = "".join(topics.topics.values()), 240
-
-    def text(characters: int) -> str:
-        starts = random.integers(0, len(source) - piece, characters // piece + 1)
-        return "".join(source[start : start + piece] for start in starts)[:characters]
-
-    right = random.random(rows) < 0.8
-    frame = {
-        "dataset": [task for task, count in TASK_ROWS.items() for _ in range(count)],
-        "question": [text(600) for _ in range(rows)],
-        "ground_truth": "A",
-        "sample_index": range(rows),
-        "query_id": range(rows),
-        "model_output": [text(int(count * CHARACTERS)) for count in tokens],
-        "tok_model_output_len": tokens,
-        "finish": "stop",
-        "extracted_answer": ["A" if one else "B" for one in right],
-        "prompt_accuracy": np.where(right, 100.0, 0.0),
-        "grading_status": "ok",
-        "grading_rule": "final answer",
-        "grading_detail": None,
-    }
-    write_parquet(pd.DataFrame(frame), folder / "results_evaluated.parquet")
-    arrival = np.sort(random.random(rows) * 600)
-    first = arrival + random.lognormal(-1, 0.5, rows)
-    end = first + tokens * random.lognormal(-3.4, 0.12, rows)
-    seconds = np.arange(int(end.max()) + 1.0)
-    requests = {
-        "arrival_s": arrival,
-        "first_token_s": first,
-        "finish_s": end,
-        "request_id": range(rows),
-        "sample_index": range(rows),
-        "answer_tokens": tokens,
-    }
-    received = np.histogram(end, [*seconds, seconds[-1] + 1], weights=tokens)[0]
-    every = {"arrival_s": seconds, "finish_s": seconds + 1, "tokens": received.astype(int)}
-    about = Metadata("server", "accuracy", "echo", 0.0)
-    columns = [{name: list(column) for name, column in one.items()} for one in (requests, every)]
-    write_timeline(folder / "timeline.parquet", columns[0], columns[1], about)
-    for name in ("run.json", "results_report.json"):
-        (folder / name).unlink()
-    record = {"mode": "server", "test": "accuracy", "figures": {}}
-    write_json(folder / "run.json", record)
-
-
-def test_a_page_of_full_size_opens_and_is_searched(tab: Tab, results: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "full"
-    full_size(folder, results / "offline" / "accuracy")
-    report = write_report(folder)
+def test_a_page_of_full_size_opens_and_is_searched(tab: Tab, tmp_path: Path) -> None:
+    full_size(tmp_path)
+    report = write_report(tmp_path)
     assert report.stat().st_size < 30e6
     tab.open(f"file://{report}")
     tab.until(READY)
     assert tab.value("find('count').textContent") == "4,388 of 4,388 samples"
     assert tab.value("find('rows').rows.length") == 50
     assert tab.value("document.querySelectorAll('*').length") < 5000
-    frame = pd.read_parquet(folder / "results_evaluated.parquet")
+    frame = pd.read_parquet(tmp_path / "results_evaluated.parquet")
     for row in (4387, 0):
         tab.value(f"open({row})")
         shown = tab.value("find('detail').querySelector('details:nth-of-type(2) pre').textContent")
