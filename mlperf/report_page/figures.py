@@ -238,7 +238,8 @@ def _merged(seconds: "pd.DataFrame", open_: "pd.Series") -> "pd.DataFrame":
     """
     size = math.ceil(len(seconds) / POINTS)
     groups = [index // size for index in range(len(seconds))]
-    if len(groups) > 1 and seconds["finish_s"].iat[-1] - seconds["arrival_s"].iat[-1] < 0.5:
+    spans: list[float] = (seconds["finish_s"] - seconds["arrival_s"]).tolist()
+    if len(groups) > 1 and spans[-1] < 0.5:
         groups[-1] = groups[-2]
     merged = seconds.assign(open=open_).groupby(groups)
     return merged.agg(

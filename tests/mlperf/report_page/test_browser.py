@@ -45,7 +45,8 @@ def results(echo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("--mode", "server", "--num-samples", 60, "--target-qps", 60, *slow),
         ("--accuracy",),
     ):
-        ended = forked.run("run_mlperf.py", *given, "--output-dir", folder, *options)
+        words = (*given, "--output-dir", folder, *options)
+        ended = forked.run("run_mlperf.py", *words, timeout=300)
         assert ended.returncode == 0, ended.stderr
         assert "report.html" in ended.stderr
     return folder
