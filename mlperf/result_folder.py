@@ -1,12 +1,10 @@
-"""A run's folder, read as far as it can be read: what is damaged or contradicts itself is a fault.
-
-Pages and comparisons read runs by this module only.
-"""
+"""A run's folder, read as far as it can be: what is damaged or contradicts itself is a fault."""
 
 import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -34,13 +32,13 @@ _STATE: dict[str, type] = {
     **dict.fromkeys(("state", "host", "started", "updated", "error"), str),
     **dict.fromkeys(("finished", "of", "pid"), int),
 }
-_REQUIRED = ("mode", "test", "figures", "state", "updated")
+_REQUIRED = ("mode", "test", "figures", "state", "started", "updated")
 _CLOSE = 1e-6  # relative difference of two figures that are the same
 
 
 @dataclass(frozen=True)
 class ResultFolder:
-    """What a run has left; None: there is no such file, or it is damaged."""
+    """What a run has left; None: there is no such file, it is damaged or an earlier run's."""
 
     path: Path
     record: dict[str, Any] | None  # run.json
@@ -96,9 +94,15 @@ def read(path: Path) -> ResultFolder:
     log = attempt(report.read_detail, _logs(path) / report.DETAIL_LOG, record is not None)
     grading = attempt(_read_object, path / f"{RESULTS}{REPORT_ENDING}")
     timeline = attempt(_read_timeline, path / TIMELINE)
+    if timeline is not None and state is not None and _is_earlier(timeline, state):
+        faults.append(f"{path / TIMELINE}: it is an earlier run's")
+        timeline = None
     engine = attempt(_read_object, path / "engine.json")
     faults += _contradictions(record, log, grading)
-    return ResultFolder(path, record, state, log, timeline, grading, engine, faults)
+    folder = ResultFolder(path, record, state, log, timeline, grading, engine, faults)
+    if record is not None and not folder.finished:
+        return ResultFolder(path, record, state, None, None, None, None, faults)
+    return folder
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -108,6 +112,8 @@ def read_record(path: Path) -> dict[str, Any]:
         figures = record["figures"].values()
         if not all(value is None or type(value) in (int, float) for value in figures):
             raise ValueError("figures that are not numbers")
+        if not all(type(value) is int for value in (record.get("resumed") or {}).values()):
+            raise ValueError("resumed samples that are not numbers")
         record["not_submittable_because"] = [
             str(reason) for reason in record.get("not_submittable_because") or ()
         ]
@@ -118,9 +124,12 @@ def read_record(path: Path) -> dict[str, Any]:
 
 def _read_state(path: Path) -> dict[str, Any]:
     try:
-        return _checked(path, _STATE)
+        state = _checked(path, _STATE)
+        for name in ("started", "updated"):
+            datetime.fromisoformat(state[name])
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise InputFileError(f"{path}: not a state.json that run_mlperf wrote") from error
+    return state
 
 
 def _read_object(path: Path) -> dict[str, Any]:
@@ -134,6 +143,11 @@ def _read_timeline(path: Path) -> "Timeline":
     from data.timeline import read_timeline
 
     return read_timeline(path)
+
+
+def _is_earlier(timeline: "Timeline", state: dict[str, Any]) -> bool:
+    """Whether a timeline began before the run that the state is of."""
+    return timeline.metadata.start < datetime.fromisoformat(state["started"]).timestamp()
 
 
 def _checked(path: Path, types: dict[str, type]) -> dict[str, Any]:

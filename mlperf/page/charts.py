@@ -111,12 +111,9 @@ class _Plot:
         return self.bottom - self.y.share(value) * (self.bottom - self.top)
 
     def add(self, shape: str, **values: object) -> None:
-        """Add a shape; floats are rounded to a tenth of a unit."""
-        rounded = {
-            name: f"{value:.1f}" if isinstance(value, float) else value
-            for name, value in values.items()
-        }
-        self.shapes.append(Markup(shape).format(**rounded))
+        """Add a shape; floats are rounded to a tenth of a unit, of HTML there is only the text."""
+        plain = {name: _plain(value) for name, value in values.items()}
+        self.shapes.append(Markup(shape).format(**plain))
 
     def picture(self, summary: str | Markup) -> Markup:
         """The SVG; its text alternative is `summary`."""
@@ -236,6 +233,13 @@ def intervals(
             label=f"{row.name}: {number(row.value)}",
         )
     return Chart(title, summary, plot.picture(summary), table)
+
+
+def _plain(value: object) -> object:
+    """A value for the text of a shape."""
+    if isinstance(value, Markup):
+        return value.striptags()
+    return f"{value:.1f}" if isinstance(value, float) else value
 
 
 def _top(rules: Sequence[Rule], band: Band | None = None) -> int:

@@ -67,7 +67,7 @@ def render(folder: ResultFolder, now: datetime) -> str:
     """The page about a run, as it is known at the time `now`."""
     rows, faults = _rows(folder)
     folder = replace(folder, faults=[*folder.faults, *faults])
-    record = folder.record or {}
+    record = (folder.record if folder.finished else None) or {}
     metadata = folder.timeline.metadata if folder.timeline else None
     mode = record.get("mode") or (metadata.scenario if metadata else None) or "run"
     test = record.get("test") or (metadata.mode if metadata else "")
@@ -95,7 +95,7 @@ def render(folder: ResultFolder, now: datetime) -> str:
         "graded": rows is not None and bool(rows["grade"].notna().any()),
         "tasks": [] if rows is None else _tasks(rows["task"]),
         "command": record.get("command"),
-        "configuration": list(_configuration(folder)),
+        "configuration": list(_configuration(record, folder.engine)),
     }
     return document(
         HERE / "report.html",
@@ -141,11 +141,12 @@ def _tasks(names: Iterable[str]) -> list[str]:
     return [*(task for task in TASKS if task in found), *sorted(found - set(TASKS))]
 
 
-def _configuration(folder: ResultFolder) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-    """Groups of names and values: what was run, how, and on what."""
-    record = folder.record or {}
+def _configuration(
+    record: dict[str, Any], engine: dict[str, Any] | None
+) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """Groups of names and values: how and on what it was run."""
     for title, content in (
-        ("Engine's effective configuration", folder.engine),
+        ("Engine's effective configuration", engine),
         ("Engine's options", record.get("engine")),
         ("LoadGen's settings", record.get("settings")),
         ("Machine", record.get("machine")),

@@ -126,11 +126,12 @@ async function open(row, focus = true) {
   const sample = samples[row];
   const [question, output, detail] = texts[row - starts[number]];
   const end = (output ?? "").indexOf("</think>");
+  const isProgram = (sample.extracted ?? "").includes("\n");
   const heading = element("h3", { tabindex: "-1" }, `Sample ${sample.sample ?? row}`);
   const facts = [
     ["task", sample.task === sample.dataset ? sample.task : `${sample.task} (${sample.dataset})`],
     ["grade", grade(sample)],
-    ["extracted", sample.extracted ?? "–"],
+    ["extracted", isProgram ? "a program, see below" : (sample.extracted ?? "–")],
     ["expected", sample.expected ?? "–"],
     ["rule that decided", sample.rule ?? "–"],
     ["status", sample.status ?? "–"],
@@ -153,6 +154,7 @@ async function open(row, focus = true) {
     ...(end < 0
       ? [part("Answer (its reasoning has no end)", output)]
       : [part("Reasoning", output.slice(0, end)), part("Answer", output.slice(end + 8))]),
+    ...(isProgram ? [part("Extracted", sample.extracted)] : []),
   );
   for (const current of find("rows").querySelectorAll("[aria-current]")) current.removeAttribute("aria-current");
   button(row)?.closest("tr").setAttribute("aria-current", "true");

@@ -26,7 +26,6 @@ INDEX = (
     *("finish", "endpoint", "ttft_ms", "tpot_ms", "latency_s"),
 )
 TEXTS = ("question", "output", "detail")
-EXTRACT = 300  # characters of an extracted or expected answer in the index
 
 
 def answers_path(folder: ResultFolder) -> Path | None:

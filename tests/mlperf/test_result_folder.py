@@ -1,6 +1,7 @@
 """A run's folder is read as far as possible, and every fault in it is named."""
 
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ STATE = {
     "updated": "2026-11-27T10:05:00+00:00",
     "error": None,
 }
+BEGAN = datetime.fromisoformat(str(STATE["started"])).timestamp() + 1
 PROCESS = {name: STATE[name] for name in ("pid", "host", "started")}
 FIGURES = {"samples_per_second": 2.0, "tokens_per_second": 100.0}
 RECORD: dict[str, Any] = {
@@ -45,7 +47,7 @@ def run_in(folder: Path, record: Any = RECORD, state: Any = STATE) -> Path:
     lines = [f"{MARK}{json.dumps(entry)}\n" for entry in entries]
     (folder / "mlperf_log_detail.txt").write_text("".join(lines))
     every: dict[str, list[Any]] = {"arrival_s": [0.0], "finish_s": [1.0]}
-    about = Metadata("offline", "performance", "echo", 0.0)
+    about = Metadata("offline", "performance", "echo", BEGAN)
     requests = every | {"request_id": [0], "sample_index": [0], "answer_tokens": [3]}
     write_timeline(folder / "timeline.parquet", requests, every | {"tokens": [3]}, about)
     return folder
@@ -94,3 +96,11 @@ def test_an_earlier_run_s_figures_are_not_taken_for_this_one_s(tmp_path: Path) -
     folder = result_folder.read(run_in(tmp_path, state=later))
     assert not folder.finished
     assert folder.figures == {}
+    assert (folder.log, folder.timeline) == (None, None)
+
+
+def test_an_earlier_run_s_timeline_is_not_taken_for_this_one_s(tmp_path: Path) -> None:
+    later = STATE | {"state": "failed", "started": STATE["updated"], "error": "no memory"}
+    folder = result_folder.read(run_in(tmp_path, None, later))
+    assert folder.timeline is None
+    assert folder.faults == [f"{tmp_path / 'timeline.parquet'}: it is an earlier run's"]

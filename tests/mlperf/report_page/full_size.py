@@ -9,7 +9,7 @@ import pandas as pd
 from benchmark import TASK_ROWS, TOKENS_PER_SAMPLE
 from data.frames import write_parquet
 from data.timeline import Metadata, write_timeline
-from tests.mlperf.test_result_folder import run_in
+from tests.mlperf.test_result_folder import BEGAN, run_in
 
 CHARACTERS = 3.5  # of a token of R1's answers
 
@@ -61,6 +61,6 @@ def full_size(folder: Path) -> None:
     }
     received = np.histogram(end, [*seconds, seconds[-1] + 1], weights=tokens)[0]
     every = {"arrival_s": seconds, "finish_s": seconds + 1, "tokens": received.astype(int)}
-    about = Metadata("server", "accuracy", "echo", 0.0)
+    about = Metadata("server", "accuracy", "echo", BEGAN)
     columns = [{name: list(column) for name, column in one.items()} for one in (requests, every)]
     write_timeline(folder / "timeline.parquet", columns[0], columns[1], about)

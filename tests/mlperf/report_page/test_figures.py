@@ -8,7 +8,7 @@ import pytest
 from data.timeline import Metadata, write_timeline
 from mlperf import result_folder
 from mlperf.report_page import figures
-from tests.mlperf.test_result_folder import run_in
+from tests.mlperf.test_result_folder import BEGAN, run_in
 
 
 def throughput(folder: Path, ends: list[float], tokens: list[int]) -> list[tuple[float, float]]:
@@ -16,7 +16,7 @@ def throughput(folder: Path, ends: list[float], tokens: list[int]) -> list[tuple
     run_in(folder)
     every: dict[str, list[Any]] = {"arrival_s": [0.0, *ends[:-1]], "finish_s": ends}
     requests: dict[str, list[Any]] = {"arrival_s": [0.0], "finish_s": [ends[-1]]}
-    about = Metadata("offline", "performance", "echo", 0.0)
+    about = Metadata("offline", "performance", "echo", BEGAN)
     write_timeline(folder / "timeline.parquet", requests, every | {"tokens": tokens}, about)
     chart, *_ = figures.over_time(result_folder.read(folder))
     return [(float(at), float(str(rate).replace(",", ""))) for at, rate in chart.table.rows]
