@@ -11,31 +11,35 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 IMAGES = ROOT / "docs" / "images"
 TINY = ROOT / "data" / "tiny"
-SIZE = (980, 700)  # pixels
+WIDTH = 980  # pixels
 LOADED = "/samples$/.test(find('count').textContent)"
 WRONG = "samples.find((sample) => sample.grade === 'wrong' && sample.task === 'mmlu_pro').row"
 
 
 def main() -> None:
     """Run, then take the pictures."""
-    sys.path.insert(0, str(ROOT))
-    from tests.browser import browser
-
     with tempfile.TemporaryDirectory() as folder:
         words = ("--backend", "pytorch", "--model", "data/tiny/model", "--accuracy")
         files = ("--input-file", "data/tiny/final_output.pkl", "--output-dir", folder)
         subprocess.run([sys.executable, "run_mlperf.py", *words, *files], cwd=ROOT, check=True)
-        with browser() as tab:
-            tab.show(SIZE)
-            tab.open(f"file://{folder}/offline/accuracy/report.html")
-            tab.until(LOADED)
-            tab.picture(IMAGES / "report.png")
-            tab.show(SIZE, dark=True)
-            tab.value("find('grade').value = 'wrong'; update()")
-            tab.value(f"open({WRONG}, false)")
-            tab.value("find('samples').scrollIntoView()")
-            tab.picture(IMAGES / "samples.png")
+        take(Path(folder) / "offline" / "accuracy")
+
+
+def take(results: Path) -> None:
+    """Take the pictures of a run's report."""
+    from tests.browser import browser
+
+    with browser() as tab:
+        tab.show((WIDTH, 1000))
+        tab.open(f"file://{results}/report.html").until(LOADED)
+        tab.picture(IMAGES / "report.png")
+        tab.show((WIDTH, 560), dark=True)
+        tab.value("find('grade').value = 'wrong'; update()")
+        tab.value(f"open({WRONG}, false)")
+        tab.value("find('samples').scrollIntoView()")
+        tab.picture(IMAGES / "samples.png")
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
     main()
