@@ -159,6 +159,15 @@ def read_journal(path: str | Path) -> list[Answer]:
     return answers
 
 
+def read_inputs(path: str | Path) -> dict[str, Any]:
+    """What a journal's answers depend on, by names for people; empty if it has no answer yet.
+
+    Raises: InputFileError if the file can't be read, or is not a journal.
+    """
+    inputs, _ = _read(Path(path))
+    return inputs
+
+
 def resumable(path: str | Path, inputs: Mapping[str, Any]) -> list[Answer]:
     """The answers of an interrupted run with the same `inputs`; none if there is no journal.
 

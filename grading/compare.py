@@ -1,6 +1,7 @@
 """Compare two evaluated files: the rows that they grade differently."""
 
 import math
+from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,60 @@ COLUMNS = ("dataset", "ground_truth", "extracted_answer", "prompt_accuracy")
 _SHOWN = 40  # characters of an answer
 
 
-def comparison(first: "pd.DataFrame", second: "pd.DataFrame") -> str:
+@dataclass(frozen=True)
+class Flip:
+    """A row that one grading has right and the other one wrong."""
+
+    row: int  # its sample_index, or its position
+    dataset: str  # on one line, as the answers are
+    answers: tuple[str, str]  # each with its verdict and the rule that found it
+    first_right: bool  # else the second
+
+    def __str__(self) -> str:
+        return f"row {self.row}, {self.dataset}: {' | '.join(self.answers)}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two gradings of the same rows. Counts are numbers of rows."""
+
+    rows: int
+    both: int  # are right
+    neither: int
+    flips: tuple[Flip, ...]
+
+    @property
+    def only_first(self) -> int:
+        """Rows that the first has right and the second wrong."""
+        return sum(flip.first_right for flip in self.flips)
+
+    @property
+    def only_second(self) -> int:
+        """Rows that the second has right and the first wrong."""
+        return len(self.flips) - self.only_first
+
+    @property
+    def exact_match(self) -> tuple[float, float]:
+        """Of each, in percent."""
+        first, second = (self.both + count for count in (self.only_first, self.only_second))
+        return 100 * first / self.rows, 100 * second / self.rows
+
+    @property
+    def p(self) -> float:
+        """McNemar's exact test: how likely so unequal flips are by chance alone."""
+        return mcnemar(self.only_first, self.only_second)
+
+    def __str__(self) -> str:
+        first, second = self.exact_match
+        head = (
+            f"rows {self.rows}, both right {self.both}, neither {self.neither},"
+            f" only the first {self.only_first}, only the second {self.only_second}",
+            f"exact_match {first:.4f} and {second:.4f}; McNemar's exact test: p = {self.p:.4g}",
+        )
+        return "\n".join([*head, *map(str, self.flips)])
+
+
+def comparison(first: "pd.DataFrame", second: "pd.DataFrame") -> Comparison:
     """How many rows both, one or neither of two evaluated frames has right, and which differ.
 
     Rows are paired by sample_index if both frames have it, else by position.
@@ -42,19 +96,17 @@ def comparison(first: "pd.DataFrame", second: "pd.DataFrame") -> str:
     first_right, second_right = (
         frame["prompt_accuracy"].to_numpy() > 0 for frame in (first, second)
     )
-    only_first, only_second = first_right & ~second_right, second_right & ~first_right
-    one, two = int(only_first.sum()), int(only_second.sum())
-    lines = [
-        f"rows {len(first)}, both right {int((first_right & second_right).sum())},"
-        f" neither {int((~first_right & ~second_right).sum())},"
-        f" only the first {one}, only the second {two}",
-        f"exact_match {100 * first_right.mean():.4f} and {100 * second_right.mean():.4f};"
-        f" McNemar's exact test: p = {mcnemar(one, two):.4g}",
-    ]
-    for row in first.index[only_first | only_second]:
-        answers = " | ".join(_answer(frame.loc[row]) for frame in (first, second))
-        lines.append(f"row {row}, {one_line(str(first['dataset'].loc[row]))}: {answers}")
-    return "\n".join(lines)
+    flips = tuple(
+        Flip(
+            int(row),
+            one_line(str(first["dataset"].loc[row])),
+            (_answer(first.loc[row]), _answer(second.loc[row])),
+            bool(first["prompt_accuracy"].loc[row] > 0),
+        )
+        for row in first.index[first_right != second_right]
+    )
+    both, neither = (first_right & second_right).sum(), (~first_right & ~second_right).sum()
+    return Comparison(len(first), int(both), int(neither), flips)
 
 
 def _require_numbers(frame: "pd.DataFrame") -> None:

@@ -243,8 +243,9 @@ def _plain(value: object) -> object:
 
 
 def _top(rules: Sequence[Rule], band: Band | None = None) -> int:
-    """The margin above the plot: a line for each label there."""
-    return 10 + ROW * (sum(rule.across == "x" for rule in rules) + (band is not None))
+    """The margin above the plot: a line for each label there, and one for labels at its edge."""
+    labels = sum(rule.across == "x" for rule in rules) + (band is not None)
+    return 10 + ROW * (labels or any(rule.across == "y" for rule in rules))
 
 
 def _draw_axes(plot: _Plot, horizontal: bool = True) -> None:
@@ -304,23 +305,23 @@ def _draw_rules(plot: _Plot, rules: Sequence[Rule]) -> None:
             y=y,
             text=marked(rule.label),
         )
-    for rule in rules:
-        if rule.across == "y":
-            level = plot.at_y(rule.value)
-            plot.add(
-                '<path class="rule {kind}" d="M{a},{y}H{b}"/>',
-                kind=rule.kind,
-                a=plot.left,
-                b=WIDTH - RIGHT,
-                y=level,
-            )
-            plot.add(
-                '<text class="rule-label {kind} end" x="{x}" y="{y}">{text}</text>',
-                kind=rule.kind,
-                x=WIDTH - RIGHT - 4,
-                y=level - 4,
-                text=marked(rule.label),
-            )
+    level = -math.inf
+    for rule in sorted((one for one in rules if one.across == "y"), key=lambda one: -one.value):
+        above, level = level, plot.at_y(rule.value)
+        plot.add(
+            '<path class="rule {kind}" d="M{a},{y}H{b}"/>',
+            kind=rule.kind,
+            a=plot.left,
+            b=WIDTH - RIGHT,
+            y=level,
+        )
+        plot.add(
+            '<text class="rule-label {kind} end" x="{x}" y="{y}">{text}</text>',
+            kind=rule.kind,
+            x=WIDTH - RIGHT - 4,
+            y=level - 4 if level - above > ROW else level + 13,  # not into the line above
+            text=marked(rule.label),
+        )
 
 
 def _draw_band(plot: _Plot, band: Band) -> None:

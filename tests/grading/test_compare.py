@@ -24,7 +24,7 @@ def test_disagreements_are_counted_and_listed() -> None:
     first, second = _frame([1, 1, 0, 0, 1, 1]), _frame([1, 0, 1, 0, 0, 0])
     second["grading_rule"] = "boxed"
     second.loc[1, "extracted_answer"] = "x" * 80
-    assert comparison(first, second).splitlines() == [
+    assert str(comparison(first, second)).splitlines() == [
         "rows 6, both right 1, neither 1, only the first 3, only the second 1",
         "exact_match 66.6667 and 33.3333; McNemar's exact test: p = 0.625",
         f"row 1, aime: answer 1 right | {'x' * 39}… wrong (boxed)",
@@ -37,7 +37,9 @@ def test_disagreements_are_counted_and_listed() -> None:
 def test_rows_are_paired_by_their_sample() -> None:
     first = _frame([1, 0], sample_index=[0, 1])
     second = first.iloc[::-1].reset_index(drop=True)
-    assert comparison(first, second).splitlines()[0].startswith("rows 2, both right 1, neither 1")
+    assert (
+        str(comparison(first, second)).splitlines()[0].startswith("rows 2, both right 1, neither 1")
+    )
     with pytest.raises(GradingError, match="different rows: ground_truth of row 0"):
         comparison(first.drop(columns="sample_index"), second)
 
@@ -71,8 +73,8 @@ def test_what_is_quoted_steers_no_terminal_and_stays_in_its_line() -> None:
     text = pd.Series([hostile], dtype=object)
     first = _frame([1], extracted_answer=text, dataset=text, grading_rule=text)
     second = first.assign(prompt_accuracy=0.0)
-    lines = comparison(first, second).split("\n")
+    lines = str(comparison(first, second)).split("\n")
     assert len(lines) == 3
-    escaped = r"\x1b[2J" + "\ud800" + r"\nrow 9, aime: \x9bx"
+    escaped = r"\x1b[2J\ud800\nrow 9, aime: \x9bx"
     answer = escaped.replace(r"\n", " ")
     assert lines[2] == f"row 0, {escaped}: {answer} right ({escaped}) | {answer} wrong ({escaped})"
