@@ -102,3 +102,9 @@ class FetchError(UserError):
     """A published file can't be fetched, or is not what was published."""
 
     exit_code = 16
+
+
+class SweepError(UserError):
+    """Points of a sweep failed."""
+
+    exit_code = 17

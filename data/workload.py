@@ -55,7 +55,7 @@ class Workload:
         which may change when a run is resumed."""
         return {
             "the backend": backend,
-            "the model": _identity(Path(config.model)),
+            "the model": model_identity(Path(config.model)),
             "the served model": config.served_model,
             "dtype": config.dtype,
             "quantization": config.quantization,
@@ -70,7 +70,7 @@ class Workload:
         }
 
 
-def _identity(model: Path) -> str:
+def model_identity(model: Path) -> str:
     """A model's name, and the hash of its small files and of its weight files' names and sizes."""
     parts: list[bytes] = []
     for path in sorted(model.glob("*.json")):

@@ -249,6 +249,7 @@ def _lead(
     ]
     outcome = report.Outcome(args.mode, test, folder, figures, reasons, detail, reuse)
     record = report.record(outcome) | {
+        "known_before_the_run": known_reasons,
         "backend": spec.name,
         "process": state.process,
         "answers": answers_path.absolute(),

@@ -8,16 +8,14 @@ import argparse
 import json
 import logging
 import shlex
-import signal
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import entrypoint
 from data.lock import locked
 from errors import SubmissionError, UsageError
-from mlperf import compliance
+from mlperf import compliance, launch
 from mlperf import run as mlperf_run
 from mlperf.preflight import described_reasons
 from mlperf.rate import RECORD as RATE
@@ -27,7 +25,6 @@ from ref_dsinfer.files import write_json
 
 log = logging.getLogger(__name__)
 
-ROOT = Path(__file__).parents[2]
 OPTIONS = "options.json"  # in the --output-dir: of all its runs
 USER_CONF = "user.conf"  # there too, with the rates that were found
 LOCK = ".lock"
@@ -55,19 +52,6 @@ class Plan:
     processes: int  # of torchrun; 0: the script is started without it
     probe_s: float | None  # length of the rate search's probes; None: run_mlperf's default
     closed: bool  # division: no run may be shortened; none is resumed, but starts again
-
-    @property
-    def script(self) -> Path:
-        """What each run starts."""
-        return ROOT / ("run_mlperf_mpi.py" if self.processes else "run_mlperf.py")
-
-    @property
-    def start(self) -> list[str]:
-        """The beginning of each run's command."""
-        if not self.processes:
-            return [sys.executable, str(self.script)]
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--local-addr=127.0.0.1"]
-        return [*launcher, f"--nproc_per_node={self.processes}", str(self.script)]
 
 
 @dataclass(frozen=True)
@@ -135,9 +119,9 @@ def run_all(plan: Plan) -> None:
             if step.done:
                 log.info("%s: done already, in %s", title, step.folder)
                 continue
-            command = [*plan.start, *step.words(plan), *plan.options]
+            command = [*launch.script(plan.processes), *step.words(plan), *plan.options]
             log.info("%s: %s", title, shlex.join(command))
-            code = _run(command)
+            code = launch.run_to_end(command)
             if code or not step.done:
                 outcome = f"ended with exit code {code}" if code else "is not valid"
                 raise SubmissionError(
@@ -149,7 +133,7 @@ def run_all(plan: Plan) -> None:
 def _rehearse(plan: Plan, step: Step) -> None:
     """Raises: SubmissionError if a run would end before its engine starts, or be refused."""
     log.info("dry run: %s, %s", step.mode, step.test)
-    command = [*plan.start, *step.words(plan), *plan.options, "--dry-run"]
+    command = [*launch.script(plan.processes), *step.words(plan), *plan.options, "--dry-run"]
     dry_run = subprocess.run(command, capture_output=True, text=True, check=False)
     if dry_run.returncode:
         sys.stderr.write(dry_run.stderr)
@@ -170,7 +154,8 @@ def _check(plan: Plan) -> None:
     for word in plan.options:
         if (name := word.partition("=")[0]) in OURS:
             raise UsageError(f"{name}: this is set for each run, leave it out")
-    parser = argparse.ArgumentParser(prog=plan.script.name, allow_abbrev=False)
+    script = Path(launch.script(plan.processes)[-1])
+    parser = argparse.ArgumentParser(prog=script.name, allow_abbrev=False)
     mlperf_run.add_options(parser, torchrun=plan.processes > 0)
     parser.parse_args(plan.options)
 
@@ -190,15 +175,3 @@ def _same_options(plan: Plan) -> list[str]:
             " the same, or another --output-dir"
         )
     return current
-
-
-def _run(command: list[str]) -> int:
-    """Run a command to its end, also after SIGINT and SIGTERM, of which it gets its own."""
-    with subprocess.Popen(command) as process:
-        try:
-            return process.wait()
-        except KeyboardInterrupt as interrupt:
-            if isinstance(interrupt, entrypoint.Terminated):  # a terminal sends SIGINT to both
-                process.send_signal(signal.SIGTERM)
-            process.wait()
-            raise
