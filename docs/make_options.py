@@ -31,7 +31,9 @@ def _parsers() -> Iterator[tuple[str, argparse.ArgumentParser]]:
     from data.prepare import __main__ as prepare
     from grading import cli
     from mlperf import run
+    from mlperf.compare import __main__ as compare
     from mlperf.submission import __main__ as submission
+    from mlperf.sweep import __main__ as sweep
 
     adders: tuple[tuple[str, Callable[..., None]], ...] = (
         ("run_eval.py`, `run_eval_mpi.py", inference.add_options),
@@ -39,6 +41,8 @@ def _parsers() -> Iterator[tuple[str, argparse.ArgumentParser]]:
         ("eval_accuracy.py", cli.add_options),
         ("data.prepare", prepare.add_options),
         ("data.fetch", fetch.add_options),
+        ("mlperf.compare", compare.add_options),
+        ("mlperf.sweep", sweep.add_options),
     )
     for name, add_options in adders:
         parser = argparse.ArgumentParser(prog=name, add_help=False)

@@ -21,7 +21,8 @@ from tests.mlperf.report_page.opened import check_report
 from tests.timelines import check_timeline
 
 TEST = "./setup.sh --test"
-PAGES = ("README.md", "docs/running.md", "docs/grading.md")  # in the order of reading
+# In the order of reading.
+PAGES = ("README.md", "docs/running.md", "docs/compare.md", "docs/grading.md")
 MARKS = {"pytorch": (), "vllm": (pytest.mark.vllm,), "sglang": (pytest.mark.sglang,)}
 # The folders in which the commands leave LoadGen's runs.
 ACCURACY = {"pytorch": "demo/offline", "vllm": "offline", "sglang": "sglang/offline"}
@@ -216,6 +217,18 @@ def test_the_reports_have_the_figures_of_the_logs(engine: str, readme: Readme) -
     with browser() as tab:
         for path in reports:
             check_report(tab, path.parent)
+
+
+@long
+def test_the_points_of_a_sweep_are_runs_that_can_be_compared(readme: Readme) -> None:
+    blocks = readme.run("pytorch")
+    points = json.loads((readme.copy / "mlperf_sweep" / "sweep.json").read_text())["points"]
+    assert [point["values"] for point in points] == [{"target-qps": "2"}, {"target-qps": "4"}]
+    [block] = [block for block in blocks if "mlperf.compare" in block.script]
+    rows = [line.split(",") for line in block.ended.stdout.splitlines()]
+    rates = [float(value) for _, _, name, value, *_ in rows if name == "tokens_per_second"]
+    assert sorted(rates) == sorted(point["figures"]["tokens_per_second"] for point in points)
+    assert (readme.copy / "compare.html").exists()
 
 
 @long

@@ -7,10 +7,18 @@ import pandas as pd
 import pytest
 
 from data.frames import write_parquet
+from mlperf.compare import page as compare_page
+from mlperf.compare.pair import compare
+from mlperf.compare.runs import read_run
 from mlperf.report_page.page import write_report
+from mlperf.submission.tree import read_json
+from mlperf.sweep import page as sweep_page
+from mlperf.sweep.plan import Engine, Point
+from mlperf.sweep.results import Result
 from tests import forked
-from tests.browser import PHONE, Tab, browser
+from tests.browser import DESK, PHONE, Tab, browser
 from tests.conftest import ASSISTANT, USER
+from tests.mlperf.compare.folders import write_run
 from tests.mlperf.report_page.full_size import full_size
 from tests.mlperf.report_page.opened import READY, check_report
 
@@ -169,3 +177,59 @@ def test_a_page_of_full_size_opens_and_is_searched(tab: Tab, tmp_path: Path) -> 
     tab.value(f"find('search').value = {wanted!r}; update()")
     assert 2000 in tab.value("shown.map((sample) => sample.row)") or "\n" in wanted
     assert tab.complaints == []
+
+
+CELLS = """[...document.querySelectorAll('table')].map((table) =>
+  [...table.rows].map((row) => [...row.cells].map((cell) => cell.textContent)))"""
+
+
+def check_page(tab: Tab, page: Path) -> list[list[list[str]]]:
+    """Open a page in every size and colour. Returns the cells of its tables."""
+    tab.open(f"file://{page}")
+    for size, dark in ((DESK, False), (PHONE, True)):
+        tab.show(size, dark)
+        assert tab.value("document.documentElement.scrollWidth <= window.innerWidth")
+    tab.show()
+    assert tab.value("document.title") != "it has run"
+    assert tab.value("document.querySelectorAll('main script, main img, main iframe').length") == 0
+    assert tab.complaints == []
+    tables: list[list[list[str]]] = tab.value(CELLS)
+    return tables
+
+
+def test_a_comparison_shows_hostile_answers_as_text(tab: Tab, tmp_path: Path) -> None:
+    folders = [
+        write_run(tmp_path / name, [f"{text}{name}" for text in HOSTILE], questions=HOSTILE)
+        for name in "ab"
+    ]
+    runs = [read_run(name, folder) for name, folder in zip("AB", folders, strict=True)]
+    compare_page.write(runs, [compare(*runs)], tmp_path / "compare.html")
+    [samples] = [
+        table for table in check_page(tab, tmp_path / "compare.html") if table[0][0] == "row"
+    ]
+    assert [row[-2:] for row in samples[1:]] == [["a", "b"]] * len(HOSTILE)
+    assert samples[1][-3] == f"…{HOSTILE[0]}"
+
+
+def test_a_sweep_shows_the_figures_of_its_runs(tab: Tab, results: Path, tmp_path: Path) -> None:
+    engine = Engine("<b>echo</b>", "echo", Path("python"), 0, (), {})
+    folder = results / "server" / "performance"
+    points = [
+        Result(Point(engine, {"target-qps": 60}, (), "server", folder)),
+        Result(Point(engine, {"target-qps": 90}, (), "server", tmp_path / "none")),
+    ]
+    sweep_page.write(points, tmp_path, tmp_path / "sweep.html")
+    record = read_json(folder / "run.json")
+    assert record
+    figures = record["figures"]
+    [rows] = [
+        table for table in check_page(tab, tmp_path / "sweep.html") if table[0][-1] == "verdict"
+    ]
+    assert [row[0] for row in rows[1:]] == [f"<b>echo</b> target-qps={rate}" for rate in (60, 90)]
+    assert rows[1][2:6] == [
+        f"{figures['samples_per_second']:.3f}",
+        f"{figures['tokens_per_second']:.1f}",
+        f"{figures['ttft_p99_ms']:.1f}",
+        f"{figures['tpot_p99_ms']:.2f}",
+    ]
+    assert rows[2][2:] == ["-", "-", "-", "-", "", "not run yet"]
