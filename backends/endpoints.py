@@ -1,14 +1,16 @@
 """HTTP servers as one engine, whoever started them.
 
 The API of each kind of server is its `Dialect` (`dialect.py`). A request goes to the server with
-the fewest open ones. Nothing is retried, and any failure ends the run: a result counts only if
-every request did.
+the fewest outstanding tokens. In a measured run nothing is retried, and any failure ends it: a
+result counts only if every request did. Elsewhere (`EngineConfig.failover`) the requests of a
+server that is lost go to the others.
 """
 
 import asyncio
 import logging
 import os
 import resource
+import sys
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
@@ -20,65 +22,18 @@ import msgspec
 
 from backends.dialect import KEY, Dialect, Events, Part, PrefixCache, Served, content, refusal
 from backends.drive import SILENT_S, cancel
-from backends.http_client import Client, Connection, ExchangeError
+from backends.endpoint import CHECK_S, Endpoint, Share
+from backends.http_client import Connection, ExchangeError, clients
 from backends.options import model_length
 from backends.types import Backend, Delta, EngineConfig, Request, Reuse, Stats
 from errors import EngineError, LengthError, UsageError
 
 log = logging.getLogger(__name__)
 
-CHECK_S = 30.0  # for checks that a server answers at once, unless it is busy with others' requests
 PROBE_S = 300.0  # a server's first request may compile kernels
 WATCH_S = 10.0  # between health checks, which cost a server next to nothing
 HUNG_S = 60.0  # without a passed health check; receiving 4,388 prompts may block a server long
 PROBE = Request(-1, (0, 1, 2), 4, frozenset())  # of ids in every vocabulary
-
-
-class _Text(msgspec.Struct):
-    """A response of /detokenize."""
-
-    text: str | None = None  # SGLang's name for it
-    prompt: str | None = None  # vLLM's
-
-
-_decode_text = msgspec.json.Decoder(_Text).decode
-
-
-class Endpoint:
-    """One server."""
-
-    def __init__(self, client: Client) -> None:
-        self.client = client
-        self.outstanding = 0  # requests
-        self.sent = 0  # requests in total
-        self.served: Served | None = None
-
-    async def get(self, path: str) -> bytes:
-        """A path's content. Raises: EngineError naming the URL."""
-        try:
-            response = await self.client.fetch(path)
-        except ExchangeError as error:
-            raise self.error(str(error)) from error
-        if response.status != 200:
-            raise self.error(refusal(path, self.client.url, response))
-        return response.body
-
-    async def detokenize(self, ids: Sequence[int]) -> str | None:
-        """The text of ids by the server's tokenizer; None where that can't be had."""
-        assert self.served
-        body = {"model": self.served.name, "tokens": ids, "skip_special_tokens": False}
-        try:
-            async with asyncio.timeout(CHECK_S):
-                response = await self.client.fetch("/detokenize", msgspec.json.encode(body))
-            decoded = _decode_text(response.body) if response.status == 200 else _Text()
-        except (ExchangeError, ValueError, TimeoutError):
-            return None
-        return decoded.prompt if decoded.text is None else decoded.text
-
-    def error(self, message: str, request: Request | None = None) -> EngineError:
-        """The error for a failure of this server, or of one request to it."""
-        which = f"{request.name}: " if request and request is not PROBE else ""
-        return EngineError(f"endpoint {self.client.url}: {which}{message}")
 
 
 class Endpoints(Backend):
@@ -101,20 +56,25 @@ class Endpoints(Backend):
         super().__init__(config)
         self._dialect = dialect
         key = key or os.environ.get(KEY)
-        clients = [Client(url, key) for url in (config.endpoints if urls is None else urls)]
-        if not clients:
+        urls = config.endpoints if urls is None else urls
+        found = [client for url in urls for client in clients(url, key)]
+        if not found:
             raise UsageError("--endpoint: no endpoint is given")
-        if len({client.address for client in clients}) < len(clients):
-            raise UsageError(f"--endpoint names one twice: {', '.join(c.url for c in clients)}")
-        self._endpoints = [Endpoint(client) for client in clients]
-        limit = config.max_running
-        self._slots = asyncio.Semaphore(limit * len(clients)) if limit else None
+        if len({client.address for client in found}) < len(found):
+            raise UsageError(f"--endpoint names one twice: {', '.join(c.url for c in found)}")
+        self._endpoints = [Endpoint(client) for client in found]
+        self._limit = config.max_running or sys.maxsize
+        self._slots = asyncio.Semaphore(self._limit * len(found))
         self._held = 0  # requests that wait here for a slot
         self._watches: list[asyncio.Task] = []
         self._before: list[PrefixCache] = []  # of each server, before the run
         self._cached: list[int | None] = []  # of each answered prompt: `Part.cached`
         self._answering: dict[int, Endpoint] = {}  # by the id of an open request
+        self._answers = 0
+        self._answer_tokens = 0  # of all of them together
         self._failure: EngineError | None = None
+        # where answers come whole, none of a lost one has been given out
+        self._can_lose = config.failover and config.coalesce
 
     async def start(self) -> None:
         _raise_descriptor_limit()
@@ -137,7 +97,8 @@ class Endpoints(Backend):
                     endpoint.client.url,
                     prefix_cache.advice,
                 )
-        self._cached.clear()  # of the probes
+        self._cached.clear()  # of the probes, as are these
+        self._answers = self._answer_tokens = 0
         self._watches = [asyncio.create_task(self._watch(endpoint)) for endpoint in self._endpoints]
 
     def effective(self) -> Mapping[str, Any]:
@@ -207,21 +168,43 @@ class Endpoints(Backend):
 
     async def stream(self, request: Request) -> AsyncGenerator[Delta, None]:
         async with AsyncExitStack() as stack:
-            if self._slots:
-                self._held += 1
+            self._held += 1
+            try:
+                await stack.enter_async_context(self._slots)
+            finally:
+                self._held -= 1
+            while True:
+                endpoint = self._choose_endpoint()
                 try:
-                    await stack.enter_async_context(self._slots)
-                finally:
-                    self._held -= 1
-            # the second key balances requests that come one at a time
-            endpoint = min(self._endpoints, key=lambda each: (each.outstanding, each.sent))
-            deltas = await stack.enter_async_context(aclosing(self._ask(endpoint, request)))
-            async for delta in deltas:
-                yield delta
+                    async with aclosing(self._ask(endpoint, request)) as deltas:
+                        async for delta in deltas:
+                            yield delta
+                    return
+                except EngineError:
+                    if not endpoint.lost or not self._usable():
+                        raise
+                    endpoint.moved += 1
 
     async def close(self) -> None:
+        for endpoint in self._endpoints:
+            if endpoint.moved and not self._failure:
+                log.warning(
+                    "%s was lost: %s; of its requests, %d were answered by other servers",
+                    *(endpoint.client.url, endpoint.lost, endpoint.moved),
+                )
         await cancel(self._watches)
         self._fail(EngineError("the connections to the servers were closed"))
+
+    def _usable(self) -> list[Endpoint]:
+        return [endpoint for endpoint in self._endpoints if not endpoint.lost]
+
+    def _choose_endpoint(self) -> Endpoint:
+        """The one with the fewest outstanding tokens, of those below their limit; once one is lost,
+        the others may exceed it. Requests that come one at a time are dealt out in turn."""
+        return min(
+            self._usable() or self._endpoints,
+            key=lambda each: (each.open >= self._limit, each.outstanding, each.sent),
+        )
 
     async def _ask(self, endpoint: Endpoint, request: Request) -> AsyncGenerator[Delta, None]:
         """One server's answer. Closing it early closes the connection, and the server aborts."""
@@ -230,11 +213,12 @@ class Endpoints(Backend):
         if not endpoint.served:
             raise EngineError("the servers have not been started")
         whole = self.config.coalesce
-        endpoint.outstanding += 1
-        endpoint.sent += 1
+        mean = self._answer_tokens // self._answers if self._answers else request.max_new_tokens
+        share = Share(endpoint, request, mean)
         self._answering[request.id] = endpoint
         connection = None
         finish = None
+        tokens = 0
         try:
             body = self._dialect.body(request, endpoint.served.name, whole)
             connection = await endpoint.client.open(self._dialect.generate, body)
@@ -243,23 +227,39 @@ class Endpoints(Backend):
                 raise ValueError(refusal(path, endpoint.client.url, response))
             async for part in self._parts(connection, request, whole):
                 ids, finish = part.token_ids, part.finish
+                share.receive(len(ids))
+                tokens += len(ids)
                 if finish:
                     self._cached.append(part.cached)
+                    self._answers += 1
+                    self._answer_tokens += tokens
                 if finish == "stop":
                     if not ids or ids[-1] not in request.stop_ids:
                         last = f"at id {ids[-1]}" if ids else "without an id"
                         raise ValueError(f"stopped {last}, which is no stop id of the request")
                     ids = ids[:-1]
                 yield Delta(tuple(ids), finish, connection.at_ns)
-        except (ExchangeError, ValueError) as error:
+        except ExchangeError as error:
+            if self._can_lose:
+                self._lose(endpoint, str(error))
+            raise endpoint.error(str(error), request) from error
+        except ValueError as error:
             raise endpoint.error(str(error), request) from error
         finally:
-            endpoint.outstanding -= 1
+            share.close()
             self._answering.pop(request.id, None)  # probes of several servers have one id
             if connection and finish:
                 connection.release()
             elif connection:
                 connection.abort()
+
+    def _lose(self, endpoint: Endpoint, reason: str) -> None:
+        """Use a server no more; its open requests fail."""
+        if not endpoint.lost:
+            endpoint.lost = reason
+            left = len(self._usable())
+            log.warning("%s is lost: %s; %d servers are left", endpoint.client.url, reason, left)
+            endpoint.client.close(ExchangeError(reason))
 
     async def _parts(
         self, connection: Connection, request: Request, whole: bool
@@ -353,10 +353,13 @@ class Endpoints(Backend):
         )
 
     async def _watch(self, endpoint: Endpoint) -> None:
-        """Check a server's health, and end the run when it has failed for HUNG_S."""
+        """Check a server's health; when it has failed for HUNG_S, the server is lost, or the run
+        ends."""
         healthy_at = time.monotonic()
         while time.monotonic() - healthy_at < HUNG_S:
             await asyncio.sleep(WATCH_S)
+            if endpoint.lost:
+                return
             try:
                 async with asyncio.timeout(WATCH_S):
                     await endpoint.get(self._dialect.health)
@@ -364,7 +367,11 @@ class Endpoints(Backend):
                 log.warning("%s", str(error) or endpoint.error("the health check timed out"))
             else:
                 healthy_at = time.monotonic()
-        self._fail(endpoint.error(f"failed its health checks for {HUNG_S:g} s"))
+        reason = f"failed its health checks for {HUNG_S:g} s"
+        if self._can_lose:
+            self._lose(endpoint, reason)
+        else:
+            self._fail(endpoint.error(reason))
 
     def _fail(self, error: EngineError) -> None:
         """Raise `error` in every open stream and every later one."""

@@ -6,15 +6,19 @@ failure is the caller's.
 
 import asyncio
 import errno
+import logging
 import socket
 import ssl
 import time
+from contextlib import suppress
 from typing import NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
 import httptools
 
 from errors import EngineError, UsageError
+
+log = logging.getLogger(__name__)
 
 CONNECTING = 64  # at a time, or a server's accept queue could overflow
 CONNECT_S = 60.0  # a busy server may accept nothing for seconds; TCP retries after 1, 3, 7 s
@@ -176,8 +180,9 @@ class Connection(asyncio.Protocol):
 class Client:
     """Exchanges with one server."""
 
-    def __init__(self, url: str, key: str | None = None) -> None:
-        """`key` is sent with every request and appears in no message.
+    def __init__(self, url: str, key: str | None = None, host: str | None = None) -> None:
+        """`key` is sent with every request and appears in no message. `host`: the address of the
+        server, of several that the URL's host name has.
 
         Raises: UsageError for a URL or a key that can't be used.
         """
@@ -191,8 +196,11 @@ class Client:
         tls = parts.scheme == "https"
         self._path = parts.path.rstrip("/")
         self.url = f"{parts.scheme}://{parts.netloc.lower()}{self._path}"
+        if host:
+            self.url += f" at {host}"
         self.connections: set[Connection] = set()
-        self.address = (parts.hostname or "", port or (443 if tls else 80), self._path)
+        self.address = (host or parts.hostname or "", port or (443 if tls else 80), self._path)
+        self._name = parts.hostname if tls else None  # in the server's certificate
         self._tls = ssl.create_default_context() if tls else None
         self._headers = (
             f"host: {parts.netloc}\r\n"
@@ -241,7 +249,10 @@ class Client:
         try:
             async with self._connecting, asyncio.timeout(CONNECT_S):
                 _, connection = await loop.create_connection(
-                    lambda: Connection(self), host, port, ssl=self._tls
+                    lambda: Connection(self),
+                    *(host, port),
+                    ssl=self._tls,
+                    server_hostname=self._name,
                 )
         except TimeoutError:
             raise ExchangeError(f"could not connect within {CONNECT_S:g} s") from None
@@ -259,6 +270,22 @@ class Client:
         for connection in list(self.connections):
             connection.fail(error)
         self._kept.clear()
+
+
+def clients(url: str, key: str | None = None) -> list[Client]:
+    """Clients of all servers at a URL: one for each address of its host name, of the family that
+    comes first. A host has an address of each family, so that both would be one server.
+
+    Raises: as Client.
+    """
+    host = Client(url, key).address[0]
+    with suppress(OSError, UnicodeError):  # connecting to it says what is wrong
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        addresses = sorted({str(one[4][0]) for one in found if one[0] == found[0][0]})
+        if len(addresses) > 1:
+            log.info("%s: %d servers, at %s", url, len(addresses), ", ".join(addresses))
+            return [Client(url, key, address) for address in addresses]
+    return [Client(url, key)]
 
 
 def _split(url: str) -> tuple[SplitResult, int | None]:

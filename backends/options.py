@@ -110,6 +110,8 @@ def _argument(name: str, option: Option) -> dict[str, Any]:
         about += f" (default: {shown:g})" if isinstance(shown, float) else f" (default: {shown})"
     types = {"number": int, "count": positive_int, "fraction": _fraction, "urls": _urls}
     arguments = {"type": types.get(option.kind, str), "default": default, "help": about}
+    if option.kind == "urls":
+        arguments["action"] = _Append
     if option.choices:
         return arguments | {"choices": option.choices}
     return arguments | {"metavar": option.metavar or "N"}
@@ -271,7 +273,28 @@ def _fraction(text: str) -> float:
 
 
 def _urls(text: str) -> tuple[str, ...]:
-    return tuple(url.strip() for url in text.split(","))
+    """URLs, separated by commas; of @FILE, those in its lines, without comments after #."""
+    urls: list[str] = []
+    for word in map(str.strip, text.split(",")):
+        if not word.startswith("@"):
+            urls.append(word)
+            continue
+        try:
+            lines = Path(word[1:]).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeError) as error:
+            raise argparse.ArgumentTypeError(f"{word[1:]} can't be read: {error}") from error
+        listed = [line for line in (line.partition("#")[0].strip() for line in lines) if line]
+        if not listed:
+            raise argparse.ArgumentTypeError(f"{word[1:]} names no server: it needs a URL a line")
+        urls += listed
+    return tuple(urls)
+
+
+class _Append(argparse.Action):
+    """Adds the values of an option that is repeated."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
+        setattr(namespace, self.dest, (*getattr(namespace, self.dest), *values))
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -17,7 +17,8 @@ from typing import Any, NoReturn
 
 from backends.children import Children
 from backends.drive import cancel
-from backends.endpoints import Endpoint, Endpoints
+from backends.endpoint import Endpoint
+from backends.endpoints import Endpoints
 from backends.http_client import Client, ExchangeError
 from backends.options import require_mtp
 from backends.sglang_args import arguments, device_of, environment, processes

@@ -347,10 +347,11 @@ class EngineConfig:
     endpoints: tuple[str, ...] = option(
         (),
         "--endpoint",
-        "use these running servers, all of them as one system, instead of starting an engine; the"
-        " API key goes into $MLPERF_ENDPOINT_KEY. --model then names the tokenizer's directory",
+        "use these running servers, all of them as one system, instead of starting an engine. Each"
+        " address of a host name is a server; @FILE has a URL a line; may be repeated. The API key"
+        " goes into $MLPERF_ENDPOINT_KEY. --model then names the tokenizer's directory",
         kind="urls",
-        metavar="URL[,URL...]",
+        metavar="URL[,URL...]|@FILE",
         engines=_own("", ""),
         group="servers",
     )
@@ -364,6 +365,7 @@ class EngineConfig:
         group="servers",  # no engine supports it but with --endpoint
     )
     coalesce: bool = False  # single-token times are not needed: deltas may hold many tokens
+    failover: bool = False  # a server that is lost does not end the run, if there are others
     options: Mapping[str, str] = field(default_factory=dict)  # the engine's own, by its own names
     log: Path | None = None  # of the engine's own processes; None: not kept
 

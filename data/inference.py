@@ -104,7 +104,8 @@ def run(args: argparse.Namespace, torchrun: bool = False) -> None:
     output = args.output_dir / (args.output_file or f"{spec.name}_output.pkl")
     check_writable(output)
     keep_inputs(result_paths(output), [args.input_file])
-    config = engine_config(args, spec, world_size, coalesce=True, log=_beside(output, ENGINE_LOG))
+    log_file = _beside(output, ENGINE_LOG)
+    config = engine_config(args, spec, world_size, coalesce=True, failover=True, log=log_file)
     workload = build(
         args.input_file, args.num_samples, config, args.max_new_tokens, args.skip_samples
     )

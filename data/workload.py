@@ -1,6 +1,5 @@
 """Prepare a data set: read its rows, build the prompts, check their lengths."""
 
-import hashlib
 import logging
 from array import array
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from backends.options import model_length
 from backends.types import TOKEN, Backend, EngineConfig, Request
 from errors import ColumnsError, LengthError, ModelError, UsageError
+from ref_dsinfer.files import combined_sha256, fingerprint
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,6 +53,7 @@ class Workload:
     def inputs(self, backend: str, config: EngineConfig) -> dict[str, Any]:
         """What the answers depend on, by names for people; not the device and the batch sizes,
         which may change when a run is resumed."""
+        prompts = (array(TOKEN, ids) for ids in self.prompt_ids)
         return {
             "the backend": backend,
             "the model": model_identity(Path(config.model)),
@@ -61,31 +62,18 @@ class Workload:
             "quantization": config.quantization,
             "the KV cache's dtype": config.kv_dtype,
             "the seed": config.seed,
-            "the data set": f"sha256:{_sha256(self.source.read_bytes())}",
+            "the data set": combined_sha256([self.source]),
             "the number of rows": len(self),
             "the rows skipped": self.skipped,
-            "the prompts": f"sha256:{_sha256(*(array(TOKEN, ids) for ids in self.prompt_ids))}",
+            "the prompts": combined_sha256(prompts),
             "max_new_tokens": self.max_new_tokens,
             "the model's length": self.max_len,
         }
 
 
 def model_identity(model: Path) -> str:
-    """A model's name, and the hash of its small files and of its weight files' names and sizes."""
-    parts: list[bytes] = []
-    for path in sorted(model.glob("*.json")):
-        parts += [path.name.encode(), path.read_bytes()]
-    for path in sorted(model.glob("*.safetensors")):
-        parts.append(f"{path.name} {path.stat().st_size}".encode())
-    return f"{model.resolve().name} sha256:{_sha256(*parts)}"
-
-
-def _sha256(*parts: bytes | array) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-        digest.update(b"\0")  # parts that are split elsewhere differ
-    return digest.hexdigest()[:16]
+    """A model's name, and the hash that tells it from others."""
+    return f"{model.resolve().name} {fingerprint(model)}"
 
 
 async def compare_tokenizers(backend: Backend, workload: Workload) -> None:

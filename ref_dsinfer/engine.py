@@ -7,7 +7,7 @@ calls in the same order and returns the same outputs.
 import logging
 import math
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from errors import EngineError, LengthError, ModelError, UsageError
-from ref_dsinfer import checkpoint, cpu, memory, parallel
+from ref_dsinfer import checkpoint, cpu, members, memory, parallel
 from ref_dsinfer.blocks import BlockPool
 from ref_dsinfer.cache import block_count, free_memory
 from ref_dsinfer.config import CONFIG_FILE, ModelConfig
@@ -85,10 +85,14 @@ class Engine:
 
         torch.set_num_threads(options.threads or max(1, parallel.cores() // info.local_world_size))
         start = time.monotonic()
-        self.ranks = parallel.init_ranks(info, device, options.attention, options.symmetric_memory)
+        self.dtype = cpu.dtype_for(options.dtype, device.type)
+        chosen = asdict(replace(options, device=device.type, dtype=self.dtype))
+        settings = members.settings(model_dir, chosen)
+        self.ranks = parallel.init_ranks(
+            info, device, options.attention, options.symmetric_memory, settings
+        )
         dp_size = self.ranks.dp_size
         self.seed = options.seed
-        self.dtype = cpu.dtype_for(options.dtype, device.type)
         dtype: torch.dtype = getattr(torch, self.dtype)
         if device.type == "cuda":
             run = memory.Run(

@@ -4,11 +4,14 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from errors import OutputError
+from errors import ModelError, OutputError
+
+TAIL_BYTES = 4096  # of a weight file: enough to tell two trainings of one model apart
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -46,3 +49,35 @@ def sha256(path: Path) -> str:
     """The SHA-256 hash of a file, in hexadecimal. Raises: OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def combined_sha256(parts: Iterable[bytes | array | Path]) -> str:
+    """A short SHA-256 hash of several parts; a path stands for the content of its file.
+
+    Raises: OSError.
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.read_bytes() if isinstance(part, Path) else part)
+        digest.update(b"\0")  # parts that are split elsewhere differ
+    return f"sha256:{digest.hexdigest()[:16]}"
+
+
+def fingerprint(model_dir: Path) -> str:
+    """A hash that tells models apart: of a directory's small files, and of each weight file's name,
+    size and last bytes. R1 and its later revision differ in nothing but the weights' values.
+
+    Raises: ModelError for a file that can't be read.
+    """
+    parts: list[bytes | array | Path] = []
+    for path in sorted(model_dir.glob("*.json")):
+        parts += [path.name.encode(), path]
+    try:
+        for path in sorted(model_dir.glob("*.safetensors")):
+            with path.open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(0, size - TAIL_BYTES))
+                parts += [f"{path.name} {size}".encode(), file.read()]
+        return combined_sha256(parts)
+    except OSError as error:
+        raise ModelError(f"{error.filename} can't be read: {error.strerror}") from error

@@ -35,7 +35,8 @@ import entrypoint
 from errors import LaunchError, ParallelError, UsageError
 from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.keys import FP8_BLOCK
-from ref_dsinfer.network import check_interfaces
+from ref_dsinfer.members import Member, require_same
+from ref_dsinfer.network import address_towards, check_interfaces, use_interface
 from ref_dsinfer.presence import Presence
 from ref_dsinfer.symmetric import SymmetricMemory
 
@@ -139,11 +140,11 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _rendezvous(info: RankInfo) -> tuple[dist.Store, Presence]:
+def _rendezvous(info: RankInfo, settings: Mapping[str, str]) -> tuple[dist.Store, Presence]:
     """torchrun's store, once all ranks are registered in it, and the watch over them.
 
     torchrun ends the ranks of its own machine when one fails, but not those of other machines.
-    Raises: LaunchError naming the missing ranks.
+    Raises: LaunchError naming the missing ranks, or one whose `settings` are not rank 0's.
     """
     keys = [f"here/{rank}" for rank in range(info.world_size)]
     first = info.rank - info.local_rank
@@ -152,7 +153,10 @@ def _rendezvous(info: RankInfo) -> tuple[dist.Store, Presence]:
     try:
         common, _, _ = next(dist.rendezvous("env://", timeout=RENDEZVOUS_TIMEOUT))
         store = dist.PrefixStore(str(next(_rendezvous_number)), common)
-        store.set(keys[info.rank], f"process {os.getpid()} on {socket.gethostname()}")
+        leader = os.environ["MASTER_ADDR"]
+        address = (address_towards(leader) or "") if first else ""
+        process = f"process {os.getpid()} on {socket.gethostname()}"
+        store.set(keys[info.rank], Member(process, address, settings).to_json())
         with contextlib.suppress(dist.DistStoreError):
             store.wait(keys, WARN_AFTER)
         if missing := _missing(store, keys):
@@ -160,17 +164,24 @@ def _rendezvous(info: RankInfo) -> tuple[dist.Store, Presence]:
             with contextlib.suppress(dist.DistStoreError):
                 store.wait(keys, RENDEZVOUS_TIMEOUT - WARN_AFTER)
             missing = _missing(store, keys)
-        names = [] if missing else [store.get(key).decode() for key in keys]
+        members = [] if missing else [Member.from_json(store.get(key)) for key in keys]
     except dist.DistError as error:
         raise LaunchError(
             f"rank {info.rank} can't reach rank 0 at {os.environ.get('MASTER_ADDR')} (see its"
-            f" output): {error}"
+            f" output): {str(error).splitlines()[0]}"
         ) from error
     if missing:
         seconds = RENDEZVOUS_TIMEOUT.seconds
         raise LaunchError(f"missing at rendezvous after {seconds} s: {missing}")
+    require_same(members)
+    elsewhere = next((member.address for member in members if member.address), "")
+    if elsewhere and not first:  # this machine's own name may lead to another of its addresses
+        address = leader = address_towards(elsewhere) or leader
+    if elsewhere:
+        use_interface(address)
     machine = range(first, first + info.local_world_size)
-    return store, Presence(info.rank, machine, names, store, RENDEZVOUS_TIMEOUT.seconds)
+    names = [member.process for member in members]
+    return store, Presence(info.rank, machine, names, store, RENDEZVOUS_TIMEOUT.seconds, leader)
 
 
 def _missing(store: dist.Store, keys: list[str]) -> str:
@@ -206,13 +217,18 @@ class Ranks:
     """
 
     def __init__(
-        self, info: RankInfo, device: torch.device, symmetric_memory: bool = False
+        self,
+        info: RankInfo,
+        device: torch.device,
+        symmetric_memory: bool = False,
+        settings: Mapping[str, str] | None = None,
     ) -> None:
         """Initialise the process groups; every rank must call this. On the meta device, where a
-        run is only calculated, there are none.
+        run is only calculated, there are none. `settings`: what must be the same on all ranks.
 
         `symmetric_memory`: GPUs of one machine all-reduce small tensors in it, if they can.
-        Raises: LaunchError where ranks are missing, or a variable names no network interface.
+        Raises: LaunchError where ranks are missing or differ, or a variable names no network
+        interface.
         """
         self.rank, self.world_size, self.device = info.rank, info.world_size, device
         self.local_world_size = info.local_world_size
@@ -224,7 +240,7 @@ class Ranks:
         check_interfaces(on_gpu)
         if on_gpu:
             torch.cuda.set_device(device)
-        store, self.presence = _rendezvous(info)
+        store, self.presence = _rendezvous(info, settings or {})
         self._init_groups(store)
         one_machine = self.local_world_size == self.world_size
         if symmetric_memory and on_gpu and one_machine and self.dp_size == 1:
@@ -399,8 +415,12 @@ ATTENTION = {"tp": Ranks, "dp": DataParallelRanks}
 
 
 def init_ranks(
-    info: RankInfo, device: torch.device, attention: str, symmetric_memory: bool = False
+    info: RankInfo,
+    device: torch.device,
+    attention: str,
+    symmetric_memory: bool = False,
+    settings: Mapping[str, str] | None = None,
 ) -> Ranks:
     """Initialise this rank for one of ATTENTION; in a world of one both are plain attention."""
     kind = ATTENTION[attention] if info.world_size > 1 else Ranks
-    return kind(info, device, symmetric_memory)
+    return kind(info, device, symmetric_memory, settings)

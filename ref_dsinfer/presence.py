@@ -5,7 +5,6 @@ each rank keeps a connection to rank 0 and sends nothing on it until it shuts do
 closes before that, the rank was killed. Rank 0 informs the others, and each of them ends.
 """
 
-import os
 import secrets
 import selectors
 import socket
@@ -38,11 +37,18 @@ class Presence:
     """This rank's connections. A thread watches them, and ends the process when a rank is lost."""
 
     def __init__(
-        self, rank: int, machine: range, names: Sequence[str], store: Store, wait_s: float
+        self,
+        rank: int,
+        machine: range,
+        names: Sequence[str],
+        store: Store,
+        wait_s: float,
+        address: str,
     ) -> None:
         """Every rank must call this, once all are registered in `store`.
 
-        `machine`: the ranks of this machine; `names`: what messages call each rank's process.
+        `machine`: the ranks of this machine; `names`: what messages call each rank's process;
+        `address`: at which rank 0 listens, and at which this rank reaches it.
         Raises: LaunchError where not all ranks connect to rank 0 within `wait_s`.
         """
         self._rank, self._machine, self._names = rank, machine, names
@@ -52,16 +58,15 @@ class Presence:
         self._ranks: dict[socket.socket, int] = {}  # that each connection leads to
         try:
             if rank == 0:
-                self._accept_all(store, wait_s)
+                self._accept_all(store, wait_s, address)
             else:
                 port, secret = store.get("presence").split()
-                address = os.environ["MASTER_ADDR"], int(port)
-                link = socket.create_connection(address, timeout=wait_s)
+                link = socket.create_connection((address, int(port)), timeout=wait_s)
                 link.sendall(HELLO.pack(secret, rank))
                 self._ranks[link] = 0
         except OSError as error:
             raise LaunchError(
-                f"rank {rank} can't connect to rank 0 at {os.environ['MASTER_ADDR']}: {error}; "
+                f"rank {rank} can't connect to rank 0 at {address}: {error}; "
                 "every machine must be able to reach all ports of the first one"
             ) from error
         for link in self._ranks:
@@ -87,10 +92,10 @@ class Presence:
         """This rank has printed an error, and is about to end."""
         self._send(self._rank, FAILED)
 
-    def _accept_all(self, store: Store, wait_s: float) -> None:
-        """Rank 0: publish an address in `store`, and accept a connection from every other rank."""
+    def _accept_all(self, store: Store, wait_s: float, address: str) -> None:
+        """Rank 0: publish a port in `store`, and accept a connection from every other rank."""
         secret = secrets.token_hex(16).encode()
-        with _listener(os.environ["MASTER_ADDR"]) as listener:
+        with _listener(address) as listener:
             listener.settimeout(wait_s)
             store.set("presence", f"{listener.getsockname()[1]} {secret.decode()}")
             while len(self._ranks) < len(self._names) - 1:
@@ -113,7 +118,7 @@ class Presence:
                     rank, event = self._receive(key.fileobj)
                     if event == DONE or self._done:
                         selector.unregister(key.fileobj)
-                    else:
+                    elif rank != self._rank:  # else rank 0 hears of its own error
                         self._end(rank, event)
 
     def _receive(self, link: socket.socket) -> tuple[int, int]:
@@ -143,7 +148,7 @@ class Presence:
             )
         self._lost.set()
         self._send(rank, event)
-        first = next(other for other in self._machine if other != rank)
+        first = min(set(self._machine) - {rank})
         if self._rank == first and not (event == FAILED and rank in self._machine):
             entrypoint.fail(self._error)
         time.sleep(QUIET_S)

@@ -26,6 +26,7 @@ HEAVY_AT_IMPORT = {
     "backends/pytorch.py": OF_THE_ENGINE,
     "backends/vllm.py": {"vllm", "psutil"},
     "backends/dialect.py": {"msgspec"},
+    "backends/endpoint.py": {"msgspec"},
     "backends/endpoints.py": {"msgspec"},
     "backends/keeper.py": {"psutil"},
     "backends/http_client.py": {"httptools"},

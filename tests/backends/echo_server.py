@@ -1,9 +1,12 @@
 """A server without a model, with the API of `vllm serve`: the answer is the prompt, repeated.
 
-As a process of its own (`python tests/backends/echo_server.py`) it prints its port, and sends one
-event a token to every open stream in turn, as fast as it can: an engine whose steps take no time.
+It works in steps: in one, each request that runs gets a token. As a process of its own (`python
+tests/backends/echo_server.py`) it prints its port, and runs all requests, in steps of no duration.
+`echo_server.py LANES:STEP_MS ...` prints the ports of several that run so many at once, in steps of
+so many milliseconds; `--listen ADDRESS:PORT` is for other hosts.
 """
 
+import argparse
 import asyncio
 import itertools
 import json
@@ -42,17 +45,20 @@ class EchoServer:
         self.dies_after: int | None = None  # tokens of a stream; its connection is then dropped
         self.stops_after: int | None = None  # tokens of a stream; none come after them
         self.end_streams = True  # else one that stops is left open
+        self.lanes: int | None = None  # requests that run at once; others wait for their turn
+        self.step_s = 0.0  # duration of a step
+        self.rests = 0  # turns of the event loop between two steps
         self.requests: list[dict] = []  # bodies of generation requests
         self.aborted = 0  # streams whose client has gone
         self.open: dict[Exchange, Iterator[bytes]] = {}
         self.peers: set[Exchange] = set()
 
-    async def start(self, port: int = 0) -> str:
+    async def start(self, port: int = 0, address: str = "127.0.0.1") -> str:
         """Start listening. Returns the URL."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: Exchange(self), "127.0.0.1", port)
+        self._server = await loop.create_server(lambda: Exchange(self), address, port)
         self._stepping = asyncio.create_task(self._step())
-        return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        return f"http://{address}:{self._server.sockets[0].getsockname()[1]}"
 
     async def stop(self) -> None:
         """Stop listening, and drop every connection."""
@@ -62,11 +68,16 @@ class EchoServer:
             peer.transport.abort()
 
     async def _step(self) -> None:
-        """Send one token to every open stream whose client keeps up."""
+        """Send one token to every running stream whose client keeps up."""
+        loop = asyncio.get_running_loop()
+        at = loop.time()
         while True:
-            for exchange in [exchange for exchange in self.open if exchange.keeps_up]:
+            for exchange in [exchange for exchange in self.open if exchange.keeps_up][: self.lanes]:
                 exchange.write_chunk(next(self.open[exchange]))
-            await asyncio.sleep(0 if self.open else 0.001)
+            at = max(at + self.step_s, loop.time()) if self.open else loop.time()
+            await asyncio.sleep(at - loop.time() if self.open else 0.001)
+            for _ in range(self.rests):
+                await asyncio.sleep(0)
 
     def answer(self, body: dict) -> Iterator[tuple[int, bytes]]:
         """Token ids and the finish reason that comes with each, as JSON."""
@@ -84,6 +95,15 @@ class EchoServer:
                 yield id_, b'"length"'
                 return
             yield id_, b"null"
+
+    def whole(self, body: dict, exchange: "Exchange") -> Iterator[bytes]:
+        """Nothing per step, until an answer in one piece is complete."""
+        pairs = list(self.answer(body))
+        for _ in pairs[1:]:
+            yield b""
+        exchange.write_whole(pairs)
+        del self.open[exchange]
+        yield b""
 
     def events(self, body: dict, exchange: "Exchange") -> Iterator[bytes]:
         """The chunks of a stream, one per step; it ends the exchange itself."""
@@ -174,12 +194,16 @@ class Exchange(asyncio.Protocol):
             head = HEAD % (200, b"OK", b"text/event-stream") + server.head
             self.transport.write(head + CHUNKED)
             server.open[self] = server.events(body, self)
+        elif server.lanes:
+            server.open[self] = server.whole(body, self)
         else:
-            pairs = list(server.answer(body))
-            choice = {"finish_reason": json.loads(pairs[-1][1])}
-            if server.gives_ids:
-                choice["token_ids"] = [id_ for id_, _ in pairs]
-            self.write_json(200, json.dumps({"choices": [choice]}).encode())
+            self.write_whole(list(server.answer(body)))
+
+    def write_whole(self, pairs: list[tuple[int, bytes]]) -> None:
+        choice: dict[str, object] = {"finish_reason": json.loads(pairs[-1][1])}
+        if self.server.gives_ids:
+            choice["token_ids"] = [id_ for id_, _ in pairs]
+        self.write_json(200, json.dumps({"choices": [choice]}).encode())
 
     def end(self) -> None:
         del self.server.open[self]
@@ -196,7 +220,17 @@ class Exchange(asyncio.Protocol):
 
 
 async def main() -> None:
-    print((await EchoServer().start()).rpartition(":")[2], flush=True)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("speeds", nargs="*")
+    parser.add_argument("--listen", default="127.0.0.1:0")
+    args = parser.parse_args()
+    address, _, port = args.listen.partition(":")
+    servers = [EchoServer() for _ in args.speeds or [""]]
+    for server, speed in zip(servers, args.speeds, strict=False):
+        lanes, _, step_ms = speed.partition(":")
+        server.lanes, server.step_s = int(lanes), float(step_ms) / 1000
+    for server in servers:
+        print((await server.start(int(port), address)).rpartition(":")[2], flush=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)  # until it is closed
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backends import drive, endpoints, http_client
+from backends import drive, endpoint, endpoints, http_client
 from backends.dialect import Events, refusal
 from backends.http_client import Response
 from backends.types import Completion, Reuse
@@ -126,6 +126,71 @@ def test_a_slow_server_gets_fewer(model: Path) -> None:
         return [len(server.requests) for server in parts.servers]
 
     assert with_servers(model, test, count=2) == [1, 10]
+
+
+def test_the_server_with_the_fewest_outstanding_tokens_gets_a_request(model: Path) -> None:
+    async def test(parts: SimpleNamespace) -> list[list[int]]:
+        for server in parts.servers:
+            server.stops_after, server.end_streams = 0, False  # so that all requests stay open
+        tasks = []
+        for id_, tokens in enumerate((500, 100, 100, 100, 250, 10)):
+            tasks.append(asyncio.create_task(drive.collect(parts.backend, request(id_, tokens))))
+            await asyncio.sleep(0.02)
+        await drive.cancel(tasks)
+        return [[body["max_tokens"] for body in server.requests] for server in parts.servers]
+
+    assert with_servers(model, test, count=2) == [[500, 10], [100, 100, 100, 250]]
+
+
+def test_answers_are_expected_to_be_as_long_as_those_before(model: Path) -> None:
+    """Each request may have as many tokens, so that prompts decide once answers are known."""
+
+    async def test(parts: SimpleNamespace) -> list[list[int]]:
+        for id_ in range(2):
+            await drive.collect(parts.backend, request(id_, 900, (3, STOP)))
+        tasks = []
+        for server in parts.servers:
+            server.stops_after, server.end_streams = 0, False
+            server.requests.clear()
+        for id_, length in enumerate((80, 20, 20, 20, 20, 20)):
+            one = request(id_, 900, (3,) * length)
+            tasks.append(asyncio.create_task(drive.collect(parts.backend, one)))
+            await asyncio.sleep(0.02)
+        await drive.cancel(tasks)
+        return [[len(body["prompt"]) for body in server.requests] for server in parts.servers]
+
+    assert with_servers(model, test, count=2) == [[80, 20], [20, 20, 20, 20]]
+
+
+def test_servers_get_as_much_as_they_are_fast(model: Path) -> None:
+    """Their speeds are in turns of the one event loop that all of them run on."""
+    lanes, rests = (4, 4, 2, 1), (0, 1, 3, 7)  # 4, 2, 1/2 and 1/8 tokens a turn
+
+    async def test(parts: SimpleNamespace) -> list[int]:
+        for server, several, rest in zip(parts.servers, lanes, rests, strict=True):
+            server.lanes, server.rests = several, rest
+        await drive.run_all(parts.backend, [request(id_, 40) for id_ in range(600)])
+        return [len(server.requests) for server in parts.servers]
+
+    counts = with_servers(model, test, count=4, max_running=6, coalesce=True)
+    speeds = [several / (1 + rest) for several, rest in zip(lanes, rests, strict=True)]
+    for count, speed in zip(counts, speeds, strict=True):
+        assert abs(count - 600 * speed / sum(speeds)) < 25, counts
+
+
+def test_a_server_that_hangs_takes_no_more_than_its_limit(model: Path) -> None:
+    async def test(parts: SimpleNamespace) -> list[int]:
+        stuck = parts.servers[1]
+        stuck.stops_after, stuck.end_streams = 0, False
+        run = asyncio.create_task(
+            drive.run_all(parts.backend, [request(id_) for id_ in range(100)])
+        )
+        while len(parts.servers[0].requests) < 96 or parts.servers[0].open:
+            await asyncio.sleep(0.01)
+        await drive.cancel([run])
+        return [len(server.requests) for server in parts.servers]
+
+    assert with_servers(model, test, count=2, max_running=4) == [96, 4]
 
 
 def test_no_more_run_at_once_than_the_limit(model: Path) -> None:
@@ -288,7 +353,8 @@ def test_a_server_that_hangs_delays_nothing(model: Path, monkeypatch: pytest.Mon
         await asyncio.Event().wait()
 
     async def test(parts: SimpleNamespace) -> tuple[Reuse, str | None]:
-        monkeypatch.setattr(endpoints, "CHECK_S", 0.1)
+        for module in (endpoint, endpoints):
+            monkeypatch.setattr(module, "CHECK_S", 0.1)
         monkeypatch.setattr(http_client.Client, "fetch", never)
         return await parts.backend.reuse(), await parts.backend.detokenize((5, 6))
 
@@ -328,6 +394,56 @@ def test_one_dead_server_of_two_ends_the_run(model: Path) -> None:
         return str(caught.value)
 
     assert "closed the connection" in with_servers(model, test, count=2)
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_without_a_measurement_the_requests_of_a_lost_server_go_to_the_others(
+    model: Path, hangs: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(endpoints, "WATCH_S", 0.1)
+    monkeypatch.setattr(endpoints, "HUNG_S", 0.3)
+
+    async def test(parts: SimpleNamespace) -> int:
+        for server in parts.servers:
+            server.lanes = 2
+        victim = parts.servers[1]
+        requests = [request(id_, 30) for id_ in range(60)]
+        run = asyncio.create_task(drive.run_all(parts.backend, requests))
+        while len(victim.requests) < 10:
+            await asyncio.sleep(0)
+        if hangs:
+            victim.lanes, victim.answers_health = -1000, False  # no request runs
+        else:
+            await victim.stop()
+        answers = await run
+        assert [completion.request_id for completion in answers] == list(range(60))
+        assert all(list(one.token_ids) == [3, 4, 5] * 10 for one in answers)
+        await parts.backend.close()
+        return sum(len(server.requests) for server in parts.servers) - 60
+
+    moved = with_servers(model, test, count=3, max_running=4, coalesce=True, failover=True)
+    assert 0 < moved <= 4
+    lost, told = (line for line in caplog.messages if " lost: " in line)
+    assert lost.endswith("; 2 servers are left")
+    assert told.endswith(f"of its requests, {moved} were answered by other servers")
+    assert ("failed its health checks for 0.3 s" in told) == hangs
+
+
+def test_the_last_server_that_is_lost_ends_any_run(model: Path) -> None:
+    async def test(parts: SimpleNamespace) -> str:
+        for server in parts.servers:
+            server.lanes = 1
+        run = asyncio.create_task(
+            drive.run_all(parts.backend, [request(id_, 900) for id_ in range(20)])
+        )
+        await asyncio.sleep(0.1)
+        for server in parts.servers:
+            await server.stop()
+        with pytest.raises(EngineError) as caught:
+            await run
+        return str(caught.value)
+
+    assert "127.0.0.1" in with_servers(model, test, count=2, coalesce=True, failover=True)
 
 
 def test_a_server_that_hangs_ends_the_run(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

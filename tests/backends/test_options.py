@@ -193,6 +193,27 @@ def test_endpoints_of_servers(tmp_path: Path) -> None:
     assert (config.endpoints, config.served_model, config.max_running) == (urls, "r1", 9)
 
 
+def test_endpoints_come_from_files_too_and_add_up(tmp_path: Path) -> None:
+    listed = tmp_path / "servers"
+    listed.write_text("# two of them\nhttp://b:1\n\n  http://c:1  # the second\n")
+    words = ("--endpoint", f"http://a:1,@{listed}", "--endpoint", "http://d:1")
+    args = parse("--backend", "vllm", *words)
+    assert args.endpoints == tuple(f"http://{name}:1" for name in "abcd")
+
+
+@pytest.mark.parametrize("text", [None, b"# none\n", b"\xff\xfe"])
+def test_a_file_without_endpoints_is_refused(
+    text: bytes | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    listed = tmp_path / "servers"
+    if text is not None:
+        listed.write_bytes(text)
+    with pytest.raises(SystemExit) as ended:
+        parse("--backend", "vllm", "--endpoint", f"@{listed}")
+    assert ended.value.code == UsageError.exit_code
+    assert f"argument --endpoint: {listed} " in capsys.readouterr().err
+
+
 def test_the_model_s_length_is_its_config_s(echo_model: Path, tmp_path: Path) -> None:
     assert options.model_length(EngineConfig(str(echo_model))) == 163_840
     assert options.model_length(EngineConfig(str(echo_model), max_model_len=7)) == 7

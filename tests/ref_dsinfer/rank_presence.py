@@ -7,7 +7,6 @@ time here. `wait` is idle for a minute; `leave` leaves and then goes on for two 
 with an error.
 """
 
-import os
 import sys
 import time
 from pathlib import Path
@@ -37,10 +36,9 @@ class FolderStore:
 
 def main() -> None:
     rank, world, first, count = map(int, sys.argv[2:6])
-    os.environ["MASTER_ADDR"] = "127.0.0.1"
     names = [f"process of {one}" for one in range(world)]
     store = FolderStore(Path(sys.argv[1]))
-    presence = Presence(rank, range(first, first + count), names, store, 60)
+    presence = Presence(rank, range(first, first + count), names, store, 60, "127.0.0.1")
     print("met", flush=True)
     sys.stdin.readline()  # once all have
     if sys.argv[6] == "leave":

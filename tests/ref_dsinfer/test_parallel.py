@@ -2,13 +2,16 @@
 
 import json
 import os
+import re
 import runpy
+import shutil
 import socket
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import timedelta
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,11 +22,14 @@ import torch.distributed as dist
 from benchmarks.r1 import R1
 from data.samples import read_frame
 from errors import LaunchError, ParallelError, UsageError
-from ref_dsinfer import fp8, parallel
+from ref_dsinfer import fp8, members, parallel
 from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.convert import convert
+from ref_dsinfer.members import Member
+from ref_dsinfer.options import EngineOptions
 from ref_dsinfer.parallel import RankInfo, Ranks, check, choose_device
 from tests.effort import cases
+from tests.multihost import Host, hosts, wait_until_gone
 
 ANSWERS = Path(__file__).with_name("rank_answers.py")
 CLOSE = Path(__file__).with_name("rank_close.py")
@@ -37,6 +43,12 @@ class Found(NamedTuple):
 
     answers: list[list[int]]
     logits: torch.Tensor
+
+    @classmethod
+    def of(cls, path: Path) -> "Found":
+        """The results of one rank."""
+        written = json.loads(path.read_text())
+        return cls(written["answers"], torch.tensor(written["logits"]))
 
     def same_as(self, other: "Found") -> bool:
         torch.testing.assert_close(self.logits, other.logits, rtol=0, atol=1e-5)
@@ -59,25 +71,44 @@ def run(worker: Path, world: int, *arguments: object) -> tuple[int, str, str]:
     return ranks.returncode, out, err
 
 
-def run_nodes(world: int, *case: object) -> list[tuple[int, str]]:
-    """A case of ANSWERS on two machines of half the ranks; exit code and standard error of each."""
-    options = (as_json(case),)
-    with socket.create_server(("127.0.0.2", 0)) as server:
-        port = server.getsockname()[1]
-    several = ("--nnodes=2", "--master-addr=127.0.0.2", f"--master-port={port}")
+def run_nodes(
+    several: list[Host], ranks: int, leader: str, *options: tuple[object, ...]
+) -> list[tuple[int, str]]:
+    """Cases of ANSWERS on hosts with so many ranks each; exit code and standard error of each.
+
+    `leader`: address or name of the first host.
+    """
+    torchrun = (sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}")
+    address = (f"--nnodes={len(several)}", f"--master-addr={leader}", "--master-port=29511")
+    python_path = f"{ROOT}:{NODES}"
     nodes = [
-        start(ANSWERS, world // 2, options, *several, f"--node-rank={n}", f"--local-addr={addr}")
-        for n, addr in enumerate(("127.0.0.2", "127.0.0.3"))
+        host.start(
+            *(*torchrun, *address, f"--node-rank={number}", ANSWERS, as_json(*options)),
+            PYTHONPATH=python_path,
+        )
+        for number, host in enumerate(several)
     ]
     outputs = [node.communicate(timeout=120)[1] for node in nodes]
     return [(node.returncode, err) for node, err in zip(nodes, outputs, strict=True)]
 
 
+def read_hosts(several: list[Host], ranks: int, output: str) -> Found:
+    """Read the results that the ranks of each host have written to its own files."""
+    found = [
+        Found.of(host.tmp / f"{output}.{number * ranks + rank}")
+        for number, host in enumerate(several)
+        for rank in range(ranks)
+    ]
+    assert all(one.answers == found[0].answers for one in found)
+    return found[0]
+
+
 def read(world: int, output: Path) -> Found:
     """Read the results of all ranks, which must agree."""
-    written = [json.loads(Path(f"{output}.{rank}").read_text()) for rank in range(world)]
-    assert all(one == written[0] for one in written)
-    return Found(written[0]["answers"], torch.tensor(written[0]["logits"]))
+    found = [Found.of(Path(f"{output}.{rank}")) for rank in range(world)]
+    assert all(one.answers == found[0].answers for one in found)
+    assert all(torch.equal(one.logits, found[0].logits) for one in found)
+    return found[0]
 
 
 def as_json(*options: tuple[object, ...]) -> str:
@@ -160,13 +191,23 @@ def test_fp8_and_heads_that_do_not_divide(two_ranks: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("attention", "world"), [("tp", 2), ("dp", 4)][: cases(1, 2)])
-def test_ranks_on_two_machines_give_the_tokens_of_one(
-    world: int, attention: str, random_model: Path, alone: Found, tmp_path: Path
+@pytest.mark.parametrize(
+    ("machines", "ranks", "leader"), [(2, 2, "host0"), (4, 1, "10.77.0.1")][: cases(1, 2)]
+)
+def test_ranks_on_several_hosts_give_the_tokens_of_one(
+    machines: int, ranks: int, leader: str, random_model: Path, alone: Found, tmp_path: Path
 ) -> None:
-    ended = run_nodes(world, random_model, tmp_path / "answers", attention)
-    assert [code for code, _ in ended] == [0, 0], ended
-    assert read(world, tmp_path / "answers").same_as(alone)
+    """With files of their own, and names that lead to another network or to themselves."""
+    with hosts(machines, tmp_path, [ROOT, Path(sys.prefix)]) as several:
+        for host in several:
+            shutil.copytree(random_model, host.tmp / "model")
+        cases_of_both = [("/tmp/model", f"/tmp/{kind}", kind) for kind in ("tp", "dp")]
+        for code, err in run_nodes(several, ranks, leader, *cases_of_both):
+            assert code == 0, err
+        assert read_hosts(several, ranks, "tp").same_as(alone)
+        assert read_hosts(several, ranks, "dp").same_as(alone)
+        wait_until_gone(several)
+        assert [host.shared_memory() for host in several] == [[]] * machines
 
 
 @pytest.mark.slow
@@ -209,14 +250,54 @@ def test_ranks_that_draft_give_the_tokens_of_one_that_does_not(
 
 
 @pytest.mark.slow
-def test_a_mistake_on_one_machine_ends_the_others(random_model: Path, tmp_path: Path) -> None:
-    model = tmp_path / "model"
-    first, second = run_nodes(4, model, tmp_path / "answers", "tp")
-    assert first[0] != 0
+def test_a_mistake_on_one_host_ends_the_others(random_model: Path, tmp_path: Path) -> None:
+    """The second host has no model, which it finds out before the rendezvous."""
+    with hosts(2, tmp_path, [ROOT, Path(sys.prefix)]) as several:
+        shutil.copytree(random_model, several[0].tmp / "model")
+        first, second = run_nodes(several, 1, "host0", ("/tmp/model", "/tmp/answers", "tp"))
+        wait_until_gone(several)
     assert second[0] != 0
-    for _, err in (first, second):
-        assert err.count("error: ") == 1, err
-        assert f"{model}/config.json does not exist" in err
+    assert second[1].count("error: ") == 1, second
+    assert "error: /tmp/model/config.json does not exist" in second[1]
+    assert first[0] != 0
+    assert "torchrun: node 0: node 1 (host1) has ended before its part was done" in first[1]
+
+
+def test_ranks_that_do_not_fit_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another model is found at the rendezvous, by every rank alike."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "RANK": "1"}
+    variables |= {"WORLD_SIZE": "2", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(parallel, "_rendezvous_number", count())
+    ours = {"the model": "sha256:1", "attention": "tp", "dtype": "bfloat16"}
+    theirs = Member("process 9 on host0", "", ours | {"the model": "sha256:2", "dtype": "float32"})
+    dist.PrefixStore("0", store).set("here/0", theirs.to_json())
+    with pytest.raises(LaunchError) as raised:
+        Ranks(RankInfo(1, 2, 0, 1), torch.device("cpu"), settings=ours)
+    assert re.fullmatch(
+        r"rank 1 \(process \d+ on \S+\) does not fit rank 0 \(process 9 on host0\): dtype is"
+        r" bfloat16 on it and float32 on rank 0, the model is sha256:1 on it and sha256:2 on rank"
+        " 0;"
+        " every host needs the same program, model and options",
+        str(raised.value),
+    )
+
+
+def test_settings_are_of_all_that_decides_what_ranks_compute(
+    random_model: Path, tmp_path: Path
+) -> None:
+    options = asdict(EngineOptions(threads=3))
+    ours = members.settings(random_model, options)
+    assert ours.keys() == {"the program", "torch", "the model", *options} - {"threads"}
+    shutil.copytree(random_model, tmp_path / "model")
+    assert members.settings(tmp_path / "model", options) == ours
+    weights = tmp_path / "model" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert members.settings(tmp_path / "model", options)["the model"] != ours["the model"]
 
 
 @pytest.mark.slow

@@ -1,0 +1,195 @@
+"""Runs over several hosts: servers behind one name, and torchrun's ranks that are killed."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+
+from data.journal import read_journal
+from tests.effort import THOROUGH
+from tests.jobs import GIVEN, ROOT
+from tests.multihost import GONE_S, Host, hosts, wait_until_gone
+
+SERVER = ROOT / "tests" / "backends" / "echo_server.py"
+NODES = ROOT / "requirements" / "torchrun-nodes"  # as setup.sh copies it into environments
+START_S = 240
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+Lan = Callable[[int], list[Host]]
+
+
+@pytest.fixture
+def lan(tmp_path: Path) -> Iterator[Lan]:
+    """Makes so many hosts, that see this tree and this environment."""
+    with ExitStack() as stack:
+        shared = [ROOT, Path(sys.prefix)]
+        yield lambda count: stack.enter_context(hosts(count, tmp_path, shared))
+
+
+def wait_for(journal: Path, run: subprocess.Popen[str]) -> None:
+    """Until a run has answers in its journal."""
+    until = time.monotonic() + START_S
+    while not (journal.exists() and journal.stat().st_size):
+        assert run.poll() is None, run.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def test_servers_of_a_name_answer_as_one_and_without_the_one_that_dies(
+    lan: Lan, echo_model: Path, data_set: Callable[[int], Path]
+) -> None:
+    first, second, third = lan(3)
+    rows = data_set(60)
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (first.tmp / name).write_bytes((echo_model / name).read_bytes())
+    (first.tmp / "rows.parquet").write_bytes(rows.read_bytes())
+    servers = [
+        host.start("sh", "-c", f"sleep 600 | {sys.executable} {SERVER} 4:10 --listen 0.0.0.0:8000")
+        for host in (first, second, third)
+    ]
+    for server in servers:
+        assert server.stdout
+        assert server.stdout.readline() == "8000\n"
+    run = first.start(
+        *(sys.executable, "run_eval.py", "--backend", "vllm", "--model", "/tmp"),
+        *("--endpoint", "http://all-hosts:8000", "--served-model", "echo", "--max-running", "6"),
+        *("--max-new-tokens", "80", "--input-file", "/tmp/rows.parquet", "--output-dir", "/tmp"),
+    )
+    wait_for(first.tmp / "vllm_output.journal", run)
+    for process in third.processes():
+        process.kill()
+    _, stderr = run.communicate(timeout=60)
+    assert run.returncode == 0, stderr
+    frame = pd.read_pickle(first.tmp / "vllm_output.pkl")
+    assert len(frame) == 60
+    assert set(frame.tok_model_output_len) == {80}
+    assert "http://all-hosts:8000: 3 servers, at 10.77.0.1, 10.77.0.2, 10.77.0.3" in stderr
+    lost = "http://all-hosts:8000 at 10.77.0.3 was lost: "
+    assert re.search(rf"{re.escape(lost)}.*; of its requests, [1-6] were answered by oth", stderr)
+
+
+class Run:
+    """run_eval_mpi.py or run_mlperf_mpi.py on several hosts, a rank on each."""
+
+    def __init__(self, several: list[Host], script: str, leader: str = "host0") -> None:
+        self.hosts = several
+        self.script = script
+        self.journal = several[0].tmp / "output.journal"
+        words = ["--output-file", "/tmp/output.pkl"]
+        if "mlperf" in script:
+            self.journal = several[0].tmp / "run" / "completions.journal"
+            words = ["--mode", "offline", "--log-dir", "/tmp/run"]
+        self._words = [*GIVEN, "--max-running", "4", "--device", "cpu", *words]
+        self._address = (f"--nnodes={len(several)}", f"--master-addr={leader}")
+        self.nodes: list[subprocess.Popen[str]] = []
+
+    def start(self, host: int, *options: str) -> None:
+        """Start one host's part."""
+        self.nodes.append(
+            self.hosts[host].start(
+                *(sys.executable, "-m", "torch.distributed.run", *self._address),
+                *(f"--node-rank={host}", "--nproc_per_node=1", "--master-port=29511"),
+                *(self.script, *self._words, *options),
+                PYTHONPATH=str(NODES),
+            )
+        )
+
+    def wait(self) -> list[str]:
+        """Until it has ended on all hosts, and left nothing. Returns what they printed."""
+        outputs = [node.communicate(timeout=START_S)[1] for node in self.nodes]
+        wait_until_gone(self.hosts)
+        assert [host.shared_memory() for host in self.hosts] == [[] for _ in self.hosts]
+        return outputs
+
+    def process(self, host: int, what: str) -> psutil.Process | None:
+        """A host's torchrun or rank, once it runs."""
+        for process in self.hosts[host].processes():
+            words = process.cmdline()
+            if self.script in words and (what == "torchrun") == ("torch.distributed.run" in words):
+                return process
+        return None
+
+
+EVERY = [
+    (script, moment, host, what)
+    for script in ("run_eval_mpi.py", "run_mlperf_mpi.py")
+    for moment in ("running", "starting")
+    for host in (1, 0)
+    for what in ("rank", "torchrun")
+]
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize(("script", "moment", "host", "what"), EVERY if THOROUGH else EVERY[:1])
+def test_a_killed_process_ends_the_run_on_all_hosts(
+    script: str, moment: str, host: int, what: str, lan: Lan
+) -> None:
+    run = Run(lan(2), script)
+    for number in (0, 1):
+        run.start(number)
+    if moment == "running":
+        wait_for(run.journal, run.nodes[0])
+    until = time.monotonic() + START_S
+    while not all(run.process(number, "rank") for number in (0, 1)):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    victim = run.process(host, what)
+    assert victim
+    victim.kill()
+    wait_until_gone(run.hosts, GONE_S)
+    outputs = run.wait()
+    survivor = outputs[1 - host]
+    rank = rf"rank {host} of 2 \(process \d+ on host{host}\)"
+    named = rf"error: {rank} (died|failed)|node {host} \(host{host}\) has ended before"
+    named += "|rank 1 can't reach rank 0 at host0"
+    assert re.search(named, survivor), survivor
+    assert all(node.returncode for node in run.nodes)
+    ours = survivor.partition("torch/distributed/elastic")[0]  # before torchrun's own report
+    assert "Traceback" not in ours
+    if moment == "running":
+        assert read_journal(run.journal)
+
+
+@pytest.mark.engine
+@pytest.mark.skipif(
+    not THOROUGH, reason="THOROUGH=1 runs it: it starts four hosts, one of them late"
+)
+def test_a_measurement_on_four_hosts_one_of_them_late(lan: Lan) -> None:
+    run = Run(lan(4), "run_mlperf_mpi.py", "10.77.0.1")
+    options = ("--num-samples", "8", "--attention", "dp")
+    for number in range(3):
+        run.start(number, *options)
+    time.sleep(40)
+    run.start(3, *options)
+    outputs = run.wait()
+    assert [node.returncode for node in run.nodes] == [0] * 4, outputs
+    assert "torchrun: node 0: waiting for node 3 of 4 to join" in outputs[0]
+    record = json.loads((run.journal.parent / "run.json").read_text())
+    assert record["figures"]
+    assert not (run.hosts[1].tmp / "run").exists()
+
+
+@pytest.mark.engine
+@pytest.mark.skipif(not THOROUGH, reason="THOROUGH=1 runs it; test_parallel.py has a quick one")
+def test_hosts_that_were_started_otherwise_are_named_before_anything_is_loaded(lan: Lan) -> None:
+    run = Run(lan(2), "run_eval_mpi.py")
+    run.start(0)
+    run.start(1, "--attention", "dp", "--seed", "3")
+    outputs = run.wait()
+    assert [node.returncode for node in run.nodes] == [1, 1]  # torchrun's own, for any error
+    for output in outputs:
+        assert re.search(
+            r"error: rank 1 \(process \d+ on host1\) does not fit rank 0 \(process \d+ on host0\):"
+            r" attention is dp on it and tp on rank 0, seed is 3 on it and 0 on rank 0;",
+            output,
+        )
+        assert "loaded" not in output
