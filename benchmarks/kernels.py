@@ -32,7 +32,7 @@ from ref_dsinfer import fp8_format, gemm, rope
 from ref_dsinfer.batch import Batch, Decodes
 from ref_dsinfer.cache import PagedCache
 from ref_dsinfer.config import ModelConfig
-from ref_dsinfer.layers import RMSNorm, Weight, gated, narrow
+from ref_dsinfer.layers import RMSNorm, Weight, narrow
 from ref_dsinfer.model import Layer
 from ref_dsinfer.moe import Experts, MoE, route
 from ref_dsinfer.parallel import RankInfo, Ranks
@@ -129,12 +129,13 @@ class Bench:
         q = self.activations(batch, heads, width)
         see = self.decode_inputs(batch)
         kept, scale = self.config.kv_lora, self.config.softmax_scale
-        call = partial(mla.attend, q, blocks, see.tables_NM, see.lengths_N, kept, scale)
+        call = partial(
+            mla.attend, q, blocks, see.tables_NM, see.lengths_N, see.order_N, kept, scale
+        )
         return self.seconds([call]), blocks.nbytes + q.nbytes + batch * heads * kept * 2
 
     def experts(self, batch: int, arithmetic: gemm.Arithmetic) -> tuple[float, float]:
-        """Seconds and bytes of a rank's experts with all that surrounds them, tokens spread over
-        all experts by chance."""
+        """Seconds and bytes of a rank's experts, tokens spread over all experts by chance."""
         config = self.config
         with torch.device("meta"):
             module = Experts(config, self.dtype, self.ranks)
@@ -149,8 +150,9 @@ class Bench:
         weights = torch.rand(batch, config.active_experts, device=self.device)
         touched = roofline.experts_touched(batch) / config.experts
         read = sum(parameter.nbytes for parameter in module.parameters()) * touched
-        read += x.nbytes + batch * config.hidden * 4
-        return self.seconds([partial(module, x, weights, chosen, x)]), read
+        pairs = batch * config.active_experts // RANKS
+        read += x.nbytes + pairs * config.hidden * x.itemsize
+        return self.seconds([partial(module, x, weights, chosen)]), read
 
     @property
     def ranks(self) -> Ranks:
@@ -170,16 +172,15 @@ class Bench:
         norm.weight.data.fill_(1)
         logits = torch.randn(batch, config.experts, device=self.device)
         q = self.activations(batch, config.heads // RANKS, config.nope_dim + config.rope_dim)
+        q_rope = q[..., config.nope_dim :]
         rotations = torch.ones(batch, config.rope_dim // 2, dtype=torch.complex64).to(self.device)
-        gate_up = self.activations(batch, 2 * config.expert_intermediate)
         gate = torch.randn(config.experts, config.hidden, device=self.device).to(self.dtype)
         calls: dict[str, tuple[Callable[[], object], int]] = {
             "add and norm": (partial(norm.added, x, x), 4 * x.nbytes),
             "rotation": (
-                partial(rope.rotate, q[..., config.nope_dim :], rotations),
-                2 * batch * q.shape[1] * config.rope_dim * q.itemsize,
+                partial(rope.rotate, q_rope, rotations, q_rope),
+                2 * q_rope.numel() * q_rope.itemsize,
             ),
-            "silu and product": (partial(gated, gate_up), gate_up.nbytes * 3 // 2),
             "gate": (partial(gemm.in_fp32, x, gate), gate.nbytes + x.nbytes + logits.nbytes),
             "routing": (partial(route, logits, None, config), logits.nbytes),
         }
@@ -242,9 +243,9 @@ class Slice:
         rotations = self.rotation.expand(batch, -1)
 
         def run() -> None:
-            hidden = x
+            hidden, part = x, None
             for layer in self.layers[:layers]:
-                hidden = layer(hidden, rotations, step, cache)
+                hidden, part = layer(hidden, part, rotations, step, cache)
 
         read: float = layers * batch * context * config.latent_dim * 2
         touched = roofline.experts_touched(batch) / config.experts

@@ -91,21 +91,27 @@ class Trace(TorchDispatchMode):
     ) -> Any:
         result = operator(*args, **(kwargs or {}))
         namespace, name = operator._schema.name.split("::")
-        given, made = _tensors((args, kwargs)), _tensors(result)
+        outs = {argument.name for argument in operator._schema.arguments if argument.is_out}
+        read = {key: value for key, value in (kwargs or {}).items() if key not in outs}
+        given, made = _tensors((args, read)), _tensors(result)
         for tensor in made:
             self._keep(tensor)
         if namespace == "c10d":
             self.counts.collectives[name] += 1
             self.counts.exchanged[name] += max(tensor.nbytes for tensor in given)
-        elif namespace == "aten" and name not in UNWRITTEN and not _is_view(name, given, made):
+        elif namespace == "aten" and name not in UNWRITTEN and not _is_view(operator, given, made):
             self.counts.launches.append((name, self._bytes(name, given, made)))
         return result
 
     def kernel(self, function: Any, *args: Any, **options: Any) -> None:
         """In the place of a Triton kernel's launch."""
-        name = function.__name__.lstrip("_")
-        size = sum(map(self._size, _tensors((args, options))))
-        self.counts.launches.append((name, size))
+        name = f"{function.__module__.rpartition('.')[2]}.{function.__name__.lstrip('_')}"
+        named = dict(zip(function.arg_names, args, strict=False)) | options
+        # What a variant does not read may be any tensor: each counts once.
+        given = {id(value): key for key, value in reversed(named.items())}
+        parts = {key: named[key] for key in given.values() if isinstance(named[key], Tensor)}
+        size = sum(_used(key, named) * self._size(tensor) for key, tensor in parts.items())
+        self.counts.launches.append((name, round(size)))
 
     def _bytes(self, name: str, given: list[Tensor], made: list[Tensor]) -> int:
         written = sum(map(self._size, made))
@@ -133,10 +139,24 @@ class Trace(TorchDispatchMode):
         self.counts.peak = max(self.counts.peak, sum(self._alive.values()))
 
 
-def _is_view(name: str, given: list[Tensor], made: list[Tensor]) -> bool:
+def _used(key: str, named: dict[str, Any]) -> float:
+    """The part of a kernel's argument that is used: of decode attention's, which have room for the
+    longest sequence, what CONTEXT needs. One chunk is no part."""
+    if "chunk" not in named:
+        return 1
+    if key == "table_ptr":
+        return ceil_div(CONTEXT, BLOCK) / named["columns"]
+    if key in ("part_ptr", "sum_ptr"):
+        chunks = ceil_div(CONTEXT, named["chunk"])
+        return chunks / named["parts"] if chunks > 1 else 0
+    return float(key != "out_ptr" or (named["chunk"] >= CONTEXT) == ("columns" in named))
+
+
+def _is_view(operator: Any, given: list[Tensor], made: list[Tensor]) -> bool:
     """Whether an operator only returns other views of its arguments."""
     known = {_storage(tensor) for tensor in given}
-    return not name.endswith("_") and all(_storage(tensor) in known for tensor in made)
+    unchanged = not operator._schema.is_mutable
+    return unchanged and all(_storage(tensor) in known for tensor in made)
 
 
 def _storage(tensor: Tensor) -> int:
@@ -189,6 +209,8 @@ class Simulation:
 
     @classmethod
     def of(cls, run: memory.Run) -> "Simulation":
+        from ref_dsinfer.kernels import dense
+
         model = memory.on_meta(run)
         model.rotations = torch.empty(
             run.length, run.config.rope_dim // 2, dtype=torch.complex64, device=META
@@ -199,6 +221,7 @@ class Simulation:
             elif isinstance(module, Gate | Head):  # as `layers.narrow` leaves R1's
                 module.weight.data = module.weight.bfloat16()
         cache = PagedCache(run.config, 1024, BLOCK, run.dtype, META)
+        dense.arrivals(META)  # made once in a process
         return cls(run, model, cache)
 
     @torch.inference_mode()
@@ -219,7 +242,7 @@ class Simulation:
             tokens = max(ceil_div(STEP_TOKENS, dp_size), sequences)
         own = 0 if kind == "idle" else tokens
         prefills = (Prefill(own, _ids(CONTEXT)),) if kind == "prompt" else ()
-        columns = ceil_div(CONTEXT, BLOCK)
+        columns = ceil_div(self.run.length, BLOCK)
         see = Decodes(_ids(own, columns), _ids(own)) if own and not prefills else None
         real_G = torch.empty(dp_size * tokens, dtype=torch.bool, device=META)
         step = Batch(_ids(own), _ids(own), _ids(own), see, prefills, tokens, real_G)

@@ -14,7 +14,7 @@ from torch import Tensor
 from ref_dsinfer import gemm
 from ref_dsinfer.attention import Attention
 from ref_dsinfer.config import ModelConfig
-from ref_dsinfer.layers import Weight, gated
+from ref_dsinfer.layers import Weight
 from ref_dsinfer.model import Layer, Model
 from ref_dsinfer.moe import MoE
 from ref_dsinfer.parallel import RankInfo, Ranks
@@ -118,7 +118,7 @@ class StaticBatch:
             if not count:
                 continue
             rows, column = torch.where(experts_TA == number)
-            inner = gated(_product(x_TD[rows], moe.experts.gate_up_proj, number))
+            inner = gemm.plain_gated(_product(x_TD[rows], moe.experts.gate_up_proj, number))
             y = _product(inner, moe.experts.down_proj, number)
             y_TD[rows] += (y * weights_TA[rows, column, None]).to(y.dtype)
         return (y_TD + moe.shared_experts(x_TD)).view_as(x)

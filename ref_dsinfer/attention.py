@@ -9,8 +9,6 @@ unrotated key, R rotated key, W a head's value; in the KV cache B blocks of S sl
 its rotated key, M blocks of the longest sequence.
 """
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -50,6 +48,8 @@ class Attention(nn.Module):
         self.kv_a_layernorm = RMSNorm(config.kv_lora, LATENT_EPS)
         self.kv_b_proj = linear(self.heads * (config.nope_dim + config.v_dim), config.kv_lora)
         self.o_proj = linear(config.hidden, self.heads * config.v_dim)
+        # What is added up over ranks stays fp32 until then.
+        self.part_dtype = torch.float32 if ranks.attn_tp_size > 1 else dtype
         self.q_kv_a_proj: Linear | None = None  # in place of q_a_proj and kv_a_proj_with_mqa
 
     def prepare(self) -> None:
@@ -89,70 +89,77 @@ class Attention(nn.Module):
             sizes = [config.q_lora, config.latent_dim]
             q_a, kv_a = self.q_kv_a_proj(x_TD).split(sizes, dim=-1)
         else:
-            q_a = x_TD if config.q_lora is None else self.q_a_proj(x_TD)
+            q_a = None if config.q_lora is None else self.q_a_proj(x_TD)
             kv_a = self.kv_a_proj_with_mqa(x_TD)
-        q = self.q_proj(q_a) if config.q_lora is None else self.q_b_proj(self.q_a_layernorm(q_a))
-        q_nope, q_rope = q.unflatten(-1, (self.heads, -1)).split(
-            [config.nope_dim, config.rope_dim], dim=-1
-        )
-        q_rope = rotate(q_rope, rotations)
-        latents = self.latents(kv_a, rotations, batch, cache)
+        q_a, latents = self.latents(q_a, kv_a, rotations, batch, cache)
+        q = self.q_proj(x_TD) if q_a is None else self.q_b_proj(q_a)
+        q = q.unflatten(-1, (self.heads, -1))
         values = []
         decoded = 0
         if batch.decodes:
             decoded = len(batch.decodes.lengths_N)
             blocks_BSL = cache.blocks(self.layer)
             values.append(
-                self.absorbed(q_nope[:decoded], q_rope[:decoded], blocks_BSL, batch.decodes)
+                self.absorbed(q[:decoded], rotations[:decoded], blocks_BSL, batch.decodes)
             )
         if batch.prefills:
             values.append(
                 self.unabsorbed(
-                    *(q_nope[decoded:], q_rope[decoded:], latents[decoded:]),
+                    *(q[decoded:], rotations[decoded:], latents[decoded:]),
                     *(cache, batch.prefills),
                 )
             )
-        return self.o_proj((torch.cat(values) if len(values) > 1 else values[0]).flatten(1))
+        attended = torch.cat(values) if len(values) > 1 else values[0]
+        return self.o_proj(attended.flatten(1), self.part_dtype)
 
-    def latents(self, x_TL: Tensor, rotations: Tensor, batch: Batch, cache: PagedCache) -> Tensor:
-        """The tokens' latents, normalised, and their keys, rotated, [T, L]; writes them into
-        `cache`."""
+    def latents(
+        self,
+        q_TQ: Tensor | None,
+        x_TL: Tensor,
+        rotations: Tensor,
+        batch: Batch,
+        cache: PagedCache,
+    ) -> tuple[Tensor | None, Tensor]:
+        """The tokens' latents: the queries', normalised, if there are any, and [T, L] the keys' and
+        values', normalised, and keys, rotated. Writes the second into `cache`."""
         norm = self.kv_a_layernorm
         if kernels.used(x_TL):
             from ref_dsinfer.kernels import fused  # Triton is installed only where GPUs are used
 
             blocks_BSL = cache.blocks(self.layer)
+            queries = None if q_TQ is None else (q_TQ, self.q_a_layernorm.weight)
             return fused.latents(
-                *(x_TL, norm.weight, norm.eps, rotations, blocks_BSL, batch.slots_T)
+                *(x_TL, norm.weight, norm.eps, rotations, blocks_BSL, batch.slots_T, queries)
             )
         latents = plain_latents(x_TL, norm, rotations)
         cache.write(self.layer, batch.slots_T, latents)
-        return latents
+        return None if q_TQ is None else self.q_a_layernorm(q_TQ), latents
 
     def unabsorbed(
         self,
-        q_THK: Tensor,
-        q_THR: Tensor,
+        q_TH: Tensor,
+        rotations: Tensor,
         latents: Tensor,
         cache: PagedCache,
         prefills: tuple[Prefill, ...],
     ) -> Tensor:
         """Causal attention of prefilled tokens to those before and themselves: [T, H, W].
 
-        Earlier tokens are read from the KV cache in chunks, so that memory does not grow with the
-        context.
+        Queries are rotated where they are. Earlier tokens are read from the KV cache in chunks, so
+        that memory does not grow with the context.
         """
-        q = torch.cat([q_THK, q_THR], dim=-1)
+        q_THR = q_TH[..., self.config.nope_dim :]
+        rotate(q_THR, rotations, q_THR)
         counts = [prefill.count for prefill in prefills]
         keys, values = (part.split(counts) for part in self._keys_values(latents))
         attended = []
-        for q_TH, k, v, prefill in zip(q.split(counts), keys, values, prefills, strict=True):
-            part = self._attend(q_TH, k, v, causal=True)
+        for q, k, v, prefill in zip(q_TH.split(counts), keys, values, prefills, strict=True):
+            part = self._attend(q, k, v, causal=True)
             for slots in (
                 prefill.context.split(CONTEXT_CHUNK) if prefill.context is not None else ()
             ):
                 k, v = self._keys_values(cache.read(self.layer, slots))
-                part = merged(part, self._attend(q_TH, k, v, causal=False))
+                part = merged(part, self._attend(q, k, v, causal=False))
             attended.append(part[0].to(q.dtype))
         return torch.cat(attended)[..., : self.config.v_dim]
 
@@ -178,22 +185,24 @@ class Attention(nn.Module):
         return values[0].transpose(0, 1), sums[0].transpose(0, 1)
 
     def absorbed(
-        self, q_NHK: Tensor, q_NHR: Tensor, blocks_BSL: Tensor, decodes: Decodes
+        self, q_NH: Tensor, rotations: Tensor, blocks_BSL: Tensor, decodes: Decodes
     ) -> Tensor:
-        """Attention of decoded tokens to latents in blocks: [N, H, W].
+        """Attention of decoded tokens, whose queries are not rotated yet, to latents in blocks:
+        [N, H, W].
 
         This is multi-query attention: all heads share one key head, whose values are the keys
         without their rotated part.
         """
-        q_NHC = torch.bmm(q_NHK.transpose(0, 1), self.w_HKC).transpose(0, 1)
-        q_NHL = torch.cat([q_NHC, q_NHR], dim=-1)
-        attended_NHC = kernel(q_NHL)(
-            *(q_NHL, blocks_BSL, decodes.tables_NM, decodes.lengths_N),
-            *(self.config.kv_lora, self.config.softmax_scale),
-        )
+        config = self.config
+        q_NHK, q_NHR = q_NH.split([config.nope_dim, config.rope_dim], dim=-1)
+        q_NHL = q_NH.new_empty(len(q_NH), self.heads, config.latent_dim)
+        # Results go where the next step reads them, so that none is copied.
+        q_NHC, rotated_NHR = q_NHL.split([config.kv_lora, config.rope_dim], dim=-1)
+        torch.bmm(q_NHK.transpose(0, 1), self.w_HKC, out=q_NHC.transpose(0, 1))
+        rotate(q_NHR, rotations, rotated_NHR)
+        attended_NHC = attend(q_NHL, blocks_BSL, decodes, config.kv_lora, config.softmax_scale)
         attended_HNC = attended_NHC.to(q_NHL.dtype).transpose(0, 1)
-        values_NHW = q_NHL.new_empty(len(q_NHL), self.heads, self.config.v_dim)
-        # as the next product reads it: no copy
+        values_NHW = q_NHL.new_empty(len(q_NHL), self.heads, config.v_dim)
         torch.bmm(attended_HNC, self.w_HWC.transpose(1, 2), out=values_NHW.transpose(0, 1))
         return values_NHW
 
@@ -232,13 +241,15 @@ def plain_latents(x_TL: Tensor, norm: RMSNorm, rotations: Tensor) -> Tensor:
     return torch.cat([norm.plain(latent), plain_rotate(k_rope, rotations)], dim=-1)
 
 
-def kernel(q_NHL: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor, int, float], Tensor]:
-    """The fastest implementation of `plain` for such queries."""
+def attend(q_NHL: Tensor, blocks_BSL: Tensor, decodes: Decodes, kept: int, scale: float) -> Tensor:
+    """`plain` by its fastest implementation for such queries."""
+    tables_NM, lengths_N = decodes.tables_NM, decodes.lengths_N
     if kernels.used(q_NHL):
         from ref_dsinfer.kernels import mla  # Triton is installed only where GPUs are used
 
-        return mla.attend
-    return cpu_kernels.attend if cpu_kernels.library() else plain
+        return mla.attend(q_NHL, blocks_BSL, tables_NM, lengths_N, decodes.order_N, kept, scale)
+    on_cpu = cpu_kernels.attend if cpu_kernels.library() else plain
+    return on_cpu(q_NHL, blocks_BSL, tables_NM, lengths_N, kept, scale)
 
 
 def plain(

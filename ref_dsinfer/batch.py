@@ -6,6 +6,7 @@ M blocks of the longest sequence.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -17,6 +18,12 @@ class Decodes:
 
     tables_NM: Tensor  # int64, block table of each token's sequence, padded with 0
     lengths_N: Tensor  # int64, tokens in the KV cache, the decoded one among them
+
+    @cached_property
+    def order_N(self) -> Tensor:
+        """The tokens' numbers, int64, those that see most first: made once a step, by its first
+        layer."""
+        return self.lengths_N.argsort(descending=True)
 
 
 @dataclass(frozen=True)

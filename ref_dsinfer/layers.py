@@ -36,9 +36,18 @@ class Weight(nn.Module):
             return self.weight
         return fp8_format.dequantise(self.weight, self.weight_scale_inv, self.dtype)
 
-    def product(self, x_TD: Tensor) -> Tensor:
-        """x [T, in] times the matrix, or each of the stack: [T, all outs side by side]."""
-        return gemm.dense(x_TD, self.weight, self.weight_scale_inv, self.arithmetic)
+    def product(
+        self,
+        x_TD: Tensor,
+        dtype: torch.dtype | None = None,
+        gated: bool = False,
+        pairs: gemm.Pairs | None = None,
+    ) -> Tensor:
+        """`gemm.dense` of x [T, in] and the matrix, or each of the stack."""
+        return gemm.dense(
+            *(x_TD, self.weight, self.weight_scale_inv, self.arithmetic),
+            *(dtype, gated, pairs),
+        )
 
 
 def parameter(shape: tuple[int, ...], dtype: torch.dtype) -> nn.Parameter:
@@ -47,10 +56,10 @@ def parameter(shape: tuple[int, ...], dtype: torch.dtype) -> nn.Parameter:
 
 
 class Linear(Weight):
-    """x [T, in] → [T, out]."""
+    """x [T, in] → [T, out], in `dtype` or x's."""
 
-    def forward(self, x_TD: Tensor) -> Tensor:
-        return self.product(x_TD)
+    def forward(self, x_TD: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        return self.product(x_TD, dtype)
 
 
 def narrow(weight: nn.Parameter) -> None:
@@ -72,14 +81,10 @@ class RMSNorm(nn.Module):
         self.weight = parameter((size,), torch.float32)
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        if kernels.used(x_TD):
-            from ref_dsinfer.kernels import fused  # Triton is installed only where GPUs are used
+        return self.added(x_TD, None)[1]
 
-            return fused.norm(x_TD, self.weight, self.eps)
-        return self.plain(x_TD)
-
-    def added(self, x_TD: Tensor, part_TD: Tensor) -> tuple[Tensor, Tensor]:
-        """x + part, and its norm."""
+    def added(self, x_TD: Tensor, part_TD: Tensor | None) -> tuple[Tensor, Tensor]:
+        """x + part, or x without one, in x's dtype, and its norm."""
         if kernels.used(x_TD):
             from ref_dsinfer.kernels import fused  # Triton is installed only where GPUs are used
 
@@ -90,9 +95,10 @@ class RMSNorm(nn.Module):
         """The definition of the norm, on any device."""
         return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).to(x.dtype)
 
-    def plain_added(self, x_TD: Tensor, part_TD: Tensor) -> tuple[Tensor, Tensor]:
+    def plain_added(self, x_TD: Tensor, part_TD: Tensor | None) -> tuple[Tensor, Tensor]:
         """The definition of `added`, on any device."""
-        x_TD = x_TD + part_TD
+        if part_TD is not None:
+            x_TD = (x_TD + part_TD).to(x_TD.dtype)
         return x_TD, self.plain(x_TD)
 
 
@@ -110,25 +116,16 @@ class MLP(nn.Module):
 
     def forward(self, x_TD: Tensor, real_T: Tensor | None = None) -> Tensor:
         """`real_T` (see `Batch.real_G`) makes no difference here: padding costs next to nothing."""
-        return self.down_proj(gated(self.gate_up_proj.product(x_TD)))
+        return self.down(self.inner(x_TD))
 
+    def inner(self, x_TD: Tensor) -> Tensor:
+        """silu(gate x) · up x: [T, I]."""
+        return self.gate_up_proj.product(x_TD, gated=True)
 
-def gated(gate_up: Tensor, ends_E: Tensor | None = None) -> Tensor:
-    """silu(gate) · up, computed in fp32; `gate_up` [T, 2 I] holds the two side by side.
-
-    With the ends of runs of rows, `ends_E`, int32, rows behind the last are undefined.
-    """
-    if kernels.used(gate_up):
-        from ref_dsinfer.kernels import experts  # Triton is installed only where GPUs are used
-
-        return experts.gated(gate_up, ends_E)
-    return plain_gated(gate_up)
-
-
-def plain_gated(gate_up: Tensor) -> Tensor:
-    """The definition of `gated`, on any device."""
-    gate, up = gate_up.float().chunk(2, dim=-1)
-    return (F.silu(gate) * up).to(gate_up.dtype)
+    def down(self, inner_TI: Tensor, pairs: gemm.Pairs | None = None) -> Tensor:
+        """The rest: fp32 [T, D], since it is a partial sum. Each token's `pairs` are added up with
+        it."""
+        return self.down_proj.product(inner_TI, torch.float32, pairs=pairs)
 
 
 class Embedding(nn.Module):

@@ -135,7 +135,7 @@ def step(run: Run) -> int:
     attention += (own + min(CONTEXT_CHUNK, run.length)) * keys_values
     attention += DECODE_PROGRAMS * min(heads, DECODE_HEADS) * config.kv_lora * 4
     pairs = every * config.active_experts
-    experts = pairs * (3 * config.expert_intermediate + config.hidden) * item
+    experts = pairs * (config.expert_intermediate * (item + 1) + config.hidden * item)  # e4m3 too
     experts += 2 * every * config.hidden * 4  # partial sums
     hidden = 3 * own * config.hidden * item + every * config.hidden * item
     logits = run.max_running * (config.vocab_size // run.world_size + config.hidden) * 4

@@ -7,6 +7,7 @@ is one product here and several tensors there is mapped in `_checkpoint_names`.
 """
 
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,10 @@ from ref_dsinfer.parallel import Ranks
 
 
 class Layer(nn.Module):
-    """Attention and MLP, each added to the residual stream after one reduction."""
+    """Attention and MLP, each added to the residual stream after one reduction.
+
+    Sums over ranks stay fp32 until then. What the MLP returns is added by the norm that follows.
+    """
 
     def __init__(self, config: ModelConfig, layer: int, dtype: torch.dtype, ranks: Ranks) -> None:
         super().__init__()
@@ -38,12 +42,22 @@ class Layer(nn.Module):
             else MoE(config, dtype, ranks)
         )
 
-    def forward(self, x_TD: Tensor, rotations: Tensor, batch: Batch, cache: PagedCache) -> Tensor:
-        attended = self.self_attn(self.input_layernorm(x_TD), rotations, batch, cache)
-        attended = self.ranks.reduce_heads(attended, x_TD.dtype)
+    def forward(
+        self,
+        x_TD: Tensor,
+        part_TD: Tensor | None,
+        rotations: Tensor,
+        batch: Batch,
+        cache: PagedCache,
+    ) -> tuple[Tensor, Tensor]:
+        """Hidden states [T, D] are x, and, where it is given, a part that was not added to it yet.
+        Returns the next layer's, in two parts too, of which the second is fp32."""
+        x_TD, normed_TD = self.input_layernorm.added(x_TD, part_TD)
+        attended = self.self_attn(normed_TD, rotations, batch, cache)
+        attended = self.ranks.reduce_heads(attended, attended.dtype)
         x_TD, normed_TD = self.post_attention_layernorm.added(x_TD, attended)
-        x_GD = self.ranks.gather_tokens(normed_TD, batch.width)
-        return x_TD + self.ranks.scatter_tokens(self.mlp(x_GD, batch.real_G), len(x_TD), x_TD.dtype)
+        part_GD = self.mlp(self.ranks.gather_tokens(normed_TD, batch.width), batch.real_G)
+        return x_TD, self.ranks.scatter_tokens(part_GD, len(x_TD), torch.float32)
 
 
 class MTP(Layer):
@@ -83,9 +97,10 @@ class Model(nn.Module):
         """Hidden states [T, D] after the last norm; writes the tokens' latents into `cache`."""
         x_TD = self.embed_tokens(batch.tokens_T, batch.width)
         rotations = self.rotations[batch.positions_T]
+        part_TD = None
         for layer in self.layers:
-            x_TD = layer(x_TD, rotations, batch, cache)
-        return self.norm(x_TD)
+            x_TD, part_TD = layer(x_TD, part_TD, rotations, batch, cache)
+        return self.norm.added(x_TD, part_TD)[1]
 
     def draft(self, batch: Batch, hidden_TD: Tensor, cache: PagedCache) -> Tensor:
         """The MTP layer's hidden states [T, D], from which `logits` makes drafts.
@@ -97,8 +112,9 @@ class Model(nn.Module):
         embedded_TD = self.embed_tokens(batch.tokens_T, batch.width)
         embedded_TD = embedded_TD.masked_fill(batch.positions_T[:, None] == 0, 0)  # DeepSeek's rule
         x_TD = self.mtp.entries(embedded_TD, hidden_TD)
-        x_TD = self.mtp(x_TD, self.rotations[batch.positions_T], batch, cache)
-        return self.mtp.shared_head["norm"](x_TD)
+        x_TD, part_TD = self.mtp(x_TD, None, self.rotations[batch.positions_T], batch, cache)
+        norm = cast(RMSNorm, self.mtp.shared_head["norm"])
+        return norm.added(x_TD, part_TD)[1]
 
     def logits(self, x_ND: Tensor) -> Tensor:
         """fp32 logits of hidden states for this rank's part of the vocabulary, [N, V / world]."""

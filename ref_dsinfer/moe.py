@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ref_dsinfer import gemm, kernels
 from ref_dsinfer.config import ModelConfig
-from ref_dsinfer.layers import MLP, Weight, gated, parameter
+from ref_dsinfer.layers import MLP, Weight, parameter
 from ref_dsinfer.parallel import Ranks
 
 NO_EXPERT = -1  # of rows that are padding
@@ -87,38 +87,29 @@ class Experts(nn.Module):
         self.gate_up_proj = Weight(self.count, 2, inner, hidden, dtype=dtype, quantised=quantised)
         self.down_proj = Weight(self.count, hidden, inner, dtype=dtype, quantised=quantised)
 
-    def forward(
-        self,
-        x_TD: Tensor,
-        weights_TA: Tensor,
-        experts_TA: Tensor,
-        shared_TD: Tensor | None = None,
-    ) -> Tensor:
-        """Weighted sum of the chosen experts of this rank, and `shared_TD`, fp32 [T, D].
+    def forward(self, x_TD: Tensor, weights_TA: Tensor, experts_TA: Tensor) -> gemm.Pairs:
+        """What the chosen experts of this rank return, not added up yet.
 
         Pairs of `NO_EXPERT` are left out.
         """
-        sort, combine = plain_sort, plain_combine
+        sort = plain_sort
         if kernels.used(x_TD):
-            from ref_dsinfer.kernels import experts  # Triton is installed only where GPUs are used
+            from ref_dsinfer.kernels import routing  # Triton is installed only where GPUs are used
 
-            sort, combine = experts.sort, experts.combine
+            sort = routing.sort
         # Sorted by expert, so that each has one run of rows.
         tokens_P, places_TA, ends_E = sort(experts_TA, self.first, self.count)
         expected = experts_TA.numel() * self.count // self.total
-        gate_up_PI = grouped(x_TD, self.gate_up_proj, ends_E, expected, tokens_P)
-        y_PD = grouped(gated(gate_up_PI, ends_E), self.down_proj, ends_E, expected)
-        return combine(y_PD, places_TA, weights_TA, shared_TD)
 
+        def product(x: Tensor, weight: Weight, tokens: Tensor | None, gated: bool) -> Tensor:
+            return gemm.grouped(
+                *(x, weight.weight, weight.weight_scale_inv, ends_E, tokens),
+                *(weight.arithmetic, gated, expected),
+            )
 
-def grouped(
-    x_TI: Tensor, weight: Weight, ends_E: Tensor, expected: int, tokens_P: Tensor | None = None
-) -> Tensor:
-    """`gemm.grouped` of a stack of weights."""
-    return gemm.grouped(
-        *(x_TI, weight.weight, weight.weight_scale_inv, ends_E, tokens_P),
-        *(weight.arithmetic, expected),
-    )
+        inner_PI = product(x_TD, self.gate_up_proj, tokens_P, gated=True)
+        y_PD = product(inner_PI, self.down_proj, None, gated=False)
+        return gemm.Pairs(y_PD, places_TA, weights_TA)
 
 
 def plain_sort(experts_TA: Tensor, first: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -138,21 +129,6 @@ def plain_sort(experts_TA: Tensor, first: int, count: int) -> tuple[Tensor, Tens
     return order_P[: ends_E[-1]] // experts_TA.shape[1], places_TA, ends_E
 
 
-def plain_combine(
-    y_PD: Tensor, places_TA: Tensor, weights_TA: Tensor, shared_TD: Tensor | None = None
-) -> Tensor:
-    """The weighted sum of each token's pairs, and `shared_TD`, fp32 [T, D]; `y_PD` is sorted,
-    `places_TA` says how."""
-    if len(y_PD):
-        weights_TA = weights_TA.masked_fill(places_TA < 0, 0)
-        y_TAD = y_PD.float()[places_TA.clamp(min=0)]
-        # in place: this is a step's largest tensor
-        sum_TD = y_TAD.mul_(weights_TA[..., None]).sum(dim=1)
-    else:
-        sum_TD = y_PD.new_zeros(len(places_TA), y_PD.shape[1], dtype=torch.float32)
-    return sum_TD if shared_TD is None else sum_TD + shared_TD
-
-
 class MoE(nn.Module):
     """Routed and shared experts; returns one fp32 partial sum of both."""
 
@@ -165,4 +141,5 @@ class MoE(nn.Module):
 
     def forward(self, x_TD: Tensor, real_T: Tensor | None = None) -> Tensor:
         """`real_T`, bool, says which tokens are no padding: only these have experts."""
-        return self.experts(x_TD, *self.gate(x_TD, real_T), self.shared_experts(x_TD))
+        pairs = self.experts(x_TD, *self.gate(x_TD, real_T))
+        return self.shared_experts.down(self.shared_experts.inner(x_TD), pairs)

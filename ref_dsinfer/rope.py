@@ -46,13 +46,15 @@ def table(config: ModelConfig, length: int) -> Tensor:
     return torch.polar(torch.full_like(angles, magnitude), angles)
 
 
-def rotate(x_THR: Tensor, rotations: Tensor) -> Tensor:
-    """Rotate neighbouring pairs of heads' values in fp32; `rotations` [T, R/2]."""
+def rotate(x_THR: Tensor, rotations: Tensor, out_THR: Tensor) -> None:
+    """Rotate neighbouring pairs of heads' values in fp32; `rotations` [T, R/2]. `out_THR` may be x
+    itself."""
     if kernels.used(x_THR):
         from ref_dsinfer.kernels import fused  # Triton is installed only where GPUs are used
 
-        return fused.rotate(x_THR, rotations)
-    return plain_rotate(x_THR, rotations[:, None])
+        fused.rotate(x_THR, rotations, out_THR)
+    else:
+        out_THR.copy_(plain_rotate(x_THR, rotations[:, None]))
 
 
 def plain_rotate(x: Tensor, rotations: Tensor) -> Tensor:

@@ -15,6 +15,15 @@ from ref_dsinfer.rounding import ceil_div
 
 
 @triton.jit
+def _normed(x, weight_ptr, D, eps, BLOCK: tl.constexpr):
+    """The norm of a row of D values, fp32."""
+    column = tl.arange(0, BLOCK)
+    x = x.to(tl.float32)
+    x *= tl.math.rsqrt(tl.sum(x * x, 0) / D + eps)
+    return x * tl.load(weight_ptr + column, mask=column < D, other=0.0)
+
+
+@triton.jit
 def _norm(
     x_ptr,  # [T, D], row after row at `stride`
     part_ptr,  # [T, D]
@@ -36,9 +45,7 @@ def _norm(
             sum_ptr.dtype.element_ty
         )
         tl.store(sum_ptr + row * D + column, x, mask=real)
-    x = x.to(tl.float32)
-    x *= tl.math.rsqrt(tl.sum(x * x, 0) / D + eps)
-    x *= tl.load(weight_ptr + column, mask=real, other=0.0)
+    x = _normed(x, weight_ptr, D, eps, BLOCK)
     tl.store(out_ptr + row * D + column, x.to(out_ptr.dtype.element_ty), mask=real)
 
 
@@ -56,9 +63,11 @@ def _turned(x_ptr, rotation_ptr, pair, real):
 def _rotate(
     x_ptr,  # [T, H, R], at two strides
     rotations_ptr,  # [T, R]: cosine and sine of each pair
-    out_ptr,  # [T, H, R]
+    out_ptr,  # [T, H, R], at two strides
     token_stride,
     head_stride,
+    out_token_stride,
+    out_head_stride,
     heads,
     R,
     BLOCK_H: tl.constexpr,
@@ -70,7 +79,7 @@ def _rotate(
     real = (head < heads) & (pair < R // 2)
     x_ptr += token * token_stride + head * head_stride
     first, second = _turned(x_ptr, rotations_ptr + token * R, pair, real)
-    out_ptr += (token * heads + head) * R + 2 * pair
+    out_ptr += token * out_token_stride + head * out_head_stride + 2 * pair
     tl.store(out_ptr, first.to(out_ptr.dtype.element_ty), mask=real)
     tl.store(out_ptr + 1, second.to(out_ptr.dtype.element_ty), mask=real)
 
@@ -83,23 +92,28 @@ def _latents(
     slots_ptr,  # [T]
     latents_ptr,  # [T, C + R]
     cache_ptr,  # [slots, C + R]
+    q_ptr,  # [T, Q], row after row at `q_stride`
+    q_weight_ptr,  # [Q]
+    queries_ptr,  # [T, Q]
     stride,
+    q_stride,
     C,
     R,
+    Q,
     eps,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,  # pairs
+    BLOCK_Q: tl.constexpr,  # 0: no queries
 ):
-    """A token's latent, normalised, and its key, rotated: as a result and into the cache."""
+    """A token's latent, normalised, and its key, rotated: as a result and into the cache. And its
+    query's latent, normalised."""
     token = tl.program_id(0).to(tl.int64)
     row = token * (C + R)
     cached = tl.load(slots_ptr + token).to(tl.int64) * (C + R)
     x_ptr += token * stride
     column = tl.arange(0, BLOCK_C)
     real = column < C
-    x = tl.load(x_ptr + column, mask=real, other=0.0).to(tl.float32)
-    x *= tl.math.rsqrt(tl.sum(x * x, 0) / C + eps)
-    x *= tl.load(weight_ptr + column, mask=real, other=0.0)
+    x = _normed(tl.load(x_ptr + column, mask=real, other=0.0), weight_ptr, C, eps, BLOCK_C)
     x = x.to(latents_ptr.dtype.element_ty)
     tl.store(latents_ptr + row + column, x, mask=real)
     tl.store(cache_ptr + cached + column, x, mask=real)
@@ -115,28 +129,26 @@ def _latents(
     tl.store(cache_ptr + cached + place, first, mask=real)
     tl.store(cache_ptr + cached + place + 1, second, mask=real)
 
-
-def norm(x_TD: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """`RMSNorm.plain` in one kernel."""
-    return _normed(x_TD, None, weight, eps)[1]
-
-
-def add_norm(x_TD: Tensor, part_TD: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """`RMSNorm.plain_added` in one kernel."""
-    return _normed(x_TD, part_TD.contiguous(), weight, eps)
+    if BLOCK_Q:
+        column = tl.arange(0, BLOCK_Q)
+        real = column < Q
+        x = tl.load(q_ptr + token * q_stride + column, mask=real, other=0.0)
+        x = _normed(x, q_weight_ptr, Q, eps, BLOCK_Q)
+        tl.store(queries_ptr + token * Q + column, x.to(queries_ptr.dtype.element_ty), mask=real)
 
 
-def _normed(
+def add_norm(
     x_TD: Tensor, part_TD: Tensor | None, weight: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
+    """`RMSNorm.plain_added` in one kernel."""
     assert x_TD.stride(1) == 1
     tokens, size = x_TD.shape
     out_TD = x_TD.new_empty(tokens, size)
-    sum_TD = out_TD if part_TD is None else torch.empty_like(out_TD)
+    sum_TD = x_TD if part_TD is None else torch.empty_like(out_TD)
     if tokens:
         block = triton.next_power_of_2(size)
         _norm[(tokens,)](
-            *(x_TD, x_TD if part_TD is None else part_TD, weight, sum_TD, out_TD),
+            *(x_TD, x_TD if part_TD is None else part_TD.contiguous(), weight, sum_TD, out_TD),
             *(x_TD.stride(0), size, eps),
             ADDED=part_TD is not None,
             BLOCK=block,
@@ -145,19 +157,18 @@ def _normed(
     return sum_TD, out_TD
 
 
-def rotate(x_THR: Tensor, rotations: Tensor) -> Tensor:
-    """`rope.plain_rotate` of heads in one kernel; `rotations`: complex64 [T, R/2]."""
-    assert x_THR.stride(2) == 1
+def rotate(x_THR: Tensor, rotations: Tensor, out_THR: Tensor) -> None:
+    """`rope.plain_rotate` of heads in one kernel; `rotations`: complex64 [T, R/2]. `out_THR` may be
+    x itself."""
+    assert x_THR.stride(2) == out_THR.stride(2) == 1
     tokens, heads, size = x_THR.shape
-    out_THR = x_THR.new_empty(tokens, heads, size)
     if tokens:
         _rotate[(tokens, ceil_div(heads, 16))](
             *(x_THR, torch.view_as_real(rotations).contiguous(), out_THR),
-            *(*x_THR.stride()[:2], heads, size),
+            *(*x_THR.stride()[:2], *out_THR.stride()[:2], heads, size),
             BLOCK_H=16,
             BLOCK_P=triton.next_power_of_2(size // 2),
         )
-    return out_THR
 
 
 def latents(
@@ -167,19 +178,25 @@ def latents(
     rotations: Tensor,
     blocks_BSL: Tensor,
     slots_T: Tensor,
-) -> Tensor:
-    """`attention.plain_latents` in one kernel."""
+    queries: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor | None, Tensor]:
+    """`attention.plain_latents` in one kernel, which also normalises the queries' latents [T, Q],
+    if they and their weight are given. Returns first these, then the others."""
     assert blocks_BSL.is_contiguous()
     assert blocks_BSL.dtype == x_TL.dtype
     assert x_TL.stride(1) == 1
-    latents_TL = x_TL.new_empty(x_TL.shape)
-    kept = len(weight)
+    q_TQ, q_weight = queries or (x_TL[:, :0], weight)
+    assert q_TQ.stride(1) == 1
+    latents_TL, queries_TQ = x_TL.new_empty(x_TL.shape), x_TL.new_empty(q_TQ.shape)
+    kept, wide = len(weight), q_TQ.shape[1]
     rotated = x_TL.shape[1] - kept
     if len(x_TL):
         _latents[(len(x_TL),)](
             *(x_TL, weight, torch.view_as_real(rotations).contiguous(), slots_T),
-            *(latents_TL, blocks_BSL, x_TL.stride(0), kept, rotated, eps),
+            *(latents_TL, blocks_BSL, q_TQ, q_weight, queries_TQ),
+            *(x_TL.stride(0), q_TQ.stride(0), kept, rotated, wide, eps),
             BLOCK_C=triton.next_power_of_2(kept),
             BLOCK_P=triton.next_power_of_2(rotated // 2),
+            BLOCK_Q=0 if queries is None else triton.next_power_of_2(wide),
         )
-    return latents_TL
+    return None if queries is None else queries_TQ, latents_TL

@@ -3,9 +3,12 @@
 `plain` of attention.py is its definition. All query heads share the cached rows, and a row's values
 are its first columns, so a tile of rows is loaded once and used twice. A sequence's context is
 split into chunks of one length, one for each program, so that a long sequence is many programs
-and not a longer one; a second kernel combines them by their softmax sums. The grid is sized for the
-longest context that the block tables hold; programs behind a sequence's end return at once. Lengths
-stay on the device: a CUDA graph can capture the call.
+and not a longer one; a second kernel combines them by their softmax sums. A sequence of one chunk
+needs no second kernel: few sequences have short chunks, and many of them keep a GPU busy with long
+ones. The longest sequences come first, so that the last programs to start are short.
+
+The grid is sized for the longest context that the block tables hold; programs behind a sequence's
+end return at once. Lengths stay on the device: a CUDA graph can capture the call.
 """
 
 import torch
@@ -16,9 +19,9 @@ from torch import Tensor
 from ref_dsinfer.kernels.devices import is_blackwell
 from ref_dsinfer.rounding import ceil_div
 
-PROGRAMS = 512  # to have work for at TYPICAL contexts: about two rounds of what 132 processors run
+PROGRAMS = 132  # to have work for at TYPICAL contexts: an H100's processors run one each
 TYPICAL = 4096  # tokens
-SHORTEST, LONGEST = 128, 1024  # tokens of a chunk
+SHORTEST, LONGEST = 128, 4096  # tokens of a chunk
 MOST_PROGRAMS = 4096  # bounds the chunks' results, of up to 128 KiB each; above, chunks are longer
 LOG2_E = 1.4426950408889634
 
@@ -29,8 +32,10 @@ def _attend(
     blocks_ptr,  # [B, SIZE, KEPT + ROTATED]
     table_ptr,  # [N, columns]
     lengths_ptr,  # [N]
+    order_ptr,  # [N]: the longest sequence first
     part_ptr,  # [N, heads, parts, KEPT]: softmax-weighted mean of a chunk's values
     sum_ptr,  # [N, heads, parts]: log2 of the chunk's softmax sum
+    out_ptr,  # [N, heads, KEPT]: the same of sequences of one chunk
     heads,
     columns,
     chunk,
@@ -46,7 +51,7 @@ def _attend(
 ):
     WIDTH: tl.constexpr = KEPT + ROTATED
     # Programs of the same rows, for other heads, run side by side: the rows are then read once.
-    n, part = tl.program_id(1), tl.program_id(2)
+    part, n = tl.program_id(1), tl.load(order_ptr + tl.program_id(2))
     length = tl.load(lengths_ptr + n).to(tl.int32)
     start = part * chunk
     if start >= length:
@@ -95,12 +100,15 @@ def _attend(
         mean_HC += tl.dot(weight_HL.to(k_LC.dtype), k_LC, input_precision="ieee")
         high_H = higher_H
 
-    out_H = head_H * parts + part
+    mean_HC /= sum_H[:, None]
     kept = real_H[:, None] & real_C[None, :]
-    tl.store(
-        part_ptr + out_H[:, None] * KEPT + latent_C[None, :], mean_HC / sum_H[:, None], mask=kept
-    )
-    tl.store(sum_ptr + out_H, high_H + tl.log2(sum_H), mask=real_H)
+    if length <= chunk:
+        out_HC = out_ptr + n * heads * KEPT + head_H[:, None] * KEPT + latent_C[None, :]
+        tl.store(out_HC, mean_HC.to(out_ptr.dtype.element_ty), mask=kept)
+    else:
+        part_H = head_H * parts + part
+        tl.store(part_ptr + part_H[:, None] * KEPT + latent_C[None, :], mean_HC, mask=kept)
+        tl.store(sum_ptr + part_H, high_H + tl.log2(sum_H), mask=real_H)
 
 
 @triton.jit(do_not_specialize=["chunk", "parts"])
@@ -115,9 +123,12 @@ def _combine(
     KEPT: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """A sequence's chunks' means, weighted by their softmax sums, in the chunks' order."""
+    """The chunks' means of a sequence of several, weighted by their softmax sums, in the chunks'
+    order."""
     row = tl.program_id(0).to(tl.int64)
     length = tl.load(lengths_ptr + row // heads).to(tl.int32)
+    if length <= chunk:
+        return
     latent_C = tl.arange(0, BLOCK_C)
     real_C = latent_C < KEPT
     high, total = float("-inf"), 0.0
@@ -139,10 +150,12 @@ def attend(
     blocks_BSL: Tensor,
     tables_NM: Tensor,
     lengths_N: Tensor,
+    order_N: Tensor,
     kept: int,
     scale: float,
 ) -> Tensor:
     """Softmax(scale · q · keys) · values, [N, H, kept] in q's dtype; values are keys cut to `kept`.
+    Sequences are started in `order_N`.
 
     The keys of sequence n are the first `lengths_N[n]` rows, one at least, of the blocks
     `tables_NM[n]`. q and blocks are of one dtype.
@@ -161,8 +174,8 @@ def attend(
     out = q_NHL.new_empty(count, heads, kept)
     rows, warps, stages = launch(tall, q_NHL.itemsize, is_blackwell(q_NHL.device))
     block_c = triton.next_power_of_2(kept)
-    _attend[(head_blocks, count, parts)](
-        *(q_NHL, blocks_BSL, tables_NM, lengths_N, part, sums),
+    _attend[(head_blocks, parts, count)](
+        *(q_NHL, blocks_BSL, tables_NM, lengths_N, order_N, part, sums, out),
         *(heads, tables_NM.shape[1], chunk, parts, scale * LOG2_E),
         KEPT=kept,
         ROTATED=width - kept,
@@ -174,9 +187,10 @@ def attend(
         num_warps=warps,
         num_stages=stages,
     )
-    _combine[(count * heads,)](
-        *(part, sums, lengths_N, out, heads, chunk, parts), KEPT=kept, BLOCK_C=block_c
-    )
+    if parts > 1:
+        _combine[(count * heads,)](
+            *(part, sums, lengths_N, out, heads, chunk, parts), KEPT=kept, BLOCK_C=block_c
+        )
     return out
 
 

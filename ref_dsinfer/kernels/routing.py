@@ -1,6 +1,8 @@
-"""The choice of experts in one kernel, on NVIDIA GPUs; `moe.plain_route` is its definition.
+"""The choice of experts in one kernel, and the order of their tokens in another, on NVIDIA GPUs;
+`moe.py` has the definitions in plain torch.
 
-Shape letters: T tokens, A active experts a token, E experts, G groups, S a group's experts.
+Shape letters: T tokens, A active experts a token, P pairs of token and expert, E experts, G groups,
+S a group's experts.
 """
 
 import torch
@@ -9,6 +11,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ref_dsinfer.config import ModelConfig
+
+SORT_BLOCK = 1024  # pairs a program looks at together
 
 
 @triton.jit
@@ -83,6 +87,40 @@ def _route(
     tl.store(experts_ptr + at_A, expert_A, mask=number_A < ACTIVE)
 
 
+@triton.jit(do_not_specialize=["pairs", "first"])
+def _sort(
+    experts_ptr,  # [pairs]
+    tokens_ptr,  # [pairs]: the token of each local pair, sorted by expert
+    places_ptr,  # [pairs]: where a pair lies in that order; -1 where its expert is elsewhere
+    ends_ptr,  # [count]
+    pairs,
+    first,
+    count,
+    ACTIVE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """A counting sort: each program places the pairs of one expert."""
+    own = first + tl.program_id(0)
+    before_P = tl.zeros((BLOCK,), tl.int32)
+    for at in range(0, pairs, BLOCK):
+        pair_P = at + tl.arange(0, BLOCK)
+        expert_P = tl.load(experts_ptr + pair_P, mask=pair_P < pairs, other=-1)
+        before_P += ((expert_P >= first) & (expert_P < own)).to(tl.int32)
+    placed = tl.sum(before_P, 0)
+    for at in range(0, pairs, BLOCK):
+        pair_P = at + tl.arange(0, BLOCK)
+        expert_P = tl.load(experts_ptr + pair_P, mask=pair_P < pairs, other=-1)
+        mine_P = expert_P == own
+        place_P = placed + tl.cumsum(mine_P.to(tl.int32), 0) - 1
+        tl.store(places_ptr + pair_P, place_P, mask=mine_P)
+        tl.store(tokens_ptr + place_P, pair_P // ACTIVE, mask=mine_P)
+        placed += tl.sum(mine_P.to(tl.int32), 0)
+        if own == first:
+            elsewhere_P = (expert_P < first) | (expert_P >= first + count)
+            tl.store(places_ptr + pair_P, -1, mask=elsewhere_P & (pair_P < pairs))
+    tl.store(ends_ptr + tl.program_id(0), placed)
+
+
 def route(
     logits_TE: Tensor, bias_E: Tensor | None, config: ModelConfig, real_T: Tensor | None
 ) -> tuple[Tensor, Tensor]:
@@ -110,3 +148,19 @@ def route(
             num_warps=1,
         )
     return weights_TA, experts_TA
+
+
+def sort(experts_TA: Tensor, first: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """`moe.plain_sort` in one kernel; tokens behind the last run are left uninitialised."""
+    experts_TA = experts_TA.contiguous()
+    pairs = experts_TA.numel()
+    tokens_P = experts_TA.new_empty(pairs, dtype=torch.int32)
+    places_TA = experts_TA.new_empty(experts_TA.shape, dtype=torch.int32)
+    ends_E = experts_TA.new_empty(count, dtype=torch.int32)
+    _sort[(count,)](
+        *(experts_TA, tokens_P, places_TA, ends_E),
+        *(pairs, first, count),
+        ACTIVE=experts_TA.shape[1],
+        BLOCK=SORT_BLOCK,
+    )
+    return tokens_P, places_TA, ends_E

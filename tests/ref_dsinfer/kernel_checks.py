@@ -16,9 +16,10 @@ from torch import Tensor
 from benchmarks.r1 import R1
 from ref_dsinfer import fp8_format, gemm, rope
 from ref_dsinfer.attention import plain, plain_latents
-from ref_dsinfer.kernels import block_fp8, experts, fused, mla, routing
-from ref_dsinfer.layers import RMSNorm, plain_gated
-from ref_dsinfer.moe import NO_EXPERT, plain_combine, plain_route, plain_sort
+from ref_dsinfer.gemm import Pairs, plain_combine, plain_gated
+from ref_dsinfer.kernels import block_fp8, dense, fused, grouped, mla, routing
+from ref_dsinfer.layers import RMSNorm
+from ref_dsinfer.moe import NO_EXPERT, plain_route, plain_sort
 from tests.effort import cases
 
 # A weight's shape [..., out, in], rows of x. Edges of blocks, stacks, and sums in several parts.
@@ -42,9 +43,28 @@ def check_products(device: str, dtype: torch.dtype, arithmetic: gemm.Arithmetic)
         weight, scale = fp8_format.quantise(torch.randn(shape, device=device))
         x = torch.randn(rows, shape[-1], device=device).to(dtype)
         values, x_scale = fp8_format.quantise_rows(x) if arithmetic == "fp8" else (x, None)
-        result = block_fp8.product(values, weight, scale, x_scale=x_scale, dtype=dtype)
+        expected = gemm.plain(x.float(), weight, scale, arithmetic)
         bound = _bound(x, fp8_format.dequantise(weight, scale, torch.float32))
-        _close(result, gemm.plain(x.float(), weight, scale, arithmetic), bound, dtype)
+        result = dense.product(values, weight, scale, x_scale, dtype)
+        _close(result, expected, bound, dtype)
+        assert not dense.arrivals(result.device).any()
+        if len(shape) > 2:
+            # |silu(g) u| changes by no more than 1.1 |g| |u|
+            gate, up = bound.chunk(2, dim=1)
+            result = dense.product(values, weight, scale, x_scale, dtype, gated=True)
+            _close(result, plain_gated(expected), 2 * gate * up + gate + up, dtype)
+        else:
+            pairs = _pairs(rows, shape[0], dtype, device)
+            result = dense.product(values, weight, scale, x_scale, torch.float32, pairs=pairs)
+            _close(result, plain_combine(pairs, expected), bound + 16, torch.float32)
+
+
+def _pairs(tokens: int, width: int, dtype: torch.dtype, device: str) -> Pairs:
+    """Three pairs a token, of which about half are another rank's."""
+    places = torch.arange(3 * tokens, dtype=torch.int32, device=device).view(tokens, 3)
+    places[torch.rand(tokens, 3, device=device) < 0.5] = -1
+    rows = torch.randn(3 * tokens, width, device=device).to(dtype)
+    return Pairs(rows, places, torch.rand(tokens, 3, device=device))
 
 
 def check_groups(device: str, dtype: torch.dtype, arithmetic: gemm.Arithmetic) -> None:
@@ -53,26 +73,27 @@ def check_groups(device: str, dtype: torch.dtype, arithmetic: gemm.Arithmetic) -
     x = torch.randn(13, 200, device=device).to(dtype)
     tokens = torch.randint(0, 13, (40,), device=device)
     values, x_scale = fp8_format.quantise_rows(x) if arithmetic == "fp8" else (x, None)
+    size = fp8_format.dequantise(weight, scale, torch.float32).abs().amax() * x.abs().amax() * 200
     for numbers in ENDS:
         ends = torch.tensor(numbers, dtype=torch.int32, device=device)
         for rows in (tokens, None):
             if rows is None and numbers[-1] > len(x):
                 continue
             few = 1 if rows is None else None  # rows than are there: programs then take several
-            result = block_fp8.product(values, weight, scale, ends, rows, x_scale, dtype, few)
             expected = gemm.plain_grouped(x.float(), weight, scale, ends, rows, arithmetic)
-            size = (
-                fp8_format.dequantise(weight, scale, torch.float32).abs().amax()
-                * x.abs().amax()
-                * 200
-            )
             kept = slice(0, numbers[-1])
-            _close(result[kept], expected[kept], size.float(), dtype)
+            for gated in (False, True):
+                result = grouped.product(
+                    *(values, weight, scale, ends, rows, x_scale, dtype, gated, few)
+                )
+                bound = 2 * size.float() ** 2 if gated else size.float()
+                definition = plain_gated(expected) if gated else expected
+                _close(result[kept], definition[kept], bound, dtype)
 
 
 def check_experts(device: str, dtype: torch.dtype) -> None:
-    """All that surrounds the products. Every third token is padding, whose expert there is none;
-    in the last case no token chooses this rank's experts."""
+    """The order of pairs. Every third token is padding, whose expert there is none; in the last
+    case no token chooses this rank's experts. And whole experts, whose pairs are added up."""
     for tokens, total, active, first, count in EXPERTS:
         chosen = torch.rand(tokens, total, device=device).topk(active).indices
         chosen[::3] = NO_EXPERT
@@ -80,22 +101,22 @@ def check_experts(device: str, dtype: torch.dtype) -> None:
             chosen[chosen >= first] = 0
         sorted_P, places_TA, ends_E = plain_sort(chosen, first, count)
         pairs = len(sorted_P)
-        result = experts.sort(chosen, first, count)
+        result = routing.sort(chosen, first, count)
         assert torch.equal(result[0][:pairs].long(), sorted_P)
         assert torch.equal(result[1], places_TA)
         assert torch.equal(result[2], ends_E)
-        gate_up = torch.randn(tokens * active, 2 * 200, device=device).to(dtype)
-        inner = experts.gated(gate_up, ends_E)[:pairs]
-        _close(inner, plain_gated(gate_up[:pairs].float()), torch.tensor(4.0), dtype)
-        whole = experts.gated(gate_up)
-        _close(whole, plain_gated(gate_up.float()), torch.tensor(4.0), dtype)
-        y = torch.randn(tokens * active, 1100, device=device).to(dtype)
+        y = torch.randn(tokens * active, 150, device=device).to(dtype)
         y[pairs:] = torch.nan
         weights = torch.rand(tokens, active, device=device)
-        for shared in (None, torch.randn(tokens, 1100, device=device).to(dtype)):
-            combined = experts.combine(y, places_TA, weights, shared)
-            expected = plain_combine(y[:pairs].float(), places_TA, weights, shared)
-            _close(combined, expected, torch.tensor(16.0), torch.float32)
+        x, weight = (torch.randn(shape, device=device) for shape in ((tokens, 70), (150, 70)))
+        combined = dense.product(
+            *(x.to(dtype), weight.to(dtype), None),
+            dtype=torch.float32,
+            pairs=Pairs(y, places_TA, weights),
+        )
+        shared = x.to(dtype).float() @ weight.to(dtype).float().T
+        expected = plain_combine(Pairs(y[:pairs].float(), places_TA, weights), shared)
+        _close(combined, expected, torch.tensor(400.0), torch.float32)
 
 
 def check_routing(device: str) -> None:
@@ -125,21 +146,36 @@ def check_fused(device: str, dtype: torch.dtype) -> None:
         x = torch.randn(tokens, 2 * kept, device=device).to(dtype)[:, kept:]
         part = torch.randn(tokens, kept, device=device).to(dtype)
         size = norm.weight.abs().amax() * 8
-        _close(fused.norm(x, norm.weight, norm.eps), norm.plain(x.float()), size, dtype)
-        total, normed = fused.add_norm(x, part, norm.weight, norm.eps)
-        assert torch.equal(total, norm.plain_added(x, part)[0])
-        _close(normed, norm.plain(total.float()), size, dtype)
+        for addend in (None, part, part.float()):
+            total, normed = fused.add_norm(x, addend, norm.weight, norm.eps)
+            assert torch.equal(total, norm.plain_added(x, addend)[0])
+            _close(normed, norm.plain(total.float()), size, dtype)
 
         rotations = torch.randn(tokens, rotated // 2, dtype=torch.complex64, device=device)
         q = torch.randn(tokens, heads, 7 + rotated, device=device).to(dtype)[..., 7:]
         turned = rope.plain_rotate(q.float(), rotations[:, None])
-        _close(fused.rotate(q, rotations), turned, torch.tensor(20.0), dtype)
+        out = torch.zeros(tokens, heads, 3 + rotated, device=device, dtype=dtype)
+        fused.rotate(q, rotations, out[..., 3:])
+        _close(out[..., 3:], turned, torch.tensor(20.0), dtype)
+        fused.rotate(q, rotations, q)
+        assert torch.equal(q, out[..., 3:])
+        assert not out[..., :3].any()
 
         x = torch.randn(tokens, kept + rotated, device=device).to(dtype)
         cache = torch.zeros(4, 8, kept + rotated, device=device, dtype=dtype)
         slots = torch.randperm(32, device=device)[:tokens]
-        result = fused.latents(x, norm.weight, norm.eps, rotations, cache, slots)
+        own = RMSNorm(kept + 1, 1e-6)
+        own.weight.data = torch.randn(kept + 1, device=device)
+        wide = torch.randn(tokens, kept + 9, device=device).to(dtype)[:, 8:]
+        queries, result = fused.latents(
+            *(x, norm.weight, norm.eps, rotations, cache, slots, (wide, own.weight))
+        )
+        assert queries is not None
+        _close(queries, own.plain(wide.float()), size + 20, dtype)
         _close(result, plain_latents(x.float(), norm, rotations), size + 20, dtype)
+        alone = fused.latents(x, norm.weight, norm.eps, rotations, cache, slots)
+        assert alone[0] is None
+        assert torch.equal(alone[1], result)
         assert torch.equal(cache.flatten(0, 1)[slots], result)
         assert cache.count_nonzero() == result.count_nonzero()
 
@@ -149,11 +185,11 @@ def check_unscaled_groups(device: str, dtype: torch.dtype) -> None:
     weight = torch.randn(5, 2, 50, 96, device=device).to(dtype)
     x = torch.randn(40, 96, device=device).to(dtype)
     ends = torch.tensor(ENDS[0], dtype=torch.int32, device=device)
-    result = block_fp8.product(x, weight, None, ends)
+    result = grouped.product(x, weight, None, ends)
     for number, (start, end) in enumerate(zip([0, *ENDS[0]], ENDS[0], strict=False)):
         expected = x[start:end].float() @ weight[number].flatten(0, 1).float().T
         _close(result[start:end], expected, torch.tensor(96.0), dtype)
-    logits = block_fp8.product(x, weight[0, 0], None, dtype=torch.float32)
+    logits = dense.product(x, weight[0, 0], None, dtype=torch.float32)
     _close(logits, x.float() @ weight[0, 0].float().T, torch.tensor(96.0), torch.float32)
 
 
@@ -189,7 +225,8 @@ def check_attention(device: str, dtype: torch.dtype) -> None:
         blocks[table[0]] = blocks[table[0]].where(
             torch.arange(columns * size, device=device).view(columns, size, 1) < 1, torch.nan
         )
-        result = mla.attend(q, blocks, table, lengths, kept, 0.1)
+        order = lengths.argsort(descending=True)
+        result = mla.attend(q, blocks, table, lengths, order, kept, 0.1)
         _close(result, expected, blocks.nan_to_num().abs().amax().float(), dtype)
 
 

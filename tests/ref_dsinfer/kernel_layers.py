@@ -49,7 +49,7 @@ def compare() -> None:
     slots = tables[torch.arange(3), positions // BLOCK] * BLOCK + positions % BLOCK
     batch = Batch(positions, positions, slots, Decodes(tables, positions + 1), (), 3)
     rotations = rope.table(CONFIG, 64)[positions]
-    x = torch.randn(3, CONFIG.hidden)
+    x, part = torch.randn(2, 3, CONFIG.hidden)
     filled = torch.randn(6, BLOCK, CONFIG.latent_dim)
     for number in (0, 1):
         built = layer(CONFIG, number, torch.float32, world_size=2)
@@ -64,8 +64,7 @@ def compare() -> None:
                     assert built.self_attn.q_kv_a_proj is not None
                 else:
                     built.self_attn.prepare()
-                y = built(x, rotations, batch, cache)
-            found[interpreted] = y, cache.blocks(number)
+                found[interpreted] = *built(x, part, rotations, batch, cache), cache.blocks(number)
         for kernel, plain in zip(found[True], found[False], strict=True):
             error = (kernel - plain).abs().max() / plain.abs().max()
             assert error < TOLERANCE, f"layer {number}: {error:.1e}"

@@ -10,9 +10,10 @@ from torch import Tensor
 from benchmarks.r1 import R1
 from ref_dsinfer import cache, fp8_format, gemm, rope
 from ref_dsinfer.attention import plain, plain_latents
-from ref_dsinfer.kernels import block_fp8, experts, fused, mla, routing
+from ref_dsinfer.gemm import Pairs, plain_combine, plain_gated
+from ref_dsinfer.kernels import block_fp8, dense, fused, grouped, mla, routing
 from ref_dsinfer.layers import RMSNorm
-from ref_dsinfer.moe import NO_EXPERT, plain_combine, plain_sort
+from ref_dsinfer.moe import NO_EXPERT, plain_sort
 
 CPU = torch.device("cpu")
 TOLERANCE = 5e-4  # of the largest value
@@ -39,7 +40,7 @@ def check_experts() -> None:
     """Of two tokens' four pairs one has no expert; the third token is padding."""
     chosen = torch.tensor([[147, 255], [255, NO_EXPERT], [NO_EXPERT, NO_EXPERT]])
     weights = torch.rand(3, 2)
-    tokens, places, ends = experts.sort(chosen, 0, R1.experts)
+    tokens, places, ends = routing.sort(chosen, 0, R1.experts)
     expected_tokens, expected_places, expected_ends = plain_sort(chosen, 0, R1.experts)
     assert torch.equal(tokens[:3], expected_tokens.int())
     assert torch.equal(places, expected_places)
@@ -47,24 +48,33 @@ def check_experts() -> None:
     x = torch.randn(3, R1.hidden)
     values, scales, one, scale = stacked((2, R1.expert_intermediate, R1.hidden), [147, 255])
     assert values.stride(0) * 147 > 2**31
-    gate_up = block_fp8.product(x, values, scales, ends, tokens, expected=3)
-    near(gate_up[:3], gemm.plain(x[tokens[:3].long()], one, scale), "experts' gate and up")
-    inner = experts.gated(gate_up, ends)
+    inner = grouped.product(x, values, scales, ends, tokens, gated=True, expected=3)
+    expected = plain_gated(gemm.plain(x[tokens[:3].long()], one, scale))
+    near(inner[:3], expected, "experts' gate and up")
     values, scales, one, scale = stacked((R1.hidden, R1.expert_intermediate), [147, 255])
-    y = block_fp8.product(inner, values, scales, ends, expected=3)
+    y = grouped.product(inner, values, scales, ends, expected=3)
     near(y[:3], gemm.plain(inner[:3], one, scale), "experts' down")
-    near(experts.combine(y, places, weights), plain_combine(y[:3], places, weights), "their sum")
+    weight, scale = fp8_format.quantise(torch.randn(R1.hidden, 256))
+    x = torch.randn(3, 256)
+    sum_TD = dense.product(x, weight, scale, pairs=Pairs(y, places, weights))
+    pairs = Pairs(y[:3], places, weights)
+    near(sum_TD, plain_combine(pairs, gemm.plain(x, weight, scale)), "their sum")
 
 
 def check_products() -> None:
-    """The dense products of a rank of eight, one row each."""
+    """The dense products of a rank of eight, one row each, or more rows than share one way to split
+    sums."""
     for shape in ((1536, 7168), (576, 7168), (3072, 1536), (7168, 2048), (2, 256, 7168)):
         weight, scale = fp8_format.quantise(torch.randn(shape))
         x = torch.randn(1, shape[-1])
-        near(block_fp8.product(x, weight, scale), gemm.plain(x, weight, scale), f"dense {shape}")
+        gated = len(shape) > 2
+        expected = gemm.plain(x, weight, scale)
+        expected = plain_gated(expected) if gated else expected
+        near(dense.product(x, weight, scale, gated=gated), expected, f"dense {shape}")
     gate = torch.randn(R1.experts, R1.hidden)
-    x = torch.randn(2, R1.hidden)
-    near(block_fp8.product(x, gate, None, dtype=torch.float32), gemm.in_fp32(x, gate), "gate")
+    for rows in (2, dense.SPLIT_ROWS + 1):
+        x = torch.randn(rows, R1.hidden)
+        near(dense.product(x, gate, None, dtype=torch.float32), gemm.in_fp32(x, gate), "gate")
 
 
 def check_attention() -> None:
@@ -77,17 +87,26 @@ def check_attention() -> None:
     for heads in (16, 128):
         for lengths in ([1, 192], [65, 129]):
             q = torch.randn(2, heads, width)
-            found = mla.attend(q, blocks, used, torch.tensor(lengths), R1.kv_lora, 0.1352)
+            counts = torch.tensor(lengths)
+            order = counts.argsort(descending=True)
+            found = mla.attend(q, blocks, used, counts, order, R1.kv_lora, 0.1352)
             own = blocks[used.flatten()]
             table = torch.arange(6).view(2, 3)
-            expected = plain(q, own, table, torch.tensor(lengths), R1.kv_lora, 0.1352)
+            expected = plain(q, own, table, counts, R1.kv_lora, 0.1352)
             near(found, expected, f"attention of {heads} heads to {lengths}")
     norm = RMSNorm(R1.kv_lora, 1e-6)
     norm.weight.data = torch.rand(R1.kv_lora)
     x = torch.randn(2, width)
     rotations = rope.table(R1, 20_000)[[3, 19_999]]
     slots = torch.tensor([BLOCKS * 64 - 1, 5])
-    found = fused.latents(x, norm.weight, norm.eps, rotations, blocks, slots)
+    q_norm = RMSNorm(R1.q_lora or 0, 1e-6)
+    q_norm.weight.data = torch.rand(R1.q_lora or 0)
+    q = torch.randn(2, R1.q_lora or 0)
+    queries, found = fused.latents(
+        *(x, norm.weight, norm.eps, rotations, blocks, slots, (q, q_norm.weight))
+    )
+    assert queries is not None
+    near(queries, q_norm.plain(q), "queries' latents")
     near(found, plain_latents(x, norm, rotations), "latents")
     assert torch.equal(blocks.flatten(0, 1)[slots], found)
 
@@ -97,21 +116,22 @@ def check_no_rows() -> None:
     weight, scale = fp8_format.quantise(torch.randn(4, 2, 128, 256))
     none = torch.empty(0, 256)
     ends = torch.zeros(4, dtype=torch.int32)
-    assert block_fp8.product(none, weight[0], scale[0]).shape == (0, 256)
-    assert block_fp8.product(none, weight, scale, ends).shape == (0, 256)
+    assert dense.product(none, weight[0], scale[0]).shape == (0, 256)
+    assert grouped.product(none, weight, scale, ends).shape == (0, 256)
     assert block_fp8.quantise_rows(none)[0].shape == (0, 256)
-    block_fp8.product(torch.randn(3, 256), weight, scale, ends)
+    grouped.product(torch.randn(3, 256), weight, scale, ends)
     nothing = torch.full((3, 8), NO_EXPERT)
-    _, places, ends = experts.sort(nothing, 224, 32)
+    _, places, ends = routing.sort(nothing, 224, 32)
     assert (places == -1).all()
     assert not ends.any()
-    experts.gated(torch.randn(24, 256), ends)
-    assert not experts.combine(torch.full((24, 256), torch.nan), places, torch.rand(3, 8)).any()
-    _, places, ends = experts.sort(nothing[:0], 224, 32)
+    pairs = Pairs(torch.full((24, 128), torch.nan), places, torch.rand(3, 8))
+    x = torch.randn(3, 256)
+    found = dense.product(x, weight[0, 0], scale[0, 0], pairs=pairs)
+    near(found, gemm.plain(x, weight[0, 0], scale[0, 0]), "no pairs")
+    _, places, ends = routing.sort(nothing[:0], 224, 32)
     assert not ends.any()
-    assert experts.combine(none, places, torch.rand(0, 8)).shape == (0, 256)
     assert routing.route(torch.empty(0, 256), None, R1, None)[1].shape == (0, 8)
-    assert fused.norm(none, torch.ones(256), 1e-6).shape == (0, 256)
+    assert fused.add_norm(none, None, torch.ones(256), 1e-6)[1].shape == (0, 256)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ref_dsinfer import attention as decode
-from ref_dsinfer import cpu_kernels
+from ref_dsinfer import cpu_kernels, rope
 from ref_dsinfer.attention import Attention
 from ref_dsinfer.batch import Decodes, Prefill
 from ref_dsinfer.config import ModelConfig
@@ -144,17 +144,17 @@ def test_absorbed_attention_agrees_with_unabsorbed(
     assert isinstance(attention, Attention)
     torch.manual_seed(0)
     length, heads, block = 50, config.heads, 3
-    q_nope = torch.randn(length, heads, config.nope_dim)
-    q_rope = torch.randn(length, heads, config.rope_dim)
+    q = torch.randn(length, heads, config.nope_dim + config.rope_dim)
+    rotations = rope.table(config, length)
     latents = torch.randn(length, config.latent_dim)
     cache = ours.runner.cache
     cache.write(1, block * 64 + torch.arange(length), latents)
-    q_nope, q_rope = q_nope[earlier:], q_rope[earlier:]
+    q, rotations = q[earlier:], rotations[earlier:]
     count = length - earlier
     prefill = Prefill(count, block * 64 + torch.arange(earlier) if earlier else None)
-    unabsorbed = attention.unabsorbed(q_nope, q_rope, latents[earlier:], cache, (prefill,))
+    unabsorbed = attention.unabsorbed(q.clone(), rotations, latents[earlier:], cache, (prefill,))
     decodes = Decodes(torch.full((count, 1), block), torch.arange(earlier + 1, length + 1))
-    absorbed = attention.absorbed(q_nope, q_rope, cache.blocks(1), decodes)
+    absorbed = attention.absorbed(q, rotations, cache.blocks(1), decodes)
     assert unabsorbed.abs().max() > 0.5
     torch.testing.assert_close(absorbed, unabsorbed, rtol=0, atol=2e-5)
 

@@ -111,8 +111,10 @@ def test_padding_is_given_no_expert_and_adds_nothing(config: ModelConfig) -> Non
     _, experts = moe.gate(x, real)
     assert (experts[~real] == NO_EXPERT).all()
     assert (experts[real] >= 0).all()
-    torch.testing.assert_close(moe(x, real)[real], moe(x)[real])
-    assert torch.equal(moe(x, real)[~real], moe.shared_experts(x[~real]).float())
+    # Sums of many terms in another order: experts have other numbers of rows.
+    found = moe(x, real)
+    torch.testing.assert_close(found[real], moe(x)[real], rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(found[~real], moe.shared_experts(x[~real]), rtol=1e-4, atol=1e-3)
 
 
 def test_weights_are_kept_in_bf16_only_where_no_value_changes() -> None:
@@ -175,7 +177,7 @@ def test_experts_add_up_over_ranks_to_the_plain_loop(config: ModelConfig, world:
         own = slice(experts.first, experts.first + experts.count)
         fill(experts.gate_up_proj, gate_up[own])
         fill(experts.down_proj, down[own])
-        total += experts(x, weights, chosen)
+        total += gemm.plain_combine(experts(x, weights, chosen))
     torch.testing.assert_close(total, expected, rtol=1e-4, atol=1e-3)
 
 
@@ -186,7 +188,8 @@ def test_a_rank_without_any_chosen_expert_adds_nothing(config: ModelConfig) -> N
     fill(experts.gate_up_proj, torch.ones(4, 2, config.expert_intermediate, config.hidden))
     fill(experts.down_proj, torch.ones(4, config.hidden, config.expert_intermediate))
     x = torch.ones(3, config.hidden)
-    assert not experts(x, torch.ones(3, 2), torch.tensor([[0, 1]] * 3)).any()
+    pairs = experts(x, torch.ones(3, 2), torch.tensor([[0, 1]] * 3))
+    assert not gemm.plain_combine(pairs).any()
 
 
 def fill(weight: Weight, values: torch.Tensor) -> None:
