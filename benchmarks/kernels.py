@@ -29,6 +29,7 @@ if __name__ == "__main__":  # the packages of this tree, and none of the files b
 from benchmarks import roofline
 from benchmarks.r1 import R1
 from ref_dsinfer import fp8_format, gemm, rope
+from ref_dsinfer.attention import attend
 from ref_dsinfer.batch import Batch, Decodes
 from ref_dsinfer.cache import PagedCache
 from ref_dsinfer.config import ModelConfig
@@ -121,17 +122,12 @@ class Bench:
 
     def attention(self, batch: int, heads: int) -> tuple[float, float]:
         """Seconds and bytes of a layer's decode attention."""
-        from ref_dsinfer.kernels import mla
-
         width = self.config.latent_dim
         shape = (batch * self.context // BLOCK, BLOCK, width)
         blocks = self.activations(*shape)
         q = self.activations(batch, heads, width)
-        see = self.decode_inputs(batch)
         kept, scale = self.config.kv_lora, self.config.softmax_scale
-        call = partial(
-            mla.attend, q, blocks, see.tables_NM, see.lengths_N, see.order_N, kept, scale
-        )
+        call = partial(attend, q, blocks, self.decode_inputs(batch), kept, scale)
         return self.seconds([call]), blocks.nbytes + q.nbytes + batch * heads * kept * 2
 
     def experts(self, batch: int, arithmetic: gemm.Arithmetic) -> tuple[float, float]:

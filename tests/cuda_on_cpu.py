@@ -17,8 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ref_dsinfer import attention, cpu_kernels, fp8_format, gemm, moe, runner
-from ref_dsinfer.kernels import mla
+from ref_dsinfer import cpu_kernels, fp8_format, gemm, moe, runner
 
 FREE = 64 << 30  # bytes
 WAITING = ("_local_scalar_dense", "nonzero", "masked_select")  # operators that read values
@@ -174,7 +173,6 @@ def pytest_configure() -> None:
         (cpu_kernels, "library", lambda: None),  # not torch's operators, which a graph records
         (moe, "plain_sort", sort),
         (gemm, "plain_grouped", grouped),
-        (mla, "attend", attention.plain),
         (runner, "CONTEXT_CHUNK", 8),  # tokens of the context that steps are warmed up with
     )
     for module, name, definition in definitions:
