@@ -144,7 +144,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _all(args: argparse.Namespace) -> None:
     from mlperf.submission import init, steps
-    from mlperf.submission.rules.description import missing_scenarios
+    from mlperf.submission.rules.description import missing_scenarios, placeholders
 
     _require_open(args)
     system = _system(args, args.system)
@@ -154,6 +154,10 @@ def _all(args: argparse.Namespace) -> None:
     if not system.description.is_file():
         for path in init.begin(system):
             print(f"wrote {path}")
+    unfilled = [fault.path for fault in placeholders(system)]
+    for path in dict.fromkeys(unfilled):
+        fields = counted(unfilled.count(path), "field")
+        print(f"{path}: {fields} to be filled in before the runs end", flush=True)
     plan = steps.Plan(
         args.output_dir,
         tuple(args.modes),

@@ -59,6 +59,7 @@ def test_runs_are_done_in_order_and_once(tmp_path: Path) -> None:
         assert [test for test, text in runs if not text.startswith("done already")] == began
         # the runs are short, which is the only reason against them
         assert process.returncode == 15
+        assert re.search(r"box\.json: \d+ fields to be filled in before the runs end", out)
         assert set(re.findall(r"^\S+/offline: \S+ (\w+): ", out, re.MULTILINE)) == {"settings"}
     rate = json.loads((tmp_path / "runs" / "offline" / "rate" / "rate.json").read_text())
     user_conf = (tmp_path / "runs" / "user.conf").read_text()
