@@ -20,7 +20,7 @@ from tests.jobs import GIVEN, ROOT
 COMMAND = "mlperf/sweep/__main__.py"
 TABLE = f"""
 options = {json.dumps([*GIVEN, "--mode", "server", "--num-samples", "20"])}
-vary.target-qps = [20, 200]
+vary.target-qps = [200, 10]
 [engines.fast]
 backend = "echo"
 [engines.broken]
