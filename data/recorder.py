@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import entrypoint
-from backends.drive import Watch
 from backends.types import FINISHES, Backend, Completion, Delta, Request, Stats
 from data.timeline import Metadata, write_timeline
 from errors import OutputError
@@ -50,6 +49,8 @@ class Recorder:
         self, path: Path, backend: Backend, scenario: str | None, mode: str, name: str
     ) -> None:
         """`scenario`, `mode`: as in `Metadata`; `name`: the backend's."""
+        from backends.drive import Watch  # needs numpy, and this module is imported for --help
+
         self.path = path
         self.watch = Watch(backend.config.stall_timeout)  # for whoever collects the answers
         self.done = 0  # requests

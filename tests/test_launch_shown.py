@@ -69,7 +69,7 @@ def documented() -> list[str]:
 @pytest.mark.parametrize("block", documented(), ids=lambda block: block.split("\n")[0][:60])
 def test_documented_commands(block: str, host: Host) -> None:
     host.provide("nvidia-smi", "#!/bin/sh\n")
-    for program in ("apptainer", "enroot", "srun", "podman", "python3"):
+    for program in ("apptainer", "enroot", "srun", "podman", "python3", "sbatch", "kubectl"):
         host.provide(program)
     for name in ("data", "models"):  # which this machine need not have
         block = re.sub(rf'(?<=[",])/{name}(?=[:"])', f"{host.folder}/{name}", block)

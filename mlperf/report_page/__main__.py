@@ -8,8 +8,6 @@ import entrypoint
 
 def main() -> None:
     """Write a report for each result folder, and print its path."""
-    from mlperf.report_page.page import write_report
-
     parser = argparse.ArgumentParser(
         prog="python -m mlperf.report_page", description="Write report.html for runs again."
     )
@@ -20,7 +18,10 @@ def main() -> None:
         metavar="DIR",
         help="result folder of a run, such as mlperf_results/offline/performance",
     )
-    for folder in parser.parse_args().folders:
+    folders = parser.parse_args().folders
+    from mlperf.report_page.page import write_report  # not for --help
+
+    for folder in folders:
         print(write_report(folder))
 
 

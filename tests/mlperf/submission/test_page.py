@@ -68,7 +68,7 @@ def test_real_short_runs_are_read_and_refused_for_what_they_lack(
         assert code == 0, err
     words = ("--org", "Acme", "--system", "box", "--division", "open")
     run("init", tmp_path / "tree", *words)
-    with pytest.raises(SubmissionError, match="the first: .*valid: INVALID: early stopping, T"):
+    with pytest.raises(SubmissionError, match=r"the first: .*valid: INVALID: early stopping, T"):
         run("build", tmp_path / "tree", *words, script.folder / "mlperf_results", "--demo")
     report = capsys.readouterr().out
     refused = re.findall(r"^\S+/server: \S+: ([a-z-]+): ", report, re.MULTILINE)
