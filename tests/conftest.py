@@ -32,10 +32,13 @@ MODEL_LENGTH = 163_840  # R1's
 # Files that take minutes, the longest first.
 LONGEST = (
     "test_readme.py",
-    "test_rank_faults.py",
     "test_parallel.py",
     "test_engine_jobs.py",
     "test_vllm_server.py",
+    "test_setup_small.py",
+    "test_rank_faults.py",
+    "test_rate.py",
+    "test_kernels.py",
 )
 R1_TEMPLATE = (
     "{{ bos_token }}"
