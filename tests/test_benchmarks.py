@@ -84,7 +84,7 @@ def test_engine_prints_its_ratio() -> None:
             r"(loading \.(pkl|parquet|jsonl) of \d+ MB +\d+\.\d+ s CPU  peer .*\npeak .*\n){3}"
             r"building .*\none problem, all tests, of a store of 0\.00 GB +\d+\.\d+ ms",
         ),
-        ("roofline", (), r"sequences that fit: \d+\n(.*\n)+ +1024 +256 +680( .*){4} 9067 "),
+        ("roofline", (), r"sequences that fit: \d+\n(.*\n)+ +1024 +256 +680( .*){4} 9783 "),
     ],
 )
 def test_it_prints_its_figures(name: str, options: tuple[str, ...], figures: str) -> None:
