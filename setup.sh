@@ -238,9 +238,7 @@ _mlperf_demo() { # BACKEND DEVICE
   python -m mlperf.summary "$out"
 }
 
-# Runs in a subshell: the activation is for these tests.
-_mlperf_test() ( # BACKEND VENV
-  _mlperf_activate "$2" "$1"
+_mlperf_test() { # BACKEND
   local tests=(python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder)
   if [ "$1" = pytorch ]; then
     ruff check .
@@ -251,7 +249,7 @@ _mlperf_test() ( # BACKEND VENV
   else
     "${tests[@]}" -m "$1${fast:+ and not slow}"
   fi
-)
+}
 
 # The tests of pages open them in a browser; where it can't be installed, they are skipped.
 _mlperf_browser() {
@@ -299,10 +297,9 @@ _mlperf_main() (
       all=(pytorch)
       [ -n "$fast" ] || all+=(vllm sglang)
     fi
-    # Environments are made side by side, and the tests of the engines after the first run side by
-    # side, since engines keep the cores waiting. Each job is a process group of its own, which ends
-    # with this one.
-    local jobs=() tests=() at failed=''
+    # Side by side, also with the tests of the engines before. Each is a process group of its own,
+    # which ends with this one.
+    local jobs=() at
     trap 'kill -- "${jobs[@]/#/-}" 2>/dev/null || true' EXIT
     trap 'exit 130' INT TERM
     set -m
@@ -315,19 +312,11 @@ _mlperf_main() (
     for at in "${!all[@]}"; do
       backend=${all[at]}
       wait "${jobs[at]}" || _mlperf_fail "there is no environment of $backend: see the lines above"
-      if [ "$at" -eq 0 ]; then
-        _mlperf_test "$backend" "${venv:-.venv-$backend-$device}"
-      else
-        set -m
-        (_mlperf_test "$backend" ".venv-$backend-$device" 2>&1 | sed -u "s/^/$backend: /") &
-        jobs+=($!) tests+=($!)
-        set +m
-      fi
+      (
+        _mlperf_activate "${venv:-.venv-$backend-$device}" "$backend"
+        _mlperf_test "$backend"
+      )
     done
-    for at in "${!tests[@]}"; do
-      wait "${tests[at]}" || failed+=" ${all[at + 1]}"
-    done
-    [ -z "$failed" ] || _mlperf_fail "tests failed:$failed: see the lines above"
     return
   fi
   backend=${backend:-pytorch}
