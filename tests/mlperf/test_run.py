@@ -64,8 +64,8 @@ MODES: dict[str, dict[str, Any]] = {
 
 
 def until(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
-    """Wait until something is so, at most half a minute, while a process runs."""
-    end = time.monotonic() + 30
+    """Wait until something is so, at most two minutes, while a process runs."""
+    end = time.monotonic() + 120
     while not condition():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < end, "it has not come to this"
@@ -76,7 +76,7 @@ def interrupt(process: subprocess.Popen[str]) -> tuple[int, str]:
     """Ctrl-C; the process must end soon. Returns exit code and stderr."""
     process.send_signal(signal.SIGINT)
     try:
-        _, err = process.communicate(timeout=10)
+        _, err = process.communicate(timeout=60)
     finally:
         process.kill()
     return process.returncode, err
