@@ -9,6 +9,7 @@ import io
 import re
 import reprlib
 import sys
+from collections.abc import Sequence
 from typing import TextIO
 
 # Control characters except tab and newline, line separators, bidirectional marks and controls, and
@@ -16,6 +17,18 @@ from typing import TextIO
 CONTROL = re.compile(
     "[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
+
+
+def aligned(rows: Sequence[Sequence[str]], numbers: range) -> list[str]:
+    """A line for each row, its cells in columns; those of `numbers` are aligned to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if column in numbers else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
 
 
 def harmless(text: str) -> str:

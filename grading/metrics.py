@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmark import EXACT_MATCH_MIN, ROWS, TOKENS_MAX, TOKENS_MIN
 from errors import GradingError
-from terminal import one_line
+from terminal import aligned, one_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -154,14 +154,7 @@ class Evaluation:
             line += [str(row.timeouts), str(row.ungraded)]
             lenient = "" if row.lenient is None else f"{row.lenient:.2f}"
             lines.append(line + [lenient] * advisory)
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        return "\n".join(
-            "  ".join(
-                cell.rjust(width) if number else cell.ljust(width)
-                for number, (cell, width) in enumerate(zip(line, widths, strict=True))
-            ).rstrip()
-            for line in lines
-        )
+        return "\n".join(aligned(lines, range(1, len(lines[0]))))
 
     def as_json(self) -> dict[str, Any]:
         """The figures as plain values."""

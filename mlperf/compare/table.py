@@ -8,7 +8,7 @@ from mlperf.compare.figures import Figure
 from mlperf.compare.pair import Pair
 from mlperf.compare.runs import Run, differences
 from mlperf.compare.samples import Difference, Samples
-from terminal import one_line
+from terminal import aligned, one_line
 
 SHOWN = 10  # samples of a list; the page and --json have all
 WIDEST = 36  # characters of a setting
@@ -80,14 +80,7 @@ def _figures(pair: Pair) -> list[str]:
     heads = ["", first, second, f"{second}/{first}", "95 %", "", ""]
     mark = " *" if pair.unlike else ""
     rows = [heads, *(_row(figure, mark) for figure in pair.figures)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(heads))]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if 0 < column < 4 else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+    lines = aligned(rows, range(1, 4))
     if pair.unlike:
         lines.append(f"* not a comparison of like with like: {pair.unlike}")
     return lines

@@ -7,6 +7,7 @@ from typing import Any
 
 from mlperf.submission.tree import SCENARIOS
 from mlperf.sweep.results import LATENCIES, Result, Verdict, best, on_front
+from terminal import aligned
 
 BEST = "best"  # in the sweep's folder: where the printed command lines put their results
 FIGURES = {
@@ -29,14 +30,7 @@ VERDICTS: dict[Verdict, str] = {
 def text(results: Sequence[Result], output_dir: Path) -> str:
     """A line a point, and the command line of each scenario's best."""
     rows = [HEADS, *(cells(result, marks) for result, marks in marked(results))]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADS))]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if 1 < column < 6 else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+    lines = aligned(rows, range(2, 2 + len(FIGURES)))
     for mode, result in best(results).items():
         lines += ["", f"{SCENARIOS[mode]}: {result.point.label}, {_worth(result)}"]
         lines += [f"  {command(result, output_dir)}"]
