@@ -10,7 +10,6 @@ client whose CPU time a token is less than the time a token took has waited for 
 import argparse
 import asyncio
 import importlib.util
-import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -22,8 +21,8 @@ if __name__ == "__main__":  # the packages of this tree, and none of the files b
 from backends.drive import run_all, running
 from backends.types import EngineConfig, Request
 from backends.vllm_server import VllmServer
+from benchmarks.echo import echo_servers
 
-ECHO_SERVER = Path(__file__).parents[1] / "tests" / "backends" / "echo_server.py"
 PROMPT = tuple(range(1000, 1100))
 SHARE = 10  # of the tokens, for a client that is known to be slow
 
@@ -87,17 +86,12 @@ def main() -> None:
         "our client": (ours, args.tokens),
         "openai client": (openai, max(1, args.tokens // SHARE)),
     }
-    command = [sys.executable, str(ECHO_SERVER)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
-        assert server.stdin
-        assert server.stdout
-        url = f"http://127.0.0.1:{int(server.stdout.readline())}"
-        rates = {}
+    rates = {}
+    with echo_servers() as [url]:
         for name, (client, tokens) in clients.items():
             if client is not openai or importlib.util.find_spec("openai"):
                 runs = [measure(client, url, args.streams, tokens) for _ in range(args.repeat)]
                 rates[name] = max(runs)
-        server.stdin.close()
 
     print(f"{args.streams} streams, one event a token, best of {args.repeat}")
     print(f"{'':<16}{'tokens/s':>12}{'of ours':>10}{'CPU us/token':>16}")

@@ -10,7 +10,6 @@ system, and as a peer they get the same number of requests each, whatever their 
 import argparse
 import asyncio
 import random
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -21,8 +20,8 @@ if __name__ == "__main__":  # the packages of this tree, and none of the files b
 from backends.drive import run_all, running
 from backends.types import EngineConfig, Request
 from backends.vllm_server import VllmServer
+from benchmarks.echo import echo_servers
 
-ECHO_SERVER = Path(__file__).parents[1] / "tests" / "backends" / "echo_server.py"
 PROMPT = tuple(range(1000, 1050))
 TOKENS = (5, 15)  # of an answer, shortest and longest
 LANES = 16  # requests that a server runs at once
@@ -64,12 +63,7 @@ def main() -> None:
     chance = random.Random(args.seed)
     steps_ms = [chance.uniform(*STEP_MS) for _ in range(args.servers)]
     limit = LANES + 2  # so that no server waits for its next request
-    words = [f"{LANES}:{step_ms:.1f}" for step_ms in steps_ms]
-    command = [sys.executable, str(ECHO_SERVER), *words]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
-        assert server.stdin
-        assert server.stdout
-        urls = [f"http://127.0.0.1:{int(server.stdout.readline())}" for _ in steps_ms]
+    with echo_servers(*(f"{LANES}:{step_ms:.1f}" for step_ms in steps_ms)) as urls:
         several = requests(args.requests, chance)
         total = sum(1 / step_ms for step_ms in steps_ms)
         shares = [requests(round(args.requests / step_ms / total), chance) for step_ms in steps_ms]
@@ -84,7 +78,6 @@ def main() -> None:
         asyncio.run(separate(urls, equal, limit))
         tokens = sum(one.max_new_tokens for one in several)
         show("equal shares", tokens / (time.perf_counter() - began), own)
-        server.stdin.close()
     print(f"CPU time of the client of all: {cpu:.1f} s")
 
 
