@@ -33,11 +33,9 @@ _FIGURES = {
     "samples_per_second": ("result_samples_per_second", "result_completed_samples_per_sec"),
     "tokens_per_second": ("result_tokens_per_second", "result_completed_tokens_per_second"),
 }
-_LATENCIES_MS = {
-    "ttft_p50_ms": "result_first_token_50.00_percentile_latency_ns",
-    "ttft_p99_ms": "result_first_token_99.00_percentile_latency_ns",
-    "tpot_p50_ms": "result_time_per_output_token_50.00_percentile_ns",
-    "tpot_p99_ms": "result_time_per_output_token_99.00_percentile_ns",
+_PERCENTILES = {
+    "ttft": "result_first_token_{:.2f}_percentile_latency_ns",
+    "tpot": "result_time_per_output_token_{:.2f}_percentile_ns",
 }
 
 
@@ -104,6 +102,11 @@ def read_detail(path: Path) -> DetailLog:
     return DetailLog(values, errors, keys)
 
 
+def percentile_key(latency: str, percent: float) -> str:
+    """LoadGen's name of a percentile, in nanoseconds, of ttft or tpot."""
+    return _PERCENTILES[latency].format(percent)
+
+
 def performance_figures(log: DetailLog) -> dict[str, float]:
     """LoadGen's own figures of a performance run; latencies only if it measured them."""
     throughput = {
@@ -113,7 +116,10 @@ def performance_figures(log: DetailLog) -> dict[str, float]:
         if key in log.values
     }
     latencies = {
-        name: log.values[key] / 1e6 for name, key in _LATENCIES_MS.items() if key in log.values
+        f"{latency}_p{percent}_ms": log.values[key] / 1e6
+        for latency in _PERCENTILES
+        for percent in (50, 99)
+        if (key := percentile_key(latency, percent)) in log.values
     }
     return throughput | latencies
 

@@ -15,7 +15,7 @@ from ref_dsinfer.attention import CONTEXT_CHUNK, Attention
 from ref_dsinfer.config import ModelConfig
 from ref_dsinfer.model import Model
 from ref_dsinfer.parallel import RankInfo
-from ref_dsinfer.scheduler import ceil_div
+from ref_dsinfer.rounding import ceil_div
 
 # Bytes of whole GPUs, as nvidia-smi reports them.
 GPUS = {"H100-80GB": 81_559 << 20, "H200": 143_771 << 20, "B200": 183_359 << 20}

@@ -7,6 +7,7 @@ from mlperf.compare import noise
 from mlperf.compare.noise import Interval
 from mlperf.compare.runs import Run
 from mlperf.compare.samples import Samples
+from mlperf.report_page import latencies
 
 if TYPE_CHECKING:
     import numpy as np
@@ -124,9 +125,5 @@ def series(timeline: "Timeline", name: str) -> "np.ndarray":
     if name == "samples_per_second":
         edges = np.arange(start, ends.max() if len(ends) else start)
         return np.histogram(ends, edges)[0].astype(float) if len(edges) > 1 else np.array([])
-    if name.startswith("ttft"):
-        values = requests["first_token_s"] - requests["arrival_s"]
-    else:
-        intervals = requests["answer_tokens"] - 1
-        values = (requests["finish_s"] - requests["first_token_s"]) / intervals.where(intervals > 0)
-    return values.dropna().to_numpy(float)
+    column = f"{name.partition('_')[0]}_ms"
+    return latencies.requests(timeline)[column].dropna().to_numpy(float)

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ref_dsinfer.rounding import ceil_div
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -102,7 +104,7 @@ def _blocks(values: "np.ndarray", random: "np.random.Generator") -> "np.ndarray"
 
     count = len(values)
     length = math.ceil(math.sqrt(count))
-    starts = random.integers(count, size=math.ceil(count / length))
+    starts = random.integers(count, size=ceil_div(count, length))
     return values[((starts[:, None] + np.arange(length)) % count).ravel()[:count]]
 
 

@@ -15,6 +15,7 @@ from mlperf.page.charts import Chart, Interval, Rule, Series, Table, intervals, 
 from mlperf.page.document import document
 from mlperf.page.text import number
 from ref_dsinfer.files import write_text
+from ref_dsinfer.rounding import ceil_div
 
 TEMPLATE = Path(__file__).with_name("page.html")
 POINTS = 300  # of a line, at most: more than a picture shows
@@ -108,7 +109,7 @@ def _throughput(runs: Sequence[Run]) -> Chart | None:
     for run in runs:
         if run.result.timeline is not None:
             counts = series(run.result.timeline, "tokens_per_second")
-            size = -(-len(counts) // POINTS) or 1
+            size = max(ceil_div(len(counts), POINTS), 1)
             means = [counts[at : at + size].mean() for at in range(0, len(counts), size)]
             curves.append((run, [((at + 0.5) * size, mean) for at, mean in enumerate(means)]))
     if not any(points for _, points in curves):

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
+from ref_dsinfer.rounding import ceil_div
+
 TICKS = 6  # about how many an axis has
 
 
@@ -53,7 +55,7 @@ class Axis:
             inside = [value for value in values if self.low <= value <= self.high]
             if len(inside) <= TICKS + 2:
                 break
-        return inside[:: math.ceil(len(inside) / (TICKS + 2))] if inside else inside
+        return inside[:: ceil_div(len(inside), TICKS + 2)] if inside else inside
 
     def bins(self, count: int) -> Sequence[float]:
         """The edges of `count` bins of the same width on the axis, in order."""

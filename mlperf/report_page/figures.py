@@ -19,19 +19,16 @@ from mlperf.page import charts
 from mlperf.page.axes import Axis
 from mlperf.page.charts import Band, Chart, Interval, Rule, Series, Table
 from mlperf.page.text import duration, number
+from mlperf.report import percentile_key
 from mlperf.report_page import latencies
 from mlperf.result_folder import ResultFolder
+from ref_dsinfer.rounding import ceil_div
 
 if TYPE_CHECKING:
     import pandas as pd
 
 POINTS = 120  # of a line over the run's time
 PERCENTILES = (50, 90, 95, 97, 99, 99.9)
-# What LoadGen calls the percentiles of each latency, in nanoseconds
-_LOADGEN = {
-    "ttft": "result_first_token_{:.2f}_percentile_latency_ns",
-    "tpot": "result_time_per_output_token_{:.2f}_percentile_ns",
-}
 _NAMES = {"ttft": "Time to first token (TTFT)", "tpot": "Time per output token (TPOT)"}
 
 
@@ -213,9 +210,7 @@ def _official(folder: ResultFolder, latency: str) -> dict[float, float]:
     """LoadGen's percentiles in milliseconds; none of a run without figures."""
     if folder.log is None or not folder.figures:
         return {}
-    values = {
-        share: folder.log.values.get(_LOADGEN[latency].format(share)) for share in PERCENTILES
-    }
+    values = {share: folder.log.values.get(percentile_key(latency, share)) for share in PERCENTILES}
     return {share: value / 1e6 for share, value in values.items() if isinstance(value, int | float)}
 
 
@@ -236,7 +231,7 @@ def _merged(seconds: "pd.DataFrame", open_: "pd.Series") -> "pd.DataFrame":
 
     A last second that is shorter than half of one belongs to the one before: its rate says little.
     """
-    size = math.ceil(len(seconds) / POINTS)
+    size = ceil_div(len(seconds), POINTS)
     groups = [index // size for index in range(len(seconds))]
     spans: list[float] = (seconds["finish_s"] - seconds["arrival_s"]).tolist()
     if len(groups) > 1 and spans[-1] < 0.5:

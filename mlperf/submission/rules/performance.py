@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmark import ROWS
 from errors import LoadGenError
-from mlperf.report import DETAIL_LOG, DetailLog, performance_reasons
+from mlperf.report import DETAIL_LOG, DetailLog, percentile_key, performance_reasons
 from mlperf.settings import MODES, benchmark, read_user_conf
 from mlperf.submission.findings import Fault, Level
 from mlperf.submission.tree import USER_CONF, Result
@@ -28,10 +28,6 @@ _LOGGED: dict[str, tuple[str, float]] = {
     "tpot_latency": ("requested_server_tpot_latency", _NS),
 }
 _UPPER_LIMITS = ("ttft_latency", "tpot_latency")
-_P99 = {
-    "TTFT": ("ttft_latency", "result_first_token_99.00_percentile_latency_ns"),
-    "TPOT": ("tpot_latency", "result_time_per_output_token_99.00_percentile_ns"),
-}
 
 
 def test(result: Result) -> Iterator[Fault]:
@@ -119,8 +115,9 @@ def latencies(result: Result) -> Iterator[Fault]:
             "early stopping's condition was not met: too few queries for these latencies",
         )
     limits = benchmark(MODES[result.mode or ""])
-    for name, (setting, key) in _P99.items():
-        value, limit = _number(log, key), limits[setting]
+    for latency in ("ttft", "tpot"):
+        name, key = latency.upper(), percentile_key(latency, 99)
+        value, limit = _number(log, key), limits[f"{latency}_latency"]
         if value is None:
             message = f"no 99th percentile of {name}: {key} is {log.values.get(key)!r}"
             yield _fault(result, key, message)
