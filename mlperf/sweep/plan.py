@@ -48,7 +48,7 @@ OURS = (
     *("compliance", "find-target-qps", "write-user-conf", "probe-duration"),
 )
 # What changes nothing that is measured.
-PLACES = ("output_dir", "log_dir", "output_file", "dry_run", "mode_option", "trace", "no_live")
+PLACES = ("output_dir", "log_dir", "output_file", "dry_run", "mode_option", "trace", "live")
 FILES = ("input_file", "user_conf", "mlperf_conf")  # what is in them is measured
 
 

@@ -73,6 +73,7 @@ def test_a_folder_is_of_an_effective_configuration(tmp_path: Path) -> None:
     first = hash_of("--max-running", "8")
     assert hash_of("--max-num-seqs", "8") == first  # another spelling
     assert hash_of(vary={"max-running": [8]}) == first
+    assert hash_of("--max-running", "8", "--no-live", "--trace") == first  # measures the same
     assert hash_of("--max-running", "9") != first
     assert hash_of("--max-running", "8", engines={"e": {"backend": "pytorch"}}) != first
     assert hash_of("--max-running", "8", conf=confs[1]) == first  # the same in another file
