@@ -203,7 +203,8 @@ class _Store:
         try:
             with self._lock:
                 return self._database.execute(query, values).fetchall()
-        except sqlite3.Error as error:
+        # the text of SQLite's own error may quote damaged bytes
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             raise self._damaged(str(error)) from error
 
     def _damaged(self, what: str) -> GradingError:

@@ -256,6 +256,14 @@ def test_a_flipped_byte_is_named_or_without_effect(
     assert all(tests == [Case("1", "1")] for tests in read)
 
 
+def test_damage_in_the_text_of_an_error_is_named(store: Path) -> None:
+    content = store.read_bytes()
+    name = content.index(b"CREATE TABLE problems") + len("CREATE ")
+    store.write_bytes(content[:name] + b"\xc1" + content[name + 1 :])  # no UTF-8
+    with pytest.raises(GradingError, match=r"store.sqlite: the store is damaged"):
+        Problems(store)
+
+
 def test_threads_share_a_store_in_little_memory(store: Path) -> None:
     found = Problems(store)
     tracemalloc.start()
