@@ -1,7 +1,7 @@
 """Read data sets and result files: load a frame safely, check it, make samples of its rows."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
@@ -35,8 +35,10 @@ class Sample:
     prompt_ids: tuple[int, ...] | None = None  # of a data set without texts: the prompt as it is
 
 
-def read_frame(path: str | Path) -> "pd.DataFrame":
+def read_frame(path: str | Path, only: Collection[str] | None = None) -> "pd.DataFrame":
     """Read a frame from a pickle, a parquet file or JSON lines; rows are numbered from 0.
+
+    `only`: the columns that are wanted, of those that there are; all are read.
 
     A pickle is parsed, never executed. Columns are plain: categories become their values, nullable
     numbers become numbers or None, decimals and dates with a time zone become text. Lists of token
@@ -52,7 +54,7 @@ def read_frame(path: str | Path) -> "pd.DataFrame":
     try:
         with path.open("rb") as file:
             if kind == ".parquet":
-                frame = tables.parquet(file)
+                frame = tables.parquet(file, only)
             elif kind == ".jsonl":
                 frame = tables.json_lines(file)
             else:
@@ -73,6 +75,8 @@ def read_frame(path: str | Path) -> "pd.DataFrame":
         raise ColumnsError(f"{path}: two columns are named {quoted(duplicates[0])}: rename one")
     if frame.empty:
         raise EmptyDataError(f"{path}: the data frame has no rows")
+    if only is not None:
+        frame = frame[[name for name in frame if name in only]]
     return tables.plain(frame)
 
 

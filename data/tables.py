@@ -8,7 +8,7 @@ import datetime
 import decimal
 import json
 import uuid
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from data import kinds, pickles
@@ -30,8 +30,9 @@ _PLAIN_CELLS = {type(None), str, int, float, bool, list}
 _AS_TEXT = (decimal.Decimal, datetime.date, datetime.time, datetime.timedelta, uuid.UUID, complex)
 
 
-def parquet(file: BinaryIO) -> "pd.DataFrame":
-    """A frame from parquet; lists of integers become int32 if they fit.
+def parquet(file: BinaryIO, only: Collection[str] | None = None) -> "pd.DataFrame":
+    """A frame from parquet, of all columns or `only` these; lists of integers become int32 if they
+    fit.
 
     Raises: ValueError for too many rows, or too much memory for the file's size; pyarrow's errors.
     """
@@ -49,20 +50,30 @@ def parquet(file: BinaryIO) -> "pd.DataFrame":
         for field in schema
     ]
     target = pa.schema(narrow, _understood(schema.metadata))
+    # of a name that occurs twice both, which the caller refuses
+    kept = [
+        place
+        for place, name in enumerate(schema.names)
+        if only is None or name in only or schema.names.count(name) > 1
+    ]
     # in batches: all token ids in 64 bits would take as much memory as everything else
     batches, size = [], 0
-    for batch in source.iter_batches(_batch_rows(source)):
-        batches.append(batch.cast(target))
-        _check_texts(batches[-1])
-        size += batches[-1].nbytes
+    for whole in source.iter_batches(_batch_rows(source)):
+        batch = whole.cast(target)
+        _check_texts(batch)
+        batches.append(batch.select(kept))
+        size += batch.nbytes
         if size > room:
             raise ValueError(
                 f"its rows take more than {room >> 20} MB of memory, far more than the file's size"
             )
+    target = pa.schema([target.field(place) for place in kept], target.metadata)
     table = pa.Table.from_batches(batches, target)
     frame = table.to_pandas()
     found = (schema.metadata or {}).get(_KINDS, b"{}")
     for name, kind in kinds.read_kinds(found, schema.names).items():
+        if name not in frame:
+            continue
         if kinds.NUMPY.fullmatch(kind):
             frame[name] = frame[name].astype(kind)
         else:

@@ -59,8 +59,9 @@ def _tasks(folder: Path) -> list[tuple[str, float]]:
     from data import schema
     from data.samples import read_frame
 
-    graded = read_frame(folder / f"{RESULTS}_evaluated.parquet")
-    schema.require(graded, ("dataset", "prompt_accuracy"))
+    columns = ("dataset", "prompt_accuracy")
+    graded = read_frame(folder / f"{RESULTS}_evaluated.parquet", columns)
+    schema.require(graded, columns)
     means = graded.groupby("dataset")["prompt_accuracy"].mean()
     return [(str(task), float(score)) for task, score in means.items()]
 

@@ -35,9 +35,14 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         raise OutputError(f"{path}: can't be written: {error.strerror or error}") from error
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text. Raises: OutputError."""
-    write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+def write_text(path: Path, text: str | Iterable[str]) -> None:
+    """Write UTF-8 text, whole or in pieces. Raises: OutputError; what making a piece raises."""
+
+    def write(partial: Path) -> None:
+        with partial.open("w", encoding="utf-8") as file:
+            file.writelines([text] if isinstance(text, str) else text)
+
+    write_whole(path, write)
 
 
 def write_json(path: Path, value: Any, default: Callable[[Any], Any] | None = None) -> None:

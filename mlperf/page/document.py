@@ -2,7 +2,7 @@
 
 import base64
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ def document(
     values: Mapping[str, Any],
     scripts: Sequence[Path] = (),
     blocks: Iterable[tuple[str, Markup]] = (),
-) -> str:
-    """The page that a template makes of `values`. It extends base.html.
+) -> Iterator[str]:
+    """The page that a template makes of `values`, in pieces. It extends base.html.
 
     `scripts`: files of JavaScript, joined in this order. `blocks`: id and text of each block of
     data (see `blocks.py`).
@@ -37,7 +37,7 @@ def document(
     environment.filters |= {"number": number, "duration": duration}
     style = (HERE / "page.css").read_text(encoding="utf-8")
     script = "\n".join(path.read_text(encoding="utf-8") for path in scripts)
-    return environment.get_template(template.name).render(
+    return environment.get_template(template.name).generate(
         values,
         title=title,
         policy=_policy(style, script),

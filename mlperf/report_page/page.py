@@ -63,8 +63,8 @@ def reported(path: Path) -> Iterator[None]:
         write("")
 
 
-def render(folder: ResultFolder, now: datetime) -> str:
-    """The page about a run, as it is known at the time `now`."""
+def render(folder: ResultFolder, now: datetime) -> Iterator[str]:
+    """The page about a run, as it is known at the time `now`, in pieces."""
     rows, faults = _rows(folder)
     folder = replace(folder, faults=[*folder.faults, *faults])
     record = (folder.record if folder.finished else None) or {}

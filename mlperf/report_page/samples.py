@@ -26,6 +26,20 @@ INDEX = (
     *("finish", "endpoint", "ttft_ms", "tpot_ms", "latency_s"),
 )
 TEXTS = ("question", "output", "detail")
+# The columns of a file of answers that these are read from.
+_NUMBERS = {"sample": "sample_index", "query": "query_id", "tokens": "tok_model_output_len"}
+_TEXTS = {
+    "dataset": "dataset",
+    "status": "grading_status",
+    "rule": "grading_rule",
+    "detail": "grading_detail",
+    "extracted": "extracted_answer",
+    "expected": "ground_truth",
+    "finish": "finish",
+    "question": "question",
+    "output": "model_output",
+}
+_ACCURACY = "prompt_accuracy"
 
 
 def answers_path(folder: ResultFolder) -> Path | None:
@@ -48,36 +62,25 @@ def read_samples(path: Path, timeline: "Timeline | None") -> "pd.DataFrame":
     """
     import pandas as pd
 
-    frame = read_frame(path)
+    # without token ids, which would take most of the memory
+    frame = read_frame(path, {*_TEXTS.values(), *_NUMBERS.values(), _ACCURACY})
 
     def column(name: str) -> "pd.Series":
         if name not in frame.columns:
             return pd.Series([None] * len(frame), dtype=object)
         return frame[name].astype(object)
 
-    def texts(name: str) -> list[str | None]:
-        return [None if is_missing(value) else str(value) for value in column(name)]
-
-    names = texts("dataset")
-    statuses = texts("grading_status")
+    texts = {
+        name: [None if is_missing(value) else str(value) for value in column(source)]
+        for name, source in _TEXTS.items()
+    }
+    grades = zip(texts["status"], column(_ACCURACY), strict=True)
     samples = pd.DataFrame(
         {
-            "sample": column("sample_index"),
-            "query": column("query_id"),
-            "task": [_task(name) for name in names],
-            "dataset": names,
-            "status": statuses,
-            "grade": [
-                _grade(*pair) for pair in zip(statuses, column("prompt_accuracy"), strict=True)
-            ],
-            "rule": texts("grading_rule"),
-            "detail": texts("grading_detail"),
-            "extracted": texts("extracted_answer"),
-            "expected": texts("ground_truth"),
-            "tokens": column("tok_model_output_len"),
-            "finish": texts("finish"),
-            "question": texts("question"),
-            "output": texts("model_output"),
+            **{name: column(source) for name, source in _NUMBERS.items()},
+            **texts,
+            "task": [_task(name) for name in texts["dataset"]],
+            "grade": [_grade(status, accuracy) for status, accuracy in grades],
         },
         dtype=object,  # text may hold lone surrogates, which pandas' own type can't
     )

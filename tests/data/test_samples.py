@@ -65,6 +65,13 @@ def test_every_kind_gives_the_same_samples(tmp_path: Path, suffix: str) -> None:
     assert [list(ids) for ids in frame["tok_input"]] == [[1, 2], [3]]
 
 
+@pytest.mark.parametrize("suffix", [".pkl", ".parquet", ".jsonl"])
+def test_only_the_columns_that_are_wanted(tmp_path: Path, suffix: str) -> None:
+    path = _write(_frame(), tmp_path / f"a{suffix}")
+    wanted = read_frame(path, {"score", "dataset", "ground_truth", "grading_rule"})
+    pd.testing.assert_frame_equal(wanted, read_frame(path)[["dataset", "ground_truth", "score"]])
+
+
 @pytest.mark.parametrize("protocol", [3, 4, 5])
 @pytest.mark.parametrize("strings", [object, "string", "str"])
 def test_pickles_of_older_makes_are_read(

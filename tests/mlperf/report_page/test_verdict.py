@@ -22,7 +22,7 @@ ACCURACY = RECORD | {"test": "accuracy", "figures": {}}
 def of(folder: Path, record: Any, state: Any) -> Verdict:
     read = result_folder.read(run_in(folder, record, state))
     found = verdict(read, NOW)
-    page = render(read, NOW)  # whatever the state, there is a page
+    page = "".join(render(read, NOW))  # whatever the state, there is a page
     assert found.word in page.replace("&#39;", "'")
     return found
 
