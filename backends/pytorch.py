@@ -8,6 +8,7 @@ the commands that have arrived (requests, aborts, stop), and all ranks run the s
 import asyncio
 import gc
 import logging
+import os
 import queue
 import threading
 import time
@@ -15,6 +16,9 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+# OpenMP reads it when torch is loaded. By default torch's threads wait actively for one another, so
+# long that an engine comes to a standstill where other processes use its cores.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 import torch
 
 from backends.options import refuse_unknown

@@ -398,7 +398,8 @@ class DataParallelRanks(Ranks):
 
     @_collective
     def gather_tokens(self, x_T: Tensor, width: int) -> Tensor:
-        x_T = F.pad(x_T, (0, 0) * (x_T.dim() - 1) + (0, width - len(x_T)))
+        if missing := width - len(x_T):  # else it would be a copy
+            x_T = F.pad(x_T, (0, 0) * (x_T.dim() - 1) + (0, missing))
         x_G = x_T.new_empty(self.world_size * width, *x_T.shape[1:])
         dist.all_gather_single(x_G, x_T.contiguous())
         return x_G

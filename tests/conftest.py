@@ -6,7 +6,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from benchmark import PROMPT_TOKENS, ROWS, TASK_ROWS
 from data.identity import SIZES
 from ref_dsinfer.config import ARCHITECTURE
 from tests import forked
+from tests.torchrun import Torchrun
 
 ROOT = Path(__file__).parent.parent
 BOS, EOS, USER, ASSISTANT = (
@@ -175,6 +177,12 @@ class Script:
         words = ("--backend", "echo", "--model", self._model, *options)
         ended = forked.run(script, *words, cwd=self.folder)
         return ended.returncode, ended.stdout, ended.stderr
+
+
+@pytest.fixture(scope="session")
+def torchrun() -> Iterator[Torchrun]:
+    with closing(Torchrun()) as torchrun:
+        yield torchrun
 
 
 @pytest.fixture

@@ -152,11 +152,17 @@ def sort(experts_TA: Tensor, first: int, count: int) -> tuple[Tensor, Tensor, Te
     return order_P // experts_TA.shape[1], places_TA, ends_E
 
 
-def grouped(x_TI: Tensor, weight: Tensor, scale: Tensor | None, *rest: Any) -> Tensor:
-    """`gemm.plain_grouped`, which waits for the ends of fp8 groups, without waiting."""
+def grouped(
+    x_TI: Tensor, weight: Tensor, scale: Tensor | None, ends_E: Tensor, *rest: Any
+) -> Tensor:
+    """`gemm.plain_grouped`, which waits for the ends of fp8 groups, without waiting.
+
+    Rows of no expert are zeros: torch leaves them uninitialised, and they are multiplied by 0.
+    """
     if scale is not None:
         weight = fp8_format.dequantise(weight, scale, x_TI.dtype)
-    return plain_grouped(x_TI, weight, None, *rest)
+    y_PO = plain_grouped(x_TI, weight, None, ends_E, *rest)
+    return y_PO.where((torch.arange(len(y_PO)) < ends_E[-1])[:, None], 0)
 
 
 plain_grouped = gemm.plain_grouped

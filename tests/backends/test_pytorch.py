@@ -4,8 +4,6 @@ import asyncio
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 import weakref
 from collections.abc import Awaitable, Callable
@@ -27,8 +25,8 @@ from errors import (
 )
 from ref_dsinfer.engine import Engine
 from ref_dsinfer.options import EngineOptions
+from tests.torchrun import Torchrun
 
-ROOT = Path(__file__).parents[2]
 WORKER = Path(__file__).with_name("serve_ranks.py")
 
 
@@ -276,18 +274,12 @@ def test_a_configuration_that_cannot_be_used_is_refused_at_once(
         PyTorchBackend(config(tmp_path, **changes))
 
 
-def start_ranks(model: Path, folder: Path, mode: str) -> subprocess.Popen[str]:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command = [*torchrun, "--nproc_per_node=2", str(WORKER), str(model), str(folder), mode]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-
-
 @pytest.mark.slow
-def test_two_ranks_answer_as_one_and_end_together(model: Path, tmp_path: Path) -> None:
-    with start_ranks(model, tmp_path, "answer") as ranks:
-        _, stderr = ranks.communicate(timeout=60)
-    assert ranks.returncode == 0, stderr
+def test_two_ranks_answer_as_one_and_end_together(
+    torchrun: Torchrun, model: Path, tmp_path: Path
+) -> None:
+    ended = torchrun.run(2, WORKER, model, tmp_path, "answer")
+    assert ended.returncode == 0, ended.stderr
     requests = [
         request(number, limit=9 + number, prompt_ids=tuple(range(number + 2)))
         for number in range(6)
@@ -314,19 +306,23 @@ def runs(pid: int) -> bool:
     ],
 )
 def test_a_rank_that_dies_ends_all(
-    model: Path, tmp_path: Path, victim: int | None, mode: str
+    torchrun: Torchrun, model: Path, tmp_path: Path, victim: int | None, mode: str
 ) -> None:
     """Another rank names it. With None, torchrun dies."""
-    with start_ranks(model, tmp_path, mode) as ranks:
-        files = [tmp_path / f"pid.{rank}" for rank in range(2)]
-        until = time.monotonic() + 60
-        while not all(file.exists() for file in files) and time.monotonic() < until:
-            time.sleep(0.05)
-        pids = [int(file.read_text()) for file in files]
-        time.sleep(0.2)
-        os.kill(ranks.pid if victim is None else pids[victim], signal.SIGKILL)
-        _, stderr = ranks.communicate(timeout=30)
-    assert ranks.returncode != 0
+    agent = torchrun.start(2, WORKER, model, tmp_path, mode)
+    files = [tmp_path / f"pid.{rank}" for rank in range(2)]
+    until = time.monotonic() + 60
+    while not all(file.exists() for file in files) and time.monotonic() < until:
+        time.sleep(0.05)
+    pids = [int(file.read_text()) for file in files]
+    time.sleep(0.2)
+    os.kill(agent.pid if victim is None else pids[victim], signal.SIGKILL)
+    until = time.monotonic() + 30
+    while any(map(runs, pids)) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not any(map(runs, pids))
+    code, _, stderr = torchrun.wait()
+    assert code != 0
     (message,) = (line for line in stderr.splitlines() if line.startswith("error: "))
     if victim is None:
         assert message == "error: torchrun has ended, so its ranks exit"
@@ -334,7 +330,3 @@ def test_a_rank_that_dies_ends_all(
         assert "Signal 9" in stderr
         assert message.startswith(f"error: rank {victim} of 2 (process {pids[victim]} on ")
     assert "internal error" not in stderr
-    until = time.monotonic() + 10
-    while any(map(runs, pids)) and time.monotonic() < until:
-        time.sleep(0.1)
-    assert not any(map(runs, pids))

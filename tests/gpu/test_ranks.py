@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from data.samples import read_frame
-from tests.ref_dsinfer.test_parallel import ROOT, run
+from tests.torchrun import Torchrun
 
+ROOT = Path(__file__).parents[2]
 SUMS = Path(__file__).with_name("rank_sums.py")
 TINY = ROOT / "data" / "tiny"
 
@@ -19,11 +20,11 @@ pytestmark = [
 
 @pytest.mark.parametrize("options", [(), ("--attention", "dp"), ("--speculative",)])
 def test_results_are_written_although_graphs_hold_communicators(
-    options: tuple[str, ...], tmp_path: Path
+    options: tuple[str, ...], torchrun: Torchrun, tmp_path: Path
 ) -> None:
     output = tmp_path / "answers.pkl"
-    code, _, err = run(
-        *(ROOT / "run_eval_mpi.py", 2, "--model", TINY / "model", "--device", "cuda"),
+    code, _, err = torchrun.run(
+        *(2, ROOT / "run_eval_mpi.py", "--model", TINY / "model", "--device", "cuda"),
         *("--input-file", TINY / "final_output.pkl", "--output-file", output),
         *("--num-samples", 8, *options),
     )
@@ -33,6 +34,6 @@ def test_results_are_written_although_graphs_hold_communicators(
     assert "could not be destroyed" not in err
 
 
-def test_sums_in_symmetric_memory_are_nccl_s() -> None:
-    code, _, err = run(SUMS, 2)
+def test_sums_in_symmetric_memory_are_nccl_s(torchrun: Torchrun) -> None:
+    code, _, err = torchrun.run(2, SUMS)
     assert code == 0, err

@@ -30,6 +30,7 @@ from ref_dsinfer.options import EngineOptions
 from ref_dsinfer.parallel import RankInfo, Ranks, check, choose_device
 from tests.effort import cases
 from tests.multihost import Host, hosts, wait_until_gone
+from tests.torchrun import Torchrun
 
 ANSWERS = Path(__file__).with_name("rank_answers.py")
 CLOSE = Path(__file__).with_name("rank_close.py")
@@ -53,22 +54,6 @@ class Found(NamedTuple):
     def same_as(self, other: "Found") -> bool:
         torch.testing.assert_close(self.logits, other.logits, rtol=0, atol=1e-5)
         return self.answers == other.answers
-
-
-def start(worker: Path, world: int, arguments: tuple[object, ...], *node: str) -> subprocess.Popen:
-    """torchrun, on one machine or as one `node` of several."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", *(node or ("--standalone",))]
-    command = [*torchrun, f"--nproc_per_node={world}", str(worker), *map(str, arguments)]
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{NODES}"}
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
-
-
-def run(worker: Path, world: int, *arguments: object) -> tuple[int, str, str]:
-    """Exit code, standard output and standard error."""
-    with start(worker, world, arguments) as ranks:
-        out, err = ranks.communicate(timeout=300)
-    return ranks.returncode, out, err
 
 
 def run_nodes(
@@ -116,10 +101,10 @@ def as_json(*options: tuple[object, ...]) -> str:
     return json.dumps(options, default=str)
 
 
-def answer(world: int, *options: tuple[object, ...]) -> None:
+def answer(torchrun: Torchrun, world: int, *options: tuple[object, ...]) -> None:
     """Run the cases of ANSWERS on so many ranks."""
-    code, _, err = run(ANSWERS, world, as_json(*options))
-    assert code == 0, err
+    ended = torchrun.run(world, ANSWERS, as_json(*options))
+    assert ended.returncode == 0, ended.stderr
 
 
 def one_process(model: Path, attention: str = "tp") -> Found:
@@ -136,6 +121,7 @@ def alone(random_model: Path) -> Found:
 
 @pytest.fixture(scope="module")
 def two_ranks(
+    torchrun: Torchrun,
     random_model: Path,
     drafting_model: Path,
     write_model: Callable[..., Path],
@@ -148,6 +134,7 @@ def two_ranks(
     fp8.write_twin(folder / "hf", folder / "fp8")
     convert(drafting_model, folder / "drafting", 2)
     answer(
+        torchrun,
         2,
         (random_model, folder / "tp", "tp"),
         (random_model, folder / "symmetric", "tp", "float32", 0.0, False, True, True),
@@ -169,12 +156,12 @@ def test_two_ranks_give_the_tokens_of_one(two_ranks: Path, alone: Found) -> None
 @pytest.mark.slow
 @pytest.mark.parametrize("attention", ["dp", "tp"][: cases(1, 2)])
 def test_four_ranks_give_the_tokens_of_one(
-    attention: str, random_model: Path, alone: Found, tmp_path: Path
+    attention: str, torchrun: Torchrun, random_model: Path, alone: Found, tmp_path: Path
 ) -> None:
     convert(random_model, tmp_path / "converted", 4)
     fixed = attention == "dp"  # the shapes of CUDA graphs
     case = (tmp_path / "converted", tmp_path / "answers", attention, "float32", 0.0, False, fixed)
-    answer(4, case)
+    answer(torchrun, 4, case)
     assert read(4, tmp_path / "answers").same_as(alone)
 
 
@@ -224,15 +211,15 @@ def test_ranks_stay_together_where_sums_are_rounded_and_tokens_drawn(
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(("world", "count"), [(2, cases(2, 16)), (4, cases(2, 6))])
 def test_data_parallel_answers_do_not_depend_on_the_schedule(
-    world: int, count: int, random_model: Path, tmp_path: Path
+    world: int, count: int, torchrun: Torchrun, random_model: Path, tmp_path: Path
 ) -> None:
     """With preempted sequences, fewer sequences than ranks, and all of a rank's aborted."""
     tests = runpy.run_path(str(Path(__file__).with_name("test_schedules.py")))
     answers = tests["answers_alone"](random_model)
     (tmp_path / "alone").write_text(json.dumps(list(answers.items())))
-    code, out, err = run(SCHEDULES, world, random_model, tmp_path / "alone", 0, count)
-    assert code == 0, err
-    assert int(out) > count // 8  # else preemption is not tried
+    ended = torchrun.run(world, SCHEDULES, random_model, tmp_path / "alone", 0, count)
+    assert ended.returncode == 0, ended.stderr
+    assert int(ended.stdout) > count // 8  # else preemption is not tried
 
 
 @pytest.mark.slow
@@ -330,10 +317,17 @@ def test_torchrun_names_the_missing_nodes() -> None:
             with socket.create_server(("127.0.0.1", 0)) as free:
                 ports.append(free.getsockname()[1])
 
-        def node(port: int, rank: int, nodes: int, seconds: int) -> subprocess.Popen:
-            address = ("--master-addr=127.0.0.1", f"--master-port={port}", f"--node-rank={rank}")
-            limit = f"--rdzv-conf=timeout={seconds}"
-            return start(ANSWERS, 1, (), f"--nnodes={nodes}", *address, limit)
+        def node(port: int, rank: int, nodes: int, seconds: int) -> subprocess.Popen[str]:
+            command = (
+                f"-m torch.distributed.run --nnodes={nodes} --node-rank={rank}"
+                f" --master-addr=127.0.0.1 --master-port={port} --rdzv-conf=timeout={seconds}"
+            )
+            return subprocess.Popen(
+                [sys.executable, *command.split(), str(ANSWERS), "[]"],
+                env=os.environ | {"PYTHONPATH": f"{ROOT}:{NODES}"},
+                stderr=subprocess.PIPE,
+                text=True,
+            )
 
         started = [
             node(ports[0], 0, 2, 1),
@@ -394,13 +388,15 @@ def test_a_gpu_that_is_not_there_is_refused() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["captured", "stuck"])
-def test_results_do_not_wait_for_the_process_groups(kind: str, tmp_path: Path) -> None:
+def test_results_do_not_wait_for_the_process_groups(
+    kind: str, torchrun: Torchrun, tmp_path: Path
+) -> None:
     """NCCL's communicators can't be destroyed before the CUDA graphs that hold them."""
     tiny, output = ROOT / "data" / "tiny", tmp_path / "answers.pkl"
-    code, _, err = run(
-        *(CLOSE, 2, kind, "--model", tiny / "model", "--device", "cpu", "--num-samples", 4),
+    ended = torchrun.run(
+        *(2, CLOSE, kind, "--model", tiny / "model", "--device", "cpu", "--num-samples", 4),
         *("--input-file", tiny / "final_output.pkl", "--output-file", output),
     )
-    assert code == 0, err
+    assert ended.returncode == 0, ended.stderr
     assert len(read_frame(output)) == 4
-    assert ("could not be destroyed" in err) == (kind == "stuck")
+    assert ("could not be destroyed" in ended.stderr) == (kind == "stuck")
