@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from tests.effort import THOROUGH
-from tests.jobs import TINY, call, grade
+from tests.jobs import ROOT, TINY, call, grade
+from tests.torchrun import Torchrun
 
 DATA = ["--input-file", str(TINY / "final_output.pkl")]
 MODEL = ["--model", str(TINY / "model"), "--device", "cpu"]
-TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node=2"]
 
 pytestmark = [pytest.mark.slow, pytest.mark.engine, pytest.mark.timeout(1200)]
 
@@ -27,9 +27,9 @@ def test_fp8_weights_keep_the_score(tmp_path: Path) -> None:
     assert abs(grade("--input-file", str(output))[0] - kept) <= 2.0
 
 
-def test_processes_that_do_not_divide_the_heads(tmp_path: Path) -> None:
-    words = [*TORCHRUN[:-1], "--nproc_per_node=3", "run_mlperf_mpi.py", *DATA, *MODEL]
-    ended = call(*words, "--output-dir", str(tmp_path))
+def test_processes_that_do_not_divide_the_heads(torchrun: Torchrun, tmp_path: Path) -> None:
+    options = [*DATA, *MODEL, "--output-dir", tmp_path]
+    ended = torchrun.run(3, ROOT / "run_mlperf_mpi.py", *options)
     assert ended.returncode != 0
     assert ended.stderr.count("error: ") == 1
     assert "error: 4 attention heads can't be split over 3 processes\n" in ended.stderr
