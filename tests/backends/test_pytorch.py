@@ -4,6 +4,8 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 import weakref
 from collections.abc import Awaitable, Callable
@@ -272,6 +274,24 @@ def test_a_configuration_that_cannot_be_used_is_refused_at_once(
 ) -> None:
     with pytest.raises(error, match=message):
         PyTorchBackend(config(tmp_path, **changes))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chosen", [None, "77"])
+def test_threads_wait_actively_for_a_short_time_only(chosen: str | None) -> None:
+    """OpenMP reads it as torch is loaded; a user's own choice stays."""
+    variables = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+    ended = subprocess.run(
+        [sys.executable, "-c", "import backends.pytorch"],
+        cwd=Path(__file__).parents[2],
+        env=variables
+        | {"OMP_DISPLAY_ENV": "verbose"}
+        | ({"GOMP_SPINCOUNT": chosen} if chosen else {}),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert f"GOMP_SPINCOUNT = '{chosen or 10000}'" in ended.stderr
 
 
 @pytest.mark.slow
