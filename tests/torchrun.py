@@ -108,7 +108,7 @@ def launch(words: list[str], streams: Iterable[str]) -> NoReturn:
 
     for number, path in enumerate(streams):
         os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
-    SubprocessHandler._popen = _popen  # type: ignore[method-assign]
+    SubprocessHandler._popen = _popen  # type: ignore[method-assign, assignment]
     run.main(["--standalone", *words])
     sys.exit()
 
