@@ -12,7 +12,6 @@ import pytest
 
 from data.journal import read_journal
 from data.samples import read_frame
-from tests.effort import cases
 from tests.jobs import (
     END_S,
     GIVEN,
@@ -54,8 +53,7 @@ def kill_engine(_: subprocess.Popen[str], processes: list[psutil.Process]) -> No
     (engine[0] if engine else vllm_core(processes)).kill()
 
 
-# test_engines.py kills an engine too, in less time.
-FAULTS: list[tuple[Fault, int]] = [(interrupt, 130), (kill, -9), (kill_engine, 12)][: cases(2, 3)]
+FAULTS: tuple[tuple[Fault, int], ...] = ((interrupt, 130), (kill, -9), (kill_engine, 12))
 
 
 def questions_twice(folder: Path) -> Path:
@@ -89,9 +87,8 @@ def test_runs_that_end_in_every_way_leave_nothing_but_their_answers(
         assert rows[: len(kept)] == kept
         kept, errors = rows, errors + stderr
     assert "interrupted: what is finished is on disk\n" in errors
-    if (kill_engine, 12) in FAULTS:
-        assert f"error: {DEATH[engine]}" in errors
-        assert str(journal(tmp_path).with_name("engine.log")) in errors
+    assert f"error: {DEATH[engine]}" in errors
+    assert str(journal(tmp_path).with_name("engine.log")) in errors
     assert "Traceback" not in errors.split("ends with:")[0]
 
     assert any((row + ROWS // 2) % ROWS not in kept for row in kept)

@@ -4,8 +4,8 @@ An agent and two ranks that each import torch take longer than most of what test
 of torchrun's command itself start it as users do.
 
 As a program, it runs what each line of its input says: a JSON list of the number of ranks, the
-script, its arguments, and files for stdout and stderr. It prints the agent's PID, and its exit code
-once it has ended.
+script with its arguments, and the files for stdout and stderr. It prints the agent's PID, and its
+exit code once it has ended.
 """
 
 import json
@@ -20,17 +20,11 @@ from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import psutil
 
 from tests.forked import PACKAGES, ROOT
-
-
-class Ended(NamedTuple):
-    returncode: int
-    stdout: str
-    stderr: str
 
 
 class Torchrun:
@@ -38,6 +32,7 @@ class Torchrun:
 
     def __init__(self) -> None:
         self._agent: psutil.Process | None = None
+        self._words: list[str] = []
         with ExitStack() as resources:
             self._folder = Path(resources.enter_context(tempfile.TemporaryDirectory()))
             self._process = resources.enter_context(
@@ -55,23 +50,28 @@ class Torchrun:
     def start(self, ranks: int, script: Path, *arguments: object) -> psutil.Process:
         """Returns the agent. One that a failed test has left is killed first."""
         self._kill()
+        self._words = [str(script), *map(str, arguments)]
         files = [str(self._folder / name) for name in ("out", "err")]
-        line = json.dumps([ranks, str(script), [str(one) for one in arguments], *files])
         assert self._process.stdin
-        print(line, file=self._process.stdin, flush=True)
+        print(json.dumps([ranks, self._words, files]), file=self._process.stdin, flush=True)
         self._agent = psutil.Process(self._number())
         return self._agent
 
-    def wait(self) -> Ended:
-        """Wait until the agent has ended."""
-        code = self._number()
+    def wait(self, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        """Wait until the agent has ended. Raises: psutil.TimeoutExpired after so many seconds."""
+        assert self._agent
+        self._agent.wait(timeout)
         self._agent = None
-        return Ended(code, *((self._folder / name).read_text() for name in ("out", "err")))
+        code = self._number()
+        texts = [(self._folder / name).read_text() for name in ("out", "err")]
+        return subprocess.CompletedProcess(self._words, code, *texts)
 
-    def run(self, ranks: int, script: Path, *arguments: object) -> Ended:
+    def run(
+        self, ranks: int, script: Path, *arguments: object, timeout: float = 300
+    ) -> subprocess.CompletedProcess[str]:
         """Start an agent and wait for its end."""
         self.start(ranks, script, *arguments)
-        return self.wait()
+        return self.wait(timeout)
 
     def close(self) -> None:
         """End all processes."""
@@ -93,10 +93,10 @@ def main() -> None:
     for package in ("torch.distributed.run", *PACKAGES):
         import_module(package)
     for line in sys.stdin:
-        ranks, script, arguments, out, err = json.loads(line)
+        ranks, words, files = json.loads(line)
         agent = os.fork()
         if not agent:
-            launch([f"--nproc_per_node={ranks}", script, *arguments], (os.devnull, out, err))
+            launch([f"--nproc_per_node={ranks}", *words], [os.devnull, *files])
         print(agent, flush=True)
         print(os.waitstatus_to_exitcode(os.waitpid(agent, 0)[1]), flush=True)
 

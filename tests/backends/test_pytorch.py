@@ -298,7 +298,7 @@ def test_threads_wait_actively_for_a_short_time_only(chosen: str | None) -> None
 def test_two_ranks_answer_as_one_and_end_together(
     torchrun: Torchrun, model: Path, tmp_path: Path
 ) -> None:
-    ended = torchrun.run(2, WORKER, model, tmp_path, "answer")
+    ended = torchrun.run(2, WORKER, model, tmp_path, "answer", timeout=60)
     assert ended.returncode == 0, ended.stderr
     requests = [
         request(number, limit=9 + number, prompt_ids=tuple(range(number + 2)))
@@ -341,8 +341,9 @@ def test_a_rank_that_dies_ends_all(
     while any(map(runs, pids)) and time.monotonic() < until:
         time.sleep(0.1)
     assert not any(map(runs, pids))
-    code, _, stderr = torchrun.wait()
-    assert code != 0
+    ended = torchrun.wait(30)
+    assert ended.returncode != 0
+    stderr = ended.stderr
     (message,) = (line for line in stderr.splitlines() if line.startswith("error: "))
     if victim is None:
         assert message == "error: torchrun has ended, so its ranks exit"

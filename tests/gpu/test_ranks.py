@@ -23,17 +23,17 @@ def test_results_are_written_although_graphs_hold_communicators(
     options: tuple[str, ...], torchrun: Torchrun, tmp_path: Path
 ) -> None:
     output = tmp_path / "answers.pkl"
-    code, _, err = torchrun.run(
+    ended = torchrun.run(
         *(2, ROOT / "run_eval_mpi.py", "--model", TINY / "model", "--device", "cuda"),
         *("--input-file", TINY / "final_output.pkl", "--output-file", output),
         *("--num-samples", 8, *options),
     )
-    assert code == 0, err
+    assert ended.returncode == 0, ended.stderr
     assert len(read_frame(output)) == 8
-    assert "captured CUDA graphs" in err
-    assert "could not be destroyed" not in err
+    assert "captured CUDA graphs" in ended.stderr
+    assert "could not be destroyed" not in ended.stderr
 
 
 def test_sums_in_symmetric_memory_are_nccl_s(torchrun: Torchrun) -> None:
-    code, _, err = torchrun.run(2, SUMS)
-    assert code == 0, err
+    ended = torchrun.run(2, SUMS)
+    assert ended.returncode == 0, ended.stderr

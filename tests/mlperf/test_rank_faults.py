@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -83,7 +84,7 @@ def test_a_run_that_fails_again_and_again_comes_to_the_same_results(
     assert "completions.journal: can't be written: File too large" in job.state["error"]
     moments = random.Random(0)
     for fault, reasons in (
-        # terminated by torchrun, if that is faster
+        # terminated by torchrun, if that is faster: its own report then names the rank
         ("exception 1", ("rank 1 of 2 (process ", "terminated")),
         ("exception 0", ("internal error: RuntimeError: the engine stopped",)),
         (kill_rank(1), ("rank 1 of 2 (process ", "terminated")),
@@ -101,7 +102,10 @@ def test_a_run_that_fails_again_and_again_comes_to_the_same_results(
             processes = ranks(agent)
             fault(agent)
             assert not psutil.wait_procs(processes, END_S)[1]
-        assert torchrun.wait().returncode != 0
+        ended = torchrun.wait()
+        assert ended.returncode != 0
+        if reasons[-1:] == ("terminated",):
+            assert re.search(r"rank +: 1 \(local_rank: 1\)", ended.stderr), ended.stderr
         rows = job.rows()
         assert rows[: len(kept)] == kept
         state = job.state
@@ -122,7 +126,7 @@ def test_sigterm_ends_all_ranks_in_words(torchrun: Torchrun, tmp_path: Path) -> 
     processes = ranks(agent)
     agent.terminate()
     assert not psutil.wait_procs(processes, END_S)[1]
-    assert torchrun.wait().returncode != 0
+    assert torchrun.wait(END_S).returncode != 0
     assert len(job.rows()) >= job.state["finished"] > 0
     assert job.state["state"] == "failed"
     assert job.state["error"] == "terminated"

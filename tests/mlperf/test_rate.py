@@ -279,8 +279,8 @@ class TokenTrial(Trial):
 @pytest.mark.parametrize(
     ("kind", "seed"),
     [
-        *((Trial, seed) for seed in range(cases(3, 20))),
-        *((TokenTrial, seed) for seed in range(cases(1, 20))),
+        *((Trial, seed) for seed in range(cases(6, 20))),
+        *((TokenTrial, seed) for seed in range(cases(2, 20))),
     ],
 )
 def test_the_rate_found_is_within_5_percent_of_the_true_limit(kind: type[Trial], seed: int) -> None:
