@@ -9,10 +9,11 @@ def main() -> None:
     import argparse
 
     from grading import cli
+    from mlperf.report_page.regraded import renew
 
     parser = argparse.ArgumentParser(description=__doc__)
     cli.add_options(parser)
-    cli.run(parser.parse_args())
+    cli.run(parser.parse_args(), renew)
 
 
 if __name__ == "__main__":

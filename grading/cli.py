@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
@@ -170,8 +171,10 @@ def grading_options(args: argparse.Namespace) -> GradingOptions:
     )
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace, on_graded: Callable[[Path], None]) -> None:
     """Run eval_accuracy: grade a file, explain one row of it, or compare it with another file.
+
+    `on_graded` is called with the path of the graded frame once all files are written.
 
     Raises: any UserError; GradingError, after all files are written, if a row could not be judged.
     """
@@ -214,4 +217,5 @@ def run(args: argparse.Namespace) -> None:
         with naming(source):
             evaluation = evaluate(frame, problems, options, log_path, expected, sandbox)
     report(evaluation, output, source, options, problems)
+    on_graded(output)
     evaluation.require_all()

@@ -29,8 +29,8 @@ _RECORD: dict[str, type] = {
     "not_submittable_because": list,
 }
 _STATE: dict[str, type] = {
-    **dict.fromkeys(("state", "host", "started", "updated", "error"), str),
-    **dict.fromkeys(("finished", "of", "pid"), int),
+    **dict.fromkeys(("state", "host", "started", "updated", "error", "model", "data_set"), str),
+    **dict.fromkeys(("finished", "of", "pid", "skipped_rows"), int),
 }
 _REQUIRED = ("mode", "test", "figures", "state", "started", "updated")
 _CLOSE = 1e-6  # relative difference of two figures that are the same

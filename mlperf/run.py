@@ -167,12 +167,17 @@ def run(args: argparse.Namespace, torchrun: bool = False) -> None:
         return
     from mlperf.report_page.page import reported
 
+    origins = {
+        "model": str(Path(config.model).absolute()),
+        "data_set": str(workload.source.absolute()),
+        "skipped_rows": workload.skipped,
+    }
     with locked(folder / LOCK) as lock:
         if args.find_target_qps:
             with RunState(folder, lock):
                 rate.find(args, backend, workload, test_settings, folder)
         else:
-            with reported(folder), RunState(folder, lock) as state:
+            with reported(folder), RunState(folder, lock, origins) as state:
                 _lead(plan, backend, reasons, problems, options, state)
 
 

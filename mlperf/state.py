@@ -7,6 +7,7 @@ The file is rewritten whole, every few seconds. A run that was killed leaves it 
 import logging
 import os
 import threading
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any, Literal, Self
@@ -31,8 +32,11 @@ class RunState:
     is no reason to end a run.
     """
 
-    def __init__(self, folder: Path, reserve: IO[bytes]) -> None:
-        """`reserve`: a file that is emptied when the disk is full."""
+    def __init__(
+        self, folder: Path, reserve: IO[bytes], origins: Mapping[str, Any] | None = None
+    ) -> None:
+        """`reserve`: a file that is emptied when the disk is full. `origins`: where questions and
+        tokenizer are, to show the answers of a run that does not finish."""
         self.process = this_process()  # which the state is of
         self._path = folder / STATE
         self._reserve = reserve
@@ -43,6 +47,7 @@ class RunState:
             **self.process,
             "updated": None,
             "error": None,
+            **(origins or {}),
         }
         self._lock = threading.Lock()
         self._over = threading.Event()

@@ -43,7 +43,7 @@ class Tile:
 
 def tiles(folder: ResultFolder) -> list[Tile]:
     """The main figures of a finished run, each beside its limit."""
-    figures = folder.figures
+    figures = {**_grades(folder), **folder.figures}
     found = [
         Tile(name, number(figures[key], 5))
         for name, key in (("tokens/s", "tokens_per_second"), ("samples/s", "samples_per_second"))
@@ -69,6 +69,13 @@ def tiles(folder: ResultFolder) -> list[Tile]:
         if len(ends):
             found.append(Tile("duration", duration(float(ends.max()))))
     return found
+
+
+def _grades(folder: ResultFolder) -> dict[str, float]:
+    """The figures of a performance run whose answers were graded later."""
+    grading = folder.grading or {}
+    values = {name: grading.get(name) for name in ("exact_match", "tokens_per_sample")}
+    return {name: value for name, value in values.items() if isinstance(value, int | float)}
 
 
 def limit_ms(folder: ResultFolder, latency: str) -> float | None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import entrypoint
 from benchmark import ROUND
 from data.samples import TASKS
-from errors import ColumnsError, EmptyDataError, InputFileError, OutputError
+from errors import ColumnsError, EmptyDataError, InputFileError, ModelError, OutputError
 from mlperf import result_folder
 from mlperf.page.document import HERE as PAGE
 from mlperf.page.document import document
@@ -42,6 +42,14 @@ def write_report(path: Path) -> Path:
     return report
 
 
+def write_or_warn(path: Path) -> None:
+    """Write the report of the run in a result folder; a warning says why it can't be written."""
+    try:
+        log.info("wrote %s", write_report(path))
+    except (InputFileError, OutputError) as error:
+        log.warning("no report: %s", error)
+
+
 @contextmanager
 def reported(path: Path) -> Iterator[None]:
     """Write the report when the block ends, also if it fails, or another thread ends the process.
@@ -50,10 +58,7 @@ def reported(path: Path) -> Iterator[None]:
     """
 
     def write(reason: str) -> None:
-        try:
-            log.info("wrote %s", write_report(path))
-        except (InputFileError, OutputError) as error:
-            log.warning("no report: %s", error)
+        write_or_warn(path)
 
     entrypoint.before_failing.append(write)
     try:
@@ -109,11 +114,11 @@ def render(folder: ResultFolder, now: datetime) -> Iterator[str]:
 def _rows(folder: ResultFolder) -> "tuple[pd.DataFrame | None, list[str]]":
     """The rows of a run's answers, None if there are none that can be read; and their faults."""
     path = samples.answers_path(folder)
-    if path is None:
-        return None, []
     try:
+        if path is None:
+            return samples.journalled(folder), []
         rows = samples.read_samples(path, folder.timeline)
-    except (InputFileError, ColumnsError, EmptyDataError) as error:
+    except (InputFileError, ColumnsError, EmptyDataError, ModelError) as error:
         return None, [str(error)]
     return rows, list(_contradictions(folder, rows, path))
 

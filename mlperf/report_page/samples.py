@@ -1,17 +1,22 @@
 """The rows of a run's answers: for the tables of a report, and for its sample browser."""
 
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
+from data.journal import read_inputs, read_journal
 from data.samples import is_missing, read_frame, task_of
+from data.workload import model_identity
+from errors import InputFileError
 from grading.evaluate import GRADED
 from mlperf.page.blocks import block
 from mlperf.report_page.latencies import with_latencies
 from mlperf.result_folder import ResultFolder
-from mlperf.run import RESULTS
+from mlperf.run import JOURNAL, RESULTS
+from ref_dsinfer.files import combined_sha256
 from terminal import CONTROL
 
 if TYPE_CHECKING:
@@ -53,17 +58,50 @@ def answers_path(folder: ResultFolder) -> Path | None:
 
 
 def read_samples(path: Path, timeline: "Timeline | None") -> "pd.DataFrame":
-    """A row an answer, in the file's order, with the columns of INDEX and TEXTS.
-
-    A grade is right, wrong, not judged, or None if the answers are not graded. Times that are not
-    known are NaN, other values None.
+    """The samples of a file of answers, in its order.
 
     Raises: InputFileError, ColumnsError, EmptyDataError.
     """
-    import pandas as pd
-
     # without token ids, which would take most of the memory
-    frame = read_frame(path, {*_TEXTS.values(), *_NUMBERS.values(), _ACCURACY})
+    return _samples(read_frame(path, {*_TEXTS.values(), *_NUMBERS.values(), _ACCURACY}), timeline)
+
+
+def journalled(folder: ResultFolder) -> "pd.DataFrame | None":
+    """The samples that a run without results has finished, from its journal; None if there are
+    none, or if it is not known where their questions are.
+
+    Raises: InputFileError, ColumnsError, EmptyDataError, ModelError if a file can't be read, or if
+    data set or model have changed.
+    """
+    from data.prompts import Prompts
+    from data.results import results_frame
+
+    journal, state = folder.path / JOURNAL, folder.state or {}
+    if not journal.exists() or not (state.get("data_set") and state.get("model")):
+        return None
+    if journal.stat().st_mtime < datetime.fromisoformat(state["started"]).timestamp():
+        return None  # it is an earlier run's
+    answers = read_journal(journal)
+    if not answers:
+        return None
+    inputs, source, model = read_inputs(journal), Path(state["data_set"]), Path(state["model"])
+    rows = read_frame(source).iloc[state.get("skipped_rows") or 0 :]
+    for path, name, value in (
+        (source, "the data set", combined_sha256([source])),
+        (model, "the model", model_identity(model)),
+    ):
+        if inputs.get(name) != value:
+            raise InputFileError(f"{path}: has changed since {journal} was written")
+    return _samples(results_frame(rows, answers, Prompts(model), ""), folder.timeline)
+
+
+def _samples(frame: "pd.DataFrame", timeline: "Timeline | None") -> "pd.DataFrame":
+    """A row an answer, in the frame's order, with the columns of INDEX and TEXTS.
+
+    A grade is right, wrong, not judged, or None if the answers are not graded. Times that are not
+    known are NaN, other values None.
+    """
+    import pandas as pd
 
     def column(name: str) -> "pd.Series":
         if name not in frame.columns:

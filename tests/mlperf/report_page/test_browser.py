@@ -1,5 +1,6 @@
 """Reports of real runs in a real browser: figures, search, keyboard, hostile answers, full size."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pandas as pd
 import pytest
 
 from data.frames import write_parquet
+from data.journal import read_journal
 from mlperf.compare import page as compare_page
 from mlperf.compare.pair import compare
 from mlperf.compare.runs import read_run
@@ -70,6 +72,49 @@ def tab() -> Iterator[Tab]:
 def test_figures_are_those_of_the_logs(tab: Tab, results: Path, run: str) -> None:
     tab.show()
     check_report(tab, results / run)
+
+
+def test_answers_of_a_performance_run_that_are_graded_later(
+    tab: Tab, results: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "performance"
+    shutil.copytree(results / "server" / "performance", folder)
+    ended = forked.run("eval_accuracy.py", "--input-file", folder / "results.pkl", timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    assert f"wrote {folder}/report.html" in ended.stderr
+    check_report(tab, folder)
+    graded = pd.read_parquet(folder / "results_evaluated.parquet")
+    tab.value("find('grade').value = 'right'; update()")
+    right = graded.index[graded["prompt_accuracy"] > 0]
+    assert tab.value("shown.map((sample) => sample.row)") == list(right)
+
+
+def test_a_run_that_failed_shows_what_it_had_finished(
+    tab: Tab, echo_model: Path, results: Path, tmp_path: Path
+) -> None:
+    rows = shutil.copy(results / "rows.parquet", tmp_path)
+    given = ("--backend", "echo", "--model", echo_model, "--input-file", rows)
+    own = ("--skip-samples", 3, "--engine-arg", "fail_at=20", "--output-dir", tmp_path)
+    ended = forked.run("run_mlperf.py", *given, *own, timeout=300)
+    assert ended.returncode == 12, ended.stderr
+    folder = tmp_path / "offline" / "performance"
+    answers = read_journal(folder / "completions.journal")
+    assert answers
+    tab.open(f"file://{folder}/report.html")
+    tab.until(READY)
+    assert tab.complaints == []
+    assert tab.value("document.querySelector('.verdict .word').textContent") == "Failed"
+    indices = tab.value("samples.map((sample) => sample.sample)")
+    assert indices == sorted(index for index, _ in answers)
+    questions = pd.read_parquet(rows)["question"]
+    tab.value("open(samples.length - 1)")
+    question = tab.value("find('detail').querySelector('pre').textContent")
+    assert question == questions[3 + indices[-1]]
+    # of another data set, they would be the wrong questions
+    pd.read_parquet(rows).iloc[::-1].to_parquet(rows)
+    page = write_report(folder).read_text()
+    assert f"{rows}: has changed since" in page
+    assert 'id="samples"' not in page
 
 
 def test_hostile_answers_are_text(tab: Tab, results: Path) -> None:

@@ -1,4 +1,4 @@
-"""A sweep over two engines' options: stopped half-way, resumed, one point failing."""
+"""Sweeps over two engines: stopped half-way, resumed, one point failing, and the best one run."""
 
 import argparse
 import json
@@ -15,6 +15,8 @@ import pytest
 from errors import UsageError
 from mlperf.sweep.__main__ import add_options, run
 from tests import forked
+from tests.browser import browser
+from tests.effort import THOROUGH
 from tests.jobs import GIVEN, ROOT
 
 COMMAND = "mlperf/sweep/__main__.py"
@@ -28,6 +30,37 @@ backend = "echo"
 options = ["--engine-arg", "fail_at=3"]
 vary.target-qps = [200]
 """
+REAL = f"""
+options = {json.dumps([*GIVEN, "--mode", "server", "--num-samples", "10"])}
+vary.target-qps = [0.5, 1, 2]
+[engines.pytorch]
+[engines.vllm]
+options = ["--eager"]
+"""
+POINTS = "[...document.querySelectorAll('svg .mark')].map((mark) => mark.textContent)"
+
+
+def stop_half_way(options: tuple[str, ...], out: Path, begun: int, timeout: float) -> list[Path]:
+    """Start a sweep and end it by SIGTERM once so many of its points have begun.
+
+    Returns the folders of the points that were finished by then.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mlperf.sweep", *options],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    until = time.monotonic() + timeout
+    while len(states := list(out.glob("points/*/state.json"))) < begun:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 143, err
+    return sorted(path.parent for path in states if (path.parent / "run.json").exists())
 
 
 @pytest.mark.slow
@@ -36,22 +69,7 @@ def test_a_sweep_goes_on_where_it_was_and_past_a_point_that_fails(tmp_path: Path
     config, out = tmp_path / "sweep.toml", tmp_path / "out"
     config.write_text(TABLE)
     options = ("--config", str(config), "--output-dir", str(out))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mlperf.sweep", *options],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    until = time.monotonic() + 120
-    while len(states := list(out.glob("points/*/state.json"))) < 2:
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < until
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 143, err
-    kept = sorted(path.parent for path in states if (path.parent / "run.json").exists())
+    kept = stop_half_way(options, out, 2, 120)
     before = [(path / "run.json").stat().st_mtime_ns for path in kept]
     assert len(kept) == 1
     halfway = json.loads((out / "sweep.json").read_text())
@@ -84,6 +102,42 @@ def test_a_sweep_goes_on_where_it_was_and_past_a_point_that_fails(tmp_path: Path
     assert printed == chosen["command"]
     _, script, *words = shlex.split(printed)
     assert forked.run(script, *words).returncode == 0
+    assert (out / "best" / "server" / "performance" / "run.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.engine
+@pytest.mark.timeout(3600)
+@pytest.mark.skipif(not THOROUGH, reason="takes many minutes: THOROUGH=1 runs it")
+def test_the_best_of_two_engines_at_three_rates_runs_as_printed(tmp_path: Path) -> None:
+    """Each engine in the environment that setup.sh has made for it beside this tree."""
+    if missing := [name for name in ("pytorch", "vllm") if not [*ROOT.glob(f".venv-{name}-*")]]:
+        pytest.skip(f"no environment of {missing[0]}: ./setup.sh --backend {missing[0]}")
+    config, out = tmp_path / "sweep.toml", tmp_path / "out"
+    config.write_text(REAL)
+    options = ("--config", str(config), "--output-dir", str(out))
+    kept = stop_half_way(options, out, 4, 1200)
+    assert len(kept) == 3
+    before = [(path / "run.json").stat().st_mtime_ns for path in kept]
+    ended = forked.run(COMMAND, *options, timeout=1800)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr.count("done already") == 3
+    assert [(path / "run.json").stat().st_mtime_ns for path in kept] == before
+
+    content = json.loads((out / "sweep.json").read_text())
+    assert [point["label"] for point in content["points"]] == [
+        f"{engine} target-qps={rate}" for engine in ("pytorch", "vllm") for rate in (0.5, 1, 2)
+    ]
+    with browser() as tab:
+        tab.open(f"file://{out}/sweep.html")
+        assert tab.complaints == []
+        assert len(tab.value(POINTS)) == 2 * len(content["points"])  # in two charts
+    if not content["best"]:
+        pytest.skip("no point is within the limits on this machine")
+    printed = content["best"]["server"]["command"]
+    assert printed in ended.stdout
+    best = subprocess.run(["bash", "-c", printed], capture_output=True, text=True, check=False)
+    assert best.returncode == 0, best.stderr
     assert (out / "best" / "server" / "performance" / "run.json").exists()
 
 
