@@ -31,6 +31,7 @@ INDEX = (
     *("finish", "endpoint", "ttft_ms", "tpot_ms", "latency_s"),
 )
 TEXTS = ("question", "output", "detail")
+LONG = ("question", "output")  # they stay as they were read: a copy would double the memory
 # The columns of a file of answers that these are read from.
 _NUMBERS = {"sample": "sample_index", "query": "query_id", "tokens": "tok_model_output_len"}
 _TEXTS = {
@@ -109,8 +110,9 @@ def _samples(frame: "pd.DataFrame", timeline: "Timeline | None") -> "pd.DataFram
         return frame[name].astype(object)
 
     texts = {
-        name: [None if is_missing(value) else str(value) for value in column(source)]
+        name: [_text(value) for value in column(source)]
         for name, source in _TEXTS.items()
+        if name not in LONG
     }
     grades = zip(texts["status"], column(_ACCURACY), strict=True)
     samples = pd.DataFrame(
@@ -122,6 +124,8 @@ def _samples(frame: "pd.DataFrame", timeline: "Timeline | None") -> "pd.DataFram
         },
         dtype=object,  # text may hold lone surrogates, which pandas' own type can't
     )
+    for name in LONG:
+        samples[name] = frame.get(_TEXTS[name])
     return with_latencies(samples, timeline)
 
 
@@ -129,7 +133,7 @@ def blocks(samples: "pd.DataFrame") -> Iterator[tuple[str, Markup]]:
     """The blocks of the sample browser: the index first, then the texts in chunks of whole rows."""
     starts, size = [0], 0
     for row, texts in enumerate(zip(*(samples[name] for name in TEXTS), strict=True)):
-        length = sum(len(text or "") for text in texts)
+        length = sum(len(_text(text) or "") for text in texts)
         if size and size + length > CHUNK:
             starts.append(row)
             size = 0
@@ -142,8 +146,8 @@ def blocks(samples: "pd.DataFrame") -> Iterator[tuple[str, Markup]]:
     }
     yield "sample-index", block(index)
     for number, (start, end) in enumerate(zip(starts, [*starts[1:], len(samples)], strict=True)):
-        rows = samples.iloc[start:end]
-        yield f"sample-texts-{number}", block(rows[list(TEXTS)].to_numpy().tolist())
+        columns = [map(_text, samples[name].iloc[start:end]) for name in TEXTS]
+        yield f"sample-texts-{number}", block(list(zip(*columns, strict=True)))
 
 
 def _task(name: str | None) -> str:
@@ -159,6 +163,10 @@ def _grade(status: str | None, accuracy: Any) -> str | None:
     if is_missing(accuracy):
         return None
     return "right" if accuracy > 0 else "wrong"
+
+
+def _text(value: Any) -> str | None:
+    return None if is_missing(value) else str(value)
 
 
 def _plain(value: Any) -> Any:
