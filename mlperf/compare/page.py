@@ -46,11 +46,11 @@ def write(runs: Sequence[Run], pairs: Sequence[Pair], path: Path) -> None:
         for name, values in rows.items()
         if None in values
     ]
-    overview = [[run.name, run.title, run.verdict.word, str(run.folder)] for run in runs]
+    overview = [[f"{run.name}: {run.title}", run.verdict.word, str(run.folder)] for run in runs]
     values = {
         "runs": runs,
         "tone": "bad" if any(run.verdict.tone == "bad" for run in runs) else "doubt",
-        "overview": Table(["run", "what", "verdict", "folder"], overview, frozenset(range(4))),
+        "overview": Table(["run", "verdict", "folder"], overview, frozenset(range(3))),
         "figures": _figures(runs) if len(runs) > 2 else None,
         "sections": [_section(pair) for pair in pairs],
         "throughput": _throughput(runs),
