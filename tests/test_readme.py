@@ -255,7 +255,8 @@ def test_real_runs_of_all_engines_are_compared(
     with browser() as tab:
         for test, compared in runs.items():
             page = tmp_path / f"{test.replace('/', '-')}.html"
-            ended = forked.run("mlperf/compare/__main__.py", *compared, "--page", page)
+            words = (*compared, "--page", page)
+            ended = forked.run("mlperf/compare/__main__.py", *words, timeout=300)
             assert ended.returncode == 0, ended.stderr
             check_comparison(tab, page, compared)
 
