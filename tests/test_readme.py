@@ -1,5 +1,6 @@
 """Every command of the README and of docs/ is run unchanged, and its results are checked."""
 
+import hashlib
 import json
 import os
 import re
@@ -15,8 +16,10 @@ import psutil
 import pytest
 
 from backends.keeper import mapped_by, named
+from tests import forked
 from tests.browser import browser
 from tests.jobs import GIVEN, ROOT, TINY, figures, grade
+from tests.mlperf.compare.opened import check_comparison
 from tests.mlperf.report_page.opened import check_report
 from tests.timelines import check_timeline
 
@@ -30,6 +33,16 @@ PERFORMANCE = {
     "pytorch": ("demo/offline", "server", "interactive"),
     "vllm": ("server", "attached/interactive"),
     "sglang": ("sglang/server", "sglang/attached/interactive"),
+}
+# Of these each engine has a run on the same data set, which are compared with one another.
+COMPARED = {
+    "offline/accuracy": {engine: f"{folder}/accuracy" for engine, folder in ACCURACY.items()},
+    "server/performance": {
+        engine: f"{folder}/performance"
+        for engine, folders in PERFORMANCE.items()
+        for folder in folders
+        if folder.endswith("server")
+    },
 }
 
 
@@ -57,9 +70,12 @@ class Readme:
             text=True,
             check=True,
         )
-        for name in filter(None, listed.stdout.split("\0")):
+        digest = hashlib.sha256()
+        for name in sorted(filter(None, listed.stdout.split("\0"))):
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, copy / name)
+            digest.update(name.encode() + b"\0" + (copy / name).read_bytes())
+        self.digest = digest.hexdigest()  # of the whole tree
 
     def scripts(self) -> dict[str, list[str]]:
         """The blocks of commands for each engine's environment."""
@@ -78,11 +94,11 @@ class Readme:
         if engine not in self._ran:
             (self.copy / f".venv-{engine}-cpu").symlink_to(sys.prefix)
             self._ran[engine] = [
-                Block(script, self._run(script)) for script in self.scripts()[engine]
+                Block(script, self.run_block(script)) for script in self.scripts()[engine]
             ]
         return self._ran[engine]
 
-    def _run(self, script: str) -> subprocess.CompletedProcess[str]:
+    def run_block(self, script: str) -> subprocess.CompletedProcess[str]:
         ended = subprocess.run(
             ["bash", "-ec", script],
             cwd=self.copy,
@@ -220,6 +236,32 @@ def test_the_reports_have_the_figures_of_the_logs(engine: str, readme: Readme) -
 
 
 @long
+@of_engines(*ACCURACY)
+def test_real_runs_of_all_engines_are_compared(
+    engine: str, readme: Readme, cache: pytest.Cache, tmp_path: Path
+) -> None:
+    """Each engine's environment leaves its runs to those that are tested after it: the last one
+    compares all of them. Runs of another state of the tree are thrown away."""
+    folder = cache.mkdir("runs") / readme.digest
+    for kept in folder.parent.iterdir():
+        if kept != folder:
+            shutil.rmtree(kept)
+    runs = {test: [folder / test / one for one in ACCURACY] for test in COMPARED}
+    for test, folders in COMPARED.items():
+        shutil.rmtree(folder / test / engine, ignore_errors=True)
+        shutil.copytree(left(readme, engine, folders[engine]), folder / test / engine)
+    if missing := [one.name for one in runs["offline/accuracy"] if not one.exists()]:
+        pytest.skip(f"no runs of {' and '.join(missing)} by this tree yet: {TEST} makes all")
+    with browser() as tab:
+        for test, compared in runs.items():
+            page = tmp_path / f"{test.replace('/', '-')}.html"
+            words = (*compared, "--page", page)
+            ended = forked.run("mlperf/compare/__main__.py", *words, timeout=300)
+            assert ended.returncode == 0, ended.stderr
+            check_comparison(tab, page, compared)
+
+
+@long
 def test_the_points_of_a_sweep_are_runs_that_can_be_compared(readme: Readme) -> None:
     blocks = readme.run("pytorch")
     points = json.loads((readme.copy / "mlperf_sweep" / "sweep.json").read_text())["points"]
@@ -229,6 +271,12 @@ def test_the_points_of_a_sweep_are_runs_that_can_be_compared(readme: Readme) -> 
     rates = [float(value) for _, _, name, value, *_ in rows if name == "tokens_per_second"]
     assert sorted(rates) == sorted(point["figures"]["tokens_per_second"] for point in points)
     assert (readme.copy / "compare.html").exists()
+    best = json.loads((readme.copy / "mlperf_sweep" / "sweep.json").read_text())["best"]
+    if not best:
+        pytest.skip("no point of the sweep is within the limits on this machine")
+    ended = readme.run_block(best["server"]["command"])
+    assert ended.returncode == 0, ended.stderr
+    assert (readme.copy / "mlperf_sweep/best/server/performance/run.json").exists()
 
 
 @long

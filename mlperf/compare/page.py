@@ -12,12 +12,14 @@ from mlperf.compare.samples import Samples
 from mlperf.compare.table import VERDICTS, summary
 from mlperf.page.axes import Axis
 from mlperf.page.charts import Chart, Interval, Rule, Series, Table, intervals, lines
+from mlperf.page.document import HERE as PAGE
 from mlperf.page.document import document
 from mlperf.page.text import number
 from ref_dsinfer.files import write_text
 from ref_dsinfer.rounding import ceil_div
 
 TEMPLATE = Path(__file__).with_name("page.html")
+SCRIPT = Path(__file__).with_name("search.js")
 POINTS = 300  # of a line, at most: more than a picture shows
 
 
@@ -37,17 +39,36 @@ def write(runs: Sequence[Run], pairs: Sequence[Pair], path: Path) -> None:
     """Write the page. Raises: OutputError."""
     rows = differences(list(runs))
     names = [run.name for run in runs]
-    settings = [[name, *(value or "–" for value in values)] for name, values in rows.items()]
-    overview = [[run.name, run.title, run.verdict.word, str(run.folder)] for run in runs]
+    head, texts = ["setting", *names], frozenset(range(len(names) + 1))
+    shared = [[name, *map(str, values)] for name, values in rows.items() if None not in values]
+    own = [
+        [name, *("–" if value is None else value for value in values)]
+        for name, values in rows.items()
+        if None in values
+    ]
+    overview = [[f"{run.name}: {run.title}", run.verdict.word, str(run.folder)] for run in runs]
     values = {
         "runs": runs,
-        "overview": Table(["run", "what", "verdict", "folder"], overview, frozenset(range(4))),
+        "tone": "bad" if any(run.verdict.tone == "bad" for run in runs) else "doubt",
+        "overview": Table(["run", "verdict", "folder"], overview, frozenset(range(3))),
+        "figures": _figures(runs) if len(runs) > 2 else None,
         "sections": [_section(pair) for pair in pairs],
         "throughput": _throughput(runs),
-        "settings": Table(["setting", *names], settings, frozenset(range(len(names) + 1))),
+        "settings": Table(head, shared, texts),
+        "own": Table(head, own, texts),
     }
     title = f"Runs compared: {', '.join(run.title for run in runs)}"
-    write_text(path, document(TEMPLATE, title, values))
+    write_text(path, document(TEMPLATE, title, values, [PAGE / "data.js", SCRIPT]))
+
+
+def _figures(runs: Sequence[Run]) -> Table:
+    """The figures of all runs side by side."""
+    rows = [
+        [label, *(number(run.figures.get(name)) for run in runs)]
+        for name, label in LABELS.items()
+        if any(name in run.figures for run in runs)
+    ]
+    return Table(["figure", *(run.name for run in runs)], rows)
 
 
 def _section(pair: Pair) -> Section:
