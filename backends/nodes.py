@@ -49,7 +49,7 @@ class Nodes:
     def __init__(self, config: EngineConfig, span: Span | None) -> None:
         if config.join and not span:
             raise UsageError("--join: the engine's options (--engine-arg) name no other host")
-        if span and config.join != span.rank > 0:
+        if span and config.join != (span.rank > 0):
             raise UsageError("--join is for every host but the first one, whose node rank is 0")
         self._config, self._span = config, span
         self._store: dist.Store | None = None  # at the first host, for the others

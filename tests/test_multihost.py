@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pandas as pd
@@ -216,16 +216,27 @@ def on_hosts(
 
     `last`: options of the last host only.
     """
-    words = [sys.executable, "run_eval.py", "--backend", engine, *GIVEN, *SOON[engine], *options]
+    words = [sys.executable, "run_eval.py", "--backend", engine, *GIVEN, *SOON[engine]]
     words += ["--dtype", "float32", "--num-samples", "8", "--output-file", "/tmp/output.pkl"]
+    words += options
     if len(several) > 1:
         words += ["--tensor-parallel", "2", "--engine-arg", "nnodes=2"]
         words += ["--engine-arg", HOSTS[engine]]
     runs = []
     for rank, host in enumerate(several):
         join = ("--engine-arg", f"node_rank={rank}", "--join", *last) if rank else ()
-        runs.append(host.start(*words, *join))
+        # else each host's workers, of all hosts on the same machine, use its first core
+        runs.append(host.start(*words, *join, VLLM_CPU_OMP_THREADS_BIND="nobind"))
     return runs
+
+
+def find(host: Host, word: str) -> psutil.Process:
+    """The first process of a host that has this in its name or at its command's beginning."""
+    for process in host.processes():
+        with suppress(psutil.Error):  # one may end meanwhile
+            if any(word in one for one in (process.name(), *process.cmdline()[:3])):
+                return process
+    raise AssertionError(f"{host.name} has no {word}")
 
 
 @pytest.mark.engine
@@ -254,19 +265,15 @@ def test_a_killed_process_ends_an_engines_run_on_all_hosts(
     engine: str, host: int, what: str, lan: Lan
 ) -> None:
     several = lan(2)
-    runs = on_hosts(engine, several, "--max-running", "2")
+    brief = ("--max-new-tokens", "24", "--num-samples", "64", "--max-running", "2")
+    runs = on_hosts(engine, several, *brief)
     journal, until = several[0].tmp / "output.journal", time.monotonic() + ENGINES_S
     while not (journal.exists() and read_journal(journal)):
         assert all(run.poll() is None for run in runs), [run.communicate() for run in runs]
         assert time.monotonic() < until
         time.sleep(0.1)
-    names = {"run": "run_eval.py", "worker": {"vllm": "Worker", "sglang": "scheduler"}[engine]}
-    victim = next(
-        process
-        for process in several[host].processes()
-        if any(names[what] in word for word in (process.name(), *process.cmdline()[:3]))
-    )
-    victim.kill()
+    words = {"run": "run_eval.py", "worker": {"vllm": "Worker", "sglang": "scheduler"}[engine]}
+    find(several[host], words[what]).kill()
     wait_until_gone(several, GONE_S)
     outputs = [run.communicate(timeout=10)[1] for run in runs]
     assert all(run.returncode for run in runs)

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from backends.registry import load
 from backends.types import EngineConfig
 from errors import LaunchError, UsageError
-from tests.backends.engines import CONFIG
+from tests.backends.engines import CONFIG, load
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1200)]
 
