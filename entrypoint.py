@@ -26,12 +26,21 @@ ORPHANS_S = 4  # for local rank 0 to report that torchrun has ended
 _stuck: list[str] = []  # what waits in native code and would keep the interpreter from exiting
 # Called with the reason before a failure's exit, the last one first, as contexts end.
 before_failing: list[Callable[[str], None]] = []
+# Asked for the error that a SIGTERM follows from, if any.
+causes_of_sigterm: list[Callable[[], UserError | None]] = []
 _signals: list[int] = []  # SIGINT and SIGTERM that have arrived
 _exit_lock = threading.Lock()  # taken by the one thread that reports why the process exits
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM has arrived: from a scheduler, a container's engine or torchrun."""
+    """SIGTERM has arrived: from a scheduler, a container's engine or torchrun.
+
+    `cause`: the error that it follows from, if it is known.
+    """
+
+    def __init__(self, cause: UserError | None) -> None:
+        super().__init__(str(cause or "terminated"))
+        self.cause = cause
 
 
 def run(main: Callable[[], None]) -> None:
@@ -69,22 +78,28 @@ def run(main: Callable[[], None]) -> None:
         if os.environ.get("LOCAL_RANK", "0") != "0":
             time.sleep(FOLLOWER_GRACE_S)
         fail(error)
-    except KeyboardInterrupt as interrupt:
+    except Terminated as sigterm:
+        if sigterm.cause:
+            fail(sigterm.cause, despite_sigterm=True)
         _exit_lock.acquire()
-        _stop(by_sigterm=isinstance(interrupt, Terminated))
+        _stop(by_sigterm=True)
+    except KeyboardInterrupt:
+        _exit_lock.acquire()
+        _stop(by_sigterm=False)
     except Exception:
         _exit_lock.acquire()
         logging.exception("internal error, please report it with this traceback")
         _end(1, "internal error")
 
 
-def fail(error: UserError, quiet: bool = False) -> NoReturn:
+def fail(error: UserError, quiet: bool = False, despite_sigterm: bool = False) -> NoReturn:
     """Print the error, unless `quiet`, and exit with its code, from any thread.
 
-    After SIGTERM, it is the signal that is reported: other processes have got it too.
+    After SIGTERM, it is the signal that is reported, since other processes have got it too; unless
+    the signal followed from the error (`despite_sigterm`).
     """
     _exit_lock.acquire()
-    if signal.SIGTERM in _signals:
+    if signal.SIGTERM in _signals and not despite_sigterm:
         _stop(by_sigterm=True)
     if not quiet:
         print(f"error: {error}", file=sys.stderr)
@@ -134,7 +149,9 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
         caller = caller.f_back
     signal.setitimer(signal.ITIMER_REAL, IMPORT_S if caller else 0)
     if not caller:
-        raise Terminated("terminated") if signal.SIGTERM in _signals else KeyboardInterrupt
+        if signal.SIGTERM not in _signals:
+            raise KeyboardInterrupt
+        raise Terminated(next(filter(None, (ask() for ask in [*causes_of_sigterm])), None))
 
 
 def _with_packages(main: Callable[[], None]) -> None:

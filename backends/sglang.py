@@ -6,6 +6,7 @@ with SGLang 0.5.23.
 
 import asyncio
 import json
+import logging
 import secrets
 import socket
 import subprocess
@@ -20,13 +21,22 @@ from backends.drive import cancel
 from backends.endpoint import Endpoint
 from backends.endpoints import Endpoints
 from backends.http_client import Client, ExchangeError
+from backends.nodes import Nodes
 from backends.options import require_mtp
-from backends.sglang_args import arguments, device_of, environment, processes
+from backends.sglang_args import (
+    arguments,
+    device_of,
+    environment,
+    processes,
+    settings,
+    span,
+)
 from backends.sglang_server import SglangDialect
 from backends.types import Backend, Delta, EngineConfig, Request, Reuse, Stats
 from errors import EngineError
 from ref_dsinfer.network import check_interfaces
 
+log = logging.getLogger(__name__)
 POLL_S = 0.3  # between checks of a starting server
 DEATH_S = 5.0  # for a server to end after its connections broke
 TERM_S = 4.0  # for it to end by itself; what is left then is killed
@@ -50,16 +60,25 @@ class SglangBackend(Backend):
         if config.speculative:
             require_mtp(config.model)
         self._arguments = arguments(config, self._device)
+        self._nodes = Nodes(config, span(config))
         self._children: Children | None = None
         self._process: subprocess.Popen | None = None
         self._server: Endpoints | None = None
         self._server_info: Mapping[str, Any] = {}
 
+    @property
+    def leads(self) -> bool:
+        return not self.config.join
+
+    def follow(self) -> None:
+        """Run this host's workers until the first host's run is done."""
+        asyncio.run(self._follow())
+
     async def start(self) -> None:
-        key = secrets.token_hex()
-        self._children = children = Children(self.config.log, SHARED, secret=key)
-        url = f"http://127.0.0.1:{_free_port()}"
-        self._process = self._launch(children, url, key)
+        url, key = await self._start_process()
+        children = self._children
+        assert children
+        assert self._process
         # waiting requests are queued in the server
         config = replace(self.config, max_running=None, served_model=None)
         self._server = Endpoints(config, SglangDialect(config.model), [url], key)
@@ -105,6 +124,7 @@ class SglangBackend(Backend):
 
     async def close(self) -> None:
         """End the server: ask it to terminate, then kill what is left."""
+        self._nodes.leave()
         if self._server:
             await self._server.close()
         if self._process:
@@ -114,6 +134,27 @@ class SglangBackend(Backend):
             await asyncio.to_thread(self._children.close)
         if self._process:
             self._process.poll()  # reaps it
+
+    async def _follow(self) -> None:
+        try:
+            await self._start_process()
+            assert self._children
+            assert self._process
+            process = self._process
+            log.info("this host's part of SGLang has started; its log is %s", self._children.log)
+            await self._nodes.follow(self._children, "SGLang", lambda: process.poll() is not None)
+        finally:
+            if self._children:
+                await asyncio.to_thread(self._children.close)
+
+    async def _start_process(self) -> tuple[str, str]:
+        """Start SGLang once all hosts are there. Returns its URL, and the key to it."""
+        await self._nodes.meet(settings(self._arguments))
+        key = secrets.token_hex()
+        self._children = Children(self._nodes.log, SHARED, secret=key)
+        url = f"http://127.0.0.1:{_free_port()}"
+        self._process = self._launch(self._children, url, key)
+        return url, key
 
     def _launch(self, children: Children, url: str, key: str) -> subprocess.Popen:
         # In a file, since others can read command lines. SGLang repeats the key in its log.
@@ -157,7 +198,7 @@ class SglangBackend(Backend):
             if children.log_contains(PORT_TAKEN):
                 raise children.failure("SGLang found its port taken: try again")
             await asyncio.sleep(POLL_S)
-        raise children.failure("SGLang did not start")
+        raise await self._nodes.failure(children, "SGLang did not start")
 
     async def _cause(self, error: EngineError) -> EngineError:
         """The cause of a failed request: the server's death, if its connection broke because of
@@ -165,7 +206,8 @@ class SglangBackend(Backend):
         if isinstance(error.__cause__, ExchangeError) and await self._ended(DEATH_S):
             assert self._process
             assert self._children
-            return self._children.failure(f"SGLang has died (exit code {self._process.returncode})")
+            code = self._process.returncode
+            return await self._nodes.failure(self._children, f"SGLang has died (exit code {code})")
         return error
 
     async def _ended(self, seconds: float) -> bool:

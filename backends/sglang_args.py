@@ -6,14 +6,17 @@ Tested with SGLang 0.5.23.
 import argparse
 import os
 import tempfile
+from collections.abc import Sequence
 from getpass import getuser
 from pathlib import Path
 from typing import NoReturn
 
 import psutil
+import sglang
 import torch
 from sglang.srt.server_args import ServerArgs
 
+from backends.nodes import Span
 from backends.options import model_length, own_arguments, own_names, refuse_unknown
 from backends.types import EngineConfig
 from benchmark import MTP_STEPS
@@ -33,6 +36,8 @@ OWN_FLAGS = own_names("sglang") | {
     "cuda_graph_backend_prefill": "--eager",
     "disable_cuda_graph": "--eager",
 }
+# Of its command line, what differs from host to host.
+OF_ONE_HOST = ("node-rank", "model-path")
 # Set by the backend itself.
 OURS = {"host", "port", "config", "api_key", "admin_api_key", "ssl_keyfile", "ssl_certfile"}
 
@@ -61,12 +66,35 @@ def arguments(config: EngineConfig, device: str) -> list[str]:
             raise UsageError(
                 f"engine option {key} is set by this run (running servers: --endpoint)"
             )
-    if options.get("node_rank", "0") != "0":
-        raise UsageError("engine option node_rank must be 0: this is the first node")
     values = _defaults(config, device) | options | _flag_values(config, device)
     words = [word for key, value in values.items() for word in _words(flags[key], key, value)]
     parser.parse_args(words)
     return words
+
+
+def span(config: EngineConfig) -> Span | None:
+    """The hosts that SGLang's own options name. Raises: UsageError where a part is missing."""
+    options = {key.replace("-", "_"): value for key, value in config.options.items()}
+    count = int(options.get("nnodes", "1"))
+    if count == 1:
+        return None
+    leader, _, port = options.get("dist_init_addr", "").rpartition(":")
+    if not leader or not port.isdecimal():
+        raise UsageError("engine option nnodes needs dist_init_addr=HOST:PORT, of the first host")
+    return Span(int(options.get("node_rank", "0")), count, leader.strip("[]"), int(port))
+
+
+def settings(words: Sequence[str]) -> dict[str, object]:
+    """What all hosts of an SGLang must have in common; `words`: its command line."""
+    same: dict[str, object] = {"SGLang": sglang.__version__}
+    flag = ""
+    for word in words:
+        if word.startswith("--"):
+            flag = word.removeprefix("--")
+            same[flag] = ""
+        else:
+            same[flag] = f"{same[flag]} {word}".strip()
+    return {name: value for name, value in same.items() if name not in OF_ONE_HOST}
 
 
 def environment(config: EngineConfig, device: str, folder: Path) -> dict[str, str]:

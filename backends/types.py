@@ -344,6 +344,15 @@ class EngineConfig:
         engines=_own("", ""),
         group="processes",
     )
+    join: bool = option(
+        False,
+        "--join",
+        "run this host's part of the engine, for the same command without this option on the first"
+        " host; ends with that one",
+        kind="switch",
+        engines=_own("", ""),
+        group="processes",
+    )
     endpoints: tuple[str, ...] = option(
         (),
         "--endpoint",

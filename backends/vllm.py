@@ -7,6 +7,8 @@ import argparse
 import asyncio
 import json
 import logging
+import multiprocessing
+import os
 import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
@@ -19,6 +21,7 @@ import vllm
 from vllm import SamplingParams
 from vllm.config.logging import LoggingConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.entrypoints.cli.serve import run_headless
 from vllm.exceptions import VLLMError
 from vllm.inputs.engine import tokens_input
 from vllm.logger import configure_logging
@@ -33,6 +36,7 @@ from vllm.v1.metrics.loggers import PrometheusStatLogger
 from vllm.v1.metrics.stats import IterationStats, SchedulerStats
 
 from backends.children import Children
+from backends.nodes import Nodes, Span
 from backends.options import own_arguments, own_names, refuse_unknown, require_mtp
 from backends.types import NO_REUSE, Backend, Delta, EngineConfig, Finish, Request, Reuse, Stats
 from benchmark import MTP_STEPS
@@ -42,10 +46,17 @@ from ref_dsinfer.cpu import dtype_for
 from ref_dsinfer.network import check_interfaces
 from ref_dsinfer.weight_files import check_for_others
 
+log = logging.getLogger(__name__)
 LOG_LINE = "%(asctime)s %(levelname)s %(processName)s %(filename)s:%(lineno)d] %(message)s"
 SPECULATIVE = {"method": "mtp", "num_speculative_tokens": MTP_STEPS}
 SHUTDOWN_S = 10.0  # for vLLM to end its processes by itself; what is left then is killed
 CPU_CACHE_BYTES = 1 << 30  # default limit of the KV cache, which vLLM writes to at its start
+# Of vLLM's arguments, those that differ from host to host.
+OF_ONE_HOST = (
+    *("node_rank", "data_parallel_start_rank"),
+    *("model", "logging_config"),
+    "kv_cache_memory_bytes",  # vLLM takes the least
+)
 # vLLM's names of options that have a flag of their own here.
 OWN_FLAGS = own_names("vllm") | {
     "model": "--model",
@@ -76,20 +87,30 @@ class VllmBackend(Backend):
         if config.speculative:
             require_mtp(config.model)
         self._args = engine_args(config)
+        self._nodes = Nodes(config, span(self._args))
         self._children: Children | None = None
         self._engine: AsyncLLM | None = None
         self._cached: list[int] = []  # of each prompt: tokens from the prefix cache
 
+    @property
+    def leads(self) -> bool:
+        return not self.config.join
+
+    def follow(self) -> None:
+        """Run this host's workers or engines until the first host's run is done."""
+        asyncio.run(self._follow())
+
     async def start(self) -> None:
-        self._children = children = Children(self.config.log)
-        loading = asyncio.create_task(asyncio.to_thread(self._launch, children))
+        address = await self._nodes.meet(self._settings())
+        self._children = children = Children(self._nodes.log)
+        loading = asyncio.create_task(asyncio.to_thread(self._launch, children, address))
         async with children.starting("vLLM"):
             done, _ = await asyncio.wait({loading}, timeout=self.config.start_timeout)
         if not done:
             seconds = self.config.start_timeout
             raise children.failure(f"vLLM was not ready within {seconds:g} s (--start-timeout)")
         if error := loading.exception():
-            raise children.failure("vLLM did not start") from error
+            raise await self._nodes.failure(children, "vLLM did not start") from error
         self._engine = loading.result()
         children.started()
 
@@ -106,7 +127,7 @@ class VllmBackend(Backend):
                     if delta := _delta(output, request):
                         yield delta
         except VLLMError as error:
-            self._fail(request, error)
+            await self._fail(request, error)
 
     def effective(self) -> Mapping[str, Any]:
         assert self._engine
@@ -129,19 +150,42 @@ class VllmBackend(Backend):
 
     async def close(self) -> None:
         """End vLLM's processes: shut them down, then kill what is left."""
+        self._nodes.leave()
         engine, self._engine = self._engine, None
         if engine:
             await asyncio.to_thread(engine.shutdown, SHUTDOWN_S)
         if self._children:
             await asyncio.to_thread(self._children.close)
 
-    def _launch(self, children: Children) -> AsyncLLM:
+    async def _follow(self) -> None:
+        address = await self._nodes.meet(self._settings())
+        self._children = children = Children(self._nodes.log)
+        # what `vllm serve --headless` does with these arguments
+        options = {field.name: getattr(self._args, field.name) for field in fields(self._args)}
+        words = argparse.Namespace(**options, api_server_count=0)
+        process = multiprocessing.get_context("spawn").Process(target=run_headless, args=(words,))
+        try:
+            with children.spawning(**_environment(children, address)):
+                process.start()
+            log.info("this host's part of vLLM has started; its log is %s", children.log)
+            await self._nodes.follow(children, "vLLM", lambda: process.exitcode is not None)
+        finally:
+            await asyncio.to_thread(children.close)
+
+    def _settings(self) -> dict[str, object]:
+        """What the hosts must have in common."""
+        options = {
+            field.name: _plain(getattr(self._args, field.name)) for field in fields(self._args)
+        }
+        own = {name: options[name] for name in options if name not in OF_ONE_HOST}
+        return {"vLLM": vllm.__version__, "device": current_platform.device_type, **own}
+
+    def _launch(self, children: Children, address: str) -> AsyncLLM:
         """Start vLLM; blocks until it is ready or has failed, so it runs in a thread."""
         self._args.logging_config = _logging(children.log, children.folder)
         configure_logging(self._args.logging_config)
-        sockets = str(children.folder)  # removed with the processes
         try:
-            with children.spawning(VLLM_RPC_BASE_PATH=sockets, VLLM_NO_USAGE_STATS="1"):
+            with children.spawning(**_environment(children, address)):
                 return AsyncLLM.from_engine_args(self._args, stat_loggers=[_StatLogger])
         except BaseException:
             logging.getLogger("vllm").exception("vLLM did not start")
@@ -159,9 +203,9 @@ class VllmBackend(Backend):
             output_kind=RequestOutputKind.FINAL_ONLY if whole else RequestOutputKind.DELTA,
         )
 
-    def _fail(self, request: Request, error: Exception) -> NoReturn:
+    async def _fail(self, request: Request, error: Exception) -> NoReturn:
         if isinstance(error, EngineDeadError) and self._children:
-            raise self._children.failure("vLLM's engine has died") from error
+            raise await self._nodes.failure(self._children, "vLLM's engine has died") from error
         raise EngineError(f"{request.name}: vLLM: {error}") from error
 
 
@@ -300,6 +344,33 @@ def _delta(output: RequestOutput, request: Request) -> Delta | None:
     elif answer.finish_reason:
         raise EngineError(f"{request.name}: vLLM dropped it ({answer.finish_reason})")
     return Delta(ids, finish, now) if ids or finish else None
+
+
+def span(args: AsyncEngineArgs) -> Span | None:
+    """The hosts that vLLM's arguments name: parts of its workers, or of its data-parallel
+    engines."""
+    if args.nnodes > 1:
+        return Span(args.node_rank, args.nnodes, args.master_addr, args.master_port)
+    local = args.data_parallel_size_local
+    if not local or not args.data_parallel_address or not args.data_parallel_rpc_port:
+        return None
+    return Span(
+        (args.data_parallel_start_rank or 0) // local,
+        args.data_parallel_size // local,
+        args.data_parallel_address,
+        args.data_parallel_rpc_port,
+    )
+
+
+def _environment(children: Children, address: str) -> dict[str, str]:
+    """Variables of vLLM's processes. `address`: this host's, among several."""
+    variables = {
+        "VLLM_RPC_BASE_PATH": str(children.folder),  # its sockets, removed with the processes
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+    if address and "VLLM_HOST_IP" not in os.environ:  # else it looks for a way to the internet
+        variables["VLLM_HOST_IP"] = address
+    return variables
 
 
 def _logging(log_file: Path, folder: Path) -> LoggingConfig:

@@ -141,9 +141,31 @@ def cores() -> int:
 
 
 def _rendezvous(info: RankInfo, settings: Mapping[str, str]) -> tuple[dist.Store, Presence]:
-    """torchrun's store, once all ranks are registered in it, and the watch over them.
+    """torchrun's store, once all ranks have met in it, and the watch over them. Raises as `meet`.
 
     torchrun ends the ranks of its own machine when one fails, but not those of other machines.
+    """
+
+    def open_store() -> dist.Store:
+        common, _, _ = next(dist.rendezvous("env://", timeout=RENDEZVOUS_TIMEOUT))
+        return dist.PrefixStore(str(next(_rendezvous_number)), common)
+
+    leader = os.environ.get("MASTER_ADDR", "")
+    store, presence, _ = meet(open_store, info, leader, settings, RENDEZVOUS_TIMEOUT)
+    return store, presence
+
+
+def meet(
+    open_store: Callable[[], dist.Store],
+    info: RankInfo,
+    leader: str,
+    settings: Mapping[str, str],
+    limit: timedelta,
+) -> tuple[dist.Store, Presence, str]:
+    """A store, once all ranks are registered in it, the watch over them, and this machine's address
+    on the network that they share (empty where all are on one machine).
+
+    `leader`: the first machine's name or address.
     Raises: LaunchError naming the missing ranks, or one whose `settings` are not rank 0's.
     """
     keys = [f"here/{rank}" for rank in range(info.world_size)]
@@ -151,9 +173,7 @@ def _rendezvous(info: RankInfo, settings: Mapping[str, str]) -> tuple[dist.Store
     if info.rank == first:
         log.setLevel(logging.WARNING)  # on every machine, not on rank 0's alone
     try:
-        common, _, _ = next(dist.rendezvous("env://", timeout=RENDEZVOUS_TIMEOUT))
-        store = dist.PrefixStore(str(next(_rendezvous_number)), common)
-        leader = os.environ["MASTER_ADDR"]
+        store = open_store()
         address = (address_towards(leader) or "") if first else ""
         process = f"process {os.getpid()} on {socket.gethostname()}"
         store.set(keys[info.rank], Member(process, address, settings).to_json())
@@ -162,17 +182,16 @@ def _rendezvous(info: RankInfo, settings: Mapping[str, str]) -> tuple[dist.Store
         if missing := _missing(store, keys):
             log.warning("still missing at rendezvous: %s", missing)
             with contextlib.suppress(dist.DistStoreError):
-                store.wait(keys, RENDEZVOUS_TIMEOUT - WARN_AFTER)
+                store.wait(keys, limit - WARN_AFTER)
             missing = _missing(store, keys)
         members = [] if missing else [Member.from_json(store.get(key)) for key in keys]
     except dist.DistError as error:
         raise LaunchError(
-            f"rank {info.rank} can't reach rank 0 at {os.environ.get('MASTER_ADDR')} (see its"
-            f" output): {str(error).splitlines()[0]}"
+            f"rank {info.rank} can't reach rank 0 at {leader} (see its output):"
+            f" {str(error).splitlines()[0]}"
         ) from error
     if missing:
-        seconds = RENDEZVOUS_TIMEOUT.seconds
-        raise LaunchError(f"missing at rendezvous after {seconds} s: {missing}")
+        raise LaunchError(f"missing at rendezvous after {limit.total_seconds():g} s: {missing}")
     require_same(members)
     elsewhere = next((member.address for member in members if member.address), "")
     if elsewhere and not first:  # this machine's own name may lead to another of its addresses
@@ -181,7 +200,8 @@ def _rendezvous(info: RankInfo, settings: Mapping[str, str]) -> tuple[dist.Store
         use_interface(address)
     machine = range(first, first + info.local_world_size)
     names = [member.process for member in members]
-    return store, Presence(info.rank, machine, names, store, RENDEZVOUS_TIMEOUT.seconds, leader)
+    presence = Presence(info.rank, machine, names, store, limit.total_seconds(), leader)
+    return store, presence, address
 
 
 def _missing(store: dist.Store, keys: list[str]) -> str:

@@ -1,12 +1,16 @@
 """Notices a rank that is lost, and ends the others.
 
 When a rank is killed, a collective of the others fails naming a port, or on GPUs never returns. So
-each rank keeps a connection to rank 0 and sends nothing on it until it shuts down or fails: if it
-closes before that, the rank was killed. Rank 0 informs the others, and each of them ends.
+each rank keeps a connection to rank 0 and sends nothing on it until it shuts down, fails or gets
+SIGTERM: if it closes before that, the rank was killed. Rank 0 informs the others, and each of them
+ends. torchrun sends SIGTERM to a machine's other ranks once one has ended; the reason of their end
+is then still that one.
 """
 
+import os
 import secrets
 import selectors
+import signal
 import socket
 import struct
 import threading
@@ -19,9 +23,12 @@ from errors import EngineError, LaunchError
 
 HELLO = struct.Struct("!32sI")  # the run's secret, and the rank that connects
 NEWS = struct.Struct("!IB")  # a rank, and one of the following
-DONE, FAILED, KILLED = range(3)  # FAILED: it printed an error; KILLED: it could not
+# FAILED: it printed an error; KILLED: it could not; ENDED: by SIGTERM, as this rank will be
+DONE, FAILED, KILLED, ENDED = range(4)
 NOTICE_S = 5.0  # for a lost rank to be noticed after a collective has failed
+SIGTERM_S = 1.0  # for one to be noticed after SIGTERM
 QUIET_S = 3.0  # for the machine's one rank that prints an error, before its others end
+PIPE_BYTES = 4096  # of a read of signals' numbers
 # A machine that does not respond any more is given up after three minutes.
 KEEPALIVE = {socket.TCP_KEEPIDLE: 60, socket.TCP_KEEPINTVL: 20, socket.TCP_KEEPCNT: 6}
 
@@ -54,6 +61,8 @@ class Presence:
         self._rank, self._machine, self._names = rank, machine, names
         self._done = False
         self._lost = threading.Event()
+        self._left = threading.Event()
+        self._told = threading.Event()  # of a rank's loss, or of its SIGTERM
         self._error: EngineError | None = None
         self._ranks: dict[socket.socket, int] = {}  # that each connection leads to
         try:
@@ -75,6 +84,8 @@ class Presence:
             for option, value in KEEPALIVE.items():
                 link.setsockopt(socket.IPPROTO_TCP, option, value)
         entrypoint.before_failing.append(self._fail)
+        entrypoint.causes_of_sigterm.append(self._cause)
+        self._signals = _signals() if rank else None
         threading.Thread(target=self._watch, name="presence", daemon=True).start()
 
     def loss(self) -> EngineError | None:
@@ -86,11 +97,22 @@ class Presence:
         """This rank is done; from now on it may end without being lost."""
         self._done = True
         entrypoint.before_failing.remove(self._fail)
+        entrypoint.causes_of_sigterm.remove(self._cause)
         self._send(self._rank, DONE)
+
+    @property
+    def left(self) -> bool:
+        """Whether rank 0 is done. On rank 0: whether all others are."""
+        return self._left.is_set()
 
     def _fail(self, reason: str) -> None:
         """This rank has printed an error, and is about to end."""
         self._send(self._rank, FAILED)
+
+    def _cause(self) -> EngineError | None:
+        """The rank whose loss made torchrun send SIGTERM to this one; None where none did."""
+        self._told.wait(SIGTERM_S)
+        return self._error
 
     def _accept_all(self, store: Store, wait_s: float, address: str) -> None:
         """Rank 0: publish a port in `store`, and accept a connection from every other rank."""
@@ -110,16 +132,23 @@ class Presence:
     def _watch(self) -> None:
         """In a thread of its own: wait for news on the connections, and for them to close."""
         with selectors.DefaultSelector() as selector:
-            for link in self._ranks:
+            for link in [*self._ranks, *([self._signals] if self._signals else [])]:
                 selector.register(link, selectors.EVENT_READ)
-            while selector.get_map():
-                for key, _ in selector.select():
-                    assert isinstance(key.fileobj, socket.socket)
-                    rank, event = self._receive(key.fileobj)
+            links = set(self._ranks)
+            while links:
+                ready = {key.fileobj for key, _ in selector.select()}
+                news = [(link, *self._receive(link)) for link in self._ranks if link in ready]
+                # SIGTERM last: it may follow from another rank's loss
+                for link, rank, event in sorted(news, key=lambda one: one[2]):
                     if event == DONE or self._done:
-                        selector.unregister(key.fileobj)
+                        selector.unregister(link)
+                        links.remove(link)
                     elif rank != self._rank:  # else rank 0 hears of its own error
                         self._end(rank, event)
+                if self._signals in ready and signal.SIGTERM in self._signals.recv(PIPE_BYTES):
+                    self._send(self._rank, ENDED)
+                    os._exit(entrypoint.TERMINATED)
+        self._left.set()
 
     def _receive(self, link: socket.socket) -> tuple[int, int]:
         """A rank, and what has become of it."""
@@ -139,20 +168,25 @@ class Presence:
         printed one on the same machine.
         """
         name = f"rank {rank} of {len(self._names)} ({self._names[rank]})"
-        if event == FAILED:
+        if event == ENDED:
+            self._told.set()
+            time.sleep(QUIET_S)  # this process usually gets SIGTERM too, and ends by that
+            self._error = EngineError(f"{name} was ended by SIGTERM")
+        elif event == FAILED:
             self._error = EngineError(f"{name} failed: see its own error message")
         else:
             self._error = EngineError(
                 f"{name} died without an error message: it crashed or was killed, perhaps by the"
                 " kernel's out-of-memory killer (see dmesg)"
             )
+        self._told.set()
         self._lost.set()
         self._send(rank, event)
         first = min(set(self._machine) - {rank})
         if self._rank == first and not (event == FAILED and rank in self._machine):
-            entrypoint.fail(self._error)
+            entrypoint.fail(self._error, despite_sigterm=event != ENDED)
         time.sleep(QUIET_S)
-        entrypoint.fail(self._error, quiet=True)
+        entrypoint.fail(self._error, quiet=True, despite_sigterm=event != ENDED)
 
     def _send(self, rank: int, event: int) -> None:
         for link in self._ranks:
@@ -160,6 +194,18 @@ class Presence:
                 link.sendall(NEWS.pack(rank, event))
             except OSError:
                 continue  # that rank is lost too
+
+
+def _signals() -> socket.socket | None:
+    """Receives the numbers of this process's signals, though its main thread may be in native code,
+    and keeps SIGTERM from ending it. None where something else handles SIGTERM."""
+    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        return None
+    receiver, sender = socket.socketpair()
+    sender.setblocking(False)
+    signal.set_wakeup_fd(sender.detach(), warn_on_full_buffer=False)
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
+    return receiver
 
 
 def _listener(address: str) -> socket.socket:

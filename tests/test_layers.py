@@ -25,6 +25,7 @@ HEAVY_AT_IMPORT = {
     "backends/drive.py": {"numpy"},
     "backends/pytorch.py": OF_THE_ENGINE,
     "backends/vllm.py": {"vllm", "psutil"},
+    "backends/nodes.py": {"torch"},
     "backends/dialect.py": {"msgspec"},
     "backends/endpoint.py": {"msgspec"},
     "backends/endpoints.py": {"msgspec"},

@@ -1,4 +1,5 @@
-"""Runs over several hosts: servers behind one name, and torchrun's ranks that are killed."""
+"""Runs over several hosts: servers behind one name, torchrun's ranks, and parts of vLLM's and
+SGLang's own, of which each is killed."""
 
 import json
 import re
@@ -6,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +15,7 @@ import psutil
 import pytest
 
 from data.journal import read_journal
+from errors import LaunchError
 from tests.effort import THOROUGH
 from tests.jobs import GIVEN, ROOT
 from tests.multihost import GONE_S, Host, hosts, wait_until_gone
@@ -193,3 +195,102 @@ def test_hosts_that_were_started_otherwise_are_named_before_anything_is_loaded(l
             output,
         )
         assert "loaded" not in output
+
+
+FIRST = "10.77.0.1"
+HOSTS = {"vllm": f"master_addr={FIRST}", "sglang": f"dist_init_addr={FIRST}:20000"}
+SOON = {"vllm": ("--eager",), "sglang": ()}  # that make it start soon
+ON_BOTH = pytest.mark.parametrize(
+    "engine", [pytest.param(name, marks=getattr(pytest.mark, name)) for name in HOSTS]
+)
+ENGINES_S = 600  # for vLLM or SGLang to start and answer, on a busy machine
+SEVERAL_STARTS = pytest.mark.skipif(
+    not THOROUGH, reason="THOROUGH=1 runs it: it starts an engine on two hosts, again and again"
+)
+
+
+def on_hosts(
+    engine: str, several: list[Host], *options: str, last: tuple[str, ...] = ()
+) -> list[subprocess.Popen[str]]:
+    """run_eval.py of an engine that spans these hosts, each of which has a part of each layer.
+
+    `last`: options of the last host only.
+    """
+    words = [sys.executable, "run_eval.py", "--backend", engine, *GIVEN, *SOON[engine]]
+    words += ["--dtype", "float32", "--num-samples", "8", "--output-file", "/tmp/output.pkl"]
+    words += options
+    if len(several) > 1:
+        words += ["--tensor-parallel", "2", "--engine-arg", "nnodes=2"]
+        words += ["--engine-arg", HOSTS[engine]]
+    runs = []
+    for rank, host in enumerate(several):
+        join = ("--engine-arg", f"node_rank={rank}", "--join", *last) if rank else ()
+        # else each host's workers, of all hosts on the same machine, use its first core
+        runs.append(host.start(*words, *join, VLLM_CPU_OMP_THREADS_BIND="nobind"))
+    return runs
+
+
+def find(host: Host, word: str) -> psutil.Process:
+    """The first process of a host that has this in its name or at its command's beginning."""
+    for process in host.processes():
+        with suppress(psutil.Error):  # one may end meanwhile
+            if any(word in one for one in (process.name(), *process.cmdline()[:3])):
+                return process
+    raise AssertionError(f"{host.name} has no {word}")
+
+
+@pytest.mark.engine
+@SEVERAL_STARTS
+@ON_BOTH
+def test_an_engine_answers_the_same_on_two_hosts_as_on_one(engine: str, lan: Lan) -> None:
+    several = lan(2)
+    answers = []
+    for used in (several, several[1:]):
+        runs = on_hosts(engine, used)
+        outputs = [run.communicate(timeout=ENGINES_S)[1] for run in runs]
+        assert [run.returncode for run in runs] == [0 for _ in runs], outputs
+        wait_until_gone(used)
+        assert [host.shared_memory() for host in used] == [[] for _ in used]
+        frame = pd.read_pickle(used[0].tmp / "output.pkl")
+        answers.append([list(ids) for ids in frame.tok_model_output])
+    assert answers[0] == answers[1]
+
+
+@pytest.mark.engine
+@SEVERAL_STARTS
+@ON_BOTH
+@pytest.mark.parametrize("host", [1, 0])
+@pytest.mark.parametrize("what", ["run", "worker"])
+def test_a_killed_process_ends_an_engines_run_on_all_hosts(
+    engine: str, host: int, what: str, lan: Lan
+) -> None:
+    several = lan(2)
+    brief = ("--max-new-tokens", "24", "--num-samples", "64", "--max-running", "2")
+    runs = on_hosts(engine, several, *brief)
+    journal, until = several[0].tmp / "output.journal", time.monotonic() + ENGINES_S
+    while not (journal.exists() and read_journal(journal)):
+        assert all(run.poll() is None for run in runs), [run.communicate() for run in runs]
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    words = {"run": "run_eval.py", "worker": {"vllm": "Worker", "sglang": "scheduler"}[engine]}
+    find(several[host], words[what]).kill()
+    wait_until_gone(several, GONE_S)
+    outputs = [run.communicate(timeout=10)[1] for run in runs]
+    assert all(run.returncode for run in runs)
+    died = "died without an error message" if what == "run" else "failed: see its own error message"
+    assert re.search(
+        rf"error: rank {host} of 2 \(process \d+ on host{host}\) {died}", outputs[1 - host]
+    )
+    assert [one.shared_memory() for one in several] == [[], []]
+    assert "Traceback" not in "".join(outputs).split("ends with:")[0]
+
+
+@pytest.mark.engine
+@pytest.mark.skipif(not THOROUGH, reason="THOROUGH=1 runs it, as it imports an engine twice")
+@ON_BOTH
+def test_hosts_of_an_engine_that_differ_are_named_before_it_starts(engine: str, lan: Lan) -> None:
+    for run in on_hosts(engine, lan(2), last=("--seed", "3")):
+        _, stderr = run.communicate(timeout=ENGINES_S)
+        assert run.returncode == LaunchError.exit_code
+        assert re.search(r"rank 1 \(process \d+ on host1\) does not fit rank 0", stderr), stderr
+        assert re.search(r"seed is 3 on it and 0 on rank 0", stderr), stderr

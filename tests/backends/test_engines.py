@@ -69,7 +69,7 @@ each_engine = pytest.mark.parametrize("name", NAMES)
             ("sglang", {"page_size": "many"}, "page-size"),
             ("sglang", {"disable_radix_cache": "perhaps"}, "must be true or false"),
             ("sglang", {"load_format": "none"}, "load-format"),
-            ("sglang", {"nnodes": "2", "node_rank": "1"}, "first node"),
+            ("sglang", {"nnodes": "2", "node_rank": "1"}, "dist_init_addr=HOST:PORT"),
         )
     ],
 )

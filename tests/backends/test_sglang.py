@@ -67,6 +67,19 @@ def test_our_options_become_sglang_s_own() -> None:
     assert "--enable-torch-compile" not in line
 
 
+def test_hosts_are_read_from_its_own_options() -> None:
+    from backends.nodes import Span
+    from backends.sglang_args import settings, span
+
+    assert span(CONFIG) is None
+    options = {"nnodes": "4", "node-rank": "3", "dist_init_addr": "[fd00::1]:20000"}
+    config = replace(CONFIG, options=options)
+    assert span(config) == Span(3, 4, "fd00::1", 20000)
+    common = settings(command_line(config).split())
+    assert common["nnodes"] == "4"
+    assert "node-rank" not in common
+
+
 def test_queries_share_no_prefix_cache_by_default() -> None:
     assert "--disable-radix-cache" in command_line(CONFIG)
     with_cache = replace(CONFIG, options={"disable-radix-cache": "false"})

@@ -2,7 +2,6 @@
 
 import json
 import random
-import re
 import signal
 import time
 from collections.abc import Callable
@@ -84,10 +83,9 @@ def test_a_run_that_fails_again_and_again_comes_to_the_same_results(
     assert "completions.journal: can't be written: File too large" in job.state["error"]
     moments = random.Random(0)
     for fault, reasons in (
-        # terminated by torchrun, if that is faster: its own report then names the rank
-        ("exception 1", ("rank 1 of 2 (process ", "terminated")),
+        ("exception 1", ("rank 1 of 2 (process ",)),
         ("exception 0", ("internal error: RuntimeError: the engine stopped",)),
-        (kill_rank(1), ("rank 1 of 2 (process ", "terminated")),
+        (kill_rank(1), ("rank 1 of 2 (process ",)),
         (kill_rank(0), ()),
         (interrupt, ("terminated", "interrupted")),
         (kill_all, ()),
@@ -104,8 +102,6 @@ def test_a_run_that_fails_again_and_again_comes_to_the_same_results(
             assert not psutil.wait_procs(processes, END_S)[1]
         ended = torchrun.wait()
         assert ended.returncode != 0
-        if reasons[-1:] == ("terminated",):
-            assert re.search(r"rank +: 1 \(local_rank: 1\)", ended.stderr), ended.stderr
         rows = job.rows()
         assert rows[: len(kept)] == kept
         state = job.state

@@ -37,7 +37,7 @@ def test_it_goes_from_start_to_end(tmp_path: Path) -> None:
     [
         (EngineError("rank 1 has died"), "rank 1 has died"),
         (KeyboardInterrupt(), "interrupted"),
-        (entrypoint.Terminated("terminated"), "terminated"),
+        (entrypoint.Terminated(None), "terminated"),
         (KeyError("x"), "internal error: KeyError: 'x'"),
     ],
 )

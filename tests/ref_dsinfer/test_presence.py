@@ -1,6 +1,7 @@
 """A lost rank is named once on each machine, and all ranks exit; real processes on loopback."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -29,7 +30,11 @@ def start(tmp_path: Path) -> Iterator[Start]:
         for rank in range(world):
             place = rank, world, rank // machine * machine, machine
             words = map(str, (tmp_path, *place, does.get(f"rank{rank}", "wait")))
-            variables = {"LOCAL_RANK": str(rank % machine), "PYTHONPATH": str(ROOT)}
+            variables = {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank % machine),
+                "PYTHONPATH": str(ROOT),
+            }
             ranks.append(
                 subprocess.Popen(
                     [sys.executable, WORKER, *words],
@@ -152,3 +157,35 @@ def test_connections_without_the_secret_are_dropped(tmp_path: Path) -> None:
             assert first.stdout
             assert first.stdout.readline() == "met\n"
         first.kill()
+
+
+@pytest.mark.slow
+def test_a_killed_rank_prevails_over_the_sigterm_that_follows_from_it(start: Start) -> None:
+    ranks = start(2, 1)
+    ranks[0].send_signal(signal.SIGSTOP)  # it notices both at once
+    ranks[1].kill()
+    ranks[1].wait()
+    ranks[0].terminate()
+    ranks[0].send_signal(signal.SIGCONT)
+    code, output = ended(ranks)[0]
+    assert code == EngineError.exit_code
+    assert output.startswith("error: rank 1 of 2 (process of 1) died without an error message")
+
+
+@pytest.mark.slow
+def test_sigterm_to_all_is_reported_as_that(start: Start) -> None:
+    ranks = start(3, 3)
+    for one in reversed(ranks):
+        one.terminate()
+    results = ended(ranks)
+    assert results[0] == (143, "terminated: what is finished is on disk\n")
+    assert results[1:] == [(143, ""), (143, "")]
+
+
+@pytest.mark.slow
+def test_a_rank_that_alone_gets_sigterm_is_named(start: Start) -> None:
+    ranks = start(3, 3)
+    ranks[2].terminate()
+    results = ended(ranks)
+    assert results[0] == (12, "error: rank 2 of 3 (process of 2) was ended by SIGTERM\n")
+    assert results[1:] == [(12, ""), (143, "")]
