@@ -222,16 +222,15 @@ class PyTorchBackend(Backend):
         return commands
 
     def _deliver(self, loop: asyncio.AbstractEventLoop, outputs: list[Output]) -> None:
-        """Pass a step's deltas to the event loop, waking it once."""
-        now = time.monotonic_ns()
+        """Pass a step's outputs to the event loop, waking it once."""
         if outputs:
-            deltas = [(out.id, Delta(out.token_ids, out.finish, now)) for out in outputs]
-            loop.call_soon_threadsafe(self._dispatch, deltas)
+            loop.call_soon_threadsafe(self._dispatch, outputs, time.monotonic_ns())
 
-    def _dispatch(self, deltas: list[tuple[int, Delta]]) -> None:
-        for request_id, delta in deltas:
+    def _dispatch(self, outputs: list[Output], now: int) -> None:
+        """Make deltas, on the event loop: while a GPU runs the next step."""
+        for request_id, token_ids, finish in outputs:
             if request_id in self._open:  # else its stream was closed during the step
-                self._open[request_id].put_nowait(delta)
+                self._open[request_id].put_nowait(Delta(token_ids, finish, now))
 
     def _started(self, ready: "asyncio.Future[Engine]", engine: Engine) -> None:
         if not ready.done():  # else `start` was cancelled

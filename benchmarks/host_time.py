@@ -1,9 +1,10 @@
 """CPU time around the model in a step in which all sequences decode.
 
 The engine schedules, prepares the step's inputs, reads tokens and appends them, and the backend
-hands deltas to the event loop, all as always. Only the model's forward is left out: every token
-is 0. A copy to the GPU is one on the CPU here, and counts in full. The peer is the same engine
-where it treats each sequence by itself, as it does prompts and drafts.
+hands its outputs to the event loop, all as always. Only the model's forward is left out: every
+token is 0. A copy to the GPU is one on the CPU here, and counts in full. What the event loop does
+runs beside the next step, and does not count. The peer is the same engine where it treats each
+sequence by itself, as it does prompts and drafts.
 
     python benchmarks/host_time.py [--sequences 512] [--steps 256] [--max-model-len 4096]
 """
@@ -29,8 +30,8 @@ WARM = 8  # steps before those that are measured
 TURNS = 3
 WAYS = {  # whether sequences lie in columns, whether answers are put out whole
     "whole answers (Offline)": (True, True),
-    "a delta a token": (True, False),
-    "a delta a token, one by one": (False, False),
+    "each token (Server)": (True, False),
+    "each token, one by one": (False, False),
 }
 
 
@@ -85,7 +86,7 @@ def main() -> None:
     for _ in range(TURNS):
         for name, engine in engines.items():
             times[name].append(spent(*engine, args.sequences, args.steps))
-    peer = min(times["a delta a token, one by one"])
+    peer = min(times["each token, one by one"])
     print(f"{args.sequences} sequences, the least of {TURNS} turns of {args.steps} steps")
     for name, values in times.items():
         print(f"{name:30}{min(values):8.3f} ms of CPU a step{peer / min(values):8.1f}x")

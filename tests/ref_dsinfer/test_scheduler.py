@@ -59,10 +59,10 @@ class Traffic(RuleBasedStateMachine):
             assert count + sum(one.count for one in rank) <= self.scheduler.step_tokens
             self.decode(number)
         decoded = decoding.sequences[:]
-        for place, finish in decoding.append([0] * len(decoded)).items():
+        for number, finish in decoding.append([0] * len(decoded)).items():
             assert finish == "length"
-            self.arrived.remove(decoded[place])
-            self.scheduler.remove(decoded[place])
+            self.arrived.remove(decoded[number])
+            self.scheduler.remove(decoded[number])
         order = [(one.sequence.dp_rank, not one.is_decode) for one in scheduled]
         assert order == sorted(order)
         assert len({one.sequence for one in scheduled}) == len(scheduled)
