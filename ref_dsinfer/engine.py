@@ -214,7 +214,10 @@ class Engine:
 
     def step(self) -> list[Output]:
         """Run one step: every running sequence gets a token, or several with drafts, and prompts
-        are prefilled with what is left of the step's token budget."""
+        are prefilled with what is left of the step's token budget.
+
+        Returns what each sequence got, or with `coalesce` the answers that have ended.
+        """
         scheduled = self.scheduler.schedule()
         decoding = self.scheduler.decoding
         try:

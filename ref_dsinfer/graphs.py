@@ -10,7 +10,6 @@ step's inputs are made. With speculative decoding each pass of the MTP layer is 
 """
 
 from bisect import bisect_left
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -64,10 +63,10 @@ class Rows:
     positions: list[int] = field(default_factory=list)
     slots: list[int] = field(default_factory=list)  # in the KV cache
     lengths: list[int] = field(default_factory=list)  # tokens in the KV cache, this one among them
-    tables: list[int] = field(default_factory=list)  # its sequence's own row, where that's table is
+    tables: list[int] = field(default_factory=list)  # its sequence's `row`: which block table
     # For drafts, the rows of the hidden states that they are made from.
     sources: list[int] = field(default_factory=list)
-    # By the sequences' rows, those that may have changed since the step before.
+    # By `row`, those that may have changed since the step before.
     block_tables: dict[int, list[int]] = field(default_factory=dict)
 
     def add(self, item: ScheduledTokens, tokens: list[int], source: int = 0) -> None:
@@ -85,21 +84,21 @@ class Rows:
         self.block_tables[item.sequence.row] = blocks
 
     @property
-    def columns(self) -> Sequence[list[int] | Column]:
-        others = [
+    def columns(self) -> list[list[int] | Column]:
+        others: list[list[int] | Column] = [
             *(self.tokens, self.positions, self.slots),
             *(self.lengths, self.tables, self.sources),
         ]
         if not self.decoded:
             return others
         one = self.decoded
-        firsts = [
+        firsts: list[list[int] | Column] = [
             *(one.tokens, one.positions, one.slots),
             *(one.positions + 1, one.rows, np.zeros_like(one.rows)),
         ]
         if not self.tokens:
             return firsts
-        return [np.concatenate([*both]) for both in zip(firsts, others, strict=True)]
+        return [np.concatenate(both) for both in zip(firsts, others, strict=True)]
 
     def __len__(self) -> int:
         return len(self.tokens) + (len(self.decoded.sequences) if self.decoded else 0)

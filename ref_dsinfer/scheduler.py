@@ -47,7 +47,7 @@ class Scheduler:
     each rank's sequences. A sequence is assigned to a rank when it is admitted: to the one with the
     fewest running.
 
-    Running sequences that the engine adds to `decoding` are scheduled there, all at once.
+    Running sequences that the engine adds to `decoding` run their last token without being listed.
     """
 
     def __init__(
