@@ -75,6 +75,7 @@ def engine_options(config: EngineConfig) -> EngineOptions:
         max_running=config.max_running or EngineOptions.max_running,
         seed=config.seed,
         gemm=config.gemm or EngineOptions.gemm,
+        coalesce=config.coalesce,
         speculative=config.speculative,
         **own,
     )
@@ -99,7 +100,6 @@ class PyTorchBackend(Backend):
             )
         self._inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._open: dict[int, asyncio.Queue[Delta | BaseException]] = {}
-        self._held: dict[int, list[int]] = {}  # coalesced tokens, by request
         self._engine: Engine | None = None
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
@@ -219,32 +219,18 @@ class PyTorchBackend(Backend):
         commands = [self._inbox.get()] if wait else []
         while not self._inbox.empty():
             commands.append(self._inbox.get())
-        for command in commands:
-            if isinstance(command, Abort):
-                self._held.pop(command.id, None)
         return commands
 
     def _deliver(self, loop: asyncio.AbstractEventLoop, outputs: list[Output]) -> None:
-        """Pass a step's deltas to the event loop, waking it once."""
-        now = time.monotonic_ns()
-        if self.config.coalesce:
-            outputs = [whole for output in outputs if (whole := self._coalesced(output))]
+        """Pass a step's outputs to the event loop, waking it once."""
         if outputs:
-            deltas = [(out.id, Delta(out.token_ids, out.finish, now)) for out in outputs]
-            loop.call_soon_threadsafe(self._dispatch, deltas)
+            loop.call_soon_threadsafe(self._dispatch, outputs, time.monotonic_ns())
 
-    def _coalesced(self, output: Output) -> Output | None:
-        """The whole answer, once it is complete."""
-        tokens = self._held.setdefault(output.id, [])
-        tokens += output.token_ids
-        if output.finish is None:
-            return None
-        return Output(output.id, tuple(self._held.pop(output.id)), output.finish)
-
-    def _dispatch(self, deltas: list[tuple[int, Delta]]) -> None:
-        for request_id, delta in deltas:
+    def _dispatch(self, outputs: list[Output], now: int) -> None:
+        """Make deltas, on the event loop: while a GPU runs the next step."""
+        for request_id, token_ids, finish in outputs:
             if request_id in self._open:  # else its stream was closed during the step
-                self._open[request_id].put_nowait(delta)
+                self._open[request_id].put_nowait(Delta(token_ids, finish, now))
 
     def _started(self, ready: "asyncio.Future[Engine]", engine: Engine) -> None:
         if not ready.done():  # else `start` was cancelled

@@ -8,7 +8,9 @@ M blocks of the longest sequence.
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -47,9 +49,9 @@ class Batch:
     real_G: Tensor | None = None  # bool, which rows are tokens; None where none is padding
 
 
-def padded_rows(counts: list[int], width: int) -> list[int]:
+def padded_rows(counts: list[int], width: int) -> NDArray[np.int64]:
     """Rows of the tokens of data-parallel ranks that have so many each, padded to `width`."""
-    return [rank * width + row for rank, count in enumerate(counts) for row in range(count)]
+    return np.concatenate([rank * width + np.arange(count) for rank, count in enumerate(counts)])
 
 
 def real_rows(counts_R: Tensor, width: int) -> Tensor:

@@ -8,7 +8,7 @@ import logging
 import math
 import time
 from dataclasses import asdict, replace
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +141,11 @@ class Engine:
         )
         self.verified = 0  # times that a sequence's drafts were verified
         self.accepted = 0  # tokens that came of these: accepted drafts, and the one after them
+        # Whether sequences decode in columns; drafts to verify can't.
+        self.in_columns = not options.speculative
         self._sequences: dict[int, Sequence] = {}
+        self._coalesce = options.coalesce
+        self._ended: list[tuple[Sequence, Finish]] = []  # in this step
         if graphs:
             self.runner.fix_shapes(*shapes)
             began = time.monotonic()
@@ -210,25 +214,38 @@ class Engine:
 
     def step(self) -> list[Output]:
         """Run one step: every running sequence gets a token, or several with drafts, and prompts
-        are prefilled with what is left of the step's token budget."""
+        are prefilled with what is left of the step's token budget.
+
+        Returns what each sequence got, or with `coalesce` the answers that have ended.
+        """
         scheduled = self.scheduler.schedule()
+        decoding = self.scheduler.decoding
         try:
-            scores = self.runner.run(scheduled)
+            scores = self.runner.run(scheduled, decoding)
         except torch.OutOfMemoryError as error:
             self._shrink(error)
             return []
-        targets = [
-            (item.sequence, len(item.sequence.answer_ids) + offset)
-            for item in scheduled
-            for offset in range(item.samples)
-        ]
-        tokens = iter(sample(scores, targets, self.ranks))
-        outputs = [
-            self._append(item.sequence, list(islice(tokens, item.samples)))
+        targets: list[tuple[Sequence, int]] = []
+        if decoding.drawn or any(item.sequence.temperature > 0 for item in scheduled):
+            targets = [(sequence, len(sequence.answer_ids)) for sequence in decoding.sequences]
+            targets += [
+                (item.sequence, len(item.sequence.answer_ids) + offset)
+                for item in scheduled
+                for offset in range(item.samples)
+            ]
+        tokens = sample(scores, targets, self.ranks)
+        count = len(decoding)
+        outputs = self._decoded(tokens[:count])
+        others = iter(tokens[count:])
+        outputs += [
+            self._append(item.sequence, list(islice(others, item.samples)))
             for item in scheduled
             if item.samples
         ]
         self.runner.draft(scheduled)
+        ended, self._ended = self._ended, []
+        if self._coalesce:
+            return [Output(one.id, tuple(one.answer_ids), finish) for one, finish in ended]
         return outputs
 
     def _shrink(self, error: torch.OutOfMemoryError) -> None:
@@ -257,6 +274,22 @@ class Engine:
         self.runner.close()
         self.ranks.shutdown()
 
+    def _decoded(self, tokens: list[int]) -> list[Output]:
+        """Append to each decoding sequence what was sampled."""
+        decoding = self.scheduler.decoding
+        sequences = decoding.sequences[:]
+        ended = decoding.append(tokens)
+        outputs: list[Output] = []
+        if not self._coalesce:
+            ids = [sequence.id for sequence in sequences]
+            outputs = list(map(Output._make, zip(ids, zip(tokens, strict=True), repeat(None))))
+        for place, finish in ended.items():
+            if not self._coalesce:
+                new_ids = () if finish == "stop" else outputs[place].token_ids
+                outputs[place] = Output(sequences[place].id, new_ids, finish)
+            self._end(sequences[place], finish)
+        return outputs
+
     def _append(self, sequence: Sequence, sampled: list[int]) -> Output:
         """Append what was sampled after the last token and after accepted drafts."""
         tokens = accepted(sequence.drafts, sampled)
@@ -276,8 +309,14 @@ class Engine:
         if not finish and len(sequence.answer_ids) == sequence.max_new_tokens:
             finish = "length"
         if finish:
-            self._remove(sequence)
+            self._end(sequence, finish)
+        elif self.in_columns:
+            self.scheduler.decoding.join(sequence)
         return Output(sequence.id, tuple(new_ids), finish)
+
+    def _end(self, sequence: Sequence, finish: Finish) -> None:
+        self._ended.append((sequence, finish))
+        self._remove(sequence)
 
     def _remove(self, sequence: Sequence) -> None:
         del self._sequences[sequence.id]

@@ -11,18 +11,22 @@ step's inputs are made. With speculative decoding each pass of the MTP layer is 
 
 from bisect import bisect_left
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ref_dsinfer.batch import Batch, Decodes, padded_rows, real_rows
 from ref_dsinfer.cache import PagedCache
+from ref_dsinfer.decoding import Column, Decoded
 from ref_dsinfer.model import Model
 from ref_dsinfer.rounding import ceil_div
 from ref_dsinfer.sampler import Scores, greedy
 from ref_dsinfer.scheduler import ScheduledTokens
 
 GraphPool = torch.cuda._POOL_HANDLE  # the memory of graphs
+_Ids = TypeVar("_Ids", Tensor, Column)
 
 SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64)
 
@@ -48,17 +52,22 @@ class Limits:
 
 @dataclass
 class Rows:
-    """This rank's rows of a step, by columns."""
+    """This rank's rows of a step, by columns: first those of decoding sequences, if there are any.
+
+    The lists hold the others.
+    """
 
     block_size: int
+    decoded: Decoded | None = None
     tokens: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     slots: list[int] = field(default_factory=list)  # in the KV cache
     lengths: list[int] = field(default_factory=list)  # tokens in the KV cache, this one among them
-    tables: list[int] = field(default_factory=list)  # which of the block tables is its sequence's
+    tables: list[int] = field(default_factory=list)  # its sequence's `row`: which block table
     # For drafts, the rows of the hidden states that they are made from.
     sources: list[int] = field(default_factory=list)
-    block_tables: list[list[int]] = field(default_factory=list)
+    # By `row`, those that may have changed since the step before.
+    block_tables: dict[int, list[int]] = field(default_factory=dict)
 
     def add(self, item: ScheduledTokens, tokens: list[int], source: int = 0) -> None:
         """Add one sequence's scheduled tokens; `source`: of the first one."""
@@ -70,19 +79,29 @@ class Rows:
             for position in range(item.start, item.stop)
         ]
         self.lengths += range(item.start + 1, item.stop + 1)
-        self.tables += [len(self.block_tables)] * item.count
+        self.tables += [item.sequence.row] * item.count
         self.sources += range(source, source + item.count)
-        self.block_tables.append(blocks)
+        self.block_tables[item.sequence.row] = blocks
 
     @property
-    def columns(self) -> tuple[list[int], ...]:
-        return (
+    def columns(self) -> list[list[int] | Column]:
+        others: list[list[int] | Column] = [
             *(self.tokens, self.positions, self.slots),
             *(self.lengths, self.tables, self.sources),
-        )
+        ]
+        if not self.decoded:
+            return others
+        one = self.decoded
+        firsts: list[list[int] | Column] = [
+            *(one.tokens, one.positions, one.slots),
+            *(one.positions + 1, one.rows, np.zeros_like(one.rows)),
+        ]
+        if not self.tokens:
+            return firsts
+        return [np.concatenate(both) for both in zip(firsts, others, strict=True)]
 
     def __len__(self) -> int:
-        return len(self.tokens)
+        return len(self.tokens) + (len(self.decoded.sequences) if self.decoded else 0)
 
 
 COLUMNS = len(Rows(1).columns)
@@ -117,7 +136,7 @@ class Inputs:
         self._device_tables = self._tables.to(device)
         # The block table and its length that each was written from, to write only changes.
         self._written: list[tuple[list[int], int]] = [([], 0)] * limits.sequences
-        self._host_tables = self._tables.numpy()
+        self._host_ids, self._host_tables = self._ids.numpy(), self._tables.numpy()
 
     def samples(self, size: int) -> int:
         """The most rows of a step of `size` rows after which a token is sampled."""
@@ -132,30 +151,30 @@ class Inputs:
         real_G = real_rows(counts_R, size)
         return Batch(tokens, positions, slots, decodes, (), size, real_G), sources, sampled_S
 
-    def fill(self, step: Rows, sampled: list[int], counts: list[int], size: int) -> None:
+    def fill(self, step: Rows, sampled: list[int] | Column, counts: list[int], size: int) -> None:
         """Copy one step's inputs to the device, padded to `size` rows.
 
         `sampled`: rows to sample after; `counts`: how many rows each data-parallel rank has.
         """
-        counts_R, ids, sampled_S = self._split(self._ids, size)
-        counts_R[:] = torch.tensor(counts)
-        rows = ids.view(COLUMNS, size).numpy()
+        counts_R, ids, sampled_S = self._split(self._host_ids, size)
+        counts_R[:] = counts
+        rows = ids.reshape(COLUMNS, size)
         for to, column, padding in zip(rows, step.columns, self._padding, strict=True):
             to[: len(column)] = column
             to[len(column) :] = padding
-        sampled_S[: len(sampled)] = torch.tensor(sampled, dtype=torch.int64)
+        sampled_S[: len(sampled)] = sampled
         sampled_S[len(sampled) :] = 0
         used = len(counts_R) + len(ids) + len(sampled_S)
         self._device_ids[:used].copy_(self._ids[:used], non_blocking=True)
-        changed = [self._write(number, blocks) for number, blocks in enumerate(step.block_tables)]
-        if any(changed):
-            count = len(changed)
+        changed = [row for row, blocks in step.block_tables.items() if self._write(row, blocks)]
+        if changed:
+            count = max(changed) + 1
             self._device_tables[:count].copy_(self._tables[:count], non_blocking=True)
 
-    def _split(self, ids: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-        parts = [self._dp_size, COLUMNS * size, self.samples(size)]
-        counts_R, rows, sampled_S = ids[: sum(parts)].split(parts)
-        return counts_R, rows, sampled_S
+    def _split(self, ids: _Ids, size: int) -> tuple[_Ids, _Ids, _Ids]:
+        rows = self._dp_size + COLUMNS * size
+        end = rows + self.samples(size)
+        return ids[: self._dp_size], ids[self._dp_size : rows], ids[rows:end]
 
     def _write(self, number: int, blocks: list[int]) -> bool:
         """Write a block table; returns whether that changed anything.
@@ -218,19 +237,25 @@ class Decoder:
         self._graphs.clear()
 
     def decode(
-        self, scheduled: list[ScheduledTokens], counts: list[int], samples: list[int]
+        self, step: Rows, scheduled: list[ScheduledTokens], counts: list[int], samples: list[int]
     ) -> Scores:
-        """Run this rank's scheduled tokens; see `run`."""
-        step = Rows(self.cache.block_size)
-        sampled: list[int] = []
+        """Run this rank's scheduled tokens behind those of `step`, which are decoded; see `run`."""
+        decoded, others = np.arange(len(step)), list[int]()
         for item in scheduled:
             step.add(item, item.sequence.ids(item.start, item.stop))
             count = len(step)
-            sampled += range(count - item.samples, count)
+            others += range(count - item.samples, count)
+        sampled = np.concatenate([decoded, np.array(others, np.int64)])
         return self.run(step, sampled, counts, samples)
 
     @torch.inference_mode()
-    def run(self, step: Rows, sampled: list[int], counts: list[int], samples: list[int]) -> Scores:
+    def run(
+        self,
+        step: Rows,
+        sampled: list[int] | Column,
+        counts: list[int],
+        samples: list[int],
+    ) -> Scores:
         """Scores of all ranks' rows after which a token is sampled, valid until the next step, as
         are the `hidden` states of this rank's rows.
 

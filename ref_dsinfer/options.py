@@ -29,6 +29,7 @@ class EngineOptions:
     gemm: Arithmetic = "bf16"  # arithmetic of products with block-fp8 weights, see gemm.py
     graphs: bool = True  # run steps as CUDA graphs where there is a GPU
     symmetric_memory: bool = True  # all-reduce in it where GPUs of one machine have it
+    coalesce: bool = False  # put out whole answers, at their ends
     speculative: bool = False  # draft with the model's own MTP layer
 
     def __post_init__(self) -> None:

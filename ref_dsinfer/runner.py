@@ -1,14 +1,18 @@
 """Runs scheduled tokens through the model: builds batches, owns the weights and the KV cache."""
 
+from dataclasses import replace
 from itertools import accumulate, count, takewhile
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ref_dsinfer.attention import CONTEXT_CHUNK
 from ref_dsinfer.batch import Batch, Decodes, Prefill, padded_rows, real_rows
 from ref_dsinfer.cache import PagedCache, free_memory
-from ref_dsinfer.graphs import Decoder, GraphPool, Limits
+from ref_dsinfer.decoding import Decoded, Decoding
+from ref_dsinfer.graphs import Decoder, GraphPool, Limits, Rows
 from ref_dsinfer.model import Model
 from ref_dsinfer.parallel import Ranks
 from ref_dsinfer.sampler import Scores, greedy
@@ -60,8 +64,9 @@ class Runner:
         return taken
 
     @torch.inference_mode()
-    def run(self, scheduled: list[ScheduledTokens]) -> Scores:
-        """Scores of each token to sample, in order, of all ranks.
+    def run(self, scheduled: list[ScheduledTokens], decoding: Decoding | None = None) -> Scores:
+        """Scores of each token to sample, of all ranks: those in `decoding`, if there are any, then
+        the scheduled ones, in order.
 
         `scheduled` holds the tokens of all data-parallel ranks, as `Scheduler.schedule` orders
         them; this rank's model runs its own.
@@ -70,12 +75,31 @@ class Runner:
         for item in scheduled:
             by_rank[item.sequence.dp_rank].append(item)
         own = by_rank[self.ranks.dp_rank]
-        counts = [sum(item.count for item in items) for items in by_rank]
-        samples = [sum(item.samples for item in items) for items in by_rank]
+        firsts = decoding.counts if decoding else [0] * len(by_rank)
+        counts = [
+            first + sum(item.count for item in items)
+            for first, items in zip(firsts, by_rank, strict=True)
+        ]
+        samples = [
+            first + sum(item.samples for item in items)
+            for first, items in zip(firsts, by_rank, strict=True)
+        ]
+        decoded = decoding.part(self.ranks.dp_rank) if decoding else None
         if self.decoder and at_fixed_shape(scheduled):
-            return self.decoder.decode(own, counts, samples)
-        hidden_TD = self.forward(self.batch(own, counts))
-        return self.scores(self.sampled_rows(own, hidden_TD), samples)
+            step = Rows(self.cache.block_size, decoded)
+            if decoding:
+                step.block_tables = decoding.changed_tables(self.ranks.dp_rank)
+            scores = self.decoder.decode(step, own, counts, samples)
+        else:
+            hidden_TD = self.forward(self.batch(own, counts, decoded))
+            first = firsts[self.ranks.dp_rank]
+            scores = self.scores(self.sampled_rows(own, hidden_TD, first), samples)
+        if len(samples) == 1:
+            return scores
+        leads = np.concatenate(
+            [np.arange(count) < first for first, count in zip(firsts, samples, strict=True)]
+        )
+        return replace(scores, rows=np.concatenate([scores.rows[leads], scores.rows[~leads]]))
 
     def forward(self, batch: Batch) -> Tensor:
         """Hidden states [T, D] of a batch of any shape."""
@@ -123,32 +147,37 @@ class Runner:
     def draft(self, scheduled: list[ScheduledTokens]) -> None:
         """Draft tokens for the sequences that have just run; this runner drafts none."""
 
-    def sampled_rows(self, scheduled: list[ScheduledTokens], hidden_TD: Tensor) -> Tensor:
-        """The hidden states after which a token is sampled, [N, D]."""
-        ends = accumulate(item.count for item in scheduled)
-        rows = [
-            row
-            for item, end in zip(scheduled, ends, strict=True)
-            for row in range(end - item.samples, end)
-        ]
+    def sampled_rows(
+        self, scheduled: list[ScheduledTokens], hidden_TD: Tensor, first: int
+    ) -> Tensor:
+        """The hidden states after which a token is sampled, [N, D]: all of the decoded tokens, of
+        which there are `first`, and the scheduled tokens' behind them."""
+        ends = accumulate((item.count for item in scheduled), initial=first)
+        rows = list(range(first))
+        for item, start in zip(scheduled, ends, strict=False):
+            end = start + item.count
+            rows += range(end - item.samples, end)
         return hidden_TD if len(rows) == len(hidden_TD) else hidden_TD[self._ids(rows)]
 
     def scores(self, hidden_ND: Tensor, counts: list[int]) -> Scores:
         """Scores of all ranks' hidden states; `counts`: how many each rank has."""
         width = max(counts)
         if not width:  # nothing but prompts that are prefilled in part
-            return Scores(self.model.logits(hidden_ND), self._ids([]), [])
+            return Scores(self.model.logits(hidden_ND), self._ids([]), np.arange(0))
         hidden_ND = self.ranks.gather_tokens(hidden_ND, width)
         if len(hidden_ND) > sum(counts):  # some rank's are padded
             hidden_ND = hidden_ND[self._ids(padded_rows(counts, width))]
         part_NV = self.model.logits(hidden_ND)
-        return Scores(part_NV, greedy(part_NV, self.ranks), list(range(sum(counts))))
+        return Scores(part_NV, greedy(part_NV, self.ranks), np.arange(sum(counts)))
 
-    def batch(self, scheduled: list[ScheduledTokens], counts: list[int]) -> Batch:
-        """This rank's tokens of a step; `counts`: how many each data-parallel rank has."""
-        tokens: list[int] = []
-        positions: list[int] = []
-        slots: list[int] = []
+    def batch(
+        self, scheduled: list[ScheduledTokens], counts: list[int], first: Decoded | None = None
+    ) -> Batch:
+        """This rank's tokens of a step, `first` those of decoding sequences; `counts`: how many
+        each data-parallel rank has."""
+        tokens: list[int] = first.tokens.tolist() if first else []
+        positions: list[int] = first.positions.tolist() if first else []
+        slots: list[int] = first.slots.tolist() if first else []
         for item in scheduled:
             tokens += item.sequence.ids(item.start, item.stop)
             positions += range(item.start, item.stop)
@@ -161,7 +190,7 @@ class Runner:
         width = max(counts)
         return Batch(
             *(self._ids(tokens), self._ids(positions), self._ids(slots)),
-            decodes=self._decodes(decoded) if decoded else None,
+            decodes=self._decodes(decoded, first),
             prefills=tuple(prefills),
             width=width,
             real_G=real_rows(self._ids(counts), width) if min(counts) < width else None,
@@ -175,18 +204,20 @@ class Runner:
             blocks[position // size] * size + position % size for position in range(start, stop)
         ]
 
-    def _decodes(self, scheduled: list[ScheduledTokens]) -> Decodes:
+    def _decodes(self, scheduled: list[ScheduledTokens], first: Decoded | None) -> Decodes | None:
         """A row for each token, drafts too: it sees what lies before it, and itself."""
-        longest = max(len(item.sequence.block_table) for item in scheduled)
-        tables: list[int] = []
-        lengths: list[int] = []
+        tables = [sequence.block_table for sequence in first.sequences] if first else []
+        lengths: list[int] = (first.positions + 1).tolist() if first else []
         for item in scheduled:
-            blocks = item.sequence.block_table
-            tables += (blocks + [0] * (longest - len(blocks))) * item.count
+            tables += [item.sequence.block_table] * item.count
             lengths += range(item.start + 1, item.stop + 1)
-        return Decodes(self._ids(tables).view(-1, longest), self._ids(lengths))
+        if not tables:
+            return None
+        longest = max(map(len, tables))
+        padded = [blocks + [0] * (longest - len(blocks)) for blocks in tables]
+        return Decodes(self._ids(padded), self._ids(lengths))
 
-    def _ids(self, values: list[int] | list[list[int]]) -> Tensor:
+    def _ids(self, values: list[int] | list[list[int]] | NDArray[np.int64]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self.device)
 
 

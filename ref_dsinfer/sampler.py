@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ref_dsinfer.parallel import Ranks
@@ -15,23 +17,23 @@ class Scores:
 
     part_MV: Tensor  # fp32, this rank's logits [M, V / world]
     greedy_M: Tensor  # int64, the id of each row's largest logit; the lowest one of equals
-    rows: list[int]  # that are sampled, in order
+    rows: NDArray[np.int64]  # that are sampled, in order
 
     def greedy(self) -> list[int]:
         """The greedy choice of each row that is sampled."""
-        ids = self.greedy_M.tolist()
-        return [ids[row] for row in self.rows]
+        ids: list[int] = self.greedy_M.cpu().numpy()[self.rows].tolist()
+        return ids
 
 
 def sample(scores: Scores, targets: list[tuple[Sequence, int]], ranks: Ranks) -> list[int]:
     """One id for each target: a sequence and an index into its answer.
 
-    Greedy where the temperature is 0.
+    Greedy where the temperature is 0; targets may be left out where all are.
     """
     tokens = scores.greedy()
     drawn = [number for number, (sequence, _) in enumerate(targets) if sequence.temperature > 0]
     if drawn:
-        logits_NV = ranks.gather_columns(scores.part_MV[[scores.rows[n] for n in drawn]])
+        logits_NV = ranks.gather_columns(scores.part_MV[torch.from_numpy(scores.rows[drawn])])
         ids = sample_top_p(logits_NV, [targets[n] for n in drawn]).tolist()
         # GPUs may sum in another order on each rank; one different id, and the ranks diverge.
         for number, token in zip(drawn, ranks.broadcast_ids(ids), strict=True):

@@ -4,6 +4,7 @@ from collections import Counter, deque
 from dataclasses import dataclass
 
 from ref_dsinfer.blocks import BlockPool
+from ref_dsinfer.decoding import Decoding
 from ref_dsinfer.rounding import ceil_div
 from ref_dsinfer.sequence import Sequence
 
@@ -45,6 +46,8 @@ class Scheduler:
     With data-parallel attention every rank has a KV cache of its own, and all of this holds for
     each rank's sequences. A sequence is assigned to a rank when it is admitted: to the one with the
     fewest running.
+
+    Running sequences that the engine adds to `decoding` run their last token without being listed.
     """
 
     def __init__(
@@ -63,6 +66,9 @@ class Scheduler:
         # Beyond a sequence's tokens the KV cache takes its drafts, and while the next drafts are
         # made, those too if all of these were accepted; the last draft is not run itself.
         self.lookahead = max(2 * drafts - 1, 0)
+        self.decoding = Decoding(max_running, len(pools), pools[0].block_size)
+        # Each rank's numbers for its running sequences.
+        self._rows = [BlockPool(self.rank_running, 1) for _ in pools]
         self.preempted = 0  # times that a sequence was preempted
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # the oldest first
@@ -77,13 +83,20 @@ class Scheduler:
         self.waiting.append(sequence)
 
     def schedule(self) -> list[ScheduledTokens]:
-        """The tokens of one step, by data-parallel rank and decodes first; they count as run."""
-        budget = [self.step_tokens] * len(self.pools)
+        """The tokens of one step beside those in `decoding`, by data-parallel rank and decodes
+        first; they count as run."""
+        for sequence in self.decoding.short():
+            if sequence.decodes and self._allocate(sequence):  # else another one has preempted it
+                self.decoding.grow(sequence)
+        budget = [self.step_tokens - count for count in self.decoding.counts]
         scheduled: list[ScheduledTokens] = []
-        position = 0
-        while position < len(self.running):  # preemption shortens the list, from here on
+        # Preemption shortens the list, from `position` on.
+        position = 0 if len(self.decoding) < len(self.running) else len(self.running)
+        while position < len(self.running):
             sequence = self.running[position]
-            if self._allocate(sequence):
+            if sequence.decodes:
+                position += 1
+            elif self._allocate(sequence):
                 scheduled.append(self._schedule(sequence, budget))
                 position += 1
         while self._admit(budget):
@@ -94,9 +107,9 @@ class Scheduler:
         """Take a sequence out, waiting or running, and release its blocks."""
         if sequence in self.running:
             self.running.remove(sequence)
+            self._release(sequence)
         else:
             self.waiting.remove(sequence)
-        self._release(sequence)
 
     def shrink(self) -> bool:
         """Preempt all running sequences, of a step that failed, and halve the limits of a step.
@@ -170,10 +183,14 @@ class Scheduler:
         sequence.dp_rank = min(candidates, key=lambda rank: (running[rank], -self.pools[rank].free))
         pool = self.pools[sequence.dp_rank]
         sequence.block_table = pool.allocate(self._needed(sequence, pool))
+        [sequence.row] = self._rows[sequence.dp_rank].allocate(1)
         self.running.append(self.waiting.popleft())
         return True
 
     def _release(self, sequence: Sequence) -> None:
+        if sequence.decodes:
+            self.decoding.leave(sequence)
+        self._rows[sequence.dp_rank].release([sequence.row])
         self.pools[sequence.dp_rank].release(sequence.block_table)
         sequence.block_table = []
         sequence.drafts = []

@@ -2,7 +2,7 @@
 
 import random
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Finish = Literal["stop", "length"]
 
@@ -19,9 +19,13 @@ class Sequence:
     top_p: float = 1.0
     seed: int = 0
     answer_ids: list[int] = field(default_factory=list)
-    cached: int = 0  # tokens, from the first on, whose latents are in the KV cache
+    # Tokens, from the first on, whose latents are in the KV cache; while it decodes, see
+    # decoding.py, that is all but the last, and this is not kept.
+    cached: int = 0
     block_table: list[int] = field(default_factory=list)  # blocks of the KV cache, in order
     dp_rank: int = 0  # while it runs: the data-parallel rank that runs it, see parallel.py
+    row: int = 0  # while it runs: its number among that rank's sequences
+    decodes: bool = False  # whether it is in the scheduler's `decoding`
     drafts: list[int] = field(default_factory=list)  # of the tokens to come
 
     def __post_init__(self) -> None:
@@ -57,8 +61,7 @@ class Sequence:
         return self._numbers[index]
 
 
-@dataclass(frozen=True)
-class Output:
+class Output(NamedTuple):
     """What a step added to one sequence."""
 
     id: int

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from benchmark import MTP_STEPS
 from ref_dsinfer.batch import Batch
+from ref_dsinfer.decoding import Decoding
 from ref_dsinfer.graphs import Drafter, GraphPool, Rows
 from ref_dsinfer.runner import Runner, at_fixed_shape
 from ref_dsinfer.sampler import Scores, greedy
@@ -58,10 +59,10 @@ class SpeculativeRunner(Runner):
             self._drafter.close()
         self._drafter = None
 
-    def run(self, scheduled: list[ScheduledTokens]) -> Scores:
+    def run(self, scheduled: list[ScheduledTokens], decoding: Decoding | None = None) -> Scores:
         if self.decoder:
             self._hidden_TD = self.decoder.hidden
-        return super().run(scheduled)
+        return super().run(scheduled, decoding)
 
     def forward(self, batch: Batch) -> Tensor:
         self._hidden_TD = super().forward(batch)

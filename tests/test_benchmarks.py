@@ -84,6 +84,11 @@ def test_engine_prints_its_ratio() -> None:
             r"(loading \.(pkl|parquet|jsonl) of \d+ MB +\d+\.\d+ s CPU  peer .*\npeak .*\n){3}"
             r"building .*\none problem, all tests, of a store of 0\.00 GB +\d+\.\d+ ms",
         ),
+        (
+            "host_time",
+            ("--sequences", "8", "--steps", "8"),
+            r"8 sequences.*\n(.* \d+\.\d+ ms of CPU a step +\d+\.\dx\n){3}",
+        ),
         ("roofline", (), r"sequences that fit: \d+\n(.*\n)+ +1024 +256 +680( .*){4} 9783 "),
     ],
 )

@@ -26,9 +26,16 @@ class Found:
 
 
 def answers(
-    model: Path, device: str = "cpu", kind: Kind = "plain", speculative: bool = False
+    model: Path,
+    device: str = "cpu",
+    kind: Kind = "plain",
+    speculative: bool = False,
+    in_columns: bool = True,
 ) -> Found:
-    """Answers to requests that come and go, with a cache so small that some are preempted."""
+    """Answers to requests that come and go, with a cache so small that some are preempted.
+
+    `in_columns`: as ever, where there are no drafts; else sequences decode one by one.
+    """
     found = Found()
     options = EngineOptions(
         device=device,
@@ -43,6 +50,7 @@ def answers(
         speculative=speculative,
     )
     engine = Engine(model, options)
+    engine.in_columns &= in_columns
     if kind == "padded":
         engine.runner.fix_shapes(engine.scheduler.step_tokens, 5, 100)
 

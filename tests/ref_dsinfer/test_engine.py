@@ -15,6 +15,7 @@ from errors import (
     ParallelError,
     UsageError,
 )
+from ref_dsinfer.decoding import Decoding
 from ref_dsinfer.engine import Engine
 from ref_dsinfer.options import EngineOptions
 from ref_dsinfer.sampler import Scores
@@ -192,10 +193,10 @@ def test_a_step_that_does_not_fit_in_memory_is_run_again_in_parts(
     expected = finish(engine, list(range(5)))
     run = engine.runner.run
 
-    def run_small(scheduled: list[ScheduledTokens]) -> Scores:
-        if sum(item.count for item in scheduled) > limit:
+    def run_small(scheduled: list[ScheduledTokens], decoding: Decoding) -> Scores:
+        if len(decoding) + sum(item.count for item in scheduled) > limit:
             raise torch.OutOfMemoryError
-        return run(scheduled)
+        return run(scheduled, decoding)
 
     monkeypatch.setattr(engine.runner, "run", run_small)
     limit = 6

@@ -16,6 +16,11 @@ from tests.ref_dsinfer.conftest import written
 def test_padded_steps_give_the_same_tokens(random_model: Path) -> None:
     padded, plain = answers(random_model, kind="padded"), answers(random_model)
     assert padded.token_ids == plain.token_ids
+    for one_by_one in (
+        answers(random_model, kind="padded", in_columns=False),
+        answers(random_model, in_columns=False),
+    ):
+        assert one_by_one.token_ids == plain.token_ids
     assert plain.prefills
     assert not padded.prefills
 

@@ -1,6 +1,7 @@
 from collections import Counter
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -19,7 +20,7 @@ def sequence(number: int = 0, seed: int = 0, **sampling: Any) -> Sequence:
 
 
 def scores(logits_NV: torch.Tensor) -> Scores:
-    return Scores(logits_NV, greedy(logits_NV, ALONE), list(range(len(logits_NV))))
+    return Scores(logits_NV, greedy(logits_NV, ALONE), np.arange(len(logits_NV)))
 
 
 def test_greedy_selects_the_lowest_id_of_equal_logits() -> None:

@@ -21,14 +21,23 @@ class Traffic(RuleBasedStateMachine):
         tokens=st.integers(1, 80),
         ranks=st.integers(1, 3),
         drafts=st.sampled_from([0, 0, 1, 3]),
+        in_columns=st.booleans(),
     )
     def start(
-        self, size: int, more: int, running: int, tokens: int, ranks: int, drafts: int
+        self,
+        size: int,
+        more: int,
+        running: int,
+        tokens: int,
+        ranks: int,
+        drafts: int,
+        in_columns: bool,
     ) -> None:
         self.pools = [BlockPool(ceil_div(LONGEST, size) + more, size) for _ in range(ranks)]
         self.scheduler = Scheduler(self.pools, running, tokens, drafts)
-        self.drafts = drafts
+        self.drafts, self.in_columns = drafts, in_columns and not drafts
         self.memory: dict[tuple[int, int, int], tuple[int, int]] = {}
+        self.tables: dict[tuple[int, int], list[int]] = {}  # as a runner has them, by rank and row
         self.arrived: list[Sequence] = []
 
     @rule(length=st.integers(1, LONGEST - 1))
@@ -43,10 +52,17 @@ class Traffic(RuleBasedStateMachine):
         if not self.scheduler.busy:
             return
         scheduled = self.scheduler.schedule()
-        assert scheduled
-        for number in range(len(self.pools)):
+        decoding = self.scheduler.decoding
+        assert scheduled or decoding.sequences
+        for number, count in enumerate(decoding.counts):
             rank = [one for one in scheduled if one.sequence.dp_rank == number]
-            assert sum(one.count for one in rank) <= self.scheduler.step_tokens
+            assert count + sum(one.count for one in rank) <= self.scheduler.step_tokens
+            self.decode(number)
+        decoded = decoding.sequences[:]
+        for number, finish in decoding.append([0] * len(decoded)).items():
+            assert finish == "length"
+            self.arrived.remove(decoded[number])
+            self.scheduler.remove(decoded[number])
         order = [(one.sequence.dp_rank, not one.is_decode) for one in scheduled]
         assert order == sorted(order)
         assert len({one.sequence for one in scheduled}) == len(scheduled)
@@ -73,6 +89,27 @@ class Traffic(RuleBasedStateMachine):
                 if sequence.length == LONGEST:
                     self.arrived.remove(sequence)
                     self.scheduler.remove(sequence)
+                elif self.in_columns:
+                    decoding.join(sequence)
+
+    def decode(self, rank: int) -> None:
+        """The last tokens of a rank's sequences in columns."""
+        part = self.scheduler.decoding.part(rank)
+        columns = zip(part.sequences, part.positions.tolist(), part.slots.tolist(), strict=True)
+        for sequence, position, slot in columns:
+            assert position == sequence.length - 1
+            _, block, offset = place = self.place(sequence, position)
+            assert slot == block * self.pools[0].block_size + offset
+            self.memory[place] = sequence.id, position
+        for sequence in part.sequences:
+            for position in range(sequence.length):
+                assert self.memory[self.place(sequence, position)] == (sequence.id, position)
+        tables = self.scheduler.decoding.changed_tables(rank)
+        rows = dict(zip(part.rows.tolist(), part.sequences, strict=True))
+        assert len(rows) == len(part.sequences)
+        self.tables |= {(rank, row): list(table) for row, table in tables.items()}
+        for row, sequence in rows.items():
+            assert self.tables[rank, row] == sequence.block_table
 
     def place(self, sequence: Sequence, position: int) -> tuple[int, int, int]:
         block, place = divmod(position, self.pools[0].block_size)
@@ -103,7 +140,10 @@ class Traffic(RuleBasedStateMachine):
             assert set(held).isdisjoint(pool._free)
             most = ceil_div(self.scheduler.max_running, len(self.pools))
             assert sum(one.dp_rank == rank for one in running) <= most
-        assert not any(one.block_table or one.cached or one.drafts for one in waiting)
+        assert not any(
+            one.block_table or one.cached or one.drafts or one.decodes for one in waiting
+        )
+        assert {one for one in running if one.decodes} == set(self.scheduler.decoding.sequences)
         assert {*running, *waiting} == set(self.arrived)
         assert len(running) <= self.scheduler.max_running
 

@@ -41,10 +41,11 @@ def alone(model: Path) -> dict[Prompt, list[int]]:
 
 
 def answers_alone(model: Path) -> dict[Prompt, list[int]]:
-    """Answers of the longest kind, each alone in an engine that reads its prompt at once, and never
-    drafts."""
+    """Answers of the longest kind, each alone in an engine that reads its prompt at once, never
+    drafts, and has no columns."""
     chance = random.Random(0)
     engine = made(model, max_running=1)
+    engine.in_columns = False
     answers: dict[Prompt, list[int]] = {}
     while len(answers) < PROMPTS:
         number, length = len(answers), chance.randint(1, LONGEST_PROMPT)
