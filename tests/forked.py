@@ -19,8 +19,10 @@ PACKAGES = [
     "transformers.tokenization_utils_tokenizers",  # what the prompts need of it
 ]
 
+ENGINES = ["vllm.v1.engine.async_llm", "sglang.srt.server_args"]  # where they are installed
+
 _forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(PACKAGES)
+_forks.set_forkserver_preload([*PACKAGES, *ENGINES])
 
 
 def run(
