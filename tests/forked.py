@@ -4,6 +4,7 @@ Importing pandas and its like takes longer than the rest of a short run. Where a
 start of a process itself (imports, encodings, interrupts), it needs a process of its own.
 """
 
+import gc
 import multiprocessing
 import os
 import runpy
@@ -57,6 +58,7 @@ def run(
 
 def _main(words: list[str], root: str, cwd: str, env: dict[str, str], out: Path, err: Path) -> None:
     """In the fork: what `python script` does once Python has started."""
+    gc.freeze()  # else each collection of garbage looks at all that was imported, and copies it
     for path, stream in ((out, sys.stdout), (err, sys.stderr)):
         with path.open("w") as file:
             os.dup2(file.fileno(), stream.fileno())
