@@ -1,5 +1,6 @@
 """Fixtures for runs without a trained model: a small tokenizer, data sets, scripts as processes."""
 
+import gc
 import json
 import os
 import shutil
@@ -72,6 +73,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     pytest-xdist hands files out in this order with --no-loadscope-reorder.
     """
     items.sort(key=lambda item: (*LONGEST, item.path.name).index(item.path.name))
+
+
+def pytest_collection_finish() -> None:
+    """What is there by now stays: no collection of garbage in tests or their forks looks at it."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

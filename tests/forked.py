@@ -4,6 +4,7 @@ Importing pandas and its like takes longer than the rest of a short run. Where a
 start of a process itself (imports, encodings, interrupts), it needs a process of its own.
 """
 
+import gc
 import multiprocessing
 import os
 import runpy
@@ -19,8 +20,10 @@ PACKAGES = [
     "transformers.tokenization_utils_tokenizers",  # what the prompts need of it
 ]
 
+ENGINES = ["vllm.v1.engine.async_llm", "sglang.srt.server_args"]  # where they are installed
+
 _forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(PACKAGES)
+_forks.set_forkserver_preload([*PACKAGES, *ENGINES])
 
 
 def run(
@@ -55,6 +58,7 @@ def run(
 
 def _main(words: list[str], root: str, cwd: str, env: dict[str, str], out: Path, err: Path) -> None:
     """In the fork: what `python script` does once Python has started."""
+    gc.freeze()  # else each collection of garbage looks at all that was imported, and copies it
     for path, stream in ((out, sys.stdout), (err, sys.stderr)):
         with path.open("w") as file:
             os.dup2(file.fileno(), stream.fileno())

@@ -12,6 +12,7 @@ import pytest
 
 from data.journal import read_journal
 from data.samples import read_frame
+from tests import forked
 from tests.jobs import (
     END_S,
     GIVEN,
@@ -122,9 +123,10 @@ def test_a_mistake_is_one_line(
     engine: str, options: list[str], code: int, message: str, tmp_path: Path
 ) -> None:
     words = [word.format(option=OPTION[engine]) for word in options]
-    ended = call(
+    ended = forked.run(
         *("run_mlperf.py", "--backend", engine, *GIVEN, *words),
-        *("--output-dir", str(tmp_path), "--num-samples", "4"),
+        *("--output-dir", tmp_path, "--num-samples", "4"),
+        timeout=300,
     )
     assert ended.returncode == code, ended.stderr
     last = ended.stderr.splitlines()[-1]

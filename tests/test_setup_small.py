@@ -9,6 +9,7 @@ import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from venv import create
 
 import psutil
 import pytest
@@ -24,6 +25,11 @@ print(found.value)
 """
 METADATA = "Metadata-Version: 2.1\nName: {name}\nVersion: 1\n"
 WHEEL = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+# Python, but its environments get a copy of an installed pip: installing that takes seconds.
+SEEDED = """#!/bin/sh
+[ "$1 $2" = "-m venv" ] || exec "{python}" "$@"
+"{python}" -m venv --without-pip "$3" && cp -al "{packages}/." "$3"/lib/python3*/site-packages
+"""
 # A build backend, which is what the folder of shims asks for.
 BUILDER = f"""
 import zipfile
@@ -51,7 +57,8 @@ def make_wheel(folder: Path, name: str, text: str = "", needs: str = "") -> None
 class Tree:
     """A tree with setup.sh and small requirements, beside a folder of wheels."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, python: Path) -> None:
+        self.python = python
         self.root = folder / "a tree"
         self.wheels = folder / "some wheels"
         shims = self.root / "requirements" / "shims"
@@ -84,7 +91,7 @@ class Tree:
 
     def command(self, *options: str, offline: bool = True) -> list[str]:
         more = ["--offline", str(self.wheels)] if offline else []
-        return [str(self.root / "setup.sh"), "--python", sys.executable, *more, *options]
+        return [str(self.root / "setup.sh"), "--python", str(self.python), *more, *options]
 
     def setup(
         self, *options: str, offline: bool = True, **variables: str
@@ -107,15 +114,33 @@ class Tree:
         return subprocess.run(imports, capture_output=True, check=False).returncode == 0
 
 
+@pytest.fixture(scope="module")
+def seeded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The script of SEEDED."""
+    folder = tmp_path_factory.mktemp("seeded")
+    create(folder / "venv", with_pip=True)
+    (packages,) = folder.glob("venv/lib/python3*/site-packages")
+    script = folder / "python"
+    script.write_text(SEEDED.format(python=sys.executable, packages=packages))
+    script.chmod(0o755)
+    return script
+
+
 @pytest.fixture
-def tree(tmp_path: Path) -> Tree:
-    return Tree(tmp_path)
+def tree(tmp_path: Path, seeded: Path) -> Tree:
+    return Tree(tmp_path, seeded)
+
+
+@pytest.fixture
+def plain_tree(tmp_path: Path) -> Tree:
+    """A tree for tests of how environments are created."""
+    return Tree(tmp_path, Path(sys.executable))
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Tree:
+def made(tmp_path_factory: pytest.TempPathFactory, seeded: Path) -> Tree:
     """A tree with an environment of vLLM, which tests leave as it is."""
-    tree = Tree(tmp_path_factory.mktemp("made"))
+    tree = Tree(tmp_path_factory.mktemp("made"), seeded)
     ended = tree.setup("--backend", "vllm")
     assert ended.returncode == 0, ended.stderr
     return tree
@@ -141,8 +166,11 @@ def test_a_second_run_finds_all_done_by_the_first(engine: str, modules: str, tre
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", ["creating", "installing"])
-def test_an_interruption_is_made_good_by_the_next_run(moment: str, tree: Tree) -> None:
+@pytest.mark.parametrize(("moment", "kind"), [("creating", "plain_tree"), ("installing", "tree")])
+def test_an_interruption_is_made_good_by_the_next_run(
+    moment: str, kind: str, request: pytest.FixtureRequest
+) -> None:
+    tree: Tree = request.getfixturevalue(kind)
     process = subprocess.Popen(
         tree.command("--backend", "pytorch"),
         env=tree.variables,
@@ -163,11 +191,11 @@ def test_an_interruption_is_made_good_by_the_next_run(moment: str, tree: Tree) -
 
 
 @pytest.mark.slow
-def test_an_interrupt_ends_the_installations_side_by_side(tree: Tree) -> None:
-    (tree.root / "requirements" / "test.txt").write_text("base==1\n")
+def test_an_interrupt_ends_the_installations_side_by_side(plain_tree: Tree) -> None:
+    (plain_tree.root / "requirements" / "test.txt").write_text("base==1\n")
     process = subprocess.Popen(
-        tree.command("--test"),
-        env=tree.variables,
+        plain_tree.command("--test"),
+        env=plain_tree.variables,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,

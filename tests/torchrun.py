@@ -8,6 +8,7 @@ script with its arguments, and the files for stdout and stderr. It prints the ag
 exit code once it has ended.
 """
 
+import gc
 import json
 import multiprocessing
 import os
@@ -92,6 +93,7 @@ class Torchrun:
 def main() -> None:
     for package in ("torch.distributed.run", *PACKAGES):
         import_module(package)
+    gc.freeze()  # as in tests/forked.py
     for line in sys.stdin:
         ranks, words, files = json.loads(line)
         agent = os.fork()

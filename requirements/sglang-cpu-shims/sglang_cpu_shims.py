@@ -1,10 +1,13 @@
-"""Three shims that let SGLang serve DeepSeek-V3 on a CPU without its compiled kernels.
+"""Shims that let SGLang serve DeepSeek-V3 on a CPU without its compiled kernels, and start sooner.
 
 A .pth file imports this module when Python starts, so that child processes have it too; SGLang
 calls `register` as a plugin in each of its processes. Each shim stands aside once it isn't needed.
 """
 
+import multiprocessing
 import sys
+from collections.abc import Callable
+from functools import partial
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
@@ -40,6 +43,7 @@ sys.meta_path.insert(0, _NoMetaOperators)
 def register() -> None:
     _rope_without_vllm()
     _latent_attention_in_torch()
+    _forked_processes()
 
 
 def _rope_without_vllm() -> None:
@@ -62,3 +66,12 @@ def _latent_attention_in_torch() -> None:
     registry = handlers.AttentionBackendRegistry
     if "torch_native" not in registry._handlers:
         registry.register("torch_native", lambda attention, batch: AttnForwardMethod.MLA)
+
+
+def _forked_processes() -> None:
+    """SGLang spawns its processes, as CUDA needs it, and each imports SGLang for many seconds."""
+    multiprocessing.set_start_method = partial(_set_start_method, multiprocessing.set_start_method)
+
+
+def _set_start_method(original: Callable[..., None], method: str, force: bool = False) -> None:
+    original("fork" if method == "spawn" else method, force)
