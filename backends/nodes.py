@@ -54,6 +54,7 @@ class Nodes:
         self._config, self._span = config, span
         self._store: dist.Store | None = None  # at the first host, for the others
         self._presence: Presence | None = None
+        self._failed = False
 
     @property
     def log(self) -> Path | None:
@@ -99,16 +100,18 @@ class Nodes:
     async def failure(self, children: Children, what: str) -> EngineError:
         """The error to raise where the engine has failed here. It is the loss of another host if it
         follows from that."""
+        self._failed = True
         loss = None
         if self._presence and any(map(children.log_contains, BY_ANOTHER)):
             loss = await asyncio.to_thread(self._presence.loss)
         return loss or children.failure(what)
 
     def leave(self) -> None:
-        """From now on this host's part may end. Safe to call twice."""
-        presence, self._presence = self._presence, None
-        if presence:
-            presence.leave()
+        """From now on this host's part may end, unless it has failed: that is for the others to
+        hear. Safe to call twice."""
+        if self._presence and not self._failed:
+            self._presence.leave()
+            self._presence = None
 
     def _meet(self, settings: Mapping[str, object]) -> str:
         assert self._span

@@ -50,6 +50,7 @@ log = logging.getLogger(__name__)
 LOG_LINE = "%(asctime)s %(levelname)s %(processName)s %(filename)s:%(lineno)d] %(message)s"
 SPECULATIVE = {"method": "mtp", "num_speculative_tokens": MTP_STEPS}
 SHUTDOWN_S = 10.0  # for vLLM to end its processes by itself; what is left then is killed
+WORKER_DIED = "died unexpectedly"  # in its log, some time before it ends
 CPU_CACHE_BYTES = 1 << 30  # default limit of the KV cache, which vLLM writes to at its start
 # Of vLLM's arguments, those that differ from host to host.
 OF_ONE_HOST = (
@@ -168,7 +169,11 @@ class VllmBackend(Backend):
             with children.spawning(**_environment(children, address)):
                 process.start()
             log.info("this host's part of vLLM has started; its log is %s", children.log)
-            await self._nodes.follow(children, "vLLM", lambda: process.exitcode is not None)
+            await self._nodes.follow(
+                children,
+                "vLLM",
+                lambda: process.exitcode is not None or children.log_contains(WORKER_DIED),
+            )
         finally:
             await asyncio.to_thread(children.close)
 
