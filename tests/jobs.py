@@ -88,12 +88,9 @@ def vllm_core(processes: list[psutil.Process]) -> psutil.Process:
 
 def sglang_scheduler(processes: list[psutil.Process]) -> psutil.Process:
     """Of SGLang's processes, the one that holds the model."""
-    spawned = [
-        one
-        for one in processes
-        if any(word in " ".join(one.cmdline()) for word in ("spawn_main", "sglang::"))
-    ]
-    return max(spawned, key=lambda one: one.memory_info().rss)
+    pids = {one.pid for one in processes}
+    of_the_server = [one for one in processes if one.ppid() in pids]
+    return max(of_the_server, key=lambda one: one.memory_info().rss)
 
 
 def orphans() -> set[Path]:
