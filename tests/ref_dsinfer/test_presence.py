@@ -179,7 +179,8 @@ def test_sigterm_to_all_is_reported_as_that(start: Start) -> None:
         one.terminate()
     results = ended(ranks)
     assert results[0] == (143, "terminated: what is finished is on disk\n")
-    assert results[1:] == [(143, ""), (143, "")]
+    for code, output in results[1:]:  # by the signal, or by rank 0's end
+        assert (code in (143, EngineError.exit_code), output) == (True, "")
 
 
 @pytest.mark.slow
