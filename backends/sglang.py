@@ -149,14 +149,14 @@ class SglangBackend(Backend):
 
     async def _start_process(self) -> tuple[str, str]:
         """Start SGLang once all hosts are there. Returns its URL, and the key to it."""
-        await self._nodes.meet(settings(self._arguments))
+        address = await self._nodes.meet(settings(self._arguments))
         key = secrets.token_hex()
         self._children = Children(self._nodes.log, SHARED, secret=key)
         url = f"http://127.0.0.1:{_free_port()}"
-        self._process = self._launch(self._children, url, key)
+        self._process = self._launch(self._children, url, key, address)
         return url, key
 
-    def _launch(self, children: Children, url: str, key: str) -> subprocess.Popen:
+    def _launch(self, children: Children, url: str, key: str, address: str) -> subprocess.Popen:
         # In a file, since others can read command lines. SGLang repeats the key in its log.
         secret = children.folder / "server.yaml"
         secret.touch(0o600)
@@ -173,7 +173,7 @@ class SglangBackend(Backend):
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # it does not receive Ctrl-C
-                env=environment(self.config, self._device, children.folder),
+                env=environment(self.config, self._device, children.folder, address),
             )
 
     async def _ready(self, server: Endpoints, url: str, key: str) -> None:

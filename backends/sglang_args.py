@@ -97,13 +97,20 @@ def settings(words: Sequence[str]) -> dict[str, object]:
     return {name: value for name, value in same.items() if name not in OF_ONE_HOST}
 
 
-def environment(config: EngineConfig, device: str, folder: Path) -> dict[str, str]:
-    """The environment of SGLang's processes; variables that are set already win over defaults."""
+def environment(
+    config: EngineConfig, device: str, folder: Path, address: str = ""
+) -> dict[str, str]:
+    """The environment of SGLang's processes; variables that are set already win over defaults.
+
+    `address`: this host's, among several.
+    """
     defaults = {
         # outside TMPDIR, which is removed with the processes: compiled code is worth keeping
         "TORCHINDUCTOR_CACHE_DIR": f"{tempfile.gettempdir()}/torchinductor_{getuser()}",
         "HF_HUB_OFFLINE": "1",  # the model is here
     }
+    if address:  # else it takes any of its interfaces
+        defaults["SGLANG_HOST_IP"] = address
     forced = {
         "TMPDIR": str(folder),
         "SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN": "1",  # by RESERVED
