@@ -37,13 +37,14 @@ WAYS = {  # whether sequences lie in columns, whether answers are put out whole
 
 def made(args: argparse.Namespace, in_columns: bool, coalesce: bool) -> tuple[Engine, Any]:
     """An engine without its model's forward, and what delivers its outputs."""
+    tokens = PROMPT + SPREAD + 2 * (WARM + args.steps)
     options = EngineOptions(
         device="cpu",
         dtype="float32",
         threads=1,
         max_running=args.sequences,
         max_model_len=args.max_model_len,
-        cache_tokens=args.sequences * (PROMPT + SPREAD + 2 * (WARM + args.steps)),
+        cache_tokens=max(args.max_model_len, args.sequences * tokens),
         coalesce=coalesce,
     )
     engine = Engine(args.model, options)
