@@ -17,7 +17,7 @@ import pytest
 from data.journal import read_journal
 from errors import LaunchError
 from tests.effort import THOROUGH
-from tests.jobs import GIVEN, ROOT
+from tests.jobs import GIVEN, ROOT, sglang_scheduler
 from tests.multihost import GONE_S, Host, hosts, wait_until_gone
 
 SERVER = ROOT / "tests" / "backends" / "echo_server.py"
@@ -272,8 +272,11 @@ def test_a_killed_process_ends_an_engines_run_on_all_hosts(
         assert all(run.poll() is None for run in runs), [run.communicate() for run in runs]
         assert time.monotonic() < until
         time.sleep(0.1)
-    words = {"run": "run_eval.py", "worker": {"vllm": "Worker", "sglang": "scheduler"}[engine]}
-    find(several[host], words[what]).kill()
+    victim = find(several[host], "run_eval.py")
+    if what == "worker":
+        made = victim.children(recursive=True)
+        victim = sglang_scheduler(made) if engine == "sglang" else find(several[host], "Worker")
+    victim.kill()
     wait_until_gone(several, GONE_S)
     outputs = [run.communicate(timeout=10)[1] for run in runs]
     assert all(run.returncode for run in runs)
