@@ -50,7 +50,8 @@ class Ended:
         self.code, self.stderr, self.results = process.returncode, process.stderr, results
         path = results / "state.json"
         self.state: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-        notes = [json.loads(line) for line in sent.read_text().splitlines()]
+        # The full disk may have cut the last one, which has no end of line then.
+        notes = [json.loads(line) for line in sent.read_text().split("\n")[:-1]]
         self.sent = [note for note in notes if "row" in note]
         self.signals_s = [note["at_s"] for note in notes if "row" not in note]
 
