@@ -30,7 +30,6 @@ Answer = tuple[int, Completion]  # sample index (row of the data set), and its c
 
 MAGIC = b"answers1"
 SYNC_S = 0.5  # from an answer to its place on the disk, if the disk keeps up
-GATHER_S = 0.02  # from an answer to its record; waking the thread for each would cost more
 TOGETHER = 16  # answers in a system call; for many more, memory that is new would take most time
 FLUSH_S = 20.0  # for the disk to keep up at the end
 
@@ -45,8 +44,8 @@ _ID_BYTES = 4
 class Journal:
     """Appends answers to a new file; one of the same name is replaced, and may be `kept` from.
 
-    A thread of its own writes them after `GATHER_S`, and flushes them to disk after `SYNC_S` at
-    most: a slow disk never holds up the event loop.
+    A thread of its own writes them, at once, and flushes them to disk after `SYNC_S` at most: a
+    slow disk never holds up the event loop.
 
     Raises: OutputError if the file can't be written; `add` and `flush` for what the thread met.
     """
@@ -80,8 +79,7 @@ class Journal:
             raise self._failure(self._error)
         with self._changed:
             self._batch.append((sample_index, completion))
-            if len(self._batch) == 1:
-                self._changed.notify()
+            self._changed.notify()
 
     def close(self) -> None:
         """Write and flush everything."""
@@ -119,8 +117,6 @@ class Journal:
                     with self._changed:
                         if not (self._batch or self._closing):
                             self._changed.wait(SYNC_S if dirty else None)
-                        if self._batch and not self._closing:
-                            self._changed.wait(GATHER_S)
                         batch, self._batch = self._batch, []
                         closing = self._closing
                     for start in range(0, len(batch), TOGETHER):
