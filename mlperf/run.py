@@ -114,6 +114,7 @@ def run(args: argparse.Namespace, torchrun: bool = False) -> None:
     from data.paths import keep_inputs
     from data.results import check_writable, result_paths
     from data.workload import build
+    from mlperf.report_page.page import reported
 
     spec, world_size = choose_backend(args, torchrun)
     if args.mode not in spec.scenarios:
@@ -165,8 +166,6 @@ def run(args: argparse.Namespace, torchrun: bool = False) -> None:
     if not backend.leads:
         backend.follow()
         return
-    from mlperf.report_page.page import reported
-
     origins = {
         "model": str(Path(config.model).absolute()),
         "data_set": str(workload.source.absolute()),
