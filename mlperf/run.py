@@ -114,7 +114,6 @@ def run(args: argparse.Namespace, torchrun: bool = False) -> None:
     from data.paths import keep_inputs
     from data.results import check_writable, result_paths
     from data.workload import build
-    from mlperf.report_page.page import reported
 
     spec, world_size = choose_backend(args, torchrun)
     if args.mode not in spec.scenarios:
@@ -158,6 +157,8 @@ def run(args: argparse.Namespace, torchrun: bool = False) -> None:
         *settings.reasons(args, test_settings, len(workload), workload.shortest_limit),
         *preflight.check(plan),
     ]
+    from mlperf.report_page.page import reported  # its imports take longer than what follows
+
     backend = registry.load(spec, config)
     if args.dry_run:
         if backend.leads:
