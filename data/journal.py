@@ -156,7 +156,7 @@ def read_journal(path: str | Path) -> list[Answer]:
     Raises: InputFileError if the file can't be read, or is not a journal.
     """
     _, answers = _read(Path(path))
-    return answers
+    return list(answers)
 
 
 def read_inputs(path: str | Path) -> dict[str, Any]:
@@ -177,7 +177,8 @@ def resumable(path: str | Path, inputs: Mapping[str, Any]) -> list[Answer]:
     if not path.exists():
         log.warning("%s: no journal to resume from, all samples will be answered", path)
         return []
-    before, answers = _read(path)
+    before, found = _read(path)
+    answers = list(found)
     changes = [
         f"{name} was {before.get(name)!r} and is {value!r}"
         for name, value in json.loads(json.dumps(inputs)).items()
@@ -192,7 +193,7 @@ def resumable(path: str | Path, inputs: Mapping[str, Any]) -> list[Answer]:
     return list(dict(answers).items())  # each row once, whatever has happened to the file
 
 
-def _read(path: Path) -> tuple[dict[str, Any], list[Answer]]:
+def _read(path: Path) -> tuple[dict[str, Any], Iterator[Answer]]:
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -200,7 +201,7 @@ def _read(path: Path) -> tuple[dict[str, Any], list[Answer]]:
     except OSError as error:
         raise InputFileError(f"{path}: can't be read: {error.strerror}") from error
     if data is None:  # nothing was finished
-        return {}, []
+        return {}, iter(())
     start = data[: _HEADER.size]
     if not MAGIC.startswith(start[: len(MAGIC)]):
         raise InputFileError(f"{path}: not a journal that run_eval or run_mlperf wrote")
@@ -213,9 +214,9 @@ def _read(path: Path) -> tuple[dict[str, Any], list[Answer]]:
                 raise InputFileError(
                     f"{path}: its start is damaged, so the inputs of its answers are unknown"
                 )
-            return json.loads(content), list(_answers(path, data, end))
+            return json.loads(content), _answers(path, data, end)
     log.warning("%s: dropped %d bytes: it ends before the first answer", path, size)
-    return {}, []
+    return {}, iter(())
 
 
 def _answers(path: Path, data: mmap.mmap, position: int) -> Iterator[Answer]:

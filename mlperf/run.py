@@ -157,7 +157,8 @@ def run(args: argparse.Namespace, torchrun: bool = False) -> None:
         *settings.reasons(args, test_settings, len(workload), workload.shortest_limit),
         *preflight.check(plan),
     ]
-    from mlperf.report_page.page import reported  # its imports take longer than what follows
+    # Not after the engine is made: a signal during these imports would find no state file yet.
+    from mlperf.report_page.page import reported
 
     backend = registry.load(spec, config)
     if args.dry_run:

@@ -100,7 +100,7 @@ def _samples(frame: "pd.DataFrame", timeline: "Timeline | None") -> "pd.DataFram
     """A row an answer, in the frame's order, with the columns of INDEX and TEXTS.
 
     A grade is right, wrong, not judged, or None if the answers are not graded. Times that are not
-    known are NaN, other values None.
+    known are NaN, other values None, but for LONG texts, which are as in the frame.
     """
     import pandas as pd
 

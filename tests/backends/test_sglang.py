@@ -95,6 +95,18 @@ def test_nothing_is_compiled_on_a_cpu_by_default(tmp_path: Path) -> None:
     assert "--enable-torch-compile" in command_line(replace(CONFIG, compile=True))
 
 
+def test_hosts_reach_one_another_where_they_have_met(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from backends.sglang_args import environment
+
+    monkeypatch.delenv("SGLANG_HOST_IP", raising=False)
+    assert "SGLANG_HOST_IP" not in environment(CONFIG, "cpu", tmp_path)
+    assert environment(CONFIG, "cpu", tmp_path, "10.77.0.2")["SGLANG_HOST_IP"] == "10.77.0.2"
+    monkeypatch.setenv("SGLANG_HOST_IP", "192.0.2.7")
+    assert environment(CONFIG, "cpu", tmp_path, "10.77.0.2")["SGLANG_HOST_IP"] == "192.0.2.7"
+
+
 def test_processes_share_the_cores_of_a_cpu(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
