@@ -18,6 +18,7 @@ import terminal
 from errors import LaunchError, UserError
 
 OURS = ("backends", "data", "grading", "mlperf", "ref_dsinfer")
+OPTIONAL = {"flashinfer": "install it with: pip install -r requirements/flashinfer.txt"}
 INTERRUPTED, TERMINATED = 130, 143  # 128 + SIGINT or SIGTERM, as shells report it
 IMPORT_S = 0.05  # between two checks whether an import has finished
 LOOK_S = 1.0  # between two checks whether torchrun is running
@@ -165,10 +166,11 @@ def _with_packages(main: Callable[[], None]) -> None:
         package = (error.name or "").partition(".")[0]
         if package in OURS:
             raise
-        raise LaunchError(
-            f"the Python package {package} is not installed: create and activate the backend's"
-            " environment with: source setup.sh --backend NAME"
-        ) from error
+        fix = OPTIONAL.get(
+            package,
+            "create and activate the backend's environment with: source setup.sh --backend NAME",
+        )
+        raise LaunchError(f"the Python package {package} is not installed: {fix}") from error
 
 
 def _watch_torchrun() -> None:

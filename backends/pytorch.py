@@ -75,6 +75,7 @@ def engine_options(config: EngineConfig) -> EngineOptions:
         max_running=config.max_running or EngineOptions.max_running,
         seed=config.seed,
         gemm=config.gemm or EngineOptions.gemm,
+        kernels=config.kernels,
         coalesce=config.coalesce,
         speculative=config.speculative,
         **own,
@@ -133,6 +134,7 @@ class PyTorchBackend(Backend):
             "processes": self._info.world_size,
             "device": str(self._engine.ranks.device),
             "dtype": self._engine.dtype,
+            "kernels": self._engine.kernels,
             "max_model_len": self._engine.max_model_len,
             "cache_tokens": sum(pool.blocks * pool.block_size for pool in pools),
         }
@@ -275,8 +277,9 @@ def _serve(
 
 
 def _for_thread(error: BaseException) -> BaseException:
-    """An error to raise in another thread: a user's error as it is, a bug with its traceback."""
-    if isinstance(error, UserError):
+    """An error to raise in another thread: a user's error as it is, that of a missing package too
+    (see `entrypoint`), a bug with its traceback."""
+    if isinstance(error, UserError | ModuleNotFoundError):
         return error
     wrapped = RuntimeError("the engine stopped")
     wrapped.__cause__ = error

@@ -200,6 +200,15 @@ class EngineConfig:
         unset="bf16",
         engines={"pytorch": ""},
     )
+    kernels: Literal["auto", "own", "flashinfer"] = option(
+        "auto",
+        "--kernels",
+        "kernels of attention while decoding on GPUs: this project's own, or those of the package"
+        " flashinfer, which is installed from requirements/flashinfer.txt; auto: own, as long as no"
+        " GPU has shown flashinfer to be as right and faster",
+        choices=("auto", "own", "flashinfer"),
+        engines={"pytorch": ""},
+    )
     seed: int = option(
         0,
         "--seed",

@@ -18,8 +18,10 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -33,6 +35,8 @@ from ref_dsinfer.attention import attend
 from ref_dsinfer.batch import Batch, Decodes
 from ref_dsinfer.cache import PagedCache
 from ref_dsinfer.config import ModelConfig
+from ref_dsinfer.kernels import flashinfer_mla
+from ref_dsinfer.kernels.flashinfer_mla import Plan, Requests
 from ref_dsinfer.layers import RMSNorm, Weight, narrow
 from ref_dsinfer.model import Layer
 from ref_dsinfer.moe import Experts, MoE, route
@@ -52,9 +56,9 @@ SMALL = replace(
     expert_intermediate=128,
     heads=8,
     q_lora=64,
-    kv_lora=64,
+    kv_lora=128,
     nope_dim=128,
-    rope_dim=16,
+    rope_dim=64,
     experts=64,
 )
 # Dense products of a rank of eight, [out, in].
@@ -120,15 +124,26 @@ class Bench:
         table = torch.randperm(batch * columns, device=self.device).view(batch, columns)
         return Decodes(table, torch.full((batch,), self.context, device=self.device))
 
-    def attention(self, batch: int, heads: int) -> tuple[float, float]:
-        """Seconds and bytes of a layer's decode attention."""
+    def attention(self, batch: int, heads: int, library: bool = False) -> tuple[float, float]:
+        """Seconds and bytes of a layer's decode attention, by our kernel or by flashinfer's."""
         width = self.config.latent_dim
         shape = (batch * self.context // BLOCK, BLOCK, width)
         blocks = self.activations(*shape)
         q = self.activations(batch, heads, width)
         kept, scale = self.config.kv_lora, self.config.softmax_scale
-        call = partial(attend, q, blocks, self.decode_inputs(batch), kept, scale)
+        see = self.decode_inputs(batch)
+        if library:
+            see = replace(see, planned=self.planned(see, heads))
+        call = partial(attend, q, blocks, see, kept, scale)
         return self.seconds([call]), blocks.nbytes + q.nbytes + batch * heads * kept * 2
+
+    def planned(self, see: Decodes, heads: int) -> Plan:
+        """flashinfer's attention of rows; its planning is not in its time."""
+        shape = (heads, BLOCK, self.dtype, self.device)
+        plan = flashinfer_mla.load(self.config, *shape, rows=len(see.lengths_N)).plan()
+        owners, tables = np.arange(len(see.lengths_N)), see.tables_NM.cpu().numpy()
+        plan.fill(Requests.of(owners, see.lengths_N.cpu().numpy(), tables, BLOCK))
+        return plan
 
     def experts(self, batch: int, arithmetic: gemm.Arithmetic) -> tuple[float, float]:
         """Seconds and bytes of a rank's experts, tokens spread over all experts by chance."""
@@ -271,6 +286,9 @@ def run(bench: Bench, arithmetic: gemm.Arithmetic, times: Path | None) -> None:
     for batch, heads in bench.attention_batches:
         took, read = bench.attention(batch, heads)
         line(f"attention, {batch} × {bench.context}, {heads} heads", took, read)
+        if bench.timed and find_spec("flashinfer"):
+            took, read = bench.attention(batch, heads, library=True)
+            line("  the same by flashinfer", took, read)
     for batch in bench.batches:
         line(f"experts, batch {batch}", *bench.experts(batch, arithmetic))
     for name, shape in bench.dense.items():

@@ -243,6 +243,8 @@ def plain_latents(x_TL: Tensor, norm: RMSNorm, rotations: Tensor) -> Tensor:
 
 def attend(q_NHL: Tensor, blocks_BSL: Tensor, decodes: Decodes, kept: int, scale: float) -> Tensor:
     """`plain` by its fastest implementation for such queries."""
+    if decodes.planned:  # for values of this width, and by this scale
+        return decodes.planned(q_NHL, blocks_BSL)
     tables_NM, lengths_N = decodes.tables_NM, decodes.lengths_N
     if kernels.used(q_NHL):
         from ref_dsinfer.kernels import mla  # Triton is installed only where GPUs are used

@@ -5,6 +5,7 @@ Shape letters: T tokens, G those of all data-parallel ranks and their padding, N
 M blocks of the longest sequence.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,6 +21,9 @@ class Decodes:
 
     tables_NM: Tensor  # int64, block table of each token's sequence, padded with 0
     lengths_N: Tensor  # int64, tokens in the KV cache, the decoded one among them
+    # A library's attention of these tokens' queries [N, ...] to blocks of the KV cache, in place of
+    # our kernel.
+    planned: Callable[[Tensor, Tensor], Tensor] | None = None
 
     @cached_property
     def order_N(self) -> Tensor:

@@ -19,6 +19,7 @@ from ref_dsinfer import checkpoint, cpu, members, memory, parallel
 from ref_dsinfer.blocks import BlockPool
 from ref_dsinfer.cache import block_count, free_memory
 from ref_dsinfer.config import CONFIG_FILE, ModelConfig
+from ref_dsinfer.kernels import flashinfer_mla
 from ref_dsinfer.model import Model
 from ref_dsinfer.options import EngineOptions
 from ref_dsinfer.parallel import RankInfo
@@ -83,17 +84,29 @@ class Engine:
         parallel.check(self.config, info.world_size, options.attention)
         checkpoint.check(model_dir, self.config, info.world_size)
 
+        dp_size = info.world_size if options.attention == "dp" else 1
+        rank_running = ceil_div(options.max_running, dp_size)  # sequences of one rank
+        runner_class = SpeculativeRunner if options.speculative else Runner
+        drafts = runner_class.drafts
+        step_tokens = rank_tokens(options.step_tokens, dp_size, rank_running, drafts)
+        self.dtype = cpu.dtype_for(options.dtype, device.type)
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        block_size = options.block_size
+        library = None
+        if options.kernels == "flashinfer":
+            heads = self.config.heads * dp_size // info.world_size
+            rows = max(step_tokens, rank_running * (1 + drafts))
+            library = flashinfer_mla.load(self.config, heads, block_size, dtype, device, rows)
+        self.kernels = library.name if library else "own"
+
         torch.set_num_threads(options.threads or max(1, parallel.cores() // info.local_world_size))
         start = time.monotonic()
-        self.dtype = cpu.dtype_for(options.dtype, device.type)
         chosen = asdict(replace(options, device=device.type, dtype=self.dtype))
-        settings = members.settings(model_dir, chosen)
+        settings = members.settings(model_dir, chosen | {"kernels": self.kernels})
         self.ranks = parallel.init_ranks(
             info, device, options.attention, options.symmetric_memory, settings
         )
-        dp_size = self.ranks.dp_size
         self.seed = options.seed
-        dtype: torch.dtype = getattr(torch, self.dtype)
         if device.type == "cuda":
             run = memory.Run(
                 self.config,
@@ -104,15 +117,11 @@ class Engine:
             memory.check(run, free_memory(self.ranks))
         model = Model.load(model_dir, self.config, dtype, self.ranks, self.max_model_len)
         model.multiply_in(options.gemm)
-        rank_running = ceil_div(options.max_running, dp_size)  # sequences of one rank
-        block_size = options.block_size
-        runner_class = SpeculativeRunner if options.speculative else Runner
-        step_tokens = rank_tokens(options.step_tokens, dp_size, rank_running, runner_class.drafts)
         shapes = (step_tokens, rank_running, self.max_model_len)
         graphs = options.graphs and device.type == "cuda"
         graph_bytes = 0
         if device.type == "cuda":  # whose allocator keeps what a step took: the cache gets the rest
-            scratch = runner_class(model, 0, block_size, dtype, self.ranks)
+            scratch = runner_class(model, 0, block_size, dtype, self.ranks, library)
             if graphs:
                 graph_bytes = scratch.graph_bytes(*shapes)
             scratch.warm_up(step_tokens, rank_running)
@@ -131,9 +140,9 @@ class Engine:
             [BlockPool(blocks, block_size) for _ in range(dp_size)],
             options.max_running,
             options.step_tokens,
-            runner_class.drafts,
+            drafts,
         )
-        self.runner = runner_class(model, blocks, block_size, dtype, self.ranks)
+        self.runner = runner_class(model, blocks, block_size, dtype, self.ranks, library)
         size = blocks * block_size
         log.info(
             "the KV cache holds %d tokens in %d blocks, %.2f GiB",

@@ -10,6 +10,7 @@ step's inputs are made. With speculative decoding each pass of the MTP layer is 
 """
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -20,6 +21,7 @@ from torch import Tensor
 from ref_dsinfer.batch import Batch, Decodes, padded_rows, real_rows
 from ref_dsinfer.cache import PagedCache
 from ref_dsinfer.decoding import Column, Decoded
+from ref_dsinfer.kernels.flashinfer_mla import FlashInfer, Plan, Requests
 from ref_dsinfer.model import Model
 from ref_dsinfer.rounding import ceil_div
 from ref_dsinfer.sampler import Scores, greedy
@@ -121,9 +123,11 @@ class Inputs:
         block_size: int,
         device: torch.device,
         dp_size: int,
+        library: FlashInfer | None = None,
+        sizes: Sequence[int] = (),
     ) -> None:
-        """No sequence holds `padding_block`."""
-        self._limits, self._dp_size = limits, dp_size
+        """No sequence holds `padding_block`. With a `library`, `sizes` are those of steps."""
+        self._limits, self._dp_size, self._block_size = limits, dp_size, block_size
         # A row of padding, of which each value is one of a column.
         self._padding = (0, 0, padding_block * block_size, 1, limits.sequences, 0)
         pinned = device.type == "cuda"
@@ -137,6 +141,13 @@ class Inputs:
         # The block table and its length that each was written from, to write only changes.
         self._written: list[tuple[list[int], int]] = [([], 0)] * limits.sequences
         self._host_ids, self._host_tables = self._ids.numpy(), self._tables.numpy()
+        self._plans: dict[int, Plan] = {}
+        if library:
+            blocks = self._tables[1:].numel() + limits.rows  # each row of padding sees one
+            table = torch.zeros(blocks, dtype=torch.int32, device=device)
+            self._plans = {size: library.fixed_plan(size, table) for size in sizes}
+            for size in sizes:  # takes the memory that it needs
+                self._plan(size, np.full(size, limits.sequences), np.ones(size, np.int64))
 
     def samples(self, size: int) -> int:
         """The most rows of a step of `size` rows after which a token is sampled."""
@@ -147,7 +158,7 @@ class Inputs:
         rows to sample after."""
         counts_R, ids, sampled_S = self._split(self._device_ids, size)
         tokens, positions, slots, lengths, tables, sources = ids.view(COLUMNS, size)
-        decodes = Decodes(self._device_tables[tables], lengths)
+        decodes = Decodes(self._device_tables[tables], lengths, self._plans.get(size))
         real_G = real_rows(counts_R, size)
         return Batch(tokens, positions, slots, decodes, (), size, real_G), sources, sampled_S
 
@@ -170,6 +181,18 @@ class Inputs:
         if changed:
             count = max(changed) + 1
             self._device_tables[:count].copy_(self._tables[:count], non_blocking=True)
+        if self._plans:
+            _, _, _, lengths, owners, _ = rows
+            self._plan(size, owners, lengths)
+
+    def _plan(self, size: int, owners: Column, lengths: Column) -> None:
+        """Plan the attention of rows that see so many tokens of their owners' block tables.
+
+        A plan has as many requests as rows, some of them empty: what a graph has captured depends
+        on their mean size.
+        """
+        requests = Requests.of(owners, lengths, self._host_tables, self._block_size, count=size)
+        self._plans[size].fill(requests)
 
     def _split(self, ids: _Ids, size: int) -> tuple[_Ids, _Ids, _Ids]:
         rows = self._dp_size + COLUMNS * size
@@ -195,12 +218,21 @@ class Inputs:
 class Decoder:
     """Runs steps at padded sizes; after `capture`, as CUDA graphs."""
 
-    def __init__(self, model: Model, cache: PagedCache, padding_block: int, limits: Limits) -> None:
-        """No sequence may hold `padding_block`."""
+    def __init__(
+        self,
+        model: Model,
+        cache: PagedCache,
+        padding_block: int,
+        limits: Limits,
+        library: FlashInfer | None = None,
+    ) -> None:
+        """No sequence may hold `padding_block`. `library`: attends in place of our kernel."""
         device, dp_size = model.rotations.device, model.ranks.dp_size
-        self.model, self.cache, self.limits = model, cache, limits
+        self.model, self.cache, self.limits, self.library = model, cache, limits, library
         self.sizes = padded_sizes(limits.rows)
-        self.inputs = Inputs(limits, padding_block, cache.block_size, device, dp_size)
+        self.inputs = Inputs(
+            *(limits, padding_block, cache.block_size, device, dp_size, library, self.sizes)
+        )
         dtype = model.embed_tokens.weight.dtype
         # Of the last step; all ranks' scores, but this rank's hidden states.
         self.hidden = torch.empty(limits.rows, model.config.hidden, dtype=dtype, device=device)
@@ -292,7 +324,7 @@ class Drafter(Decoder):
     def __init__(self, decoder: Decoder, padding_block: int) -> None:
         """`decoder`: runs the model; both write the same `hidden` states."""
         limits = replace(decoder.limits, samples=decoder.limits.sequences)
-        super().__init__(decoder.model, decoder.cache, padding_block, limits)
+        super().__init__(decoder.model, decoder.cache, padding_block, limits, decoder.library)
         self.hidden = decoder.hidden
 
     def _hidden_states(self, batch: Batch, sources: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from errors import UsageError
 from ref_dsinfer.cache import BLOCK_SIZE
 from ref_dsinfer.cpu import DTYPES
 from ref_dsinfer.gemm import ARITHMETICS, Arithmetic
+from ref_dsinfer.kernels import KERNELS, Kernels
 from ref_dsinfer.parallel import ATTENTION
 from ref_dsinfer.scheduler import STEP_TOKENS
 
@@ -27,6 +28,7 @@ class EngineOptions:
     cache_tokens: int | None = None  # in the KV caches of all ranks; None: what fits in memory
     step_tokens: int = STEP_TOKENS  # in one step at most
     gemm: Arithmetic = "bf16"  # arithmetic of products with block-fp8 weights, see gemm.py
+    kernels: Kernels = "auto"  # of decode attention on GPUs; auto: own
     graphs: bool = True  # run steps as CUDA graphs where there is a GPU
     symmetric_memory: bool = True  # all-reduce in it where GPUs of one machine have it
     coalesce: bool = False  # put out whole answers, at their ends
@@ -38,6 +40,7 @@ class EngineOptions:
             ("dtype", DTYPES),
             ("attention", tuple(ATTENTION)),
             ("gemm", ARITHMETICS),
+            ("kernels", KERNELS),
         ):
             value = getattr(self, name)
             if value not in known:

@@ -13,6 +13,7 @@ from ref_dsinfer.batch import Batch, Decodes, Prefill, padded_rows, real_rows
 from ref_dsinfer.cache import PagedCache, free_memory
 from ref_dsinfer.decoding import Decoded, Decoding
 from ref_dsinfer.graphs import Decoder, GraphPool, Limits, Rows
+from ref_dsinfer.kernels.flashinfer_mla import FlashInfer, Requests
 from ref_dsinfer.model import Model
 from ref_dsinfer.parallel import Ranks
 from ref_dsinfer.sampler import Scores, greedy
@@ -29,8 +30,16 @@ class Runner:
     drafts = 0  # tokens that are drafted for a sequence at most
 
     def __init__(
-        self, model: Model, blocks: int, block_size: int, dtype: torch.dtype, ranks: Ranks
+        self,
+        model: Model,
+        blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        ranks: Ranks,
+        library: FlashInfer | None = None,
     ) -> None:
+        """`library`: attends decoded tokens in place of our kernel."""
+        self.library = library
         self.model, self.ranks, self.device = model, ranks, ranks.device
         # One block that the scheduler does not know of, for the rows that pad a step.
         self.padding_block = blocks
@@ -42,7 +51,7 @@ class Runner:
         a rank, each of `max_model_len` tokens at most."""
         samples = max_running * (1 + self.drafts)
         limits = Limits(max(step_tokens, samples), max_running, samples, max_model_len)
-        self.decoder = Decoder(self.model, self.cache, self.padding_block, limits)
+        self.decoder = Decoder(self.model, self.cache, self.padding_block, limits, self.library)
 
     def capture_graphs(self, largest_only: bool = False) -> GraphPool:
         """Run the fixed shapes, or only the largest one, as CUDA graphs from now on; returns their
@@ -125,14 +134,11 @@ class Runner:
         others a prompt's behind a context; all lie in the padding block."""
         slots = self._ids([self.padding_block * self.cache.block_size])
         prefills = [Prefill(tokens - decodes, slots.expand(2 * CONTEXT_CHUNK))]
-        tables = self._ids([[self.padding_block]])
         batch = Batch(
             self._ids([0] * tokens),
             self._ids([0] * tokens),
             slots.expand(tokens),
-            decodes=Decodes(tables.repeat(decodes, 1), self._ids([1] * decodes))
-            if decodes
-            else None,
+            decodes=self._seen([[self.padding_block]], [0] * decodes, [1] * decodes),
             prefills=tuple(prefills) if decodes < tokens else (),
             width=tokens,
         )
@@ -207,15 +213,29 @@ class Runner:
     def _decodes(self, scheduled: list[ScheduledTokens], first: Decoded | None) -> Decodes | None:
         """A row for each token, drafts too: it sees what lies before it, and itself."""
         tables = [sequence.block_table for sequence in first.sequences] if first else []
+        owners = list(range(len(tables)))
         lengths: list[int] = (first.positions + 1).tolist() if first else []
         for item in scheduled:
-            tables += [item.sequence.block_table] * item.count
+            owners += [len(tables)] * item.count
+            tables.append(item.sequence.block_table)
             lengths += range(item.start + 1, item.stop + 1)
-        if not tables:
+        return self._seen(tables, owners, lengths)
+
+    def _seen(
+        self, tables: list[list[int]], owners: list[int], lengths: list[int]
+    ) -> Decodes | None:
+        """What rows see: so many tokens each of the block table `tables[owner]`."""
+        if not owners:
             return None
         longest = max(map(len, tables))
-        padded = [blocks + [0] * (longest - len(blocks)) for blocks in tables]
-        return Decodes(self._ids(padded), self._ids(lengths))
+        padded = np.array([blocks + [0] * (longest - len(blocks)) for blocks in tables])
+        planned = None
+        if self.library:
+            planned = self.library.plan()
+            planned.fill(
+                Requests.of(np.array(owners), np.array(lengths), padded, self.cache.block_size)
+            )
+        return Decodes(self._ids(padded[owners]), self._ids(lengths), planned)
 
     def _ids(self, values: list[int] | list[list[int]] | NDArray[np.int64]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self.device)

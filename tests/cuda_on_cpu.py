@@ -7,6 +7,7 @@ computes around them stays as it was, and what waits for a value is refused, as 
 """
 
 import inspect
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ref_dsinfer import cpu_kernels, fp8_format, gemm, moe, runner
+from tests import flashinfer_on_cpu
 
 FREE = 64 << 30  # bytes
 WAITING = ("_local_scalar_dense", "nonzero", "masked_select")  # operators that read values
@@ -184,4 +186,5 @@ def pytest_configure() -> None:
     for module, name, definition in definitions:
         assert hasattr(module, name)
         setattr(module, name, definition)
+    sys.modules.update(flashinfer_on_cpu.stand_ins())
     OnCpu().__enter__()

@@ -1,12 +1,17 @@
-"""Kernels: C++ for CPUs (compiled by `cpu_kernels`), Triton for GPUs.
+"""Kernels: C++ for CPUs (compiled by `cpu_kernels`), Triton for GPUs, and a library's in place of
+Triton's where a user wants them.
 
 Everything here has a plain definition in torch elsewhere, and a test that compares the two. Triton
 modules are imported only where `used` is true.
 """
 
 import os
+from typing import Literal, get_args
 
 from torch import Tensor
+
+Kernels = Literal["auto", "own", "flashinfer"]  # of attention, on GPUs
+KERNELS: tuple[Kernels, ...] = get_args(Kernels)
 
 # Triton's interpreter: the path of a GPU, slowly, on a CPU. Triton reads it at its import, too.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"

@@ -9,7 +9,7 @@ from backends import options
 from backends.registry import lookup
 from backends.types import OPTIONS, EngineConfig
 from errors import LaunchError, LengthError, ModelError, UsageError
-from ref_dsinfer import cpu, gemm
+from ref_dsinfer import cpu, gemm, kernels
 
 
 @pytest.fixture(autouse=True)
@@ -238,3 +238,4 @@ def test_choices_are_those_of_the_engine_in_this_tree() -> None:
     """`types` must not import torch, which `gemm` does, and so lists them once more."""
     assert OPTIONS["dtype"].choices == cpu.DTYPES
     assert OPTIONS["gemm"].choices == gemm.ARITHMETICS
+    assert OPTIONS["kernels"].choices == kernels.KERNELS

@@ -1,6 +1,7 @@
 """The benchmark of kernels measures every one, at small shapes. Skipped without a GPU."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,6 @@ def test_every_kernel_is_measured(
     bench = kernels.Bench(torch.device("cuda"), kernels.SMALL, 128, dense, (8,), ((2, 16),))
     kernels.run(bench, arithmetic, tmp_path / "times.json")
     _, _, *lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 14
+    assert len(lines) == (15 if find_spec("flashinfer") else 14)
     assert all(len([float(figure) for figure in line.split()[-3:]]) == 3 for line in lines)
     assert set(json.loads((tmp_path / "times.json").read_text())["moe_layer_us"]) == {"8"}

@@ -6,10 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from ref_dsinfer.batch import Batch
 from ref_dsinfer.engine import Engine
+from ref_dsinfer.kernels import Kernels
+from ref_dsinfer.kernels.flashinfer_mla import FlashInfer
 from ref_dsinfer.options import EngineOptions
 
 Kind = Literal["plain", "padded", "graphs"]
@@ -31,6 +34,8 @@ def answers(
     kind: Kind = "plain",
     speculative: bool = False,
     in_columns: bool = True,
+    kernels: Kernels = "auto",
+    dtype: str = "float32",
 ) -> Found:
     """Answers to requests that come and go, with a cache so small that some are preempted.
 
@@ -39,7 +44,7 @@ def answers(
     found = Found()
     options = EngineOptions(
         device=device,
-        dtype="float32",
+        dtype=dtype,
         max_running=5,
         max_model_len=100,
         block_size=8,
@@ -48,8 +53,12 @@ def answers(
         threads=1,
         graphs=kind == "graphs",
         speculative=speculative,
+        kernels="auto" if device == "cpu" else kernels,  # where only a stand-in runs
     )
     engine = Engine(model, options)
+    if device == "cpu" and kernels == "flashinfer":
+        shape = (engine.config, engine.config.heads, options.block_size, torch.float32)
+        engine.runner.library = FlashInfer(*shape, torch.device("cpu"))
     engine.in_columns &= in_columns
     if kind == "padded":
         engine.runner.fix_shapes(engine.scheduler.step_tokens, 5, 100)
