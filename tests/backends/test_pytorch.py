@@ -26,6 +26,7 @@ from errors import (
     UsageError,
 )
 from ref_dsinfer.engine import Engine
+from ref_dsinfer.kernels import flashinfer_mla
 from ref_dsinfer.options import EngineOptions
 from tests.torchrun import Torchrun
 
@@ -102,6 +103,27 @@ def serve(backend: PyTorchBackend, body: Callable[[], Awaitable[None]]) -> None:
 
 async def collect(backend: PyTorchBackend, one: Request) -> list[Delta]:
     return [delta async for delta in backend.stream(one)]
+
+
+def test_the_record_of_a_run_says_which_kernels_it_used(model: Path) -> None:
+    backend = PyTorchBackend(config(model))
+
+    async def body() -> None:
+        assert backend.effective()["kernels"] == "own"
+
+    serve(backend, body)
+
+
+def test_a_package_that_the_engine_misses_is_a_users_error(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It leaves the engine's thread as it is, for `entrypoint`."""
+    monkeypatch.setitem(sys.modules, "flashinfer", None)
+    monkeypatch.setattr(flashinfer_mla, "refuse_unsupported", lambda *arguments: None)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    backend = PyTorchBackend(config(model, kernels="flashinfer"))
+    with pytest.raises(ModuleNotFoundError, match="flashinfer"):
+        asyncio.run(backend.start())
 
 
 def test_streams_carry_one_delta_a_step_and_end_once(model: Path) -> None:
