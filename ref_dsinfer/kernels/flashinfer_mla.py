@@ -16,14 +16,13 @@ from torch import Tensor
 
 from errors import UsageError
 from ref_dsinfer.config import ModelConfig
+from ref_dsinfer.decoding import Column
 
 DTYPES = (torch.bfloat16, torch.float16)  # of queries and KV cache
 LATENT, ROTATED = 128, 64  # the latent's and the rotated key's widths are multiples of these
 MOST_HEADS = 128  # of a rank, and a power of 2: else tiles of queries begin within a token's heads
 MOST_ROWS = 16_000  # of a step: flashinfer has room for 16,384 parts, some of divided contexts
 WORKSPACE = 128 << 20  # bytes, as flashinfer advises
-
-Column = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
