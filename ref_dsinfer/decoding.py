@@ -4,6 +4,7 @@ What a step needs of them lies in arrays, so that it takes a few operations howe
 Sequences with drafts to verify are not among them.
 """
 
+from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +36,7 @@ class Decoding:
         self._values = np.zeros((COLUMNS, most), np.int64)
         self._stop_ids: set[int] = set()  # of all that have ever been here
         self.sequences: list[Sequence] = []  # of each rank the oldest first
+        self._answers: list[list[int]] = []  # their `answer_ids`
         self.counts = [0] * ranks  # sequences of each rank
         self.drawn = 0  # sequences that are not greedy
         # By rank, those whose block tables have changed since `changed_tables` was called.
@@ -49,6 +51,7 @@ class Decoding:
         place = sum(self.counts[: sequence.dp_rank + 1])
         self._values[:, place + 1 : len(self) + 1] = self._values[:, place : len(self)]
         self.sequences.insert(place, sequence)
+        self._answers.insert(place, sequence.answer_ids)
         self.counts[sequence.dp_rank] += 1
         self.drawn += sequence.temperature > 0
         self._stop_ids |= sequence.stop_ids
@@ -63,20 +66,25 @@ class Decoding:
         """Take a sequence out."""
         place = self.sequences.index(sequence)
         self._values[:, place : len(self) - 1] = self._values[:, place + 1 : len(self)]
-        del self.sequences[place]
+        del self.sequences[place], self._answers[place]
         self.counts[sequence.dp_rank] -= 1
         self.drawn -= sequence.temperature > 0
         self._changed[sequence.dp_rank].discard(sequence)
         sequence.decodes = False
         self._update()
 
-    def short(self) -> list[Sequence]:
-        """Those that need a further block for their last token, the oldest of a rank first."""
-        return [self.sequences[place] for place in (self.lengths > self.rooms).nonzero()[0]]
+    def short(self) -> list[tuple[int, Sequence]]:
+        """Those that need a further block for their last token, and their places, the oldest of a
+        rank first."""
+        places: list[int] = (self.lengths > self.rooms).nonzero()[0].tolist()
+        return [(place, self.sequences[place]) for place in places]
 
-    def grow(self, sequence: Sequence) -> None:
-        """Take note of a sequence's further block."""
-        self._write(self.sequences.index(sequence))
+    def grow(self, place: int, sequence: Sequence) -> None:
+        """Take note of a sequence's further block. Since it had that place, others may have
+        left."""
+        if self.sequences[place : place + 1] != [sequence]:
+            place = self.sequences.index(sequence)
+        self._write(place)
 
     def part(self, rank: int) -> Decoded:
         """What a data-parallel rank runs."""
@@ -103,8 +111,7 @@ class Decoding:
                     ended[place] = "stop"
         self.tokens[:] = tokens
         self.lengths += 1
-        for sequence, token in zip(self.sequences, tokens, strict=True):
-            sequence.answer_ids.append(token)
+        deque(map(list.append, self._answers, tokens), maxlen=0)  # a loop takes longer
         for place in ended:
             self.sequences[place].answer_ids.pop()
         for place in (self.lengths == self.limits).nonzero()[0].tolist():

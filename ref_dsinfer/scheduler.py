@@ -85,9 +85,9 @@ class Scheduler:
     def schedule(self) -> list[ScheduledTokens]:
         """The tokens of one step beside those in `decoding`, by data-parallel rank and decodes
         first; they count as run."""
-        for sequence in self.decoding.short():
+        for place, sequence in self.decoding.short():
             if sequence.decodes and self._allocate(sequence):  # else another one has preempted it
-                self.decoding.grow(sequence)
+                self.decoding.grow(place, sequence)
         budget = [self.step_tokens - count for count in self.decoding.counts]
         scheduled: list[ScheduledTokens] = []
         # Preemption shortens the list, from `position` on.
