@@ -3,7 +3,8 @@
 Its options (`--engine-arg`), all numbers:
 
 - `first_token_ms`, `token_ms`: time to the first token and between tokens; with neither, an answer
-  comes at once, in two deltas (in one if the configuration coalesces).
+  comes at once, in two deltas. If the configuration coalesces, it comes in one, as late as its last
+  token.
 - `slots`: requests that run at once; others wait for their turn. `load_ms`: added to `token_ms` for
   each request that runs.
 - `answer_tokens`: longest answer. `empty_every`: every n-th answer is empty.
@@ -76,7 +77,8 @@ class EchoEngine(Backend):
                 self._running += 1
                 try:
                     for position, new in enumerate(deltas, 1):
-                        await asyncio.sleep(self._wait_s(position))  # 0 yields to other requests
+                        # 0 yields to other requests
+                        await asyncio.sleep(self._wait_s(position, len(new)))
                         last = position == len(deltas)
                         yield Delta(new, finish if last else None, time.monotonic_ns())
                 finally:
@@ -93,11 +95,12 @@ class EchoEngine(Backend):
     async def close(self) -> None:
         pass
 
-    def _wait_s(self, position: int) -> float:
-        """Seconds before an answer's delta, by its position from 1."""
-        if position == 1:
-            return self._options["first_token_ms"] / 1e3
-        return (self._options["token_ms"] + self._options["load_ms"] * self._running) / 1e3
+    def _wait_s(self, position: int, tokens: int) -> float:
+        """Seconds before an answer's delta of so many tokens, by its position from 1."""
+        token_ms = self._options["token_ms"] + self._options["load_ms"] * self._running
+        if position > 1:
+            return tokens * token_ms / 1e3
+        return (self._options["first_token_ms"] + max(tokens - 1, 0) * token_ms) / 1e3
 
     def _split(self, ids: tuple[int, ...]) -> list[tuple[int, ...]]:
         """One delta if the configuration coalesces, one a token if these take time, else two."""

@@ -49,8 +49,13 @@ class Nodes:
     def __init__(self, config: EngineConfig, span: Span | None) -> None:
         if config.join and not span:
             raise UsageError("--join: the engine's options (--engine-arg) name no other host")
-        if span and config.join != (span.rank > 0):
-            raise UsageError("--join is for every host but the first one, whose node rank is 0")
+        if span and span.rank and not config.join:
+            raise UsageError(f"the engine's options make this host number {span.rank}: add --join")
+        if span and config.join and not span.rank:
+            raise UsageError(
+                "--join: the engine's options make this the first host; leave --join out, or name"
+                " another by --engine-arg node_rank=N (vLLM's data_parallel_start_rank=N)"
+            )
         self._config, self._span = config, span
         self._store: dist.Store | None = None  # at the first host, for the others
         self._presence: Presence | None = None

@@ -24,6 +24,7 @@ import torch
 from backends.options import refuse_unknown
 from backends.types import NO_REUSE, Backend, Delta, EngineConfig, Request, Reuse, Stats
 from errors import EngineError, LaunchError, UsageError, UserError
+from ref_dsinfer.cpu import keep_freed_memory
 from ref_dsinfer.engine import Engine
 from ref_dsinfer.options import EngineOptions
 from ref_dsinfer.parallel import RankInfo
@@ -99,6 +100,7 @@ class PyTorchBackend(Backend):
                 f"{self._info.world_size}: start the _mpi script with torchrun "
                 f"--nproc_per_node={config.tensor_parallel}"
             )
+        keep_freed_memory()
         self._inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._open: dict[int, asyncio.Queue[Delta | BaseException]] = {}
         self._engine: Engine | None = None

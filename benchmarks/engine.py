@@ -54,9 +54,11 @@ def workload(vocabulary: int, args: argparse.Namespace) -> tuple[list[list[int]]
 
 
 def ours(args: argparse.Namespace) -> Part:
+    from ref_dsinfer.cpu import keep_freed_memory
     from ref_dsinfer.engine import Engine
     from ref_dsinfer.options import EngineOptions
 
+    keep_freed_memory()
     options = EngineOptions(
         device="cpu",
         dtype=args.dtype,

@@ -5,7 +5,8 @@ import asyncio
 import logging
 import math
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ from typing import Any
 from backends.drive import cancel
 from backends.types import TOKEN, Backend, Completion, Delta, Request
 from data.journal import Journal
+from data.progress import Progress
 from data.workload import Workload
 from errors import LoadGenError
 from mlperf import early_stopping, report, settings
 from mlperf.early_stopping import LATE, likelihood
+from mlperf.state import RunState
 from mlperf.sut import Sut, loadgen_test
 
 log = logging.getLogger(__name__)
@@ -113,9 +116,14 @@ class ProbeSut(Sut):
     """
 
     def __init__(
-        self, backend: Backend, workload: Workload, journal: Journal, meter: Meter
+        self,
+        backend: Backend,
+        workload: Workload,
+        journal: Journal,
+        meter: Meter,
+        on_done: Callable[[Completion], None],
     ) -> None:
-        super().__init__(backend, workload, journal, True, meter.finish)
+        super().__init__(backend, workload, journal, True, on_done)
         self.gave_up = False
         self._meter = meter
         self._without_token: set[int] = set()  # open requests
@@ -200,6 +208,7 @@ class Prober:
         library: int,
         folder: Path,
         args: argparse.Namespace,
+        state: RunState,
     ) -> None:
         """`test_settings`: those of the run whose rate is wanted; they are changed for each test.
         `library`: LoadGen's handle of the samples.
@@ -211,6 +220,7 @@ class Prober:
         self._settings = test_settings
         self._library = library
         self._folder = folder
+        self._state = state
         self._fixed_s: float | None = args.probe_duration
         enough_s = TTFT_LIMITS * self.limits.ttft_s
         self._duration_s = self._fixed_s or enough_s
@@ -261,9 +271,8 @@ class Prober:
         if self._fixed_s:
             self._set(**self._short(self._fixed_s))
         needed_s = self._settings.min_duration_ms / 1e3
-        folder = self._new_folder()
-        with Journal(folder / JOURNAL, {}) as journal:
-            sut = Sut(self._backend, self._workload, journal, False, lambda completion: None)
+        with self._observed(rate) as (folder, journal, on_done):
+            sut = Sut(self._backend, self._workload, journal, False, on_done)
             detail = await self._test(sut, folder)
         measured = report.performance_figures(detail)["samples_per_second"]
         return measured, sut.issued / measured, needed_s
@@ -276,12 +285,36 @@ class Prober:
         self._set(**self._short(duration_s))
         expected = max(self._queries, rate * duration_s)
         meter = Meter(self.limits, expected, asyncio.get_running_loop().time)
-        folder = self._new_folder()
-        with Journal(folder / JOURNAL, {}) as journal:
-            sut = ProbeSut(self._backend, self._workload, journal, meter)
+        with self._observed(rate) as (folder, journal, on_done):
+
+            def finish(completion: Completion) -> None:
+                meter.finish(completion)
+                on_done(completion)
+
+            sut = ProbeSut(self._backend, self._workload, journal, meter, finish)
             detail = await self._test(sut, folder)
         late = (meter.late_first, meter.late_tokens)
         return judged(rate, None if sut.gave_up else detail, late, meter.arrived, run_queries)
+
+    @contextmanager
+    def _observed(
+        self, rate: float
+    ) -> Iterator[tuple[Path, Journal, Callable[[Completion], None]]]:
+        """What a test with the present settings needs: a folder, a journal, and whom to tell of
+        each answer, for the progress and the state file."""
+        self._tests += 1
+        folder = self._folder / f"{self._tests:02}"
+        folder.mkdir(parents=True)
+        expected = settings.expected_samples(self._settings, len(self._workload))
+        self._state.enter("running", self.answered + expected)
+        name = f"probe {self._tests}, {rate:.4g}/s"
+        with Journal(folder / JOURNAL, {}) as journal, Progress(expected, name) as progress:
+
+            def on_done(completion: Completion) -> None:
+                progress.add(len(completion.token_ids))
+                self._state.count()
+
+            yield folder, journal, on_done
 
     async def _test(self, sut: Sut, folder: Path) -> report.DetailLog:
         """LoadGen's log of one test with the present settings."""
@@ -302,9 +335,3 @@ class Prober:
     def _set(self, **values: Any) -> None:
         for name, value in values.items():
             setattr(self._settings, name, value)
-
-    def _new_folder(self) -> Path:
-        self._tests += 1
-        folder = self._folder / f"{self._tests:02}"
-        folder.mkdir(parents=True)
-        return folder

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from backends.types import Backend
 from errors import LoadGenError, UsageError
 from mlperf import early_stopping, report, settings, user_conf
+from mlperf.state import RunState
 from ref_dsinfer.files import write_json, write_text
 
 if TYPE_CHECKING:
@@ -125,6 +126,7 @@ def find(
     workload: "Workload",
     test_settings: Any,
     folder: Path,
+    state: RunState,
 ) -> None:
     """Find the mode's rate on an engine that is started once, print and record it.
 
@@ -132,7 +134,7 @@ def find(
     """
     shutil.rmtree(folder / PROBES, ignore_errors=True)
     (folder / RECORD).unlink(missing_ok=True)
-    rate, record = asyncio.run(_run(args, backend, workload, test_settings, folder))
+    rate, record = asyncio.run(_run(args, backend, workload, test_settings, folder, state))
     write_json(folder / RECORD, {"mode": args.mode, "target_qps": rate} | record)
     if path := args.write_user_conf:
         mode = settings.MODES[args.mode]
@@ -148,6 +150,7 @@ async def _run(
     workload: "Workload",
     test_settings: Any,
     folder: Path,
+    state: RunState,
 ) -> tuple[float, dict[str, Any]]:
     """The rate, and what else is recorded."""
     from backends.drive import running
@@ -160,7 +163,7 @@ async def _run(
     with query_sample_library(len(workload)) as library:
         async with running(backend):
             await compare_tokenizers(backend, workload)
-            prober = Prober(backend, workload, test_settings, library, folder / PROBES, args)
+            prober = Prober(backend, workload, test_settings, library, folder / PROBES, args, state)
             if mode.reads_tokens:
                 await _try_alone(backend, workload, prober.limits)
                 table = Table()

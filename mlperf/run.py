@@ -175,8 +175,8 @@ def run(args: argparse.Namespace, torchrun: bool = False) -> None:
     }
     with locked(folder / LOCK) as lock:
         if args.find_target_qps:
-            with RunState(folder, lock):
-                rate.find(args, backend, workload, test_settings, folder)
+            with RunState(folder, lock) as state:
+                rate.find(args, backend, workload, test_settings, folder, state)
         else:
             with reported(folder), RunState(folder, lock, origins) as state:
                 _lead(plan, backend, reasons, problems, options, state)

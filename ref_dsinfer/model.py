@@ -129,9 +129,8 @@ class Model(nn.Module):
         Tensors are copied one at a time into the model's memory, and converted to `dtype` there.
         Raises: CheckpointError if a tensor is missing, unknown, or of another shape or type.
         """
-        with torch.device("meta"):
-            model = cls(config, dtype, ranks)
-        model.to_empty(device=ranks.device)
+        with ranks.device:
+            model = cls(config, dtype, ranks)  # its memory, not yet filled
         parameters = model._checkpoint_names()
         for name, tensor in checkpoint.read(
             checkpoint.rank_pieces(

@@ -1,4 +1,5 @@
 import asyncio
+import time
 
 import pytest
 
@@ -33,6 +34,13 @@ def test_deltas_come_streamed_or_coalesced(options: dict, lengths: list[int]) ->
     assert sum((delta.token_ids for delta in deltas), ()) == (5, 6, 7, 8, 9)
     assert [delta.finish for delta in deltas] == [None] * (len(lengths) - 1) + ["stop"]
     assert [delta.at_ns for delta in deltas] == sorted(delta.at_ns for delta in deltas)
+
+
+@pytest.mark.parametrize("coalesce", [True, False])
+def test_an_answer_takes_the_time_of_its_tokens(coalesce: bool) -> None:
+    start_ns = time.monotonic_ns()
+    (deltas,) = answers(engine(coalesce, first_token_ms=20, token_ms=10), (5, 6, 7, 8, 9))
+    assert deltas[-1].at_ns - start_ns >= 60e6
 
 
 @pytest.mark.parametrize(

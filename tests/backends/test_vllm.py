@@ -89,8 +89,8 @@ def test_a_port_that_is_taken(tmp_path: Path) -> None:
     ("join", "options", "message"),
     [
         (True, {}, "name no other host"),
-        (True, {"nnodes": "2"}, "every host but the first"),
-        (False, {"nnodes": "2", "node_rank": "1"}, "every host but the first"),
+        (True, {"nnodes": "2"}, "make this the first host"),
+        (False, {"nnodes": "2", "node_rank": "1"}, "number 1: add --join"),
     ],
 )
 def test_join_is_for_hosts_after_the_first(

@@ -20,6 +20,7 @@ from errors import LoadGenError
 from mlperf import rate, report, settings, user_conf
 from mlperf.early_stopping import late_allowed
 from mlperf.probe import Limits, Meter, Probe, judged
+from mlperf.state import STATE
 from tests.effort import cases
 
 if TYPE_CHECKING:
@@ -344,6 +345,10 @@ def test_all_probes_have_one_engine(script: "Script", data_set: Callable[[int], 
     assert code == 12, err
     assert "told to fail at request 150" in err  # the engine counts those of all probes
     assert len([line for line in out.splitlines() if line.endswith("passes")]) == 1
+    folder = script.folder / "mlperf_results" / "interactive" / "rate"
+    state = json.loads((folder / STATE).read_text())
+    assert state["state"] == "failed"
+    assert 100 <= state["finished"] < state["of"]
 
 
 @pytest.mark.parametrize(
@@ -400,8 +405,12 @@ def test_offline_is_measured_until_it_lasts(
     assert code == 0, err
     lines = [line.split() for line in out.splitlines() if " samples/s for " in line]
     lasted = [float(line[3]) for line in lines]
+    assert "probe 1, 5/s: 100 of 100 samples" in err
+    state = json.loads((script.folder / "mlperf_results" / "offline" / "rate" / STATE).read_text())
+    assert state["state"] == "done"
+    assert state["finished"] == state["of"] >= 100 * len(lines)
     assert len(lines) >= 2
     assert lasted[-1] >= 0.5 > lasted[0]
     target = user_conf.read_lines(conf)[0].value
     assert float(target) == pytest.approx(float(lines[-1][0]), rel=1e-3)
-    assert math.isclose(float(target), 1000, rel_tol=0.6)
+    assert math.isclose(float(target), 10 / 0.030, rel_tol=0.6)  # 10 slots, 30 ms an answer

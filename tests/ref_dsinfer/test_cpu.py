@@ -1,7 +1,34 @@
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 
 from ref_dsinfer.cpu import about, dtype_for
+
+# Pages that a thread touches for the first time, while it makes and drops a tensor of 1 << 26 bytes
+# again and again, as an engine's thread does.
+FAULTS = """
+import resource, sys, threading, torch
+from ref_dsinfer.cpu import keep_freed_memory
+
+def steps():
+    def faults():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(64):
+        torch.ones(1 << 24)
+    before = faults()
+    for _ in range(16):
+        torch.ones(1 << 24)
+    print(faults() - before)
+
+if sys.argv[1] == "kept":
+    keep_freed_memory()
+thread = threading.Thread(target=steps)
+thread.start()
+thread.join()
+"""
 
 
 def test_auto_is_bfloat16_only_where_torch_can_multiply_it() -> None:
@@ -17,3 +44,12 @@ def test_explicit_options_are_used(dtype: str) -> None:
 
 def test_about_describes_the_processor() -> None:
     assert about() == about() != ""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has mallopt")
+def test_freed_memory_is_kept() -> None:
+    def faults(how: str) -> int:
+        words = [sys.executable, "-c", FAULTS, how]
+        return int(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+
+    assert faults("kept") < faults("not kept") / 4

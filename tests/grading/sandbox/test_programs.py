@@ -110,7 +110,7 @@ CHEATS = {
     "    return frame.f_locals['expected']",
     "heap": "import gc\ndef f(a):\n"
     "    dicts = [o for o in gc.get_objects() if type(o) is dict]\n"
-    "    return next(o['secret'][0] for o in dicts if 'secret' in o)",
+    "    return next(o['hidden here'][0] for o in dicts if 'hidden here' in o)",
 }
 # and programs that deceive a grader which trusts its child process
 LIES = {
@@ -143,12 +143,12 @@ def _naive(code: str, argument: int, expected: int) -> bool:
 
 @pytest.mark.parametrize("name", CHEATS | LIES)
 def test_cheats_fail(name: str, sandbox: Sandbox) -> None:
-    expected = {"secret": [918273645]}
+    expected = {"hidden here": [918273645]}  # a key that no other dict of this process has
     code = (CHEATS | LIES)[name]
-    problem = Problem("q", "f", [Case("1", json.dumps(*expected["secret"]))])
+    problem = Problem("q", "f", [Case("1", json.dumps(*expected["hidden here"]))])
     assert not passes(code, problem, sandbox, 2).right
     if name in CHEATS:
-        assert _naive(code, 1, *expected["secret"])
+        assert _naive(code, 1, *expected["hidden here"])
 
 
 @pytest.mark.parametrize(
