@@ -2,7 +2,9 @@
 SGLang's own, of which each is killed."""
 
 import json
+import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -15,7 +17,7 @@ import psutil
 import pytest
 
 from data.journal import read_journal
-from errors import LaunchError
+from errors import EngineError, LaunchError
 from tests.effort import THOROUGH
 from tests.jobs import GIVEN, ROOT, sglang_scheduler
 from tests.multihost import GONE_S, Host, hosts, wait_until_gone
@@ -61,11 +63,12 @@ def test_servers_of_a_name_answer_as_one_and_without_the_one_that_dies(
     for server in servers:
         assert server.stdout
         assert server.stdout.readline() == "8000\n"
-    run = first.start(
-        *(sys.executable, "run_eval.py", "--backend", "vllm", "--model", "/tmp"),
-        *("--endpoint", "http://all-hosts:8000", "--served-model", "echo", "--max-running", "6"),
-        *("--max-new-tokens", "80", "--input-file", "/tmp/rows.parquet", "--output-dir", "/tmp"),
-    )
+    attached = ["--backend", "vllm", "--model", "/tmp", "--endpoint", "http://all-hosts:8000"]
+    attached += ["--served-model", "echo", "--max-running", "6"]
+    attached += ["--input-file", "/tmp/rows.parquet", "--output-dir", "/tmp"]
+    few = first.run("prlimit", "--nofile=75", sys.executable, "run_mlperf.py", *attached)
+    assert "error: up to 18 connections need as many file descriptors" in few.stderr
+    run = first.start(sys.executable, "run_eval.py", *attached, "--max-new-tokens", "80")
     wait_for(first.tmp / "vllm_output.journal", run)
     for process in third.processes():
         process.kill()
@@ -195,6 +198,68 @@ def test_hosts_that_were_started_otherwise_are_named_before_anything_is_loaded(l
             output,
         )
         assert "loaded" not in output
+
+
+def page_block(word: str) -> str:
+    """The commands of docs/running.md with this word."""
+    page = (ROOT / "docs" / "running.md").read_text(encoding="utf-8")
+    [block] = [one for one in re.findall(r"```sh\n(.*?)```", page, re.S) if word in one]
+    return str(block)
+
+
+@pytest.mark.engine
+@pytest.mark.sglang
+@pytest.mark.skipif(
+    not THOROUGH, reason="THOROUGH=1 runs it, as it starts two servers; test_engines.py has one"
+)
+def test_a_router_s_servers_answer_as_one_and_one_that_dies_ends_a_measurement(lan: Lan) -> None:
+    pytest.importorskip("sglang_router")
+    first, *others = lan(3)
+    words = [sys.executable, "-m", "sglang.launch_server", "--model-path", GIVEN[1]]
+    words += ["--host", "0.0.0.0", "--port", "8018", "--device", "cpu", "--dtype", "float32"]
+    words += ["--context-length", "4102", "--max-total-tokens", "65536", "--disable-radix-cache"]
+    words += ["--disable-overlap-schedule", "--sleep-on-idle", "--incremental-streaming-output"]
+    for host in others:
+        longer = {"SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN": "1", "TORCH_COMPILE_DISABLE": "1"}
+        host.start("sh", "-c", 'exec "$@" >/tmp/server.log 2>&1', "sh", *words, **longer)
+    until = time.monotonic() + ENGINES_S
+    health = [f"http://{one.name}:8018/health" for one in others]
+    while first.run("curl", "--silent", "--fail", "--fail-early", *health).returncode:
+        assert time.monotonic() < until
+        time.sleep(1)
+
+    commands = page_block("sglang_router").replace("data/router.log", "/tmp/router.log")
+    for word, ours in (("HOST1", "host1"), ("HOST2", "host2"), ("mlperf_results", "/tmp")):
+        assert word in commands
+        commands = commands.replace(word, ours)
+    start, _, rest = commands.partition("python run_mlperf.py")
+    path = f"{sys.prefix}/bin:{os.environ['PATH']}"
+    ended = first.run("bash", "-ec", commands, PATH=path)
+    assert ended.returncode == 0, ended.stderr
+    assert "SGLang's router, servers: 2" in ended.stderr
+    assert "0 tokens reused" in ended.stdout
+
+    answers = []
+    for urls in ("http://host1:8018,http://host2:8018", "http://127.0.0.1:8030"):
+        words = ["python", "run_eval.py", "--backend", "sglang", "--endpoint", urls, *GIVEN]
+        words += ["--num-samples", "16", "--output-file", "/tmp/output.pkl"]
+        ended = first.run("bash", "-ec", f"{start}{shlex.join(words)}\nkill $!", PATH=path)
+        assert ended.returncode == 0, ended.stderr
+        frame = pd.read_pickle(first.tmp / "output.pkl")
+        answers.append([list(ids) for ids in frame.tok_model_output])
+    assert answers[0] == answers[1]
+
+    many = rest.replace("--num-samples 20", "--num-samples 200 --max-running 4")
+    many = many.replace("/tmp/router", "/tmp/cut")
+    run = first.start("bash", "-ec", f"{start}python run_mlperf.py{many}", PATH=path)
+    wait_for(first.tmp / "cut" / "offline" / "performance" / "completions.journal", run)
+    for process in others[1].processes():
+        process.kill()
+    _, stderr = run.communicate(timeout=GONE_S)
+    assert run.returncode == EngineError.exit_code
+    assert re.search(r"\nerror: endpoint http://127\.0\.0\.1:8030: row \d+ .*closed", stderr), (
+        stderr
+    )
 
 
 FIRST = "10.77.0.1"
