@@ -275,17 +275,23 @@ SEVERAL_STARTS = pytest.mark.skipif(
 
 
 def on_hosts(
-    engine: str, several: list[Host], *options: str, last: tuple[str, ...] = ()
+    engine: str,
+    several: list[Host],
+    *options: str,
+    way: str = "--tensor-parallel",
+    last: tuple[str, ...] = (),
 ) -> list[subprocess.Popen[str]]:
-    """run_eval.py of an engine that spans these hosts, each of which has a part of each layer.
+    """run_eval.py of an engine that spans these hosts, each of which has a part of each layer, or
+    by another `way` some of the layers.
 
     `last`: options of the last host only.
     """
-    words = [sys.executable, "run_eval.py", "--backend", engine, *GIVEN, *SOON[engine]]
+    words = [sys.executable, "run_eval.py", "--backend", engine, *GIVEN]
+    words += SOON[engine] if way == "--tensor-parallel" else ()
     words += ["--dtype", "float32", "--num-samples", "8", "--output-file", "/tmp/output.pkl"]
     words += options
     if len(several) > 1:
-        words += ["--tensor-parallel", "2", "--engine-arg", "nnodes=2"]
+        words += [way, "2", "--engine-arg", "nnodes=2"]
         words += ["--engine-arg", HOSTS[engine]]
     runs = []
     for rank, host in enumerate(several):
@@ -307,11 +313,12 @@ def find(host: Host, word: str) -> psutil.Process:
 @pytest.mark.engine
 @SEVERAL_STARTS
 @ON_BOTH
-def test_an_engine_answers_the_same_on_two_hosts_as_on_one(engine: str, lan: Lan) -> None:
+@pytest.mark.parametrize("way", ["--tensor-parallel", "--pipeline-parallel"])
+def test_an_engine_answers_the_same_on_two_hosts_as_on_one(engine: str, way: str, lan: Lan) -> None:
     several = lan(2)
     answers = []
     for used in (several, several[1:]):
-        runs = on_hosts(engine, used)
+        runs = on_hosts(engine, used, way=way)
         outputs = [run.communicate(timeout=ENGINES_S)[1] for run in runs]
         assert [run.returncode for run in runs] == [0 for _ in runs], outputs
         wait_until_gone(used)
