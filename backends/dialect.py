@@ -29,6 +29,7 @@ class Served:
     root: str  # path or id that the server loaded it from
     max_model_len: int | None  # tokens of prompt and answer together
     version: str  # of the server
+    behind: int | None = None  # servers, where this is a router; None: it is a server
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,10 @@ class Dialect(ABC):
     @abstractmethod
     async def describe(self, get: Get) -> list[Served]:
         """The models that a server serves. Raises: as `get`; ValueError for an invalid response."""
+
+    async def check(self, get: Get, served: Served) -> None:
+        """Check the health of a server, and of those behind it. Raises: as `describe`."""
+        await get(self.health)
 
     @abstractmethod
     async def prefix_cache(self, get: Get) -> PrefixCache:

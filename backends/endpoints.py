@@ -212,7 +212,7 @@ class Endpoints(Backend):
             raise self._failure
         if not endpoint.served:
             raise EngineError("the servers have not been started")
-        whole = self.config.coalesce
+        whole = self._whole(endpoint)
         mean = self._answer_tokens // self._answers if self._answers else request.max_new_tokens
         share = Share(endpoint, request, mean)
         self._answering[request.id] = endpoint
@@ -252,6 +252,12 @@ class Endpoints(Backend):
                 connection.release()
             elif connection:
                 connection.abort()
+
+    def _whole(self, endpoint: Endpoint) -> bool:
+        """Whether answers come in one piece. In a measured run a router must not have a second
+        server answer when the first is lost, and once a stream has begun it does not."""
+        assert endpoint.served
+        return self.config.coalesce and (self.config.failover or endpoint.served.behind is None)
 
     def _lose(self, endpoint: Endpoint, reason: str) -> None:
         """Use a server no more; its open requests fail."""
@@ -361,10 +367,9 @@ class Endpoints(Backend):
             if endpoint.lost:
                 return
             try:
-                async with asyncio.timeout(WATCH_S):
-                    await endpoint.get(self._dialect.health)
-            except (EngineError, TimeoutError) as error:
-                log.warning("%s", str(error) or endpoint.error("the health check timed out"))
+                await self._check_health(endpoint)
+            except EngineError as error:
+                log.warning("%s", error)
             else:
                 healthy_at = time.monotonic()
         reason = f"failed its health checks for {HUNG_S:g} s"
@@ -372,6 +377,21 @@ class Endpoints(Backend):
             self._lose(endpoint, reason)
         else:
             self._fail(endpoint.error(reason))
+
+    async def _check_health(self, endpoint: Endpoint) -> None:
+        """Raises: EngineError for a server that is not healthy, or in a measured run for one that
+        a router has lost."""
+        assert endpoint.served
+        try:
+            async with asyncio.timeout(WATCH_S):
+                if self.config.failover:
+                    await endpoint.get(self._dialect.health)
+                else:
+                    await self._dialect.check(endpoint.get, endpoint.served)
+        except TimeoutError:
+            raise endpoint.error("the health check timed out") from None
+        except ValueError as error:
+            raise endpoint.error(str(error)) from error
 
     def _fail(self, error: EngineError) -> None:
         """Raise `error` in every open stream and every later one."""

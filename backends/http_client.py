@@ -272,20 +272,26 @@ class Client:
         self._kept.clear()
 
 
-def clients(url: str, key: str | None = None) -> list[Client]:
-    """Clients of all servers at a URL: one for each address of its host name, of the family that
-    comes first. A host has an address of each family, so that both would be one server.
+def addresses(url: str) -> list[str]:
+    """Of all servers at a URL: the addresses of its host name, of the family that comes first. A
+    host has an address of each family, so that both would be one server. Empty if none is known.
 
     Raises: as Client.
     """
-    host = Client(url, key).address[0]
+    host = Client(url).address[0]
     with suppress(OSError, UnicodeError):  # connecting to it says what is wrong
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-        addresses = sorted({str(one[4][0]) for one in found if one[0] == found[0][0]})
-        if len(addresses) > 1:
-            log.info("%s: %d servers, at %s", url, len(addresses), ", ".join(addresses))
-            return [Client(url, key, address) for address in addresses]
-    return [Client(url, key)]
+        return sorted({str(one[4][0]) for one in found if one[0] == found[0][0]})
+    return []
+
+
+def clients(url: str, key: str | None = None) -> list[Client]:
+    """Clients of all servers at a URL. Raises: as Client."""
+    found = addresses(url)
+    if len(found) < 2:
+        return [Client(url, key)]
+    log.info("%s: %d servers, at %s", url, len(found), ", ".join(found))
+    return [Client(url, key, address) for address in found]
 
 
 def _split(url: str) -> tuple[SplitResult, int | None]:

@@ -3,7 +3,9 @@
 For running servers, and for the one that `backends/sglang.py` starts. The stop id is the last of an
 answer's ids. A server streams either new ids or the whole answer so far, depending on how it was
 started (`--incremental-streaming-output`). Both come with a count of all ids, which tells the two
-apart and shows that none is missing. Tested with SGLang 0.5.23.
+apart and shows that none is missing. SGLang's router forwards the answers of several servers, but
+of what they tell of themselves only model and name, from one of them. Tested with SGLang 0.5.23 and
+sglang-router 0.3.2.
 """
 
 from typing import Any, ClassVar
@@ -23,6 +25,11 @@ class _Info(msgspec.Struct):
     max_req_input_len: int | None = None
     disable_radix_cache: bool | None = None
     version: str = "unknown"
+
+
+class _Ready(msgspec.Struct):
+    healthy_workers: int
+    total_workers: int
 
 
 class _Load(msgspec.Struct):
@@ -54,6 +61,7 @@ class _Answer(msgspec.Struct):
 
 
 _decode_info = msgspec.json.Decoder(_Info).decode
+_decode_ready = msgspec.json.Decoder(_Ready).decode
 _decode_loads = msgspec.json.Decoder(_Loads).decode
 _decode_answer = msgspec.json.Decoder(_Answer).decode
 
@@ -70,11 +78,23 @@ class SglangDialect(Dialect):
         """The length is SGLang's limit for prompts, which is below its context length and its KV
         cache's size: that many tokens of prompt and answer together always fit."""
         try:
-            info = await answer(get, "/server_info", _decode_info)
-        except EngineError:  # SGLang's router forwards this one
+            info, behind = await answer(get, "/server_info", _decode_info), None
+        except EngineError:  # the router has these
             info = await answer(get, "/get_model_info", _decode_info)
+            behind = (await answer(get, "/readiness", _decode_ready)).total_workers
         name = info.served_model_name or info.model_path
-        return [Served(name, info.model_path, info.max_req_input_len, info.version)]
+        version = info.version if behind is None else f"SGLang's router, servers: {behind}"
+        return [Served(name, info.model_path, info.max_req_input_len, version, behind)]
+
+    async def check(self, get: Get, served: Served) -> None:
+        """A router is healthy as long as one of its servers is; all have to be."""
+        if served.behind is None:
+            await super().check(get, served)
+            return
+        ready = await answer(get, "/readiness", _decode_ready)
+        if ready.healthy_workers < served.behind:
+            healthy = f"only {ready.healthy_workers} of {served.behind}"
+            raise ValueError(f"{healthy} servers behind the router are healthy")
 
     async def prefix_cache(self, get: Get) -> PrefixCache:
         """Hits are not counted here: each answer reports those of its prompt."""

@@ -260,9 +260,12 @@ def _descriptors(plan: Plan) -> Iterator[UserError]:
     """Whether there are descriptors for the connections to running servers."""
     if not plan.config.endpoints:
         return
+    from backends.http_client import addresses  # needs packages, which --help shall not
+
     connections = plan.samples
     if plan.config.max_running:
-        connections = min(connections, plan.config.max_running * len(plan.config.endpoints))
+        servers = sum(max(1, len(addresses(url))) for url in plan.config.endpoints)
+        connections = min(connections, plan.config.max_running * servers)
     _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limit != resource.RLIM_INFINITY and limit < connections + SPARE_DESCRIPTORS:
         yield UsageError(

@@ -2,7 +2,9 @@
 SGLang's own, of which each is killed."""
 
 import json
+import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -15,7 +17,7 @@ import psutil
 import pytest
 
 from data.journal import read_journal
-from errors import LaunchError
+from errors import EngineError, LaunchError
 from tests.effort import THOROUGH
 from tests.jobs import GIVEN, ROOT, sglang_scheduler
 from tests.multihost import GONE_S, Host, hosts, wait_until_gone
@@ -61,11 +63,12 @@ def test_servers_of_a_name_answer_as_one_and_without_the_one_that_dies(
     for server in servers:
         assert server.stdout
         assert server.stdout.readline() == "8000\n"
-    run = first.start(
-        *(sys.executable, "run_eval.py", "--backend", "vllm", "--model", "/tmp"),
-        *("--endpoint", "http://all-hosts:8000", "--served-model", "echo", "--max-running", "6"),
-        *("--max-new-tokens", "80", "--input-file", "/tmp/rows.parquet", "--output-dir", "/tmp"),
-    )
+    attached = ["--backend", "vllm", "--model", "/tmp", "--endpoint", "http://all-hosts:8000"]
+    attached += ["--served-model", "echo", "--max-running", "6"]
+    attached += ["--input-file", "/tmp/rows.parquet", "--output-dir", "/tmp"]
+    few = first.run("prlimit", "--nofile=75", sys.executable, "run_mlperf.py", *attached)
+    assert "error: up to 18 connections need as many file descriptors" in few.stderr
+    run = first.start(sys.executable, "run_eval.py", *attached, "--max-new-tokens", "80")
     wait_for(first.tmp / "vllm_output.journal", run)
     for process in third.processes():
         process.kill()
@@ -163,21 +166,26 @@ def test_a_killed_process_ends_the_run_on_all_hosts(
 
 @pytest.mark.engine
 @pytest.mark.skipif(
-    not THOROUGH, reason="THOROUGH=1 runs it: it starts four hosts, one of them late"
+    not THOROUGH, reason="THOROUGH=1 runs it: it starts up to four hosts, one of them late"
 )
-def test_a_measurement_on_four_hosts_one_of_them_late(lan: Lan) -> None:
-    run = Run(lan(4), "run_mlperf_mpi.py", "10.77.0.1")
-    options = ("--num-samples", "8", "--attention", "dp")
-    for number in range(3):
-        run.start(number, *options)
-    time.sleep(40)
-    run.start(3, *options)
+@pytest.mark.parametrize(
+    ("count", "options"),
+    [(2, ("--mode", "server", "--target-qps", "2")), (4, ("--attention", "dp"))],
+)
+def test_a_measurement_on_several_hosts_one_of_them_late(
+    count: int, options: tuple[str, ...], lan: Lan
+) -> None:
+    run = Run(lan(count), "run_mlperf_mpi.py", "10.77.0.1")
+    for number in range(count):
+        if number == count - 1:
+            time.sleep(40)
+        run.start(number, "--num-samples", "8", *options)
     outputs = run.wait()
-    assert [node.returncode for node in run.nodes] == [0] * 4, outputs
-    assert "torchrun: node 0: waiting for node 3 of 4 to join" in outputs[0]
+    assert [node.returncode for node in run.nodes] == [0] * count, outputs
+    assert f"torchrun: node 0: waiting for node {count - 1} of {count} to join" in outputs[0]
     record = json.loads((run.journal.parent / "run.json").read_text())
     assert record["figures"]
-    assert not (run.hosts[1].tmp / "run").exists()
+    assert not list((run.hosts[1].tmp / "run").iterdir())  # each has tried to make it
 
 
 @pytest.mark.engine
@@ -197,6 +205,68 @@ def test_hosts_that_were_started_otherwise_are_named_before_anything_is_loaded(l
         assert "loaded" not in output
 
 
+def page_block(word: str) -> str:
+    """The commands of docs/running.md with this word."""
+    page = (ROOT / "docs" / "running.md").read_text(encoding="utf-8")
+    [block] = [one for one in re.findall(r"```sh\n(.*?)```", page, re.S) if word in one]
+    return str(block)
+
+
+@pytest.mark.engine
+@pytest.mark.sglang
+@pytest.mark.skipif(
+    not THOROUGH, reason="THOROUGH=1 runs it, as it starts two servers; test_engines.py has one"
+)
+def test_a_router_s_servers_answer_as_one_and_one_that_dies_ends_a_measurement(lan: Lan) -> None:
+    pytest.importorskip("sglang_router")
+    first, *others = lan(3)
+    words = [sys.executable, "-m", "sglang.launch_server", "--model-path", GIVEN[1]]
+    words += ["--host", "0.0.0.0", "--port", "8018", "--device", "cpu", "--dtype", "float32"]
+    words += ["--context-length", "4102", "--max-total-tokens", "65536", "--disable-radix-cache"]
+    words += ["--disable-overlap-schedule", "--sleep-on-idle", "--incremental-streaming-output"]
+    for host in others:
+        longer = {"SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN": "1", "TORCH_COMPILE_DISABLE": "1"}
+        host.start("sh", "-c", 'exec "$@" >/tmp/server.log 2>&1', "sh", *words, **longer)
+    until = time.monotonic() + ENGINES_S
+    health = [f"http://{one.name}:8018/health" for one in others]
+    while first.run("curl", "--silent", "--fail", "--fail-early", *health).returncode:
+        assert time.monotonic() < until
+        time.sleep(1)
+
+    commands = page_block("sglang_router").replace("data/router.log", "/tmp/router.log")
+    for word, ours in (("HOST1", "host1"), ("HOST2", "host2"), ("mlperf_results", "/tmp")):
+        assert word in commands
+        commands = commands.replace(word, ours)
+    start, _, rest = commands.partition("python run_mlperf.py")
+    path = f"{sys.prefix}/bin:{os.environ['PATH']}"
+    ended = first.run("bash", "-ec", commands, PATH=path)
+    assert ended.returncode == 0, ended.stderr
+    assert "SGLang's router, servers: 2" in ended.stderr
+    assert "0 tokens reused" in ended.stdout
+
+    answers = []
+    for urls in ("http://host1:8018,http://host2:8018", "http://127.0.0.1:8030"):
+        words = ["python", "run_eval.py", "--backend", "sglang", "--endpoint", urls, *GIVEN]
+        words += ["--num-samples", "16", "--output-file", "/tmp/output.pkl"]
+        ended = first.run("bash", "-ec", f"{start}{shlex.join(words)}\nkill $!", PATH=path)
+        assert ended.returncode == 0, ended.stderr
+        frame = pd.read_pickle(first.tmp / "output.pkl")
+        answers.append([list(ids) for ids in frame.tok_model_output])
+    assert answers[0] == answers[1]
+
+    many = rest.replace("--num-samples 20", "--num-samples 200 --max-running 4")
+    many = many.replace("/tmp/router", "/tmp/cut")
+    run = first.start("bash", "-ec", f"{start}python run_mlperf.py{many}", PATH=path)
+    wait_for(first.tmp / "cut" / "offline" / "performance" / "completions.journal", run)
+    for process in others[1].processes():
+        process.kill()
+    _, stderr = run.communicate(timeout=GONE_S)
+    assert run.returncode == EngineError.exit_code
+    assert re.search(r"\nerror: endpoint http://127\.0\.0\.1:8030: row \d+ .*closed", stderr), (
+        stderr
+    )
+
+
 FIRST = "10.77.0.1"
 HOSTS = {"vllm": f"master_addr={FIRST}", "sglang": f"dist_init_addr={FIRST}:20000"}
 SOON = {"vllm": ("--eager",), "sglang": ()}  # that make it start soon
@@ -210,17 +280,23 @@ SEVERAL_STARTS = pytest.mark.skipif(
 
 
 def on_hosts(
-    engine: str, several: list[Host], *options: str, last: tuple[str, ...] = ()
+    engine: str,
+    several: list[Host],
+    *options: str,
+    way: str = "--tensor-parallel",
+    last: tuple[str, ...] = (),
 ) -> list[subprocess.Popen[str]]:
-    """run_eval.py of an engine that spans these hosts, each of which has a part of each layer.
+    """run_eval.py of an engine that spans these hosts, each of which has a part of each layer, or
+    by another `way` some of the layers.
 
     `last`: options of the last host only.
     """
-    words = [sys.executable, "run_eval.py", "--backend", engine, *GIVEN, *SOON[engine]]
+    words = [sys.executable, "run_eval.py", "--backend", engine, *GIVEN]
+    words += SOON[engine] if way == "--tensor-parallel" else ()
     words += ["--dtype", "float32", "--num-samples", "8", "--output-file", "/tmp/output.pkl"]
     words += options
     if len(several) > 1:
-        words += ["--tensor-parallel", "2", "--engine-arg", "nnodes=2"]
+        words += [way, "2", "--engine-arg", "nnodes=2"]
         words += ["--engine-arg", HOSTS[engine]]
     runs = []
     for rank, host in enumerate(several):
@@ -242,11 +318,12 @@ def find(host: Host, word: str) -> psutil.Process:
 @pytest.mark.engine
 @SEVERAL_STARTS
 @ON_BOTH
-def test_an_engine_answers_the_same_on_two_hosts_as_on_one(engine: str, lan: Lan) -> None:
+@pytest.mark.parametrize("way", ["--tensor-parallel", "--pipeline-parallel"])
+def test_an_engine_answers_the_same_on_two_hosts_as_on_one(engine: str, way: str, lan: Lan) -> None:
     several = lan(2)
     answers = []
     for used in (several, several[1:]):
-        runs = on_hosts(engine, used)
+        runs = on_hosts(engine, used, way=way)
         outputs = [run.communicate(timeout=ENGINES_S)[1] for run in runs]
         assert [run.returncode for run in runs] == [0 for _ in runs], outputs
         wait_until_gone(used)

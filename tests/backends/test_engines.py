@@ -22,7 +22,7 @@ from backends import drive
 from backends.dialect import KEY
 from backends.keeper import mapped_by, named
 from backends.sglang_server import SglangServer
-from backends.types import Backend, Completion, Delta, Request
+from backends.types import Backend, Completion, Delta, Request, Reuse
 from data import workload
 from errors import CheckpointError, EngineError, LengthError, ModelError, UsageError
 from tests.backends.engines import (
@@ -36,6 +36,7 @@ from tests.backends.engines import (
     load,
     request,
 )
+from tests.backends.router import router
 from tests.effort import cases
 from tests.jobs import check_compliance, orphans, sglang_scheduler, vllm_core
 
@@ -362,6 +363,30 @@ class TestStarted:
         monkeypatch.setenv(KEY, key_of(engine))
         ours = engine.answers(requests)
         assert [one.token_ids for one in engine.run(attach())] == [one.token_ids for one in ours]
+
+    @only_sglang
+    def test_a_router_is_as_the_server_behind_it(
+        self, engine: Started, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv(KEY, key_of(engine))
+        requests = [request(number) for number in range(4)]
+
+        async def attach(url: str, failover: bool) -> None:
+            config = replace(CONFIG, endpoints=(url,), coalesce=True, failover=failover)
+            async with drive.running(attached := SglangServer(config)):
+                answers = await drive.run_all(attached, requests)
+                assert [one.token_ids for one in answers] == [one.token_ids for one in ours]
+                assert attached.effective()[url]["version"] == "SGLang's router, servers: 1"
+                # of whether it has a cache nothing is forwarded, but what it has reused is
+                assert await attached.reuse() == Reuse(None, 0, 0)
+                # only a stream is not computed again behind it
+                deltas = [delta async for delta in attached.stream(requests[0])]
+                assert (len(deltas) > 1) == (not failover)
+
+        ours = engine.answers(requests)
+        with router([url_of(engine)], key_of(engine), tmp_path / "router.log") as url:
+            for failover in (False, True):
+                engine.run(attach(url, failover))
 
     @only_sglang
     def test_a_server_that_is_too_short_is_refused(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backends.dialect import Served
+from backends.dialect import Get, Served
 from backends.sglang_server import SglangDialect
 from backends.types import Request, Sampling
 from errors import EngineError
@@ -146,13 +146,17 @@ def test_a_vocabulary_that_is_not_known_refuses_nothing(text: str | None, tmp_pa
     assert SglangDialect(str(tmp_path)).body(Request(7, (1 << 30,), 2, frozenset()), "m", True)
 
 
-def described(answers: dict[str, Any]) -> list[Served]:
+def answering(answers: dict[str, Any]) -> Get:
     async def get(path: str) -> bytes:
         if path not in answers:
             raise EngineError(f"{path}: HTTP 404")
         return json.dumps(answers[path]).encode()
 
-    return asyncio.run(SglangDialect("nowhere").describe(get))
+    return get
+
+
+def described(answers: dict[str, Any]) -> list[Served]:
+    return asyncio.run(SglangDialect("nowhere").describe(answering(answers)))
 
 
 @pytest.mark.parametrize(
@@ -171,8 +175,11 @@ def described(answers: dict[str, Any]) -> list[Served]:
             Served("r1", "/models/r1", 4096, "0.5.23"),
         ),
         (
-            {"/get_model_info": {"model_path": "/models/r1", "is_generation": True}},
-            Served("/models/r1", "/models/r1", None, "unknown"),
+            {
+                "/get_model_info": {"model_path": "/models/r1", "is_generation": True},
+                "/readiness": {"status": "ready", "healthy_workers": 2, "total_workers": 3},
+            },
+            Served("/models/r1", "/models/r1", None, "SGLang's router, servers: 3", 3),
         ),
     ],
 )
@@ -189,3 +196,17 @@ def test_an_odd_tale_is_refused(odd: object) -> None:
 def test_a_server_without_model_information_is_refused() -> None:
     with pytest.raises(EngineError, match="404"):
         described({})
+
+
+def test_a_router_is_healthy_if_all_its_servers_are() -> None:
+    router = Served("m", "m", None, "unknown", 3)
+
+    def check(healthy: int) -> None:
+        ready = {"status": "ready", "healthy_workers": healthy, "total_workers": 4}
+        get = answering({"/readiness": ready})
+        asyncio.run(SglangDialect("nowhere").check(get, router))
+
+    check(3)
+    check(4)  # one has come since the start
+    with pytest.raises(ValueError, match="only 2 of 3 servers behind the router"):
+        check(2)
