@@ -1,4 +1,4 @@
-"""One server of `endpoints.py`: what is asked of it, and the tokens that it has yet to compute."""
+"""One server of `endpoints.py`: what is asked of it, and what it has to do and has done."""
 
 import asyncio
 from collections.abc import Sequence
@@ -31,9 +31,21 @@ class Endpoint:
         self.open = 0  # requests
         self.outstanding = 0  # tokens of open requests, as far as they are expected
         self.sent = 0  # requests in total
+        self.answers = self.answer_tokens = 0
+        self.answer_s = 0.0  # of all its answers, from when their requests were sent
         self.moved = 0  # requests that others answered, since it was lost
         self.lost = ""  # why it can't be used any more
         self.served: Served | None = None
+
+    @property
+    def pace(self) -> float:
+        """Seconds that an answer takes for each of its tokens; 0 where that is not known yet."""
+        return self.answer_s / self.answer_tokens if self.answer_tokens else 0.0
+
+    def forget(self) -> None:
+        """Begin to count from here."""
+        self.sent = self.answers = self.answer_tokens = 0
+        self.answer_s = 0.0
 
     async def get(self, path: str) -> bytes:
         """A path's content. Raises: EngineError naming the URL."""
@@ -61,30 +73,3 @@ class Endpoint:
         """The error for a failure of this server, or of one request to it."""
         which = f"{request.name}: " if request and request.id >= 0 else ""
         return EngineError(f"endpoint {self.client.url}: {which}{message}")
-
-
-class Share:
-    """The tokens of one request, prompt and answer, that a server has not computed yet.
-
-    An answer's length is not known before its end: `answer` is what is expected.
-    """
-
-    def __init__(self, endpoint: Endpoint, request: Request, answer: int) -> None:
-        self._endpoint = endpoint
-        self._prompt = len(request.prompt_ids)
-        self._left = self._prompt + min(answer, request.max_new_tokens)
-        endpoint.open += 1
-        endpoint.sent += 1
-        endpoint.outstanding += self._left
-
-    def receive(self, tokens: int) -> None:
-        """So many tokens of the answer have arrived. With the first, the prompt is computed."""
-        computed = min(self._left, self._prompt + tokens)
-        self._prompt = 0
-        self._left -= computed
-        self._endpoint.outstanding -= computed
-
-    def close(self) -> None:
-        """The request is over."""
-        self._endpoint.open -= 1
-        self._endpoint.outstanding -= self._left

@@ -10,10 +10,9 @@ import asyncio
 import logging
 import os
 import resource
-import sys
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, aclosing
+from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any
@@ -21,8 +20,9 @@ from typing import Any
 import msgspec
 
 from backends.dialect import KEY, Dialect, Events, Part, PrefixCache, Served, content, refusal
+from backends.dispatch import Dispatch, Share
 from backends.drive import SILENT_S, cancel
-from backends.endpoint import CHECK_S, Endpoint, Share
+from backends.endpoint import CHECK_S, Endpoint
 from backends.http_client import Connection, ExchangeError, clients
 from backends.options import model_length
 from backends.types import Backend, Delta, EngineConfig, Request, Reuse, Stats
@@ -63,15 +63,11 @@ class Endpoints(Backend):
         if len({client.address for client in found}) < len(found):
             raise UsageError(f"--endpoint names one twice: {', '.join(c.url for c in found)}")
         self._endpoints = [Endpoint(client) for client in found]
-        self._limit = config.max_running or sys.maxsize
-        self._slots = asyncio.Semaphore(self._limit * len(found))
-        self._held = 0  # requests that wait here for a slot
+        self._dispatch = Dispatch(self._endpoints, config.max_running or 0, config.coalesce)
         self._watches: list[asyncio.Task] = []
         self._before: list[PrefixCache] = []  # of each server, before the run
         self._cached: list[int | None] = []  # of each answered prompt: `Part.cached`
         self._answering: dict[int, Endpoint] = {}  # by the id of an open request
-        self._answers = 0
-        self._answer_tokens = 0  # of all of them together
         self._failure: EngineError | None = None
         # where answers come whole, none of a lost one has been given out
         self._can_lose = config.failover and config.coalesce
@@ -97,8 +93,9 @@ class Endpoints(Backend):
                     endpoint.client.url,
                     prefix_cache.advice,
                 )
-        self._cached.clear()  # of the probes, as are these
-        self._answers = self._answer_tokens = 0
+        self._cached.clear()  # of the probes
+        for endpoint in self._endpoints:
+            endpoint.forget()
         self._watches = [asyncio.create_task(self._watch(endpoint)) for endpoint in self._endpoints]
 
     def effective(self) -> Mapping[str, Any]:
@@ -140,7 +137,7 @@ class Endpoints(Backend):
         stats = Stats.total(await asyncio.gather(*map(self._stats, self._endpoints)))
         if stats.waiting is None:
             return stats
-        return replace(stats, waiting=stats.waiting + self._held)
+        return replace(stats, waiting=stats.waiting + self._dispatch.waiting)
 
     async def _stats(self, endpoint: Endpoint) -> Stats:
         try:
@@ -167,23 +164,19 @@ class Endpoints(Backend):
         return None
 
     async def stream(self, request: Request) -> AsyncGenerator[Delta, None]:
-        async with AsyncExitStack() as stack:
-            self._held += 1
-            try:
-                await stack.enter_async_context(self._slots)
-            finally:
-                self._held -= 1
-            while True:
-                endpoint = self._choose_endpoint()
+        share = await self._dispatch.share(request)
+        while True:
+            with share:
                 try:
-                    async with aclosing(self._ask(endpoint, request)) as deltas:
+                    async with aclosing(self._ask(share)) as deltas:
                         async for delta in deltas:
                             yield delta
                     return
                 except EngineError:
-                    if not endpoint.lost or not self._usable():
+                    if not share.endpoint.lost or not self._dispatch.usable:
                         raise
-                    endpoint.moved += 1
+            share.endpoint.moved += 1
+            share = self._dispatch.share_now(request)
 
     async def close(self) -> None:
         for endpoint in self._endpoints:
@@ -195,30 +188,17 @@ class Endpoints(Backend):
         await cancel(self._watches)
         self._fail(EngineError("the connections to the servers were closed"))
 
-    def _usable(self) -> list[Endpoint]:
-        return [endpoint for endpoint in self._endpoints if not endpoint.lost]
-
-    def _choose_endpoint(self) -> Endpoint:
-        """The one with the fewest outstanding tokens, of those below their limit; once one is lost,
-        the others may exceed it. Requests that come one at a time are dealt out in turn."""
-        return min(
-            self._usable() or self._endpoints,
-            key=lambda each: (each.open >= self._limit, each.outstanding, each.sent),
-        )
-
-    async def _ask(self, endpoint: Endpoint, request: Request) -> AsyncGenerator[Delta, None]:
+    async def _ask(self, share: Share) -> AsyncGenerator[Delta, None]:
         """One server's answer. Closing it early closes the connection, and the server aborts."""
+        endpoint, request = share.endpoint, share.request
         if self._failure:
             raise self._failure
         if not endpoint.served:
             raise EngineError("the servers have not been started")
         whole = self._whole(endpoint)
-        mean = self._answer_tokens // self._answers if self._answers else request.max_new_tokens
-        share = Share(endpoint, request, mean)
         self._answering[request.id] = endpoint
         connection = None
         finish = None
-        tokens = 0
         try:
             body = self._dialect.body(request, endpoint.served.name, whole)
             connection = await endpoint.client.open(self._dialect.generate, body)
@@ -228,11 +208,9 @@ class Endpoints(Backend):
             async for part in self._parts(connection, request, whole):
                 ids, finish = part.token_ids, part.finish
                 share.receive(len(ids))
-                tokens += len(ids)
                 if finish:
                     self._cached.append(part.cached)
-                    self._answers += 1
-                    self._answer_tokens += tokens
+                    share.finish()
                 if finish == "stop":
                     if not ids or ids[-1] not in request.stop_ids:
                         last = f"at id {ids[-1]}" if ids else "without an id"
@@ -246,7 +224,6 @@ class Endpoints(Backend):
         except ValueError as error:
             raise endpoint.error(str(error), request) from error
         finally:
-            share.close()
             self._answering.pop(request.id, None)  # probes of several servers have one id
             if connection and finish:
                 connection.release()
@@ -263,7 +240,7 @@ class Endpoints(Backend):
         """Use a server no more; its open requests fail."""
         if not endpoint.lost:
             endpoint.lost = reason
-            left = len(self._usable())
+            left = len(self._dispatch.usable)
             log.warning("%s is lost: %s; %d servers are left", endpoint.client.url, reason, left)
             endpoint.client.close(ExchangeError(reason))
 
@@ -329,10 +306,11 @@ class Endpoints(Backend):
             SILENT_S,
         )
         try:
-            async with asyncio.timeout(PROBE_S):
-                ids: list[int] = []
-                async for delta in self._ask(endpoint, PROBE):
-                    ids += delta.token_ids
+            with Share(self._dispatch, endpoint, PROBE) as share:
+                async with asyncio.timeout(PROBE_S):
+                    ids: list[int] = []
+                    async for delta in self._ask(share):
+                        ids += delta.token_ids
         except TimeoutError:
             raise endpoint.error(f"healthy, but generated nothing within {PROBE_S:g} s") from None
         finally:
@@ -341,7 +319,6 @@ class Endpoints(Backend):
             raise endpoint.error(
                 f"returned {len(ids)} token ids for a request of {PROBE.max_new_tokens} tokens"
             )
-        endpoint.sent = 0
         log.info("%s: %s, %s", endpoint.client.url, served.name, served.version)
 
     def _choose(self, endpoint: Endpoint, offered: list[Served], names: set[str]) -> Served:
