@@ -100,7 +100,8 @@ class PyTorchBackend(Backend):
                 f"{self._info.world_size}: start the _mpi script with torchrun "
                 f"--nproc_per_node={config.tensor_parallel}"
             )
-        keep_freed_memory()
+        if config.device == "cpu" or not torch.cuda.is_available():
+            keep_freed_memory()
         self._inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._open: dict[int, asyncio.Queue[Delta | BaseException]] = {}
         self._engine: Engine | None = None

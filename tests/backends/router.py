@@ -1,6 +1,5 @@
 """SGLang's own router, as users start it."""
 
-import os
 import socket
 import subprocess
 import sys
@@ -27,7 +26,7 @@ def router(servers: Sequence[str], key: str, log: Path) -> Iterator[str]:
     words = ("--worker-urls", *servers, "--host", "127.0.0.1", "--port", str(port))
     with log.open("wb") as written:
         process = subprocess.Popen(
-            [*COMMAND, *words, "--api-key", key], stdout=written, stderr=written, env=os.environ
+            [*COMMAND, *words, "--api-key", key], stdout=written, stderr=written
         )
     try:
         until = time.monotonic() + START_S
