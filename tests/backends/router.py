@@ -1,6 +1,5 @@
 """SGLang's own router, as users start it."""
 
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,8 @@ from urllib.request import urlopen
 
 import pytest
 
+from tests.jobs import free_port
+
 START_S = 60
 COMMAND = (sys.executable, "-m", "sglang_router.launch_router")
 
@@ -21,8 +22,7 @@ def router(servers: Sequence[str], key: str, log: Path) -> Iterator[str]:
     """A router of these servers, which want this key. Yields its URL. Skips the test where it is
     not installed."""
     pytest.importorskip("sglang_router", reason="./setup.sh --backend sglang installs it")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     words = ("--worker-urls", *servers, "--host", "127.0.0.1", "--port", str(port))
     with log.open("wb") as written:
         process = subprocess.Popen(

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,7 +22,7 @@ from backends.types import Completion, EngineConfig, Request, Reuse
 from backends.vllm_server import VllmServer, read
 from data import workload
 from errors import EngineError
-from tests.jobs import check_compliance
+from tests.jobs import check_compliance, free_port
 
 TINY = Path(__file__).parents[2] / "data" / "tiny"
 ROWS = 40
@@ -72,9 +71,7 @@ class Server:
 
 
 def serve(folder: Path, number: int, *options: str) -> Server:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = (
         f"-m vllm.entrypoints.openai.api_server --model {TINY / 'model'} --dtype float32"
         " --attention-backend CPU_MLA --enforce-eager --kv-cache-memory-bytes 536870912"
