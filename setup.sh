@@ -238,14 +238,28 @@ _mlperf_demo() { # BACKEND DEVICE
   python -m mlperf.summary "$out"
 }
 
+# Prints how many tests run at once: one more than there are cores, as each waits now and then, but
+# one for each 4 GiB of memory at most, and 8.
+_mlperf_workers() {
+  local workers memory
+  workers=$(($(nproc) + 1))
+  memory=$(awk '/^MemTotal/ { print int($2 / 4194304) }' /proc/meminfo)
+  [ "$workers" -le "$memory" ] || workers=$memory
+  [ "$workers" -le 8 ] || workers=8
+  echo $((workers > 1 ? workers : 1))
+}
+
 _mlperf_test() { # BACKEND
-  local tests=(python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder)
+  local tests=(python -m pytest --numprocesses "$(_mlperf_workers)" --dist loadfile)
+  tests+=(--no-loadscope-reorder)
   if [ "$1" = pytorch ]; then
     ruff check .
     ruff format --check .
-    mypy
     shellcheck launch.sh setup.sh .ci/run backends/*.sh
+    mypy & # the first time it takes half a minute of one core
+    local types=$!
     "${tests[@]}" ${fast:+-m "not slow"}
+    wait "$types" || _mlperf_fail "mypy has found errors: see its lines above"
   else
     "${tests[@]}" -m "$1${fast:+ and not slow}"
   fi

@@ -21,9 +21,12 @@ PACKAGES = [
 ]
 
 ENGINES = ["vllm.v1.engine.async_llm", "sglang.srt.server_args"]  # where they are installed
+# Of this tree: with what they import, nearly all that a run without an engine is made of.
+MODULES = ["backends.echo", "data.inference", "grading.cli", "grading.evaluate"]
+MODULES += ["mlperf.report_page.page", "mlperf.run", "mlperf.sut"]
 
 _forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload([*PACKAGES, *ENGINES])
+_forks.set_forkserver_preload([*PACKAGES, *ENGINES, *MODULES])
 
 
 def run(
@@ -66,5 +69,10 @@ def _main(words: list[str], root: str, cwd: str, env: dict[str, str], out: Path,
     os.environ.clear()
     os.environ.update(env)
     sys.argv = words
+    if root != str(ROOT):  # another tree has modules of its own
+        for name, module in [*sys.modules.items()]:
+            path = Path(getattr(module, "__file__", None) or "/")
+            if path.is_relative_to(ROOT) and not path.is_relative_to(sys.prefix):
+                del sys.modules[name]
     sys.path.insert(0, root)
     runpy.run_path(words[0], run_name="__main__")

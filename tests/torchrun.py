@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 
 import psutil
 
-from tests.forked import PACKAGES, ROOT
+from tests.forked import MODULES, PACKAGES, ROOT
 
 
 class Torchrun:
@@ -91,8 +91,8 @@ class Torchrun:
 
 
 def main() -> None:
-    for package in ("torch.distributed.run", *PACKAGES):
-        import_module(package)
+    for module in ("torch.distributed.run", *PACKAGES, *MODULES, "backends.pytorch"):
+        import_module(module)
     gc.freeze()  # as in tests/forked.py
     for line in sys.stdin:
         ranks, words, files = json.loads(line)

@@ -105,6 +105,7 @@ def settings_of(run_folder: Path, mode: str) -> dict[str, Any]:
     return {key: values.get(key) for key in MODES[mode]}
 
 
+@pytest.mark.slow
 def test_a_full_offline_run_has_the_rules_settings_and_fails_as_invalid(
     script: "Script", benchmark_set: Path
 ) -> None:
@@ -120,6 +121,7 @@ def test_a_full_offline_run_has_the_rules_settings_and_fails_as_invalid(
     assert len(pd.read_parquet(results / "results.parquet")) == ROWS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["server", "interactive"])
 def test_a_full_run_has_the_rules_settings_and_ends_by_an_interrupt(
     script: "Script", benchmark_set: Path, mode: str

@@ -7,20 +7,22 @@ import torch
 
 from ref_dsinfer.cpu import about, dtype_for
 
-# Pages that a thread touches for the first time, while it makes and drops a tensor of 1 << 26 bytes
-# again and again, as an engine's thread does.
+# Pages that a thread touches for the first time, while it makes and drops a tensor again and again,
+# as an engine's thread does; one above the 32 MiB up to which glibc keeps memory by itself.
 FAULTS = """
 import resource, sys, threading, torch
 from ref_dsinfer.cpu import keep_freed_memory
 
+SIZE = (8 << 20) + 1024
+
 def steps():
     def faults():
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(64):
-        torch.ones(1 << 24)
+    for _ in range(16):
+        torch.ones(SIZE)
     before = faults()
     for _ in range(16):
-        torch.ones(1 << 24)
+        torch.ones(SIZE)
     print(faults() - before)
 
 if sys.argv[1] == "kept":

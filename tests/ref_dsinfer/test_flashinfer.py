@@ -132,7 +132,7 @@ def test_consecutive_tokens_of_a_sequence_are_one_request() -> None:
     assert requests.table.tolist() == [*tables[0, :2], *tables[1, :2], *[tables[PADDING, 0]] * 2]
 
 
-@pytest.mark.parametrize("speculative", [False, True])
+@pytest.mark.parametrize("speculative", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_an_engine_gives_the_tokens_of_its_own_kernels(
     speculative: bool, tmp_path: Path, stand_in: None
 ) -> None:

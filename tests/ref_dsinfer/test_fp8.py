@@ -105,6 +105,7 @@ def all_tensors(path: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
+@pytest.mark.slow
 def test_a_twin_computes_what_its_dequantised_weights_compute(
     wide_model: Path, tmp_path: Path, bench: "type[Bench]"
 ) -> None:

@@ -40,6 +40,7 @@ def test_kernels_at_the_widths_of_r1_and_beyond_32_bits() -> None:
     run("tests.ref_dsinfer.kernel_widths", timeout=580, TRITON_INTERPRET="1")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_a_layer_of_kernels_computes_the_plain_layer() -> None:
     run("tests.ref_dsinfer.kernel_layers", timeout=100, TRITON_INTERPRET="1")

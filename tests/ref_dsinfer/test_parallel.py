@@ -165,6 +165,7 @@ def test_four_ranks_give_the_tokens_of_one(
     assert read(4, tmp_path / "answers").same_as(alone)
 
 
+@pytest.mark.slow
 def test_for_one_process_both_kinds_of_attention_are_one(random_model: Path, alone: Found) -> None:
     assert one_process(random_model, "dp").same_as(alone)
 

@@ -108,7 +108,7 @@ def test_an_answer_does_not_depend_on_the_schedule(
 
 
 def test_some_schedules_at_once(model: Path, alone: dict[Prompt, list[int]]) -> None:
-    for seed in range(1000, 1004):
+    for seed in (1000, 1001):
         scheduled(model, alone, seed)
 
 

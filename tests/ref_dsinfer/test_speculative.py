@@ -179,6 +179,7 @@ def test_a_step_yields_several_tokens_and_never_more_than_requested(
     assert all(limit == count for limit, count in counts.items())
 
 
+@pytest.mark.slow
 def test_a_stop_id_ends_an_answer_also_among_right_drafts(
     engines: tuple[Engine, Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -304,7 +305,7 @@ def tiny_answers(folder: str, prompts: list[tuple[int, ...]], dtype: str) -> flo
 def test_some_tiny_rows_are_answered_as_without_drafts(
     tiny_prompts: list[tuple[int, ...]],
 ) -> None:
-    assert tiny_answers("model", tiny_prompts[::48], "float32") > 1.5
+    assert tiny_answers("model", tiny_prompts[::80], "float32") > 1.5
 
 
 @pytest.mark.slow

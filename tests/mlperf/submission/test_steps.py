@@ -85,6 +85,7 @@ def test_options_are_those_of_the_script_that_is_started(
     assert capsys.readouterr().err.endswith(message)
 
 
+@pytest.mark.slow
 def test_a_run_that_would_be_refused_is_refused_before_the_first(tmp_path: Path) -> None:
     with pytest.raises(SubmissionError, match=r"the performance run of offline .*20 rows, not the"):
         steps.run_all(plan(tmp_path, *SHORT, closed=True))
