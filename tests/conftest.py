@@ -64,7 +64,10 @@ def pytest_configure() -> None:
     if worker := os.environ.get("PYTEST_XDIST_WORKER"):
         count = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
         cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, cores[int(worker.removeprefix("gw")) :: count] or cores)
+        if own := cores[int(worker.removeprefix("gw")) :: count]:
+            os.sched_setaffinity(0, own)
+        else:  # it takes what the others leave of theirs, for engines of a single thread
+            os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

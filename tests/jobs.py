@@ -16,6 +16,7 @@ from backends.keeper import mapped_by, named
 from data.journal import read_journal
 from grading import accuracy_log
 from mlperf import compliance, report
+from tests import forked
 from tests.timelines import check_timeline
 
 ROOT = Path(__file__).parent.parent
@@ -23,12 +24,6 @@ TINY = ROOT / "data" / "tiny"
 GIVEN = ["--model", str(TINY / "model"), "--input-file", str(TINY / "final_output.pkl")]
 FIGURES = re.compile(r"'exact_match':\s([\d.]+), 'tokens_per_sample':\s([\d.]+)")
 END_S = 45.0  # for everything to be gone, on a busy machine
-
-
-def call(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False
-    )
 
 
 def free_port() -> int:
@@ -47,7 +42,7 @@ def figures(printed: str) -> tuple[float, float]:
 def grade(*options: str) -> tuple[float, float]:
     """The output of eval_accuracy.py for a file."""
     problems = ["--livecodebench-file", str(TINY / "livecodebench.jsonl")]
-    ended = call("eval_accuracy.py", *options, *problems)
+    ended = forked.run("eval_accuracy.py", *options, *problems, timeout=300)
     assert ended.returncode == 0, ended.stderr
     return figures(ended.stdout)
 
@@ -142,9 +137,10 @@ def check_logs(folder: Path, stop_ids: Sequence[int]) -> None:
 
 def check_compliance(backend: str, url: str, folder: Path, *options: str) -> None:
     """Run TEST06 on a server, in LoadGen's Server scenario."""
-    ended = call(
+    ended = forked.run(
         *("run_mlperf.py", "--backend", backend, "--endpoint", url, *GIVEN, *options),
         *("--mode", "server", "--target-qps", "8", "--compliance", "--output-dir", str(folder)),
+        timeout=280,
     )
     assert ended.returncode == 0, ended.stderr
     check_logs(folder / "server" / "compliance" / compliance.NAME, [1])

@@ -19,7 +19,6 @@ from tests.jobs import (
     TINY,
     accuracy_run,
     assert_gone,
-    call,
     journal,
     orphans,
     start_answering,
@@ -93,7 +92,7 @@ def test_runs_that_end_in_every_way_leave_nothing_but_their_answers(
     assert "Traceback" not in errors.split("ends with:")[0]
 
     assert any((row + ROWS // 2) % ROWS not in kept for row in kept)
-    ended = call(*accuracy_run(tmp_path), *options, "--resume")
+    ended = forked.run(*accuracy_run(tmp_path), *options, "--resume", timeout=600)
     assert ended.returncode == 0, ended.stderr
     results = journal(tmp_path).parent
     frame = pd.read_parquet(results / "results_evaluated.parquet").drop(columns="query_id")

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from tests import forked
 from tests.effort import THOROUGH
-from tests.jobs import ROOT, TINY, call, grade
+from tests.jobs import ROOT, TINY, grade
 from tests.torchrun import Torchrun
 
 DATA = ["--input-file", str(TINY / "final_output.pkl")]
@@ -21,7 +22,7 @@ def test_fp8_weights_keep_the_score(tmp_path: Path) -> None:
     output = tmp_path / "answers.pkl"
     dtype = "bfloat16" if THOROUGH else "float32"  # bfloat16 is slow on most CPUs
     options = ["--model", str(TINY / "model-fp8"), "--dtype", dtype, "--output-file", str(output)]
-    answered = call("run_eval.py", "--backend", "pytorch", *DATA, *options)
+    answered = forked.run("run_eval.py", "--backend", "pytorch", *DATA, *options, timeout=600)
     assert answered.returncode == 0, answered.stderr
     kept = json.loads((TINY / "scores.json").read_text(encoding="utf-8"))["exact_match"]
     assert abs(grade("--input-file", str(output))[0] - kept) <= 2.0
@@ -38,7 +39,7 @@ def test_processes_that_do_not_divide_the_heads(torchrun: Torchrun, tmp_path: Pa
 
 
 def test_the_mpi_script_without_torchrun() -> None:
-    ended = call("run_mlperf_mpi.py", *DATA, *MODEL)
+    ended = forked.run("run_mlperf_mpi.py", *DATA, *MODEL)
     assert ended.returncode == 10
     assert ended.stderr.startswith("error: ")
     assert "torchrun" in ended.stderr

@@ -19,7 +19,7 @@ from data import frames, kinds
 from data.convert import convert
 from data.samples import is_missing, read_frame, samples
 from errors import ColumnsError, InputFileError, OutputError, UsageError
-from tests.effort import cases
+from tests.effort import cases, few_fast
 
 ENDINGS = (".pkl", ".parquet", ".jsonl")
 PAIRS = [(first, second) for first in ENDINGS for second in ENDINGS]
@@ -126,7 +126,9 @@ def test_every_pair_of_files_holds_the_same(tmp_path: Path, frame: pd.DataFrame)
         assert_same(read_frame(other), before)
 
 
-@pytest.mark.parametrize("path", FRAMES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+@pytest.mark.parametrize(
+    "path", few_fast(FRAMES), ids=lambda path: f"{path.parent.name}-{path.stem}"
+)
 def test_frames_of_every_pandas_are_kept(tmp_path: Path, path: Path) -> None:
     if path.stem == "empty":
         pytest.skip("a frame without rows can't be read")
