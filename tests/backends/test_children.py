@@ -68,6 +68,7 @@ def test_files_in_shared_memory_go_with_the_processes(dies: bool, tmp_path: Path
     assert child.returncode == -9
 
 
+@pytest.mark.slow
 def test_files_that_are_shared_at_the_last_moment_go_too(tmp_path: Path) -> None:
     name = f"mlperf-{os.getpid()}-last"
     children = Children(tmp_path / "engine.log", [name])

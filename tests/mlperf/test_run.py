@@ -377,6 +377,7 @@ def test_an_engine_that_does_not_start_ends_the_run(
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_a_run_that_waits_and_leaves_what_is_finished(
     script: "Script", data_set: Callable[[int], Path]
 ) -> None:

@@ -48,6 +48,7 @@ def test_about_describes_the_processor() -> None:
     assert about() == about() != ""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has mallopt")
 def test_freed_memory_is_kept() -> None:
     def faults(how: str) -> int:

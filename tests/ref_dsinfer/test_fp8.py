@@ -140,6 +140,7 @@ def test_a_twin_computes_what_its_dequantised_weights_compute(
     assert 1e-3 < lost < 1.0
 
 
+@pytest.mark.slow
 def test_a_twin_is_not_quantised_again_or_written_over_its_source(
     wide_model: Path, tmp_path: Path
 ) -> None:

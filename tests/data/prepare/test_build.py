@@ -151,6 +151,7 @@ def test_choices_are_in_an_order_that_only_the_row_decides(found: build.Candidat
             assert line[0] == variant.ground_truth
 
 
+@pytest.mark.slow
 def test_the_official_row_of_aime_has_the_official_token_ids(r1_model: Path) -> None:
     # row and ids as published in mlcommons/endpoints, tests/assets/datasets/ds_samples.jsonl
     question = (
