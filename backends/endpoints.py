@@ -57,12 +57,12 @@ class Endpoints(Backend):
         self._dialect = dialect
         key = key or os.environ.get(KEY)
         urls = config.endpoints if urls is None else urls
-        found = [client for url in urls for client in clients(url, key)]
-        if not found:
+        servers = [client for url in urls for client in clients(url, key)]
+        if not servers:
             raise UsageError("--endpoint: no endpoint is given")
-        if len({client.address for client in found}) < len(found):
-            raise UsageError(f"--endpoint names one twice: {', '.join(c.url for c in found)}")
-        self._endpoints = [Endpoint(client) for client in found]
+        if len({client.address for client in servers}) < len(servers):
+            raise UsageError(f"--endpoint names one twice: {', '.join(c.url for c in servers)}")
+        self._endpoints = [Endpoint(client) for client in servers]
         self._dispatch = Dispatch(self._endpoints, config.max_running or 0, config.coalesce)
         self._watches: list[asyncio.Task] = []
         self._before: list[PrefixCache] = []  # of each server, before the run

@@ -280,18 +280,18 @@ def addresses(url: str) -> list[str]:
     """
     host = Client(url).address[0]
     with suppress(OSError, UnicodeError):  # connecting to it says what is wrong
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-        return sorted({str(one[4][0]) for one in found if one[0] == found[0][0]})
+        infos = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        return sorted({str(one[4][0]) for one in infos if one[0] == infos[0][0]})
     return []
 
 
 def clients(url: str, key: str | None = None) -> list[Client]:
     """Clients of all servers at a URL. Raises: as Client."""
-    found = addresses(url)
-    if len(found) < 2:
+    hosts = addresses(url)
+    if len(hosts) < 2:
         return [Client(url, key)]
-    log.info("%s: %d servers, at %s", url, len(found), ", ".join(found))
-    return [Client(url, key, address) for address in found]
+    log.info("%s: %d servers, at %s", url, len(hosts), ", ".join(hosts))
+    return [Client(url, key, address) for address in hosts]
 
 
 def _split(url: str) -> tuple[SplitResult, int | None]:

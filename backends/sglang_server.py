@@ -4,8 +4,7 @@ For running servers, and for the one that `backends/sglang.py` starts. The stop 
 answer's ids. A server streams either new ids or the whole answer so far, depending on how it was
 started (`--incremental-streaming-output`). Both come with a count of all ids, which tells the two
 apart and shows that none is missing. SGLang's router forwards the answers of several servers, but
-of what they tell of themselves only model and name, from one of them. Tested with SGLang 0.5.23 and
-sglang-router 0.3.2.
+only the model and name of one of them. Tested with SGLang 0.5.23 and sglang-router 0.3.2.
 """
 
 from typing import Any, ClassVar

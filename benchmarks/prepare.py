@@ -43,8 +43,8 @@ def problem(folder: Path, gigabytes: float) -> list[Figure]:
     name = f"of a store of {store.stat().st_size / 1e9:.2f} GB"
     milliseconds, memory = _in_a_process(_READ, store)
     peer, peer_memory = _in_a_process(_READ, lines)
-    found, start = Problems(store), time.process_time()
-    first = found.read("100").tests[0]
+    problems, start = Problems(store), time.process_time()
+    first = problems.read("100").tests[0]
     assert len(first.input) == size // 2
     until_first = (time.process_time() - start) * 1e3
     return [
@@ -89,11 +89,11 @@ _READ = """
 import sys, time
 from pathlib import Path
 from data.problems import Problems
-found = Problems(sys.argv[1])
+problems = Problems(sys.argv[1])
 times = []
 for one in range(0, 880, 80):
     start = time.process_time()
-    tests = [len(test.input) for test in found.read(str(one)).tests]
+    tests = [len(test.input) for test in problems.read(str(one)).tests]
     times.append((time.process_time() - start) * 1e3)
 seconds = sorted(times)[len(times) // 2]
 """

@@ -93,14 +93,18 @@ class Trace(TorchDispatchMode):
         namespace, name = operator._schema.name.split("::")
         outs = {argument.name for argument in operator._schema.arguments if argument.is_out}
         read = {key: value for key, value in (kwargs or {}).items() if key not in outs}
-        given, made = _tensors((args, read)), _tensors(result)
-        for tensor in made:
+        inputs, outputs = _tensors((args, read)), _tensors(result)
+        for tensor in outputs:
             self._keep(tensor)
         if namespace == "c10d":
             self.counts.collectives[name] += 1
-            self.counts.exchanged[name] += max(tensor.nbytes for tensor in given)
-        elif namespace == "aten" and name not in UNWRITTEN and not _is_view(operator, given, made):
-            self.counts.launches.append((name, self._bytes(name, given, made)))
+            self.counts.exchanged[name] += max(tensor.nbytes for tensor in inputs)
+        elif (
+            namespace == "aten"
+            and name not in UNWRITTEN
+            and not _is_view(operator, inputs, outputs)
+        ):
+            self.counts.launches.append((name, self._bytes(name, inputs, outputs)))
         return result
 
     def kernel(self, function: Any, *args: Any, **options: Any) -> None:
@@ -108,18 +112,18 @@ class Trace(TorchDispatchMode):
         name = f"{function.__module__.rpartition('.')[2]}.{function.__name__.lstrip('_')}"
         named = dict(zip(function.arg_names, args, strict=False)) | options
         # What a variant does not read may be any tensor: each counts once.
-        given = {id(value): key for key, value in reversed(named.items())}
-        parts = {key: named[key] for key in given.values() if isinstance(named[key], Tensor)}
+        keys = {id(value): key for key, value in reversed(named.items())}
+        parts = {key: named[key] for key in keys.values() if isinstance(named[key], Tensor)}
         size = sum(_used(key, named) * self._size(tensor) for key, tensor in parts.items())
         self.counts.launches.append((name, round(size)))
 
-    def _bytes(self, name: str, given: list[Tensor], made: list[Tensor]) -> int:
-        written = sum(map(self._size, made))
+    def _bytes(self, name: str, inputs: list[Tensor], outputs: list[Tensor]) -> int:
+        written = sum(map(self._size, outputs))
         if name in ("index", "embedding", "gather", "index_select"):  # read what they return
             return 2 * written
         if name == "index_put_":
-            return 2 * self._size(given[-1])
-        return written + sum(map(self._size, given))
+            return 2 * self._size(inputs[-1])
+        return written + sum(map(self._size, inputs))
 
     def _size(self, tensor: Tensor) -> int:
         """Bytes of a tensor, each once however often it is repeated in it."""
@@ -152,11 +156,11 @@ def _used(key: str, named: dict[str, Any]) -> float:
     return float(key != "out_ptr" or (named["chunk"] >= CONTEXT) == ("columns" in named))
 
 
-def _is_view(operator: Any, given: list[Tensor], made: list[Tensor]) -> bool:
+def _is_view(operator: Any, inputs: list[Tensor], outputs: list[Tensor]) -> bool:
     """Whether an operator only returns other views of its arguments."""
-    known = {_storage(tensor) for tensor in given}
+    known = {_storage(tensor) for tensor in inputs}
     unchanged = not operator._schema.is_mutable
-    return unchanged and all(_storage(tensor) in known for tensor in made)
+    return unchanged and all(_storage(tensor) in known for tensor in outputs)
 
 
 def _storage(tensor: Tensor) -> int:

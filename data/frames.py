@@ -54,9 +54,9 @@ def write_parquet(frame: "pd.DataFrame", path: Path, count: Count = lambda rows:
     import pyarrow.parquet as pq
 
     columns = [_ParquetColumn(str(name), column) for name, column in frame.items()]
-    found = {column.name: column.kind for column in columns if column.kind}
+    kind_of = {column.name: column.kind for column in columns if column.kind}
     fields = [(column.name, column.type) for column in columns]
-    schema = pa.schema(fields, {kinds.KEY: json.dumps(found)} if found else None)
+    schema = pa.schema(fields, {kinds.KEY: json.dumps(kind_of)} if kind_of else None)
     with pq.ParquetWriter(path, schema) as writer:
         for start in range(0, len(frame), ROW_GROUP):
             rows = slice(start, start + ROW_GROUP)
@@ -70,8 +70,8 @@ def write_json_lines(frame: "pd.DataFrame", path: Path, count: Count = lambda ro
     names = [str(name) for name in frame.columns]
     if kinds.KEY in names:
         raise ColumnsError(f"column {kinds.KEY}: rename it: JSON lines have another use for it")
-    found = {str(name): kind for name, column in frame.items() if (kind := _json_kind(column))}
-    header = {kinds.KEY: found} if found else {}
+    kind_of = {str(name): kind for name, column in frame.items() if (kind := _json_kind(column))}
+    header = {kinds.KEY: kind_of} if kind_of else {}
     with path.open("wb") as file:
         for start in range(0, len(frame), ROW_GROUP):
             part = frame.iloc[start : start + ROW_GROUP]
@@ -136,8 +136,8 @@ class _ParquetColumn:
 def _json_kind(column: "pd.Series") -> str | None:
     """The kind of a column that a reader of JSON lines could not tell from its values."""
     if _is_numpy(column):
-        told = str(column.dtype) in ("int64", "float64") and not column.isna().any()
-        return None if told else str(column.dtype)
+        obvious = str(column.dtype) in ("int64", "float64") and not column.isna().any()
+        return None if obvious else str(column.dtype)
     cells = cells_of(column)
     if set(map(type, cells)) <= {int, float}:
         return kinds.OBJECT

@@ -193,6 +193,6 @@ def _revision(folder: Path) -> tuple[str | None, tuple[str, ...]]:
     }
     if not commits:
         return None, ()
-    found = list(commits.values())
-    revision = max(sorted(set(found)), key=found.count)
+    values = list(commits.values())
+    revision = max(sorted(set(values)), key=values.count)
     return revision, tuple(file for file, commit in commits.items() if commit != revision)

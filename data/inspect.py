@@ -39,7 +39,7 @@ def facts(path: Path) -> dict[str, Any]:
     frame = read_frame(path)
     tasks = _tasks(frame)
     prompts = _lengths(frame, schema.LENGTH, schema.IDS)
-    found: dict[str, Any] = {
+    summary: dict[str, Any] = {
         "file": str(path),
         "bytes": path.stat().st_size,
         "sha256": sha256(path),
@@ -50,38 +50,38 @@ def facts(path: Path) -> dict[str, Any]:
         "differences": _differences(tasks, prompts),
     }
     if "model_output" in frame.columns:
-        found["answer_tokens"] = _lengths(frame, "tok_model_output_len", "tok_model_output")
+        summary["answer_tokens"] = _lengths(frame, "tok_model_output_len", "tok_model_output")
         if "finish" in frame.columns:
-            found["finish"] = dict(Counter(map(str, frame["finish"])))
+            summary["finish"] = dict(Counter(map(str, frame["finish"])))
         if "prompt_accuracy" in frame.columns:
-            found["exact_match"] = float(frame["prompt_accuracy"].mean())
-    return found
+            summary["exact_match"] = float(frame["prompt_accuracy"].mean())
+    return summary
 
 
-def report(found: dict[str, Any]) -> str:
+def report(summary: dict[str, Any]) -> str:
     """`facts` for people."""
     lines = [
-        f"{found['file']}: {found['rows']} rows, {found['bytes'] / 1e6:.1f} MB",
-        f"sha256 {found['sha256']}",
+        f"{summary['file']}: {summary['rows']} rows, {summary['bytes'] / 1e6:.1f} MB",
+        f"sha256 {summary['sha256']}",
         "",
         "columns:",
     ]
-    for column in found["columns"]:
+    for column in summary["columns"]:
         missing = f", {column['missing']} missing" if column["missing"] else ""
         use = f": {column['use']}" if column["use"] else ""
         lines.append(f"  {one_line(column['name'])} ({column['values']}{missing}){use}")
-    if found["tasks"]:
+    if summary["tasks"]:
         lines += ["", "rows of each task:"]
-        lines += [f"  {one_line(task):<24} {rows:>6}" for task, rows in found["tasks"].items()]
+        lines += [f"  {one_line(task):<24} {rows:>6}" for task, rows in summary["tasks"].items()]
     for key, title in SECTIONS.items():
-        if lengths := found.get(key):
+        if lengths := summary.get(key):
             lines += ["", _lengths_line(title, lengths)]
-    if "finish" in found:
-        counts = ", ".join(f"{one_line(name)} {rows}" for name, rows in found["finish"].items())
+    if "finish" in summary:
+        counts = ", ".join(f"{one_line(name)} {rows}" for name, rows in summary["finish"].items())
         lines.append(f"finish reasons: {counts}")
-    if "exact_match" in found:
-        lines.append(f"exact_match: {found['exact_match']:.4f}")
-    lines += ["", *_verdict(found["differences"])]
+    if "exact_match" in summary:
+        lines.append(f"exact_match: {summary['exact_match']:.4f}")
+    lines += ["", *_verdict(summary["differences"])]
     return "\n".join(lines)
 
 
@@ -224,8 +224,8 @@ def main() -> None:
     add_options(parser)
     args = parser.parse_args()
     if args.row is None:
-        found = facts(args.file)
-        print(json.dumps(found, indent=2) if args.json else report(found))
+        summary = facts(args.file)
+        print(json.dumps(summary, indent=2) if args.json else report(summary))
     elif args.json:
         cells = _row(args.file, args.row)
         print(json.dumps({name: kinds.tagged(cell) for name, cell in cells.items()}, indent=2))

@@ -177,8 +177,8 @@ def resumable(path: str | Path, inputs: Mapping[str, Any]) -> list[Answer]:
     if not path.exists():
         log.warning("%s: no journal to resume from, all samples will be answered", path)
         return []
-    before, found = _read(path)
-    answers = list(found)
+    before, records = _read(path)
+    answers = list(records)
     changes = [
         f"{name} was {before.get(name)!r} and is {value!r}"
         for name, value in json.loads(json.dumps(inputs)).items()

@@ -95,9 +95,9 @@ def untagged(value: Any) -> Any:
     return {key: untagged(part) for key, part in value.items()}
 
 
-def read_kinds(found: object, columns: Iterable[object]) -> dict[str, str]:
+def read_kinds(value: object, columns: Iterable[object]) -> dict[str, str]:
     """The kinds of some of the `columns`, from a file: JSON, or its value. Raises: ValueError."""
-    kinds = json.loads(found) if isinstance(found, str | bytes) else found
+    kinds = json.loads(value) if isinstance(value, str | bytes) else value
     if not isinstance(kinds, dict) or not all(isinstance(kind, str) for kind in kinds.values()):
         raise ValueError(f"{KEY} is not an object of columns' kinds")
     if unknown := sorted(set(kinds) - set(columns)):
@@ -139,11 +139,11 @@ def objects(cells: list[Any]) -> "np.ndarray":
 
 
 def _of_mixed(texts: list[Any], kind: str) -> list[Any]:
-    runs = kind.removeprefix(MIXED)
-    found = [(letter, int(count)) for letter, count in _RUN.findall(runs)]
-    if "".join(f"{letter}{count}" for letter, count in found) != runs:
+    pattern = kind.removeprefix(MIXED)
+    runs = [(letter, int(count)) for letter, count in _RUN.findall(pattern)]
+    if "".join(f"{letter}{count}" for letter, count in runs) != pattern:
         raise ValueError(f"{KEY} has the unknown kind {kind[:40]!a}")
-    if sum(count for _, count in found) != len(texts):
+    if sum(count for _, count in runs) != len(texts):
         raise ValueError(f"{KEY} has the kinds of another number of rows than {len(texts)}")
     rows = iter(texts)
-    return [_READ[letter](next(rows)) for letter, count in found for _ in range(count)]
+    return [_READ[letter](next(rows)) for letter, count in runs for _ in range(count)]

@@ -38,10 +38,10 @@ def files_in(path: Path, endings: tuple[str, ...]) -> list[Path]:
     Raises: GradingError.
     """
     if path.is_dir():
-        found = sorted(file for file in path.iterdir() if file.suffix.lower() in endings)
-        if not found:
+        files = sorted(file for file in path.iterdir() if file.suffix.lower() in endings)
+        if not files:
             raise GradingError(f"{path}: no {' or '.join(endings)} file in this folder")
-        return found
+        return files
     if not path.is_file():
         raise GradingError(f"{path}: no such file")
     return [path]

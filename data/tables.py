@@ -70,8 +70,8 @@ def parquet(file: BinaryIO, only: Collection[str] | None = None) -> "pd.DataFram
     target = pa.schema([target.field(place) for place in kept], target.metadata)
     table = pa.Table.from_batches(batches, target)
     frame = table.to_pandas()
-    found = (schema.metadata or {}).get(_KINDS, b"{}")
-    for name, kind in kinds.read_kinds(found, schema.names).items():
+    note = (schema.metadata or {}).get(_KINDS, b"{}")
+    for name, kind in kinds.read_kinds(note, schema.names).items():
         if name not in frame:
             continue
         if kinds.NUMPY.fullmatch(kind):
@@ -99,15 +99,15 @@ def json_lines(file: BinaryIO) -> "pd.DataFrame":
     rows = _json_rows(file)
     for key in {key for row in rows for key in row}:
         key.encode()  # half of a surrogate pair would be found when results are written
-    found = rows[0].pop(kinds.KEY, {}) if rows else {}
+    note = rows[0].pop(kinds.KEY, {}) if rows else {}
     # as objects: pandas' own text type would keep a second copy of every text
     frame = pd.DataFrame(rows, dtype=object)
-    found = kinds.read_kinds(found, frame.columns)
+    kind_of = kinds.read_kinds(note, frame.columns)
     for name in frame:
-        if name in found:
+        if name in kind_of:
             missing = frame[name].isna()
             cells = frame[name].mask(missing, None).tolist()
-            frame[name] = _series(kinds.restore(cells, found[name]))
+            frame[name] = _series(kinds.restore(cells, kind_of[name]))
         elif frame[name].map(type).isin((int, float)).all():
             frame[name] = frame[name].infer_objects()
     return frame

@@ -113,8 +113,8 @@ def read_timeline(path: Path) -> Timeline:
         raise _damaged(path, error) from error
     metadata = _metadata(path, table)
     if not table.schema.equals(_schema()):
-        found = ", ".join(f"{field.name} {field.type}" for field in table.schema)
-        raise InputFileError(f"{path}: its columns are not a timeline's: {quoted(found, 400)}")
+        columns = ", ".join(f"{field.name} {field.type}" for field in table.schema)
+        raise InputFileError(f"{path}: its columns are not a timeline's: {quoted(columns, 400)}")
     kinds = set(table.column("kind").to_pylist())
     if not kinds <= {REQUEST, SECOND}:
         unknown = quoted(next(iter(kinds - {REQUEST, SECOND})))

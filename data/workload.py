@@ -187,8 +187,8 @@ def _check_ids(row: int, ids: tuple[int, ...], prompts: "Prompts") -> None:
 def _origin(workload: Workload) -> str:
     """What the log says of rows that are skipped, and of prompts that are not made of texts."""
     skipped = f", without the first {workload.skipped}" if workload.skipped else ""
-    given = workload.samples[0].prompt_ids is not None
-    return skipped + (", whose token ids are used as they are" if given else "")
+    by_ids = workload.samples[0].prompt_ids is not None
+    return skipped + (", whose token ids are used as they are" if by_ids else "")
 
 
 def _warn_if_templated(

@@ -300,7 +300,7 @@ class Prober:
     def _observed(
         self, rate: float
     ) -> Iterator[tuple[Path, Journal, Callable[[Completion], None]]]:
-        """What a test with the present settings needs: a folder, a journal, and whom to tell of
+        """What a test with the present settings needs: a folder, a journal, and what to call with
         each answer, for the progress and the state file."""
         self._tests += 1
         folder = self._folder / f"{self._tests:02}"

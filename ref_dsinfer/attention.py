@@ -217,14 +217,14 @@ def fused_attention(
             q, k, v, 0.0, causal, scale=scale
         )
     if q.dtype == torch.float32:  # which flash attention does not support
-        found = torch.ops.aten._scaled_dot_product_efficient_attention(
+        outputs = torch.ops.aten._scaled_dot_product_efficient_attention(
             q, k, v, None, True, 0.0, causal, scale=scale
         )
     else:
-        found = torch.ops.aten._scaled_dot_product_flash_attention(
+        outputs = torch.ops.aten._scaled_dot_product_flash_attention(
             q, k, v, 0.0, causal, False, scale=scale
         )
-    return found[0], found[1][..., : q.shape[2]]  # some pad the sums
+    return outputs[0], outputs[1][..., : q.shape[2]]  # some pad the sums
 
 
 def merged(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

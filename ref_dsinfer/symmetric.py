@@ -64,10 +64,10 @@ class SymmetricMemory:
         """Whether sums of whole numbers, of which there is but one in fp32, are right."""
         for count in (1, 1000, self._buffer.numel() // 8):
             numbers = torch.arange(count, device=self._buffer.device) % 1000
-            found = self.all_reduce(numbers + rank, torch.float32)
+            sums = self.all_reduce(numbers + rank, torch.float32)
             ranks = self._world_size * (self._world_size - 1) // 2
-            if found is not None and not torch.equal(
-                found, (numbers * self._world_size + ranks).float()
+            if sums is not None and not torch.equal(
+                sums, (numbers * self._world_size + ranks).float()
             ):
                 return False
         return True

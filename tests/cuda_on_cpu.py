@@ -75,10 +75,10 @@ class Capture(TorchDispatchMode):
         if name in WAITING:
             raise RuntimeError(f"operation not permitted when stream is capturing: {name}")
         result = operator(*args, **kwargs)
-        given = {tensor.untyped_storage()._cdata for tensor in _tensors((args, kwargs))}
+        inputs = {tensor.untyped_storage()._cdata for tensor in _tensors((args, kwargs))}
         made = _tensors(result)
         # Neither views of arguments nor what an operator was given to write to.
-        own = [n for n, one in enumerate(made) if one.untyped_storage()._cdata not in given]
+        own = [n for n, one in enumerate(made) if one.untyped_storage()._cdata not in inputs]
 
         def call() -> None:
             again = _tensors(operator(*args, **kwargs))

@@ -190,8 +190,8 @@ def test_an_interrupt_ends_it_and_its_children_at_once(
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
 
     def children() -> list[str]:
-        found = Path(f"/proc/{process.pid}/task").glob("*/children")
-        return [child for tasks in found for child in tasks.read_text().split()]
+        lists = Path(f"/proc/{process.pid}/task").glob("*/children")
+        return [child for tasks in lists for child in tasks.read_text().split()]
 
     deadline = time.monotonic() + 30
     while not (alive := children()) and time.monotonic() < deadline:

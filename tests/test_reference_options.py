@@ -100,8 +100,8 @@ def test_a_loadgen_run_says_that_rows_were_skipped_and_its_log_is_graded(
     graded = read_frame(script.folder / "logs" / "results_evaluated.pkl")
 
     log = script.folder / "logs" / "mlperf_log_accuracy.json"
-    given = ("--input-file", log, "--dataset-file", path, "--tokenizer", echo_model)
-    code, out, err = _grade(script, *given, "--skip-samples", 8, "--output-file", "again.pkl")
+    inputs = ("--input-file", log, "--dataset-file", path, "--tokenizer", echo_model)
+    code, out, err = _grade(script, *inputs, "--skip-samples", 8, "--output-file", "again.pkl")
     assert code == 0, err
     again = read_frame(script.folder / "again.pkl")
     assert list(again["question"]) == list(graded["question"])

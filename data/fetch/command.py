@@ -146,19 +146,19 @@ def _verify(args: argparse.Namespace, wanted: list[str]) -> None:
         wanted = [name for name in sources.SOURCES if _is_here(args, name)]
         if not wanted:
             raise FetchError("there is nothing to verify here: `python -m data.fetch` fetches")
-    found: list[UserError | str] = []
+    results: list[UserError | str] = []
     if names := [FILES[name] for name in wanted if name in FILES]:
-        found += rows.verify(names, args.output_dir)
+        results += rows.verify(names, args.output_dir)
     if "problems" in wanted:
-        found += _verify_repository(
+        results += _verify_repository(
             sources.problems(args.release).snapshot(hub.cache_folder()),
             args.jobs,
             sources.RELEASES[args.release],
         )
     if "model" in wanted:
-        found += _verify_model(args)
-    errors = [one for one in found if isinstance(one, UserError)]
-    for line in (one for one in found if isinstance(one, str)):
+        results += _verify_model(args)
+    errors = [one for one in results if isinstance(one, UserError)]
+    for line in (one for one in results if isinstance(one, str)):
         print(line)
     for error in errors[1:]:
         log.error("%s", error)

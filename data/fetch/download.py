@@ -110,8 +110,8 @@ def download(remote: Remote, path: Path, patience: Patience, seen: Callable[[int
     """Download a file to `path`, or continue a download that was interrupted.
 
     The published checksum alone decides whether a file is right: a wrong one is downloaded once
-    more, from its start. `seen` is told the number of bytes that arrived, or that were there; it is
-    negative where they are dropped.
+    more, from its start. `seen` is called with the number of bytes that arrived, or that
+    were there; it is negative where they are dropped.
 
     Raises: FetchError naming URL, what was expected and what came; OutputError.
     """
@@ -315,8 +315,8 @@ def _refused(url: str, error: urllib.error.HTTPError) -> Exception:
         return _Unusable("the server has no bytes after those that are here")
     reason = f"status {error.code} {error.reason}"
     if error.code in PASSING:
-        asked = error.headers.get("Retry-After", "")
-        return FailedError(reason, float(asked) if asked.isdecimal() else 0.0)
+        seconds = error.headers.get("Retry-After", "")
+        return FailedError(reason, float(seconds) if seconds.isdecimal() else 0.0)
     hint = HINTS.get(error.code)
     kind = MissingError if error.code in (404, 410) else FetchError
     return kind(f"{url}: {reason}" + (f": {hint}" if hint else ""))

@@ -178,7 +178,7 @@ def _published(
 
     authorization = build_hf_headers().get("authorization", "")
     tree = insist(repository.name, lambda: _ask(repository, endpoint), patience)
-    found = {}
+    remotes = {}
     for entry in tree:
         if inside(entry.path) != entry.path:
             raise FetchError(f"{repository.name}: a file's path is {entry.path!r}")
@@ -192,10 +192,10 @@ def _published(
         digest = git_lfs(entry.lfs.sha256) if entry.lfs else git(entry.blob_id, entry.size)
         if not (SHA256 if entry.lfs else GIT_SHA1).fullmatch(digest.value):
             raise FetchError(f"{repository.name}: the checksum of {entry.path} is {digest}")
-        found[entry.path] = Remote(url, digest, entry.size, authorization)
-    if missing := [path for path in repository.files if path not in found]:
+        remotes[entry.path] = Remote(url, digest, entry.size, authorization)
+    if missing := [path for path in repository.files if path not in remotes]:
         raise FetchError(f"{repository.name}: the hub has no {missing[0]} at this revision")
-    return {path: found[path] for path in repository.files or found}
+    return {path: remotes[path] for path in repository.files or remotes}
 
 
 def _ask(repository: Repository, endpoint: str | None) -> "list[RepoFile]":
@@ -240,8 +240,8 @@ def _checksum(file: Path, noted: str = "") -> Digest | None:
 
 
 def _names(folder: Path) -> list[str]:
-    found = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if not path.is_dir())
-    return [str(path) for path in found if path.parts[0] != ".cache"]
+    paths = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if not path.is_dir())
+    return [str(path) for path in paths if path.parts[0] != ".cache"]
 
 
 def _make(folder: Path) -> None:

@@ -29,7 +29,10 @@ class Digest:
         return hashlib.new(self.algorithm, self.before, usedforsecurity=False)
 
     def of(self, path: Path, seen: Callable[[int], object] = lambda count: None) -> "Digest":
-        """The checksum of a file, of this kind; `seen` is told the bytes read. Raises: OSError."""
+        """The checksum of a file, of this kind. `seen` is called with the number of bytes read.
+
+        Raises: OSError.
+        """
         digest = self.begin()
         with path.open("rb", buffering=0) as file:
             while data := file.read(CHUNK):
@@ -61,8 +64,8 @@ class Sink:
     """
 
     def __init__(self, path: Path, like: Digest, seen: Callable[[int], object]) -> None:
-        """`like`: a checksum of the kind that is wanted. `seen` is told of bytes that are added,
-        and of those that are dropped as a negative number."""
+        """`like`: a checksum of the kind that is wanted. `seen` is called with the number
+        of bytes that are added, negative for those that are dropped."""
         self.size = 0  # bytes
         self._path = path
         self._like = like

@@ -99,8 +99,8 @@ def _numbers(data: list[Any], length: int, offset: int, kind: str) -> list[Any]:
     numbers, size = _buffer(data, 1, 2), np.dtype(kind).itemsize
     if len(numbers) < (offset + length) * size:
         raise UnsupportedPickle("an Arrow array without all its numbers")
-    found: list[Any] = np.frombuffer(numbers, kind, length, offset * size).tolist()
-    return found
+    values: list[Any] = np.frombuffer(numbers, kind, length, offset * size).tolist()
+    return values
 
 
 def _ends(raw: bytes, length: int, offset: int, width: int, most: int) -> list[int]:
@@ -124,10 +124,10 @@ def _bits(raw: bytes | bytearray, length: int, offset: int) -> list[int]:
 
 def _buffer(data: list[Any], number: int, count: int, default: bytes | None = None) -> bytes:
     """A buffer of an array that has `count` of them."""
-    found = data[number] if len(data) == count and data[number] is not None else default
-    if found is None or len(data) != count:
+    buffer = data[number] if len(data) == count and data[number] is not None else default
+    if buffer is None or len(data) != count:
         raise UnsupportedPickle("an Arrow array without its values")
-    return found
+    return buffer
 
 
 def _only(value: object, name: str) -> object:

@@ -157,12 +157,12 @@ def _build(
         keep_inputs([args.problems_file], files.values())
         stored = problems.build([files["livecodebench"]], args.problems_file)
         print(f"{args.problems_file}: {stored} problems")
-    found = build.candidates(files)
+    candidates = build.candidates(files)
     differences: list[dict[str, Any]] = []
     if args.like is None:
-        frame = build.data_set(build.chosen(found), prompts)
+        frame = build.data_set(build.chosen(candidates), prompts)
     else:
-        frame, differences = _like(found, args.like, prompts)
+        frame, differences = _like(candidates, args.like, prompts)
     hashes = {name: sources.sha256(path) for name, path in files.items()}
     manifest = {
         "sources": build.origin(files, hashes),
@@ -173,14 +173,14 @@ def _build(
 
 
 def _like(
-    found: "Candidates", path: Path, prompts: "Prompts"
+    candidates: "Candidates", path: Path, prompts: "Prompts"
 ) -> "tuple[pd.DataFrame, list[dict[str, Any]]]":
     from data.prepare import build, like
     from data.samples import read_frame
 
     official = read_frame(path)
     try:
-        chosen = like.rows_like(found, official)
+        chosen = like.rows_like(candidates, official)
     except ColumnsError as error:
         raise ColumnsError(f"{path}: {error}") from error
     if not chosen:

@@ -52,14 +52,14 @@ def candidates(files: Mapping[str, Path]) -> Candidates:
     }
 
 
-def chosen(found: Candidates) -> list[Row]:
+def chosen(candidates: Candidates) -> list[Row]:
     """The benchmark's number of rows of each task, evenly spaced in the source's order.
 
     Raises: InputFileError if a task has too few.
     """
     rows = []
     for task, count in TASK_ROWS.items():
-        whole = found[task]
+        whole = candidates[task]
         if len(whole) < count:
             raise InputFileError(f"{task}: {len(whole)} usable rows, but {count} are needed")
         rows += [whole[number * len(whole) // count][0] for number in range(count)]

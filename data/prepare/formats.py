@@ -166,19 +166,19 @@ def digest(text: str) -> str:
 
 def _recognised(texts: Iterable[str], digests: Sequence[str], name: str) -> str:
     """The examples with these hashes, as a prompt shows them. Raises: InputFileError."""
-    found: dict[str, str] = {}
+    examples: dict[str, str] = {}
     for text in texts:
         if (key := digest(text)) in digests:
-            found[key] = text
-            if len(found) == len(digests):
+            examples[key] = text
+            if len(examples) == len(digests):
                 break
-    missing = [number for number, key in enumerate(digests, 1) if key not in found]
+    missing = [number for number, key in enumerate(digests, 1) if key not in examples]
     if missing:
         raise InputFileError(
             f"{name}: example {missing[0]} of {len(digests)} in the official prompts is not in the"
             " source: is it another revision?"
         )
-    return "\n\n".join(found[key] for key in digests)
+    return "\n\n".join(examples[key] for key in digests)
 
 
 def _gpqa_examples(rows: Rows) -> Iterator[str]:

@@ -19,7 +19,7 @@ SHOWN = 60  # characters of a text from where it differs
 Difference = dict[str, Any]  # row of the official file, its dataset, column, and both values
 
 
-def rows_like(found: Candidates, official: "pd.DataFrame") -> dict[int, Row]:
+def rows_like(candidates: Candidates, official: "pd.DataFrame") -> dict[int, Row]:
     """The sources' row for each row of the official file, in its order, by its number there.
 
     A row is recognised by its question, whose white space may differ. Of several with the same
@@ -30,7 +30,7 @@ def rows_like(found: Candidates, official: "pd.DataFrame") -> dict[int, Row]:
     """
     schema.require(official, schema.FOR_RUN)
     known: dict[tuple[str, str], list[Row]] = defaultdict(list)
-    for task, rows in found.items():
+    for task, rows in candidates.items():
         for variants in rows:
             known[task, _key(variants[0].question)] += variants
     chosen = {}
@@ -48,10 +48,10 @@ def differences(
 ) -> list[Difference]:
     """What differs between the frame's rows and those of the official file with these numbers.
 
-    Columns that the official file lacks are not compared. Its rows without a number are told of as
+    Columns that the official file lacks are not compared. Its rows without a number are reported as
     missing.
     """
-    found = [
+    entries = [
         {"row": row, "dataset": official["dataset"].iloc[row], "column": None, "missing": True}
         for row in sorted(set(range(len(official))) - set(numbers))
     ]
@@ -59,8 +59,8 @@ def differences(
         if column in official.columns:
             ours, theirs = frame[column].tolist(), official[column].tolist()
             for position, row in enumerate(numbers):
-                found += _difference(row, column, ours[position], theirs[row], official)
-    return sorted(found, key=lambda one: one["row"])
+                entries += _difference(row, column, ours[position], theirs[row], official)
+    return sorted(entries, key=lambda one: one["row"])
 
 
 def _difference(

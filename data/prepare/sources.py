@@ -127,23 +127,23 @@ def find(folder: Path | None) -> dict[str, Path]:
     """
     if folder is not None and not folder.is_dir():
         raise InputFileError(f"{folder}: no such folder")
-    found, faults = {}, []
+    paths, faults = {}, []
     reachable = (
         True  # the hub, which the client tries several times, for minutes, before it gives up
     )
     for name, source in SOURCES.items():
         try:
             if folder is None:
-                found[name] = _download(source, reachable)
+                paths[name] = _download(source, reachable)
             else:
-                found[name] = _local(folder, name, source)
+                paths[name] = _local(folder, name, source)
         except InputFileError as error:
             faults.append(f"  {name}: {error}")
             reachable &= not isinstance(error, _UnreachableError)
     if faults:
         heading = f"{len(faults)} of {len(SOURCES)} sources are missing:"
         raise InputFileError("\n".join([heading, *faults]))
-    return found
+    return paths
 
 
 def read(path: Path, source: Source) -> Rows:

@@ -62,28 +62,28 @@ def strata(frame: "pd.DataFrame", stratified: bool) -> list[Stratum]:
         sizes = _numbers(frame, "tok_input_len")
     if not stratified:
         return [_stratum(frame, "all", tasks, sizes, range(len(frame)))]
-    found = []
+    strata = []
     for task in sorted(set(tasks)):
         rows = sorted(
             (row for row, name in enumerate(tasks) if name == task), key=lambda row: sizes[row]
         )
         bounds = [len(rows) * part // PARTS for part in range(PARTS + 1)]
-        found += [
+        strata += [
             _stratum(frame, task, tasks, sizes, rows[start:end])
             for start, end in pairwise(bounds)
             if end > start
         ]
-    return found
+    return strata
 
 
 def shares(sizes: Sequence[int], count: int) -> list[int]:
     """`count` divided in proportion to `sizes`, of which none is exceeded; largest remainders."""
     whole = sum(sizes)
-    given = [count * size // whole for size in sizes]
+    parts = [count * size // whole for size in sizes]
     order = sorted(range(len(sizes)), key=lambda one: (-(count * sizes[one] % whole), one))
-    for one in order[: count - sum(given)]:
-        given[one] += 1
-    return given
+    for one in order[: count - sum(parts)]:
+        parts[one] += 1
+    return parts
 
 
 def draw(groups: Sequence[Stratum], count: int, seed: int) -> list[list[int]]:
@@ -91,10 +91,10 @@ def draw(groups: Sequence[Stratum], count: int, seed: int) -> list[list[int]]:
 
     The choice does not depend on the versions of Python or NumPy.
     """
-    given = shares([len(group.rows) for group in groups], count)
+    counts = shares([len(group.rows) for group in groups], count)
     return [
         sorted(sorted(group.rows, key=lambda row: _lot(row, seed))[:size])
-        for group, size in zip(groups, given, strict=True)
+        for group, size in zip(groups, counts, strict=True)
     ]
 
 

@@ -74,7 +74,7 @@ def _figures(runs: Sequence[Run]) -> Table:
 def _section(pair: Pair) -> Section:
     first, second = pair.first.name, pair.second.name
     figures = Table(
-        ["figure", first, second, f"{second} / {first}", "95 %", "", "how that is told"],
+        ["figure", first, second, f"{second} / {first}", "95 %", "", "method"],
         [
             [
                 figure.label,

@@ -44,7 +44,7 @@ class Tile:
 def tiles(folder: ResultFolder) -> list[Tile]:
     """The main figures of a finished run, each beside its limit."""
     figures = {**_grades(folder), **folder.figures}
-    found = [
+    all_tiles = [
         Tile(name, number(figures[key], 5))
         for name, key in (("tokens/s", "tokens_per_second"), ("samples/s", "samples_per_second"))
         if key in figures
@@ -54,21 +54,23 @@ def tiles(folder: ResultFolder) -> list[Tile]:
         if value is not None:
             limit = limit_ms(folder, latency)
             note = f"limit {number(limit)} ms" if limit else ""
-            found.append(Tile(f"{latency.upper()}, 99th percentile", f"{number(value)} ms", note))
+            all_tiles.append(
+                Tile(f"{latency.upper()}, 99th percentile", f"{number(value)} ms", note)
+            )
     if figures.get("exact_match") is not None:
         note = f"at least {EXACT_MATCH_MIN:.4f} on the full data set"
-        found.append(Tile("exact_match", f"{figures['exact_match']:.4f}", note))
+        all_tiles.append(Tile("exact_match", f"{figures['exact_match']:.4f}", note))
     if figures.get("tokens_per_sample") is not None:
         note = f"{TOKENS_MIN:,.1f} to {TOKENS_MAX:,.1f} on the full data set"
-        found.append(Tile("tokens per sample", f"{figures['tokens_per_sample']:,.1f}", note))
+        all_tiles.append(Tile("tokens per sample", f"{figures['tokens_per_sample']:,.1f}", note))
     if folder.timeline is not None and len(folder.timeline.requests):
         requests, ends = folder.timeline.requests, folder.timeline.seconds["finish_s"]
         open_ = int(requests["finish_s"].isna().sum())
         note = f"{open_:,} of them without an answer" if open_ else ""
-        found.append(Tile("requests", f"{len(requests):,}", note))
+        all_tiles.append(Tile("requests", f"{len(requests):,}", note))
         if len(ends):
-            found.append(Tile("duration", duration(float(ends.max()))))
-    return found
+            all_tiles.append(Tile("duration", duration(float(ends.max()))))
+    return all_tiles
 
 
 def _grades(folder: ResultFolder) -> dict[str, float]:

@@ -30,5 +30,5 @@ def with_latencies(samples: "pd.DataFrame", timeline: "Timeline | None") -> "pd.
     if timeline is None:
         return samples.assign(endpoint=None, **dict.fromkeys(LATENCIES, float("nan")))
     known = requests(timeline).drop_duplicates("request_id").set_index("request_id")
-    found = known[["endpoint", *LATENCIES]].reindex(samples["query"])
-    return samples.assign(**{name: found[name].to_numpy() for name in found.columns})
+    latencies = known[["endpoint", *LATENCIES]].reindex(samples["query"])
+    return samples.assign(**{name: latencies[name].to_numpy() for name in latencies.columns})

@@ -142,8 +142,8 @@ def _contradictions(folder: ResultFolder, rows: "pd.DataFrame", path: Path) -> I
 
 def _tasks(names: Iterable[str]) -> list[str]:
     """The tasks that occur, in the table's order, then what is no task."""
-    found = set(names)
-    return [*(task for task in TASKS if task in found), *sorted(found - set(TASKS))]
+    unique = set(names)
+    return [*(task for task in TASKS if task in unique), *sorted(unique - set(TASKS))]
 
 
 def _configuration(

@@ -62,9 +62,9 @@ class Result:
         if not self.measured:
             return str((self.folder.state or {}).get("error") or "killed")
         reasons = self.record["not_submittable_because"]
-        found = [one for one in reasons if one not in self.known_reasons]
-        found = [one for one in found if not one.startswith("INVALID")]
-        return "; ".join([*self.folder.faults, *found])
+        others = [one for one in reasons if one not in self.known_reasons]
+        others = [one for one in others if not one.startswith("INVALID")]
+        return "; ".join([*self.folder.faults, *others])
 
     def figure(self, name: str) -> float | None:
         """A figure of run.json by its name with unit."""
@@ -113,15 +113,15 @@ def on_front(results: Sequence[Result], latency: str) -> set[int]:
 def best(results: Iterable[Result]) -> dict[str, Result]:
     """Of each scenario the legal point with most tokens/s: one that LoadGen calls VALID or, if it
     calls none so, one that keeps the limits."""
-    found: dict[str, Result] = {}
+    winners: dict[str, Result] = {}
     order = {"within": 0, "VALID": 1}
     for result in results:
         if result.verdict in order:
             mode = result.point.mode
-            current = found.get(mode)
+            current = winners.get(mode)
             if current is None or _rank(result, order) > _rank(current, order):
-                found[mode] = result
-    return {mode: found[mode] for mode in MODES if mode in found}
+                winners[mode] = result
+    return {mode: winners[mode] for mode in MODES if mode in winners}
 
 
 def _rank(result: Result, order: dict[str, int]) -> tuple[int, float]:

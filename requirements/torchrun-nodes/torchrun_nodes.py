@@ -108,12 +108,12 @@ class NamedRendezvous(static_tcp_rendezvous.StaticTCPRendezvous):
                 for key, _ in selector.select():
                     assert isinstance(key.fileobj, socket.socket)
                     try:
-                        said = key.fileobj.recv(1024)
+                        message = key.fileobj.recv(1024)
                     except OSError:
-                        said = b""
+                        message = b""
                     selector.unregister(key.fileobj)
-                    if said != DONE:
-                        self._end(said.decode() or self._links[key.fileobj])
+                    if message != DONE:
+                        self._end(message.decode() or self._links[key.fileobj])
 
     def _end(self, lost: str) -> None:
         """End this node, because another is lost; torchrun ends its ranks at SIGTERM."""

@@ -423,10 +423,10 @@ def test_without_a_measurement_the_requests_of_a_lost_server_go_to_the_others(
 
     moved = with_servers(model, test, count=3, max_running=4, coalesce=True, failover=True)
     assert 0 < moved <= 4
-    lost, told = (line for line in caplog.messages if " lost: " in line)
+    lost, message = (line for line in caplog.messages if " lost: " in line)
     assert lost.endswith("; 2 servers are left")
-    assert told.endswith(f"of its requests, {moved} were answered by other servers")
-    assert ("failed its health checks for 0.3 s" in told) == hangs
+    assert message.endswith(f"of its requests, {moved} were answered by other servers")
+    assert ("failed its health checks for 0.3 s" in message) == hangs
 
 
 def test_the_last_server_that_is_lost_ends_any_run(model: Path) -> None:

@@ -53,9 +53,9 @@ def columns(draw: st.DrawFn, rows: int) -> pd.Series:
         return pd.Series(np.array(draw(st.lists(numbers, min_size=rows, max_size=rows)), kind))
     if kind == "times":
         stamps = st.integers(0, 2_000_000_000) | st.none()
-        found = draw(st.lists(stamps, min_size=rows, max_size=rows))
+        cells = draw(st.lists(stamps, min_size=rows, max_size=rows))
         unit = draw(st.sampled_from(TIMES))
-        seconds = np.array(["NaT" if one is None else one for one in found], "datetime64[s]")
+        seconds = np.array(["NaT" if one is None else one for one in cells], "datetime64[s]")
         return pd.Series(seconds.astype(unit))
     cell = {
         "values": VALUES,

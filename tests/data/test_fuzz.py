@@ -62,7 +62,7 @@ def mutate(content: bytes, edits: list[Edit]) -> bytes:
 
 def seeds(ending: str, folder: Path) -> list[bytes]:
     """Whole files of a kind, of all types of columns."""
-    found = []
+    contents = []
     for number, (name, frame, _) in enumerate(frames_to_write()):
         if name == "empty":
             continue
@@ -71,14 +71,14 @@ def seeds(ending: str, folder: Path) -> list[bytes]:
         if ending != ".pkl":
             source, path = path, folder / f"{number}{ending}"
             frames.write(read_frame(source), path, ending)
-        found.append(path.read_bytes())
+        contents.append(path.read_bytes())
     if ending == ".pkl":
         backed = BASE[["dataset", "tok_input_len", "score", "flag"]].convert_dtypes(
             dtype_backend="pyarrow"
         )
         lists = pd.Series([[1, 2], None, []], backed.index, pd.ArrowDtype(pa.list_(pa.int64())))
-        found.append(pickle.dumps(backed.assign(ids=lists)))
-    return found
+        contents.append(pickle.dumps(backed.assign(ids=lists)))
+    return contents
 
 
 def read_many(ending: str) -> str:

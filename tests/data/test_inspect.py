@@ -28,19 +28,19 @@ def call(*words: object) -> subprocess.CompletedProcess[str]:
 def test_every_kind_of_file_is_said_to_hold_the_same(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"a{ending}"
     convert(TINY, path)
-    found = inspect.facts(path)
-    assert found["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    summary = inspect.facts(path)
+    assert summary["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     expected = inspect.facts(TINY)
     for own in ("file", "bytes", "sha256"):
-        del found[own], expected[own]
-    assert found == expected
-    assert found["tasks"]["gpqa"] == 40
-    kinds = {column["name"]: column["values"] for column in found["columns"]}
+        del summary[own], expected[own]
+    assert summary == expected
+    assert summary["tasks"]["gpqa"] == 40
+    kinds = {column["name"]: column["values"] for column in summary["columns"]}
     assert kinds["tok_input"] == "list of int32"
     assert kinds["tok_input_len"] == "int64"
     assert kinds["question"] == "text"
     lengths = pd.read_pickle(TINY)["tok_input_len"]
-    assert found["prompt_tokens"] == {
+    assert summary["prompt_tokens"] == {
         "mean": lengths.mean(),
         "least": lengths.min(),
         "most": lengths.max(),
@@ -73,14 +73,14 @@ def test_a_result_file_s_answers_are_summed_up(tmp_path: Path) -> None:
         }
     )
     frame.to_pickle(tmp_path / "a.pkl")
-    found = inspect.facts(tmp_path / "a.pkl")
-    assert found["answer_tokens"] == {"mean": 2.0, "least": 0, "most": 5}
-    assert found["finish"] == {"stop": 2, "length": 1}
-    assert found["exact_match"] == pytest.approx(200 / 3)
-    assert found["tasks"] == {"aime": 1, "gpqa": 1, "unknown: else": 1}
-    (truth,) = (one for one in found["columns"] if one["name"] == "ground_truth")
+    summary = inspect.facts(tmp_path / "a.pkl")
+    assert summary["answer_tokens"] == {"mean": 2.0, "least": 0, "most": 5}
+    assert summary["finish"] == {"stop": 2, "length": 1}
+    assert summary["exact_match"] == pytest.approx(200 / 3)
+    assert summary["tasks"] == {"aime": 1, "gpqa": 1, "unknown: else": 1}
+    (truth,) = (one for one in summary["columns"] if one["name"] == "ground_truth")
     assert (truth["values"], truth["missing"]) == ("text, whole number", 1)
-    message = inspect.report(found)
+    message = inspect.report(summary)
     assert "answers: 2.0 tokens on average, 0 to 5" in message
     assert "finish reasons: stop 2, length 1" in message
     assert "ground_truth (text, whole number, 1 missing): the right answer" in message
@@ -117,9 +117,9 @@ def test_what_a_file_holds_steers_no_terminal(tmp_path: Path) -> None:
 
 
 def test_json_holds_the_row(tmp_path: Path) -> None:
-    found = json.loads(call(TINY, 3, "--json").stdout)
-    assert found["tok_input_len"] == len(found["tok_input"])
-    assert found["dataset"] == "aime1983"
+    cells = json.loads(call(TINY, 3, "--json").stdout)
+    assert cells["tok_input_len"] == len(cells["tok_input"])
+    assert cells["dataset"] == "aime1983"
     assert json.loads(call(TINY, "--json").stdout)["rows"] == 240
 
 

@@ -96,7 +96,7 @@ def test_the_present_speed_is_that_of_the_last_ten_seconds() -> None:
 
 @given(st.lists(st.integers(0, 1 << 40), min_size=1), st.sampled_from([0.5, 0.99]))
 def test_a_percentile_is_a_value_that_so_many_are_below(values: list[int], share: float) -> None:
-    found = percentile(array("q", values), share)
-    assert found in values
-    assert sum(value < found for value in values) <= share * len(values)
-    assert sum(value <= found for value in values) > share * len(values)
+    result = percentile(array("q", values), share)
+    assert result in values
+    assert sum(value < result for value in values) <= share * len(values)
+    assert sum(value <= result for value in values) > share * len(values)

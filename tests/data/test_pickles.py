@@ -213,8 +213,8 @@ def test_arrow_backed_columns_are_what_they_were(
     if pa.float16() != kind:  # which pandas can't write
         frame.to_parquet(folder / "a.parquet")
     for path in folder.iterdir():
-        found = read_frame(path)["v"]
-        assert [_known(cell) for cell in found] == [_known(cell) for cell in frame["v"]]
+        column = read_frame(path)["v"]
+        assert [_known(cell) for cell in column] == [_known(cell) for cell in frame["v"]]
 
 
 def _known(cell: Any) -> Any:

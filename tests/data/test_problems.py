@@ -73,10 +73,10 @@ def test_private_tests_in_both_spellings(tmp_path: Path, way: Way) -> None:
             metadata='{"func_name": "f"}',
         ),
     )
-    found = way(path)
-    assert "plain" in found
-    assert "none" not in found
-    plain, other = found.read("plain"), found.read("packed")
+    reader = way(path)
+    assert "plain" in reader
+    assert "none" not in reader
+    plain, other = reader.read("plain"), reader.read("packed")
     assert list(plain.tests) == list(other.tests) == [Case("1", "1"), Case("2", "4")]
     assert plain.tests[-1] == Case("2", "4")
     assert list(plain.tests[1:]) == [Case("2", "4")]
@@ -84,7 +84,7 @@ def test_private_tests_in_both_spellings(tmp_path: Path, way: Way) -> None:
         plain.tests[2]
     assert (plain.function, other.function) == (None, "f")
     with pytest.raises(GradingError, match="has no problem none"):
-        found.read("none")
+        reader.read("none")
 
 
 def test_a_store_has_the_digests_of_the_lines(tmp_path: Path) -> None:
@@ -99,9 +99,9 @@ def test_texts_of_every_pickle_are_read(tmp_path: Path, way: Way) -> None:
         row(str(protocol), private_test_cases=packed(pickle.dumps(tests, protocol)))
         for protocol in range(6)
     ]
-    found = way(written(tmp_path / "p.jsonl", *rows))
+    reader = way(written(tmp_path / "p.jsonl", *rows))
     for protocol in range(6):
-        assert list(found.read(str(protocol)).tests[1:]) == [Case("2ä\ud800" * 99, "4")]
+        assert list(reader.read(str(protocol)).tests[1:]) == [Case("2ä\ud800" * 99, "4")]
 
 
 class Attack:
@@ -166,7 +166,7 @@ def test_tests_that_decompress_without_end_are_refused(
 @pytest.mark.parametrize(
     "line", ["{}", "[1]", "{", "[" * 100_000, '"x"', '{"question_id": "\\ud800"}'], ids=range(6)
 )
-def test_a_file_that_holds_no_problems_says_so(tmp_path: Path, line: str) -> None:
+def test_a_file_that_holds_no_readersays_so(tmp_path: Path, line: str) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text(line)
     with pytest.raises(GradingError, match="line 1"):
@@ -193,9 +193,9 @@ def test_folders_and_parquet_are_sources(tmp_path: Path) -> None:
         folder / "test3.parquet"
     )
     assert build([folder], tmp_path / "store") == 5
-    found = Problems(tmp_path / "store")
-    assert all(one in found for one in "abcde")
-    assert list(found.read("e").tests) == [Case("1", "1")]
+    reader = Problems(tmp_path / "store")
+    assert all(one in reader for one in "abcde")
+    assert list(reader.read("e").tests) == [Case("1", "1")]
     with pytest.raises(GradingError, match=r"test.jsonl: line 3: another problem has the id b"):
         build([written(tmp_path / "p.jsonl", row("b", metadata=None)), folder], tmp_path / "no")
     (folder / "test3.parquet").write_bytes(b"PAR1")
@@ -245,8 +245,8 @@ def test_a_flipped_byte_is_named_or_without_effect(
     content[offset % len(content)] ^= bits
     (folder / "damaged").write_bytes(content)
     try:
-        found = Problems(folder / "damaged")
-        read = [list(found.read(f"q{one}").tests) for one in range(30) if f"q{one}" in found]
+        reader = Problems(folder / "damaged")
+        read = [list(reader.read(f"q{one}").tests) for one in range(30) if f"q{one}" in reader]
     except GradingError as error:
         read = []
         named = str(error).startswith(f"{folder / 'damaged'}: ")
@@ -265,11 +265,11 @@ def test_damage_in_the_text_of_an_error_is_named(store: Path) -> None:
 
 
 def test_threads_share_a_store_in_little_memory(store: Path) -> None:
-    found = Problems(store)
+    reader = Problems(store)
     tracemalloc.start()
     with ThreadPoolExecutor(8) as pool:
         sums = pool.map(
-            lambda one: sum(int(test.input) for test in found.read(f"q{one}").tests), range(10)
+            lambda one: sum(int(test.input) for test in reader.read(f"q{one}").tests), range(10)
         )
         assert set(sums) == {sum(range(200)) + 1}
     peak = tracemalloc.get_traced_memory()[1]
@@ -277,7 +277,7 @@ def test_threads_share_a_store_in_little_memory(store: Path) -> None:
     assert peak < 1 << 19  # the tests of one problem take 1 MB
 
 
-def test_the_same_problems_give_the_same_bytes(store: Path, tmp_path: Path) -> None:
+def test_the_same_readergive_the_same_bytes(store: Path, tmp_path: Path) -> None:
     assert build([tmp_path / "p.jsonl"], tmp_path / "new") == 10
     assert not list(tmp_path.glob(".new*"))
     assert (tmp_path / "new").read_bytes() == store.read_bytes()

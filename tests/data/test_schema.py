@@ -57,11 +57,11 @@ def test_a_file_without_texts_runs_from_its_ids(
     echo_model: Path, tmp_path: Path, name: str, suffix: str
 ) -> None:
     frame = ids_frame(name)
-    found = build(write(frame, tmp_path / f"a{suffix}"), echo_model)
-    assert [list(ids) for ids in found.prompt_ids] == frame[name].tolist()
-    assert [row.prompt_text for row in found.samples] == [""] * 3
-    assert set(map(type, found.prompt_ids[0])) == {int}
-    assert found.request(5, 1).stop_ids == {EOS_ID}
+    built = build(write(frame, tmp_path / f"a{suffix}"), echo_model)
+    assert [list(ids) for ids in built.prompt_ids] == frame[name].tolist()
+    assert [row.prompt_text for row in built.samples] == [""] * 3
+    assert set(map(type, built.prompt_ids[0])) == {int}
+    assert built.request(5, 1).stop_ids == {EOS_ID}
 
 
 def test_texts_come_before_ids(echo_model: Path, tmp_path: Path) -> None:

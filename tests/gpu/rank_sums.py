@@ -20,7 +20,7 @@ def main() -> None:
             part = torch.randn(rows, 7168, generator=generator).to(ranks.device).bfloat16()
             size = part.numel() * 4
             assert symmetric.algorithm(size, info.world_size, multicast)
-            found = [ranks.all_reduce(part, dtype) for dtype in (torch.float32, torch.bfloat16)]
+            sums = [ranks.all_reduce(part, dtype) for dtype in (torch.float32, torch.bfloat16)]
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 replayed = ranks.all_reduce(part, torch.float32)
@@ -30,9 +30,9 @@ def main() -> None:
             expected = ranks.all_reduce(part, torch.float32)
             ranks._symmetric = memory
             # Of two numbers there is one sum, whoever adds them up.
-            assert torch.equal(found[0], expected)
+            assert torch.equal(sums[0], expected)
             assert torch.equal(replayed, expected)
-            assert torch.equal(found[1], expected.bfloat16())
+            assert torch.equal(sums[1], expected.bfloat16())
             torch.cuda.synchronize()
             graph.reset()
     ranks.shutdown()

@@ -97,8 +97,8 @@ def test_an_engine_answers_by_it_in_graphs(tmp_path: Path) -> None:
     model = written(tmp_path, mtp=True, vocab_size=32, kv_lora_rank=512, qk_rope_head_dim=64)
     own = answers(model, "cuda", dtype="bfloat16").token_ids
     for speculative in (False, True):
-        found = answers(model, "cuda", "graphs", speculative, True, "flashinfer", "bfloat16")
-        assert (found.prefills, found.decodes) == (0, 0)
-        assert [*map(len, found.token_ids.values())] == [*map(len, own.values())]
-        same = sum(tokens[0] == own[number][0] for number, tokens in found.token_ids.items())
+        others = answers(model, "cuda", "graphs", speculative, True, "flashinfer", "bfloat16")
+        assert (others.prefills, others.decodes) == (0, 0)
+        assert [*map(len, others.token_ids.values())] == [*map(len, own.values())]
+        same = sum(tokens[0] == own[number][0] for number, tokens in others.token_ids.items())
         assert same >= len(own) - 2

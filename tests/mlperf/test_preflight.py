@@ -90,9 +90,9 @@ def test_another_model_than_the_benchmarks_is_named(
     for name, revision, reasons in ((R1, REVISION, 0), (R1, other, 1), ("DeepSeek-V3", None, 1)):
         snapshot = tmp_path / name / "snapshots" / (revision or "")
         make_model(snapshot, name)
-        found = list(preflight._model(replace(plan, config=EngineConfig(str(snapshot)))))
-        assert len(found) == reasons, found
-        assert all((revision or name) in reason and REVISION in reason for reason in found)
+        findings = list(preflight._model(replace(plan, config=EngineConfig(str(snapshot)))))
+        assert len(findings) == reasons, findings
+        assert all((revision or name) in reason and REVISION in reason for reason in findings)
     assert "the rules allow" not in caplog.text
     make_model(tmp_path / "fp4", R1, "FP4")
     assert not list(preflight._model(replace(plan, config=EngineConfig(str(tmp_path / "fp4")))))

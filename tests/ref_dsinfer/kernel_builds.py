@@ -77,9 +77,9 @@ def taken(cubin: bytes) -> tuple[int, int, int]:
         file.flush()
         words = [str(TOOLS / "cuobjdump"), "--dump-resource-usage", file.name]
         text = subprocess.run(words, check=True, capture_output=True, text=True).stdout
-    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text)
-    assert found, text
-    registers, stack, local = map(int, found.groups())
+    usage = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text)
+    assert usage, text
+    registers, stack, local = map(int, usage.groups())
     return registers, stack, local
 
 

@@ -54,7 +54,7 @@ def compare() -> None:
     for number in (0, 1):
         built = layer(CONFIG, number, torch.float32, world_size=2)
         fill(built)
-        found = {}
+        outputs = {}
         for interpreted in (False, True):
             cache = PagedCache(CONFIG, 6, BLOCK, torch.float32, CPU)
             cache.blocks(number).copy_(filled)
@@ -64,8 +64,11 @@ def compare() -> None:
                     assert built.self_attn.q_kv_a_proj is not None
                 else:
                     built.self_attn.prepare()
-                found[interpreted] = *built(x, part, rotations, batch, cache), cache.blocks(number)
-        for kernel, plain in zip(found[True], found[False], strict=True):
+                outputs[interpreted] = (
+                    *built(x, part, rotations, batch, cache),
+                    cache.blocks(number),
+                )
+        for kernel, plain in zip(outputs[True], outputs[False], strict=True):
             error = (kernel - plain).abs().max() / plain.abs().max()
             assert error < TOLERANCE, f"layer {number}: {error:.1e}"
 

@@ -89,11 +89,11 @@ def check_attention() -> None:
             q = torch.randn(2, heads, width)
             counts = torch.tensor(lengths)
             order = counts.argsort(descending=True)
-            found = mla.attend(q, blocks, used, counts, order, R1.kv_lora, 0.1352)
+            output = mla.attend(q, blocks, used, counts, order, R1.kv_lora, 0.1352)
             own = blocks[used.flatten()]
             table = torch.arange(6).view(2, 3)
             expected = plain(q, own, table, counts, R1.kv_lora, 0.1352)
-            near(found, expected, f"attention of {heads} heads to {lengths}")
+            near(output, expected, f"attention of {heads} heads to {lengths}")
     norm = RMSNorm(R1.kv_lora, 1e-6)
     norm.weight.data = torch.rand(R1.kv_lora)
     x = torch.randn(2, width)
@@ -102,13 +102,13 @@ def check_attention() -> None:
     q_norm = RMSNorm(R1.q_lora or 0, 1e-6)
     q_norm.weight.data = torch.rand(R1.q_lora or 0)
     q = torch.randn(2, R1.q_lora or 0)
-    queries, found = fused.latents(
+    queries, output = fused.latents(
         *(x, norm.weight, norm.eps, rotations, blocks, slots, (q, q_norm.weight))
     )
     assert queries is not None
     near(queries, q_norm.plain(q), "queries' latents")
-    near(found, plain_latents(x, norm, rotations), "latents")
-    assert torch.equal(blocks.flatten(0, 1)[slots], found)
+    near(output, plain_latents(x, norm, rotations), "latents")
+    assert torch.equal(blocks.flatten(0, 1)[slots], output)
 
 
 def check_no_rows() -> None:
@@ -126,8 +126,8 @@ def check_no_rows() -> None:
     assert not ends.any()
     pairs = Pairs(torch.full((24, 128), torch.nan), places, torch.rand(3, 8))
     x = torch.randn(3, 256)
-    found = dense.product(x, weight[0, 0], scale[0, 0], pairs=pairs)
-    near(found, gemm.plain(x, weight[0, 0], scale[0, 0]), "no pairs")
+    product = dense.product(x, weight[0, 0], scale[0, 0], pairs=pairs)
+    near(product, gemm.plain(x, weight[0, 0], scale[0, 0]), "no pairs")
     _, places, ends = routing.sort(nothing[:0], 224, 32)
     assert not ends.any()
     assert routing.route(torch.empty(0, 256), None, R1, None)[1].shape == (0, 8)

@@ -82,14 +82,14 @@ def write_answers(
     symmetric: bool = False,
 ) -> None:
     """Write this rank's answers to OUTPUT.rank."""
-    engine, found = answers(
+    engine, token_ids = answers(
         Path(model), attention, dtype, temperature, speculative, fixed, symmetric
     )
     assert bool(engine.verified) == speculative
     words = engine.ranks.broadcast(["x"] * 1000 if engine.ranks.rank == 0 else None)
     nothing = engine.ranks.broadcast(None)
     assert (len(words), nothing) == (1000, None)
-    written = json.dumps({"answers": found, "logits": logits(engine)})
+    written = json.dumps({"answers": token_ids, "logits": logits(engine)})
     Path(f"{output}.{engine.ranks.rank}").write_text(written)
     assert all(pool.free == pool.blocks for pool in engine.scheduler.pools)
     if symmetric:

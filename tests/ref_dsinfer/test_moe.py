@@ -112,9 +112,9 @@ def test_padding_is_given_no_expert_and_adds_nothing(config: ModelConfig) -> Non
     assert (experts[~real] == NO_EXPERT).all()
     assert (experts[real] >= 0).all()
     # Sums of many terms in another order: experts have other numbers of rows.
-    found = moe(x, real)
-    torch.testing.assert_close(found[real], moe(x)[real], rtol=1e-4, atol=1e-3)
-    torch.testing.assert_close(found[~real], moe.shared_experts(x[~real]), rtol=1e-4, atol=1e-3)
+    output = moe(x, real)
+    torch.testing.assert_close(output[real], moe(x)[real], rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(output[~real], moe.shared_experts(x[~real]), rtol=1e-4, atol=1e-3)
 
 
 def test_weights_are_kept_in_bf16_only_where_no_value_changes() -> None:

@@ -45,9 +45,9 @@ class Handler(BaseHTTPRequestHandler):
     def serve(self, content: bytes) -> None:
         """Answer as servers of files do."""
         etag = f'"{hash(content):x}"'
-        asked = self.headers.get("Range", "")
-        if asked and self.headers.get("If-Range", etag) == etag:
-            first = int(asked.removeprefix("bytes=").removesuffix("-"))
+        range_header = self.headers.get("Range", "")
+        if range_header and self.headers.get("If-Range", etag) == etag:
+            first = int(range_header.removeprefix("bytes=").removesuffix("-"))
             if first >= len(content):
                 self.send(416, b"", {"Content-Range": f"bytes */{len(content)}"})
                 return
@@ -206,8 +206,8 @@ def another_range(handler: Handler, content: bytes) -> None:
 
 def lying_range(handler: Handler, content: bytes) -> None:
     """Send other bytes than the range that is stated."""
-    asked = handler.headers.get("Range", "bytes=0-")
-    first = int(asked[6:-1])
+    range_header = handler.headers.get("Range", "bytes=0-")
+    first = int(range_header[6:-1])
     stated = f"bytes {first}-{len(content) - 1}/{len(content)}"
     handler.send(206, content[: len(content) - first], {"Content-Range": stated})
 

@@ -204,11 +204,11 @@ def test_missing_and_wrong_files_are_found_without_a_network(server: Server) -> 
     (folder / SHARD).resolve().unlink()
     config = (folder / "config.json").resolve()
     config.write_bytes(b"{}")
-    found = [str(error) for error in hub.check(folder)]
-    assert found[0] == f"{folder / SHARD}: missing"
-    assert found[1].startswith(f"{folder / 'config.json'}: expected sha1 ")
-    assert found[1].endswith(f": remove {config}, and fetch it again")
-    assert len(found) == 2
+    messages = [str(error) for error in hub.check(folder)]
+    assert messages[0] == f"{folder / SHARD}: missing"
+    assert messages[1].startswith(f"{folder / 'config.json'}: expected sha1 ")
+    assert messages[1].endswith(f": remove {config}, and fetch it again")
+    assert len(messages) == 2
     assert len(server.requests) == requests
 
 

@@ -181,9 +181,9 @@ def test_sources_come_from_the_hub_and_then_from_its_cache(
 ) -> None:
     got = from_hub(hub.server_port, tmp_path)
     assert got.returncode == 0, got.stderr
-    found = dict(line.split("=", 1) for line in got.stdout.splitlines())
-    assert list(found) == list(SOURCES)
-    for name, path in found.items():
+    paths = dict(line.split("=", 1) for line in got.stdout.splitlines())
+    assert list(paths) == list(SOURCES)
+    for name, path in paths.items():
         assert sha256(Path(path)) == sha256(repositories / name / SOURCES[name].path)
     hub.shutdown()
     assert from_hub(hub.server_port, tmp_path, HF_HUB_OFFLINE="1").stdout == got.stdout

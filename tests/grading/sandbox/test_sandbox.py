@@ -199,8 +199,8 @@ def test_forked_processes_draw_other_random_numbers(sandbox: Sandbox) -> None:
 def test_a_start_is_a_fork(sandbox: Sandbox) -> None:
     """An interpreter that imported the graders' packages would take a second to start."""
     with sandbox.start("grading.tasks.program", Limits()):
-        found = _of(os.getpid())
-    assert [process for process, stat in found.items() if int(stat[1]) in found]
+        processes = _of(os.getpid())
+    assert [process for process, stat in processes.items() if int(stat[1]) in processes]
 
 
 def test_a_killed_fork_server_leaves_its_processes_usable() -> None:

@@ -84,10 +84,10 @@ def _check_search(tab: Tab) -> None:
     tab.value(f"{SEARCHES}.at(-1).focus()")
     tab.type("MAX_MODEL_LEN")
     rows = "[...document.querySelectorAll('details .scroll')].at(-1).querySelectorAll('tbody tr')"
-    found = tab.value(
+    cells = tab.value(
         f"[...{rows}].filter((row) => row.checkVisibility()).map((row) => row.innerText)"
     )
-    assert found
-    assert all("max_model_len" in text.lower() for text in found)
+    assert cells
+    assert all("max_model_len" in text.lower() for text in cells)
     status = f"{SEARCHES}.at(-1).closest('p').querySelector('[role=status]').textContent"
-    assert tab.value(status).startswith(f"{len(found)} of ")
+    assert tab.value(status).startswith(f"{len(cells)} of ")

@@ -49,13 +49,13 @@ def results(echo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     truths = ["A" if row % 2 else "B" for row in range(len(texts))]
     frame = {"dataset": names, "question": texts, "text_input": texts, "ground_truth": truths}
     write_parquet(pd.DataFrame(frame), folder / "rows.parquet")
-    given = ("--backend", "echo", "--model", echo_model, "--input-file", folder / "rows.parquet")
+    inputs = ("--backend", "echo", "--model", echo_model, "--input-file", folder / "rows.parquet")
     slow = ("--engine-arg", "first_token_ms=5", "--engine-arg", "token_ms=0.2")
     for options in (
         ("--mode", "server", "--num-samples", 60, "--target-qps", 60, *slow),
         ("--accuracy",),
     ):
-        words = (*given, "--output-dir", folder, *options)
+        words = (*inputs, "--output-dir", folder, *options)
         ended = forked.run("run_mlperf.py", *words, timeout=300)
         assert ended.returncode == 0, ended.stderr
         assert "report.html" in ended.stderr
@@ -93,9 +93,9 @@ def test_a_run_that_failed_shows_what_it_had_finished(
     tab: Tab, echo_model: Path, results: Path, tmp_path: Path
 ) -> None:
     rows = shutil.copy(results / "rows.parquet", tmp_path)
-    given = ("--backend", "echo", "--model", echo_model, "--input-file", rows)
+    inputs = ("--backend", "echo", "--model", echo_model, "--input-file", rows)
     own = ("--skip-samples", 3, "--engine-arg", "fail_at=20", "--output-dir", tmp_path)
-    ended = forked.run("run_mlperf.py", *given, *own, timeout=300)
+    ended = forked.run("run_mlperf.py", *inputs, *own, timeout=300)
     assert ended.returncode == 12, ended.stderr
     folder = tmp_path / "offline" / "performance"
     answers = read_journal(folder / "completions.journal")
@@ -153,10 +153,10 @@ def test_hostile_answers_are_text(tab: Tab, results: Path) -> None:
 def test_search_filters_and_order(tab: Tab, results: Path) -> None:
     tab.open(f"file://{results}/offline/accuracy/report.html")
     tab.until(READY)
-    found = "shown.map((sample) => sample.row)"
+    matches = "shown.map((sample) => sample.row)"
     choose = "find('{}').value = '{}'; update()"
     tab.value("find('search').value = 'what is 77 +'; update()")
-    assert tab.value(found) == [len(HOSTILE) + 77]
+    assert tab.value(matches) == [len(HOSTILE) + 77]
     assert tab.value("find('count').textContent") == "1 found in 120 samples"
     tab.value(f"open({len(HOSTILE) + 77})")
     assert tab.value("document.querySelector('#detail mark').textContent") == "what is 77 +"
@@ -164,13 +164,13 @@ def test_search_filters_and_order(tab: Tab, results: Path) -> None:
     tab.value(choose.format("grade", "wrong"))
     graded = pd.read_parquet(results / "offline" / "accuracy" / "results_evaluated.parquet")
     wrong = graded.index[graded["prompt_accuracy"] == 0]
-    assert sorted(tab.value(found)) == sorted(wrong)
+    assert sorted(tab.value(matches)) == sorted(wrong)
     tab.value(choose.format("task", "aime"))
-    assert tab.value(found) == [row for row in wrong if graded["dataset"][row] == "AIME1983"]
+    assert tab.value(matches) == [row for row in wrong if graded["dataset"][row] == "AIME1983"]
     tab.value("find('task').value = find('grade').value = ''")
     tab.value(choose.format("order", "-tokens"))
     lengths = graded["tok_model_output_len"]
-    assert [lengths[row] for row in tab.value(found)] == sorted(lengths, reverse=True)
+    assert [lengths[row] for row in tab.value(matches)] == sorted(lengths, reverse=True)
 
 
 def test_the_keyboard_is_enough(tab: Tab, results: Path) -> None:

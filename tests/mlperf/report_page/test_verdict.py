@@ -21,10 +21,10 @@ ACCURACY = RECORD | {"test": "accuracy", "figures": {}}
 
 def of(folder: Path, record: Any, state: Any) -> Verdict:
     read = result_folder.read(run_in(folder, record, state))
-    found = verdict(read, NOW)
+    result = verdict(read, NOW)
     page = "".join(render(read, NOW))  # whatever the state, there is a page
-    assert found.word in page.replace("&#39;", "'")
-    return found
+    assert result.word in page.replace("&#39;", "'")
+    return result
 
 
 @pytest.mark.parametrize(
@@ -52,22 +52,22 @@ def of(folder: Path, record: Any, state: Any) -> Verdict:
     ],
 )
 def test_the_word(record: Any, state: Any, word: str, tone: str, tmp_path: Path) -> None:
-    found = of(tmp_path, record, state)
-    assert found.word.startswith(word)
-    assert found.tone == tone
+    result = of(tmp_path, record, state)
+    assert result.word.startswith(word)
+    assert result.tone == tone
 
 
 def test_why_a_run_is_invalid_comes_before_why_it_could_not_be_submitted(tmp_path: Path) -> None:
-    found = of(tmp_path, RECORD | INVALID, STATE)
-    assert found.lines == ["INVALID: too slow"]
-    assert found.reasons == ["--target-qps instead of user.conf's"]
+    result = of(tmp_path, RECORD | INVALID, STATE)
+    assert result.lines == ["INVALID: too slow"]
+    assert result.reasons == ["--target-qps instead of user.conf's"]
 
 
 def test_a_run_that_did_not_finish_says_how_far_it_came(tmp_path: Path) -> None:
     state = STATE | {"state": "failed", "error": "no memory", "of": 4388}
-    found = of(tmp_path, None, state)
-    assert found.lines[0] == "The run ended with an error: no memory"
-    assert found.lines[1].startswith("4 of 4,388 samples were finished.")
+    result = of(tmp_path, None, state)
+    assert result.lines[0] == "The run ended with an error: no memory"
+    assert result.lines[1].startswith("4 of 4,388 samples were finished.")
 
 
 def test_resumed_comes_first(tmp_path: Path) -> None:
@@ -77,6 +77,6 @@ def test_resumed_comes_first(tmp_path: Path) -> None:
 
 def test_a_fault_is_said_and_turns_the_verdict_red(tmp_path: Path) -> None:
     record = RECORD | {"figures": {"tokens_per_second": 120.0}}
-    found = of(tmp_path, record, STATE)
-    assert "LoadGen's log says 100.0" in found.lines[0]
-    assert found.tone == "bad"
+    result = of(tmp_path, record, STATE)
+    assert "LoadGen's log says 100.0" in result.lines[0]
+    assert result.tone == "bad"
