@@ -1,4 +1,4 @@
-"""Runs entry scripts in forks of one process that has already imported the slow packages.
+"""Runs entry scripts in forks of one process that has already imported what they need.
 
 Importing pandas and its like takes longer than the rest of a short run. Where a test is about the
 start of a process itself (imports, encodings, interrupts), it needs a process of its own.
