@@ -89,6 +89,7 @@ def a_run(tmp_path: Path, model_dir: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_pickle_parquet_and_log_of_one_run_have_the_same_score(
     a_run: Path, model_dir: Path
 ) -> None:

@@ -40,6 +40,7 @@ def test_the_bound_is_the_one_worked_out(
     assert sum(parts) / 3600 == pytest.approx(hours, rel=0.12)
 
 
+@pytest.mark.slow
 def test_a_measured_layer_replaces_the_floor(tmp_path: Path) -> None:
     measured = replace(BOUND, layer_s={16: 1e-3, 64: 2e-3})
     head = roofline.HEAD / 8 / BOUND.gpu.bandwidth

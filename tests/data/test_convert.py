@@ -210,6 +210,7 @@ def test_a_name_that_json_lines_use_is_refused(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a.pkl"]
 
 
+@pytest.mark.slow
 def test_an_interrupt_leaves_no_half_file(tmp_path: Path) -> None:
     rows = 60_000
     frame = pd.DataFrame({"a": objects([list(range(70))] * rows)})

@@ -132,6 +132,7 @@ def test_wild_bytes_are_read_or_refused(tmp_path: Path, data: bytes) -> None:
         assert len(frame) == 1
 
 
+@pytest.mark.slow
 def test_reading_takes_a_fraction_of_the_memory(tmp_path: Path) -> None:
     rows, length = 300, 4000
     rng = random.Random(1)

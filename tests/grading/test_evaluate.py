@@ -211,6 +211,7 @@ def test_a_process_that_can_not_start_costs_one_row(
         evaluation.require_all()
 
 
+@pytest.mark.slow
 def test_what_was_graded_is_kept_by_its_content(tmp_path: Path) -> None:
     _run(tmp_path)
     path = tmp_path / "results_grades.jsonl"

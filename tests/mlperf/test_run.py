@@ -311,6 +311,7 @@ def test_an_unfinished_accuracy_run_is_set_aside(
     assert read_journal(old) == kept
 
 
+@pytest.mark.slow
 def test_the_engine_is_closed_before_grading_starts(
     echo_model: Path, data_set: Callable[[int], Path], tmp_path: Path
 ) -> None:

@@ -25,6 +25,7 @@ def test_padded_steps_give_the_same_tokens(random_model: Path) -> None:
     assert not padded.prefills
 
 
+@pytest.mark.slow
 def test_padded_steps_draft_and_verify_the_same_tokens(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
