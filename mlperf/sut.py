@@ -46,7 +46,7 @@ class Sut:
         recorder: Recorder | None = None,
     ) -> None:
         """`reads_tokens`: report the first token of each completion to LoadGen as it arrives.
-        `earlier`: by sample index; in the journal already. `recorder`: of all others."""
+        `earlier`: by sample index; in the journal already. `recorder`: records all others."""
         self.issued = 0
         self._backend = backend
         self._workload = workload

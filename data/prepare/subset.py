@@ -62,18 +62,18 @@ def strata(frame: "pd.DataFrame", stratified: bool) -> list[Stratum]:
         sizes = _numbers(frame, "tok_input_len")
     if not stratified:
         return [_stratum(frame, "all", tasks, sizes, range(len(frame)))]
-    strata = []
+    groups = []
     for task in sorted(set(tasks)):
         rows = sorted(
             (row for row, name in enumerate(tasks) if name == task), key=lambda row: sizes[row]
         )
         bounds = [len(rows) * part // PARTS for part in range(PARTS + 1)]
-        strata += [
+        groups += [
             _stratum(frame, task, tasks, sizes, rows[start:end])
             for start, end in pairwise(bounds)
             if end > start
         ]
-    return strata
+    return groups
 
 
 def shares(sizes: Sequence[int], count: int) -> list[int]:

@@ -166,7 +166,7 @@ def test_tests_that_decompress_without_end_are_refused(
 @pytest.mark.parametrize(
     "line", ["{}", "[1]", "{", "[" * 100_000, '"x"', '{"question_id": "\\ud800"}'], ids=range(6)
 )
-def test_a_file_that_holds_no_readersays_so(tmp_path: Path, line: str) -> None:
+def test_a_file_that_holds_no_problems_says_so(tmp_path: Path, line: str) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text(line)
     with pytest.raises(GradingError, match="line 1"):
@@ -277,7 +277,7 @@ def test_threads_share_a_store_in_little_memory(store: Path) -> None:
     assert peak < 1 << 19  # the tests of one problem take 1 MB
 
 
-def test_the_same_readergive_the_same_bytes(store: Path, tmp_path: Path) -> None:
+def test_the_same_problems_give_the_same_bytes(store: Path, tmp_path: Path) -> None:
     assert build([tmp_path / "p.jsonl"], tmp_path / "new") == 10
     assert not list(tmp_path.glob(".new*"))
     assert (tmp_path / "new").read_bytes() == store.read_bytes()
