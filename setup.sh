@@ -27,7 +27,7 @@ Usage: source setup.sh [OPTIONS]     create the environment and activate it in t
   --fast            with --test: fast tests only; without --backend, only in PyTorch's environment
   --help            show this text
 
-Packages are installed by uv if it is available and would use the same indexes as pip, else by pip.
+Packages are installed by uv, with pip's configuration; where it can't, by pip.
 USAGE
 }
 
@@ -92,18 +92,16 @@ _mlperf_install() { # VENV STAMP_NAME REQUIREMENTS...
   echo "$checksum" >"$stamp"
 }
 
-# uv does not read pip's configuration: if that sets indexes, uv would install other builds of the
-# same versions.
+# pip brings uv where it is missing; if it can't, it brings all the rest as well.
 _mlperf_uv() { # VENV
-  command -v uv >/dev/null || return
-  local pip_config
-  pip_config=$("$1/bin/python" -m pip config list)
-  if [ -z "$offline" ] && [[ $pip_config =~ \.((extra-)?index-url|find-links|no-index)= ]]; then
-    echo "setup.sh: using pip instead of uv, because pip is configured with indexes of its own" >&2
-    return 1
+  local python=$1/bin/python options=()
+  [ -n "$task" ] || options+=(--compile-bytecode)
+  if ! command -v uv >/dev/null && [ ! -x "$1/bin/uv" ]; then
+    [ -z "$offline" ] || compgen -G "$offline/uv-*.whl" >/dev/null || return
+    "$python" -m pip install --disable-pip-version-check --quiet "${sources[@]}" \
+      -r requirements/uv.txt 2>/dev/null || return
   fi
-  _mlperf_run_installer uv pip install --python "$1/bin/python" \
-    --index-strategy unsafe-best-match && return
+  _mlperf_run_installer "$python" requirements/uv_install.py "${options[@]}" && return
   echo "setup.sh: uv could not install the packages; trying pip" >&2
   return 1
 }

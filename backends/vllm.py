@@ -21,7 +21,6 @@ import vllm
 from vllm import SamplingParams
 from vllm.config.logging import LoggingConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
-from vllm.entrypoints.cli.serve import run_headless
 from vllm.exceptions import VLLMError
 from vllm.inputs.engine import tokens_input
 from vllm.logger import configure_logging
@@ -159,6 +158,8 @@ class VllmBackend(Backend):
             await asyncio.to_thread(self._children.close)
 
     async def _follow(self) -> None:
+        from vllm.entrypoints.cli.serve import run_headless  # with vLLM's server, which takes long
+
         address = await self._nodes.meet(self._settings())
         self._children = children = Children(self._nodes.log)
         # what `vllm serve --headless` does with these arguments

@@ -1,4 +1,4 @@
-"""setup.sh in small trees whose requirements are tiny wheels: real pip, no network."""
+"""setup.sh in small trees whose requirements are tiny wheels: real pip and uv, no network."""
 
 import os
 import shutil
@@ -22,6 +22,11 @@ FINDS_OURS = """
 from importlib.metadata import entry_points
 (found,) = entry_points(group="torchrun.handlers")
 print(found.value)
+"""
+# Which tool has installed a package.
+INSTALLER = """
+from importlib.metadata import distribution
+print(distribution("sglang").read_text("INSTALLER"))
 """
 METADATA = "Metadata-Version: 2.1\nName: {name}\nVersion: 1\n"
 WHEEL = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
@@ -66,6 +71,8 @@ class Tree:
         self.wheels.mkdir()
         shutil.copy(ROOT / "setup.sh", self.root)
         shutil.copytree(ROOT / "requirements" / "torchrun-nodes", shims.parent / "torchrun-nodes")
+        shutil.copy(ROOT / "requirements" / "uv_install.py", shims.parent)
+        (shims.parent / "uv.txt").write_text("uv==1\n")
         for name in ("base", *ENGINES):
             make_wheel(self.wheels, name, needs="absent" if name == "vllm" else "")
         make_wheel(self.wheels, "builder", BUILDER)
@@ -341,28 +348,30 @@ def test_where_uv_fails_pip_installs(made: Tree, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_uv_is_not_used_if_pip_has_its_own_indexes(made: Tree, tmp_path: Path) -> None:
-    (tmp_path / "uv").write_text("#!/bin/sh\nexit 3\n")
-    (tmp_path / "uv").chmod(0o755)
-    ended = made.setup(
-        *("--backend", "vllm", "--venv", str(tmp_path / "venv")),
-        offline=False,
-        PATH=f"{tmp_path}:/usr/bin:/bin",
-        PIP_NO_INDEX="1",
-        PIP_FIND_LINKS=made.wheels.as_uri(),
-    )
-    assert ended.returncode == 0, ended.stderr
-    assert "using pip instead of uv" in ended.stderr
-
-
-@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("uv") is None, reason="uv is not installed")
-def test_uv_installs_what_pip_would(tree: Tree) -> None:
-    tree.variables["PATH"] += f":{Path(str(shutil.which('uv'))).parent}"
-    ended = tree.setup("--backend", "sglang")
+@pytest.mark.parametrize("offline", [True, False])
+def test_uv_installs_what_pip_would(offline: bool, tree: Tree) -> None:
+    """From a folder of wheels, named by --offline or by pip's configuration."""
+    tree.variables["PATH"] = f"{Path(str(shutil.which('uv'))).parent}:/usr/bin:/bin"
+    pip = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": tree.wheels.as_uri()}
+    ended = tree.setup("--backend", "sglang", offline=offline, **({} if offline else pip))
     assert ended.returncode == 0, ended.stderr
     assert "pip" not in ended.stderr
     assert tree.has(".venv-sglang-cpu", "base", "sglang", "shims")
+    assert tree.tells(".venv-sglang-cpu", INSTALLER) == "uv"
+
+
+@pytest.mark.slow
+def test_pip_brings_uv(tree: Tree) -> None:
+    make_wheel(tree.wheels, "uv")
+    program = zipfile.ZipInfo("uv-1.data/scripts/uv")
+    program.external_attr = 0o100755 << 16
+    with zipfile.ZipFile(tree.wheels / "uv-1-py3-none-any.whl", "a") as wheel:
+        wheel.writestr(program, '#!/bin/sh\necho uv "$@" >&2\n')
+    ended = tree.setup("--backend", "pytorch")
+    assert ended.returncode == 0
+    assert "uv pip install" in ended.stderr
+    assert not tree.has(".venv-pytorch-cpu", "pytorch")
 
 
 @pytest.mark.slow
