@@ -20,13 +20,12 @@ PACKAGES = [
     "transformers.tokenization_utils_tokenizers",  # what the prompts need of it
 ]
 
-ENGINES = ["vllm.v1.engine.async_llm", "sglang.srt.server_args"]  # where they are installed
+ENGINES = {"vllm": "vllm.v1.engine.async_llm", "sglang": "sglang.srt.server_args"}
 # Of this tree: with what they import, nearly all that a run without an engine is made of.
 MODULES = ["backends.echo", "data.inference", "grading.cli", "grading.evaluate"]
 MODULES += ["mlperf.report_page.page", "mlperf.run", "mlperf.sut"]
 
 _forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload([*PACKAGES, *ENGINES, *MODULES])
 
 
 def run(
@@ -42,6 +41,9 @@ def run(
     Raises: subprocess.TimeoutExpired once it has run for `timeout` seconds.
     """
     words = [str(root / script), *map(str, options)]
+    # heeded by the first call only, which starts the server: an engine takes long to import
+    engines = [] if "--endpoint" in words else [ENGINES[word] for word in words if word in ENGINES]
+    _forks.set_forkserver_preload([*PACKAGES, *engines, *MODULES])
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
         variables = dict(os.environ if env is None else env)

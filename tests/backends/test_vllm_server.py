@@ -1,6 +1,7 @@
 """Real vLLM servers, attached."""
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -26,6 +27,7 @@ from tests.jobs import check_compliance, free_port
 
 TINY = Path(__file__).parents[2] / "data" / "tiny"
 ROWS = 40
+MOST = 400  # tokens of an answer that the first server gives
 START_S = 900.0  # two servers at once on two busy cores, where nothing is compiled yet
 pytestmark = pytest.mark.timeout(1200)
 
@@ -75,7 +77,7 @@ def serve(folder: Path, number: int, *options: str) -> Server:
     command = (
         f"-m vllm.entrypoints.openai.api_server --model {TINY / 'model'} --dtype float32"
         " --attention-backend CPU_MLA --enforce-eager --kv-cache-memory-bytes 536870912"
-        f" --host 127.0.0.1 --port {port}"
+        f" --no-enable-prefix-caching --host 127.0.0.1 --port {port}"
     )
     log = folder / f"server{number}.log"
     with log.open("wb") as out:
@@ -89,10 +91,13 @@ def serve(folder: Path, number: int, *options: str) -> Server:
     return Server(process, f"http://127.0.0.1:{port}", log)
 
 
-@contextmanager
-def serving(folder: Path, *options: tuple[str, ...]) -> Iterator[list[Server]]:
-    """One server for each set of options, started in parallel."""
-    started = [serve(folder, number, *each) for number, each in enumerate(options)]
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Server]]:
+    """Two, of which the first limits answers, as a model's generation_config.json may."""
+    folder = tmp_path_factory.mktemp("vllm")
+    limit = json.dumps({"max_new_tokens": MOST})
+    more = ["--override-generation-config", limit]
+    started = [serve(folder, 0, *more), serve(folder, 1)]
     try:
         end = time.monotonic() + START_S
         while not all(server.healthy() for server in started):
@@ -106,22 +111,6 @@ def serving(folder: Path, *options: tuple[str, ...]) -> Iterator[list[Server]]:
             if server.process.poll() is None:
                 with server.ending():
                     pass
-
-
-@pytest.fixture(scope="module")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Server]]:
-    with serving(
-        tmp_path_factory.mktemp("vllm"), *[("--no-enable-prefix-caching",)] * 2
-    ) as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def capping(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server that limits answers to 8 tokens, as a model's generation_config.json may."""
-    capped = ("--override-generation-config", '{"max_new_tokens": 8}')
-    with serving(tmp_path_factory.mktemp("vllm"), capped) as started:
-        yield started[0]
 
 
 def config(servers: list[Server], **fields: object) -> EngineConfig:
@@ -206,7 +195,7 @@ class TestReal:
         assert servers[0].url in str(caught.value)
 
     def test_the_logs_of_a_run_hold_to_test06(self, servers: list[Server], tmp_path: Path) -> None:
-        check_compliance("vllm", servers[0].url, tmp_path)
+        check_compliance("vllm", servers[1].url, tmp_path)
 
     def test_a_server_killed_in_a_run_ends_it_and_is_named(self, servers: list[Server]) -> None:
         """The last test: one server is gone after it."""
@@ -216,7 +205,7 @@ class TestReal:
             backend = VllmServer(config(servers))
             async with drive.running(backend):
                 task = asyncio.create_task(drive.run_all(backend, requests))
-                await asyncio.sleep(1.5)
+                await asyncio.sleep(0.5)  # the first server's answers end soon
                 assert not task.done()
                 await asyncio.to_thread(servers[1].process.send_signal, signal.SIGKILL)
                 with pytest.raises(EngineError, match="closed the connection") as caught:
@@ -236,16 +225,22 @@ class TestDefaults:
 
     @pytest.mark.parametrize("coalesce", [False, True])
     def test_an_answer_that_the_server_caps_is_a_failure(
-        self, capping: Server, coalesce: bool
+        self, servers: list[Server], coalesce: bool
     ) -> None:
-        request = rows(config([capping]))[2]._replace(id=10**14)
+        engine = config(servers[:1], coalesce=coalesce)
+        request = rows(engine)[2]._replace(
+            id=10**14, max_new_tokens=MOST + 100, stop_ids=frozenset()
+        )
 
         async def run() -> None:
-            backend = VllmServer(config([capping], coalesce=coalesce))
+            backend = VllmServer(engine)
             async with drive.running(backend):
                 await drive.collect(backend, request)
 
-        message = rf"{capping.url}: row 2 \(request 10{{14}}\): .* cut the answer after 8 of 200"
+        message = (
+            rf"{servers[0].url}: row 2 \(request 10{{14}}\):"
+            rf" .* cut the answer after {MOST} of {MOST + 100}"
+        )
         with pytest.raises(EngineError, match=message):
             asyncio.run(run())
 
