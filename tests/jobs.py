@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
 import psutil
@@ -23,6 +23,7 @@ ROOT = Path(__file__).parent.parent
 TINY = ROOT / "data" / "tiny"
 GIVEN = ["--model", str(TINY / "model"), "--input-file", str(TINY / "final_output.pkl")]
 FIGURES = re.compile(r"'exact_match':\s([\d.]+), 'tokens_per_sample':\s([\d.]+)")
+SHARED = ["psm_", "sem.", "sgl"]  # name prefixes of engines' files in shared memory
 END_S = 45.0  # for everything to be gone, on a busy machine
 
 
@@ -95,23 +96,34 @@ def sglang_scheduler(processes: list[psutil.Process]) -> psutil.Process:
     return max(of_the_server, key=lambda one: one.memory_info().rss)
 
 
+def shared_by(processes: Iterable[psutil.Process]) -> set[Path]:
+    """Files in shared memory, of kinds that engines make, which these processes have mapped."""
+    return mapped_by(processes, named(SHARED))
+
+
 def orphans() -> set[Path]:
     """Files in shared memory, of kinds that engines make, which no process has mapped."""
-    files = named(["psm_", "sem.", "sgl"])
-    return files - mapped_by(psutil.process_iter(), files)
+    return named(SHARED) - shared_by(psutil.process_iter())
 
 
-def assert_gone(processes: Iterable[psutil.Process], before: set[Path]) -> None:
-    """Soon none of these processes runs, and shared memory has no more orphans than before."""
-    until = time.monotonic() + END_S
-    alive = list(processes)
-    while alive and time.monotonic() < until:
-        time.sleep(0.2)
+def assert_gone(processes: Iterable[psutil.Process], shared: set[Path]) -> None:
+    """Soon none of these processes runs, and none of these files is left."""
+
+    def alive() -> list[psutil.Process]:
         # a process whose parent was killed may stay a zombie
-        alive = [one for one in alive if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
-    assert not alive
-    while (left := orphans() - before) and time.monotonic() < until:
-        time.sleep(0.2)  # its keeper works on, or an engine beside it has not mapped its own yet
+        return [
+            one for one in processes if one.is_running() and one.status() != psutil.STATUS_ZOMBIE
+        ]
+
+    assert_soon_empty(alive)
+    assert_soon_empty(lambda: {path for path in shared if path.exists()})
+
+
+def assert_soon_empty(rest: Callable[[], Collection[object]]) -> None:
+    """Within END_S nothing is left; what is left then is shown."""
+    until = time.monotonic() + END_S
+    while (left := rest()) and time.monotonic() < until:
+        time.sleep(0.2)
     assert not left
 
 

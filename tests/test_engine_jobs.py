@@ -20,7 +20,7 @@ from tests.jobs import (
     accuracy_run,
     assert_gone,
     journal,
-    orphans,
+    shared_by,
     start_answering,
     vllm_core,
 )
@@ -71,17 +71,18 @@ def test_runs_that_end_in_every_way_leave_nothing_but_their_answers(
     """Each question is there twice: before and after a failure it has the same answer."""
     data = ("--input-file", str(questions_twice(tmp_path)))
     options = (*data, "--backend", engine, *OPTIONS[engine])
-    before = orphans()
     kept: list[int] = []
     errors = ""
     for fault, code in FAULTS:
         resume = ["--resume"] if kept else []
         run, processes = start_answering(tmp_path, *options, *resume, answers=len(kept) + 1)
         assert len(processes) >= PROCESSES[engine]
+        shared = shared_by(processes)
+        assert shared
         fault(run, processes)
         _, stderr = run.communicate(timeout=END_S + 5)
         assert run.returncode == code, stderr
-        assert_gone(processes, before)
+        assert_gone(processes, shared)
         rows = [index for index, _ in read_journal(journal(tmp_path))]
         assert len(kept) < len(rows) < ROWS
         assert rows[: len(kept)] == kept
