@@ -18,12 +18,11 @@ import psutil
 import pytest
 
 from backends import drive
-from backends.keeper import mapped_by, named
 from backends.types import Completion, EngineConfig, Request, Reuse
 from backends.vllm_server import VllmServer, read
 from data import workload
 from errors import EngineError
-from tests.jobs import check_compliance, free_port
+from tests.jobs import check_compliance, free_port, shared_by
 
 TINY = Path(__file__).parents[2] / "data" / "tiny"
 ROWS = 40
@@ -59,7 +58,7 @@ class Server:
         they share."""
         server = psutil.Process(self.process.pid)
         family = [server, *server.children(recursive=True)]
-        shared = mapped_by(family, named(["psm_", "sem."]))
+        shared = shared_by(family)
         try:
             yield
         finally:
